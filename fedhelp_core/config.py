@@ -1,0 +1,395 @@
+"""The one validated schema of a federation (`federation.yaml`) and of a silo (`silo.yaml`).
+
+`load_federation` and `load_silo` read YAML, report every problem at once in plain sentences, and return frozen objects.
+A federation is what the hub knows; a silo's file is what the hospital knows and never sends. Each field's description
+gives unit and source of its default ("paper" = arXiv 2412.19654, as written down in docs/algorithm.md).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from fedhelp_core.errors import ConfigError
+
+Method = Literal[
+    "local", "fedavg", "fedprox", "fedhelp",
+    "fedhelp-no-api", "fedhelp-no-rank", "fedhelp-symmetric", "fedhelp-one-way",
+]
+METHODS: tuple[str, ...] = Method.__args__  # type: ignore[attr-defined]
+Normalisation = Literal["shared", "silo"]
+SiloKind = Literal["auto", "large", "small"]
+
+# Kubernetes' rule for label values that are also used inside Job names: a DNS label, short enough to leave room.
+SiloName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")]
+RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_strip_whitespace=True)
+
+
+class TaskConfig(_Model):
+    """What is learnt."""
+
+    name: str = Field("melanoma", description="Key of the task registry (fedhelp_core/tasks).")
+    classes: tuple[str, ...] = Field(
+        ("melanoma", "nevus", "basal-cell-carcinoma", "actinic-keratosis", "benign-keratosis", "dermatofibroma",
+         "vascular-lesion", "squamous-cell-carcinoma"),
+        description="Class names in the order of the integer labels; default: Fed-ISIC2019's eight.",
+    )
+    image_size: int = Field(32, ge=8, le=1024, description="Side in pixels that images are resized to before training.")
+
+    @model_validator(mode="after")
+    def _classes_make_sense(self) -> Self:
+        if len(self.classes) < 2:
+            raise ValueError(f"classes: at least 2 names expected, got {len(self.classes)}")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: names must differ from each other")
+        return self
+
+
+class OptimizerConfig(_Model):
+    """Adam, as the paper uses it."""
+
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="Step size; paper.")
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="L2 penalty inside Adam's gradient; paper.")
+
+
+class AlgorithmConfig(_Model):
+    """Hyper-parameters of ALGORITHM.md; every default is the paper's unless said otherwise."""
+
+    method: Method = Field("fedhelp", description="Which algorithm: FedHelp, a baseline or an ablation.")
+    normalisation: Normalisation = Field(
+        "silo", description="'silo' keeps batch-norm weights and statistics at home (FedBN, evidence in docs/results.md);"
+                            " 'shared' is the paper's: they are averaged like the rest.")
+    rounds: int = Field(50, ge=1, le=100_000, description="Federated rounds R; paper.")
+    local_epochs: int = Field(1, ge=1, le=1000, description="Passes over the private training data per round; paper.")
+    batch_size: int = Field(4, ge=2, le=65536, description="Private images per step; paper.")
+    public_batch_size: int = Field(4, ge=2, le=65536, description="Public images per step of Eq 2; paper.")
+    optimizer: OptimizerConfig = OptimizerConfig()
+    persist_optimizer: bool = Field(True, description="Keep Adam's moments in the silo from round to round.")
+    temperature: float = Field(1.0, gt=0, le=1000, description="T of Eq 2-4; paper.")
+    distillation_weight: float = Field(1.0, ge=0, le=1e6, description="λ of Eq 2-4; paper.")
+    rank_weight: float = Field(0.2, ge=0, le=1e6, description="γ of Eq 4; paper.")
+    rank_top_k: int = Field(5, ge=1, description="k of Eq 5: how many of the proxy's favourites; paper: 5 of 8 classes.")
+    rank_margin: float = Field(0.0, ge=0, le=1e6, description="m of Eq 5.")
+    proximal_weight: float = Field(0.01, ge=0, le=1e6, description="μ of FedProx (Li et al. 2020).")
+    weighting: Literal["uniform", "samples"] = Field("uniform", description="a_k of Eq 7: 1/K (paper) or n_k/Σn.")
+    large_silos: int = Field(2, ge=0, description="How many silos of kind `auto` with most training images are large; paper.")
+    proxy_model: str = Field("resnet20", description="Key of the model registry: the model that travels; paper.")
+    large_model: str = Field("resnet110", description="Key of the model registry: stays in large silos; paper.")
+    augmentation: Literal["none", "flips"] = Field("flips", description="Random horizontal and vertical flips, or none.")
+
+
+class ProtocolConfig(_Model):
+    """The round protocol: who must answer, how long to wait, what is accepted."""
+
+    min_silos: int = Field(1, ge=1, description="Fewest updates that close a round; fewer end the run.")
+    round_deadline: float = Field(3600.0, gt=0, description="Seconds that a round waits for silos; the late are left out of it.")
+    max_update_bytes: int = Field(4 * 2**30, ge=1024, description="Largest weights file accepted, bytes.")
+    max_update_norm: float | None = Field(None, gt=0, description="Largest L2 norm of (update - global); null: unbounded.")
+
+
+class RuntimeConfig(_Model):
+    """What fixes the numbers."""
+
+    seed: int = Field(1, ge=0, lt=2**63, description="All randomness comes from (seed, silo, round).")
+    threads: int = Field(1, ge=1, le=256, description="CPU threads per silo; part of what makes results bit-identical.")
+    device: Literal["cpu", "cuda", "auto"] = Field("auto", description="'auto': the GPU where there is one.")
+
+
+class TeacherConfig(_Model):
+    """One foundation model behind an API, asked once per public image."""
+
+    name: SiloName = Field(description="Name in the ledger and in reports.")
+    kind: Literal["mlflow", "openinference"] = "mlflow"
+    uri: str = Field(description="MLflow model URI (models:/… or a folder), or http(s)://host/v2/models/<model>.")
+    version: str = Field("1", description="Asked again only when this changes.")
+    classes: int = Field(ge=2, description="C_pub: number of probabilities per image.")
+    output: Literal["probabilities", "logits"] = "probabilities"
+    weight: float = Field(1.0, gt=0, description="Share in the mix of teachers; shares are normalised to sum 1.")
+    batch_size: int = Field(64, ge=1, le=4096, description="Images per request.")
+
+
+class PublicSetConfig(_Model):
+    """The unlabelled public images that teachers are asked about."""
+
+    images: Path = Field(description="Folder of JPEG/PNG files, searched recursively, read in sorted order.")
+    teachers: tuple[TeacherConfig, ...] = Field(min_length=1)
+
+
+class StoreConfig(_Model):
+    """Where everything is exchanged."""
+
+    url: str = Field(description="file:///folder, a plain folder, or s3://bucket/prefix.")
+    endpoint_url: str | None = Field(None, description="S3 endpoint other than AWS; credentials come from the environment.")
+
+
+class TrackingConfig(_Model):
+    """MLflow."""
+
+    uri: str | None = Field(None, description="Tracking URI; null: $MLFLOW_TRACKING_URI, else SQLite beside the store.")
+    experiment: str = "fedhelp"
+    registered_model: str | None = Field(None, description="Name in the Model Registry; null: the federation's name.")
+
+
+class PromotionConfig(_Model):
+    """When a candidate becomes champion."""
+
+    mode: Literal["gate", "manual"] = "gate"
+    min_improvement: float = Field(0.0, ge=0, le=1, description="δ: small silos' mean score must rise by at least this.")
+    max_regression: float = Field(0.05, ge=0, le=1, description="ε: no silo's score may fall by more than this.")
+
+
+class DispatchConfig(_Model):
+    """How a silo's work is started."""
+
+    kind: Literal["process", "kubernetes", "manifestwork"] = "process"
+    residency: Literal["round", "run"] = Field("run", description="'run': one warm worker for all rounds; 'round': a new one each.")
+    silo_config: Path | None = Field(None, description="process: the silo.yaml on this machine.")
+    retries: int = Field(3, ge=0, le=100, description="Restarts after a retryable end, per round.")
+
+    @model_validator(mode="after")
+    def _process_needs_a_file(self) -> Self:
+        if self.kind == "process" and self.silo_config is None:
+            raise ValueError("silo_config: dispatch kind 'process' needs the path of the silo's silo.yaml")
+        return self
+
+
+class SiloEntry(_Model):
+    """A hospital as the hub knows it."""
+
+    name: SiloName
+    kind: SiloKind = "auto"
+    dispatch: DispatchConfig
+
+
+class Federation(_Model):
+    """One federation: `federation.yaml`."""
+
+    version: Literal[1] = 1
+    name: SiloName
+    task: TaskConfig = TaskConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    protocol: ProtocolConfig = ProtocolConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    public_set: PublicSetConfig | None = None
+    store: StoreConfig
+    tracking: TrackingConfig = TrackingConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    silos: tuple[SiloEntry, ...] = Field(min_length=1)
+
+    @property
+    def silo_names(self) -> tuple[str, ...]:
+        """Names in the order of the file: the order in which updates are summed."""
+        return tuple(silo.name for silo in self.silos)
+
+    @property
+    def uses_public_set(self) -> bool:
+        """Whether the method runs Eq 2 and so needs soft labels."""
+        return self.algorithm.method in ("fedhelp", "fedhelp-no-rank", "fedhelp-symmetric", "fedhelp-one-way")
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        problems = []
+        duplicates = sorted({n for n in self.silo_names if self.silo_names.count(n) > 1})
+        if duplicates:
+            problems.append(f"silos: name {duplicates[0]!r} is used twice, expected each once")
+        if self.protocol.min_silos > len(self.silos):
+            problems.append(f"protocol.min_silos: {self.protocol.min_silos} silos asked for, but only {len(self.silos)} are listed under silos")
+        if self.algorithm.rank_top_k >= len(self.task.classes):
+            problems.append(f"algorithm.rank_top_k: must be below the number of classes ({len(self.task.classes)}), got {self.algorithm.rank_top_k}")
+        if self.uses_public_set and self.public_set is None:
+            problems.append(f"public_set: method {self.algorithm.method!r} learns from soft labels, so public_set.images and public_set.teachers are"
+                            " needed (or choose method: fedhelp-no-api)")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def override(self, **changes: Any) -> Federation:
+        """A copy with dotted fields replaced, e.g. `override(**{"algorithm.rounds": 3})`, validated again."""
+        document = self.model_dump(mode="json")
+        for dotted, value in changes.items():
+            node = document
+            *parents, leaf = dotted.split(".")
+            for parent in parents:
+                node = node[parent]
+            node[leaf] = value
+        return parse_federation(document, source="override")
+
+    def to_yaml(self) -> str:
+        """Canonical text: same federation, same bytes."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=True, allow_unicode=True)
+
+    def digest(self) -> str:
+        """sha256 (hex) of the canonical text."""
+        return hashlib.sha256(self.to_yaml().encode()).hexdigest()
+
+
+class FedIsicData(_Model):
+    """Fed-ISIC2019's own layout: a JPEG folder and FLamby's split CSV."""
+
+    layout: Literal["fed-isic2019"]
+    images: Path = Field(description="Folder of <image>.jpg files.")
+    split_csv: Path = Field(description="CSV with columns image, target, center, fold, fold2.")
+    center: int = Field(ge=0, description="Which rows are this hospital's.")
+    validation_fraction: float = Field(0.1, ge=0, lt=1, description="Share of the training fold held out, chosen by hash of the image name.")
+
+
+class DatalistData(_Model):
+    """A MONAI datalist: JSON with lists training, validation, test of {image, label}."""
+
+    layout: Literal["datalist"]
+    datalist: Path
+    root: Path | None = Field(None, description="Folder that image paths are relative to; null: the datalist's folder.")
+
+
+class SiloConfig(_Model):
+    """What a hospital knows about itself: `silo.yaml`. Never leaves the silo."""
+
+    version: Literal[1] = 1
+    name: SiloName
+    data: Annotated[FedIsicData | DatalistData, Field(discriminator="layout")]
+    state: Path = Field(description="Folder on the silo's own volume: large model, heads, optimizer, caches, egress ledger.")
+
+
+def load_federation(path: str | Path) -> Federation:
+    """Read and validate federation.yaml. Relative paths in it are taken from the file's folder.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    path = Path(path)
+    document = _read_yaml(path)
+    return parse_federation(_absolute(document, path.parent, _FEDERATION_PATHS), source=str(path))
+
+
+def load_silo(path: str | Path) -> SiloConfig:
+    """Read and validate silo.yaml. Relative paths in it are taken from the file's folder.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    path = Path(path)
+    document = _absolute(_read_yaml(path), path.parent, _SILO_PATHS)
+    return _validate(SiloConfig, document, str(path))
+
+
+def parse_federation(document: Any, *, source: str) -> Federation:
+    """Validate an already parsed document; `source` names it in messages.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    return _validate(Federation, document, source)
+
+
+_FEDERATION_PATHS = ("public_set.images", "silos.*.dispatch.silo_config", "store.url")
+_SILO_PATHS = ("data.images", "data.split_csv", "data.datalist", "data.root", "state")
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise ConfigError(f"{path}: no such file; give the path of a YAML file (examples/ has some)") from e
+    except IsADirectoryError as e:
+        raise ConfigError(f"{path}: is a folder; give the path of a YAML file inside it") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot be read ({e}); check its permissions and that it is UTF-8 text") from e
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}: is not valid YAML{where}: {getattr(e, 'problem', e)}") from e
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: expected a mapping of fields, got {type(document).__name__}")
+    return document
+
+
+def _absolute(document: Any, base: Path, dotted_paths: tuple[str, ...]) -> Any:
+    """`document` with the values at `dotted_paths` made absolute against `base`, where they are relative paths."""
+
+    def visit(node: Any, keys: list[str]) -> Any:
+        if not keys:
+            if isinstance(node, str) and "://" not in node and not Path(node).is_absolute():
+                return str((base / node).resolve())
+            return node
+        if keys[0] == "*" and isinstance(node, list):
+            return [visit(item, keys[1:]) for item in node]
+        if isinstance(node, dict) and keys[0] in node:
+            return {**node, keys[0]: visit(node[keys[0]], keys[1:])}
+        return node
+
+    for dotted in dotted_paths:
+        document = visit(document, dotted.split("."))
+    return document
+
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+def _validate(model: type[_M], document: Any, source: str) -> _M:
+    try:
+        return model.model_validate(document)
+    except ValidationError as e:
+        problems: list[str] = []
+        for error in e.errors(include_url=False):
+            problems.extend(f"{source}: {line}" for line in _sentences(model, error))
+        raise ConfigError(problems) from None
+
+
+def _sentences(model: type[BaseModel], error: Any) -> list[str]:
+    """Pydantic's error record as sentences that name field, expected and got."""
+    location = [str(part) for part in error["loc"] if part not in ("fed-isic2019", "datalist")]
+    field = ".".join(location)
+    got = error.get("input")
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], _known_keys(model, error["loc"][:-1]), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else "; remove it"
+        return [f"{field}: unknown field{hint}"]
+    if kind == "missing":
+        return [f"{field}: missing; this field has no default"]
+    if kind == "value_error":
+        prefix = f"{field}." if field and not field.startswith("silos") else (f"{field}: " if field else "")
+        return [f"{prefix}{line}" for line in str(error["ctx"]["error"]).splitlines()]
+    if kind == "string_pattern_mismatch":
+        return [f"{field}: lower-case letters, digits and '-' expected, starting and ending with a letter or digit, at most 40 long, got {got!r}"]
+    if kind in ("literal_error", "union_tag_invalid"):
+        expected = error["ctx"].get("expected") or error["ctx"].get("expected_tags")
+        near = difflib.get_close_matches(str(got), re.findall(r"'([^']+)'", str(expected)), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return [f"{field}: one of {expected} expected, got {got!r}{hint}"]
+    return [f"{field}: {error['msg'][0].lower()}{error['msg'][1:]}, got {_short(got)}"]
+
+
+def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Field names allowed at `location`, found by walking the annotations."""
+    current: list[type[BaseModel]] = [model]
+    for part in location:
+        if isinstance(part, int):
+            continue
+        following: list[type[BaseModel]] = []
+        for candidate in current:
+            if part in candidate.model_fields:
+                following.extend(_models_in(candidate.model_fields[part].annotation))
+        current = following or current
+    return [name for candidate in current for name in candidate.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for argument in getattr(annotation, "__args__", ()) for m in _models_in(argument)]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

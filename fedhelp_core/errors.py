@@ -1,0 +1,141 @@
+"""Every error that FedHelp raises on purpose, and the exit code each ends a process with.
+
+    FedHelpError
+    ├── PermanentError            trying again is useless: somebody has to change something
+    │   ├── ConfigError      10   a config, a command line or an environment variable is wrong
+    │   ├── DataError        11   a silo's or the public images are wrong
+    │   ├── WeightsError     12   a weights file is damaged, forged or of another architecture
+    │   ├── RunConflict      13   the run id belongs to another config
+    │   ├── AccessDenied     14   credentials or permissions
+    │   ├── TeacherError     15   a teacher's answer cannot be used
+    │   ├── RunAborted       16   another party ended this run
+    │   ├── QuorumLost       17   fewer silos answered than `min_silos`
+    │   ├── NotFound         18   an object that must be there is not
+    │   └── JobFailed        19   a silo's work ended with a permanent error
+    └── RetryableError            the same call may work later
+        ├── StoreUnavailable 30   object store not reached, or answering 5xx
+        ├── TeacherUnavailable 31 teacher not reached, 429 or 5xx
+        ├── StorageFull      32   no space left
+        └── StateLocked      33   another process works on this silo's state
+
+A Job's podFailurePolicy fails at once on 10-19 and retries 30-39. Messages are one sentence: what, which, expected
+versus got, and the next step. A list of problems found together is one `ConfigError` or `DataError` with `problems`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class FedHelpError(Exception):
+    """Root of all errors raised on purpose; `exit_code` is what a process ends with."""
+
+    exit_code = 1
+
+
+class PermanentError(FedHelpError):
+    """Trying again is useless until somebody changes something."""
+
+    exit_code = 10
+
+
+class RetryableError(FedHelpError):
+    """The same call may work later."""
+
+    exit_code = 30
+
+
+class _ProblemList(PermanentError):
+    """An error that can carry several problems found in one pass."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class ConfigError(_ProblemList):
+    """A config file, command line or environment variable is wrong."""
+
+    exit_code = 10
+
+
+class DataError(_ProblemList):
+    """A silo's images, labels or splits, or the public images, cannot be used."""
+
+    exit_code = 11
+
+
+class WeightsError(PermanentError):
+    """A weights file is damaged, forged, too large, or of another architecture."""
+
+    exit_code = 12
+
+
+class RunConflict(PermanentError):
+    """The run id is already used by a run with another config."""
+
+    exit_code = 13
+
+
+class AccessDenied(PermanentError):
+    """Wrong credentials or missing permissions."""
+
+    exit_code = 14
+
+
+class TeacherError(PermanentError):
+    """A teacher answered with something that must not enter the distillation set."""
+
+    exit_code = 15
+
+
+class RunAborted(PermanentError):
+    """The run was ended for everyone; the message is the reason that its `abort` object gives."""
+
+    exit_code = 16
+
+
+class QuorumLost(PermanentError):
+    """Fewer silos answered a round than `min_silos`."""
+
+    exit_code = 17
+
+
+class NotFound(PermanentError):
+    """An object that must exist in the store, or a file that must exist, does not."""
+
+    exit_code = 18
+
+
+class JobFailed(PermanentError):
+    """A silo's process or Job ended with a permanent error, or used up its retries."""
+
+    exit_code = 19
+
+
+class StoreUnavailable(RetryableError):
+    """The object store was not reached, or answered with a server error."""
+
+    exit_code = 30
+
+
+class TeacherUnavailable(RetryableError):
+    """The teacher was not reached, is overloaded, or answered with a server error."""
+
+    exit_code = 31
+
+
+class StorageFull(RetryableError):
+    """A disk or bucket has no space left."""
+
+    exit_code = 32
+
+
+class StateLocked(RetryableError):
+    """Another process is working on this silo's state folder."""
+
+    exit_code = 33
+
+
+PERMANENT_EXIT_CODES = tuple(range(10, 20))
+RETRYABLE_EXIT_CODES = tuple(range(30, 40))
