@@ -1,0 +1,375 @@
+"""A silo's work in one round: Eq 1-2 in a small silo, Eq 3-5 in a large one, and the compared methods.
+
+`local_update` is a pure function (global weights, silo state, data, settings) -> (new weights, new state, facts); it does
+no I/O and draws all randomness from generators made of (seed, silo, round). Called by simulate and by the silo's worker.
+
+Names of the state's tensors: `large/...` the large model f, `public_head/...` the head g, `normalisation/...` the proxy's
+batch norms under `normalisation: silo`, `proxy/...` the whole proxy under method local, `optimizer_<x>/...` Adam's moments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fedhelp_core.algorithm import losses
+from fedhelp_core.algorithm.batches import Batches
+from fedhelp_core.algorithm.randomness import generator_for
+from fedhelp_core.config import AlgorithmConfig
+from fedhelp_core.errors import DataError, WeightsError
+from fedhelp_core.models import build_model, build_public_head, normalisation_keys
+
+Weights = dict[str, npt.NDArray[np.generic]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodParts:
+    """Which parts of FedHelp a method runs: what tells the compared methods and ablations apart."""
+
+    soft_labels: bool = False
+    """Eq 2 in small silos."""
+    large_model: bool = False
+    """Eq 3-4 in large silos: a large model is kept there."""
+    help_large: bool = False
+    """The proxy's knowledge enters Eq 4 (its KL and rank terms)."""
+    rank: bool = False
+    """The rank term, Eq 5."""
+    proximal: bool = False
+    """FedProx's pull to the global model."""
+    averaged: bool = True
+    """Updates are averaged; False for `local`."""
+
+
+METHOD_PARTS: dict[str, MethodParts] = {
+    "local": MethodParts(averaged=False),
+    "fedavg": MethodParts(),
+    "fedprox": MethodParts(proximal=True),
+    "fedhelp": MethodParts(soft_labels=True, large_model=True, help_large=True, rank=True),
+    "fedhelp-no-api": MethodParts(large_model=True, help_large=True, rank=True),
+    "fedhelp-no-rank": MethodParts(soft_labels=True, large_model=True, help_large=True),
+    # As docs/algorithm.md words it, symmetric (plain KL both ways, no rank) is the same mathematics as no-rank.
+    "fedhelp-symmetric": MethodParts(soft_labels=True, large_model=True, help_large=True),
+    "fedhelp-one-way": MethodParts(soft_labels=True, large_model=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiloData:
+    """What a silo trains on: private images uint8 (N, C, H, W), labels int64 (N,), and the public set where Eq 2 runs."""
+
+    images_NCHW: Tensor
+    labels_N: Tensor
+    public_images_MCHW: Tensor | None = None
+    public_probabilities_MP: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateSettings:
+    """Everything besides data and weights that a local update depends on."""
+
+    algorithm: AlgorithmConfig
+    classes: int
+    seed: int
+    silo: str
+    kind: str
+    """'small' or 'large'; never 'auto' here."""
+    device: torch.device = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiloState:
+    """What stays in the silo from round to round: CPU tensors by name. `round` is the last round they include; 0: none."""
+
+    round: int
+    tensors: dict[str, Tensor]
+
+    @staticmethod
+    def empty() -> SiloState:
+        """The state before the first round."""
+        return SiloState(round=0, tensors={})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalResult:
+    """What a local update gives: weights to upload, state to keep, and facts to report."""
+
+    weights: Weights
+    state: SiloState
+    samples: int
+    steps: int
+    metrics: dict[str, float]
+    """Mean losses of the last local epoch, by name."""
+
+
+def initial_weights(algorithm: AlgorithmConfig, *, classes: int, seed: int) -> Weights:
+    """w_0: the seeded proxy, as it travels (without batch norms under `normalisation: silo`)."""
+    model = build_model(algorithm.proxy_model, outputs=classes, generator=generator_for(seed, "server", 0, "proxy"))
+    return travelling_weights(model, algorithm)
+
+
+def travelling_weights(model: nn.Module, algorithm: AlgorithmConfig) -> Weights:
+    """The part of the proxy that leaves a silo, as NumPy arrays."""
+    kept = normalisation_keys(model) if algorithm.normalisation == "silo" else frozenset()
+    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in model.state_dict().items() if name not in kept}
+
+
+def proxy_with(global_weights: Weights, state: SiloState, settings: UpdateSettings) -> nn.Module:
+    """The proxy as this silo sees it: the global weights, with the silo's own batch norms where those stay at home.
+
+    Raises:
+        WeightsError: the weights do not fit `algorithm.proxy_model`.
+    """
+    model = build_model(settings.algorithm.proxy_model, outputs=settings.classes)
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in global_weights.items()}
+    if settings.algorithm.normalisation == "silo":
+        tensors.update(_group(state.tensors, "normalisation") or _fresh_normalisation(model))
+    if not METHOD_PARTS[settings.algorithm.method].averaged:
+        tensors.update(_group(state.tensors, "proxy"))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as e:
+        raise WeightsError(f"global weights do not fit model {settings.algorithm.proxy_model!r} with {settings.classes} classes: {e}") from e
+    return model.to(settings.device, memory_format=torch.channels_last)
+
+
+def large_model_of(state: SiloState, settings: UpdateSettings) -> nn.Module:
+    """The silo's large model f as its state has it, or freshly seeded before the first round."""
+    generator = generator_for(settings.seed, settings.silo, 0, "large")
+    kept = _group(state.tensors, "large")
+    model = build_model(settings.algorithm.large_model, outputs=settings.classes, generator=None if kept else generator)
+    if kept:
+        model.load_state_dict(kept)
+    return model.to(settings.device, memory_format=torch.channels_last)
+
+
+def local_update(
+    global_weights: Weights, state: SiloState, data: SiloData, settings: UpdateSettings, *, round_number: int, progress: Progress | None = None,
+) -> LocalResult:
+    """One silo's round: Eq 1-2 if it is small, Eq 3-5 if it is large, or what the compared method does there.
+
+    Raises:
+        DataError: a loss became NaN or infinite.
+        WeightsError: the global weights are of another architecture.
+    """
+    parts = METHOD_PARTS[settings.algorithm.method]
+    large = settings.kind == "large" and parts.large_model
+    trainer = _LargeTrainer if large else _SmallTrainer
+    return trainer(global_weights, state, data, settings, round_number).run(progress)
+
+
+class _Trainer:
+    """What both kinds of silo share: the proxy, the private batches, the loop over epochs, the state."""
+
+    def __init__(self, global_weights: Weights, state: SiloState, data: SiloData, settings: UpdateSettings, round_number: int) -> None:
+        self.algorithm = settings.algorithm
+        self.parts = METHOD_PARTS[self.algorithm.method]
+        self.settings = settings
+        self.state = state
+        self.round = round_number
+        self.data = data
+        self.proxy = proxy_with(global_weights, state, settings).train()
+        self.private = self._batches(data.images_NCHW, data.labels_N, self.algorithm.batch_size, "private")
+        self.optimizers: dict[str, torch.optim.Adam] = {}
+
+    def _batches(self, images: Tensor, targets: Tensor, batch_size: int, purpose: str) -> Batches:
+        generator = generator_for(self.settings.seed, self.settings.silo, self.round, purpose)
+        flips = self.algorithm.augmentation == "flips"
+        return Batches(images, targets, batch_size=batch_size, flips=flips, generator=generator, device=self.settings.device)
+
+    def _optimizer(self, name: str, *modules: nn.Module) -> torch.optim.Adam:
+        """Adam over `modules`, with the moments that the state keeps under `optimizer_<name>/`."""
+        parameters = [p for module in modules for p in module.parameters()]
+        chosen = self.algorithm.optimizer
+        optimizer = torch.optim.Adam(parameters, lr=chosen.learning_rate, weight_decay=chosen.weight_decay, fused=True)
+        if self.algorithm.persist_optimizer:
+            _load_moments(optimizer, parameters, _group(self.state.tensors, f"optimizer_{name}"), self.settings.device)
+        self.optimizers[name] = optimizer
+        return optimizer
+
+    def run(self, progress: Progress | None) -> LocalResult:
+        batches = math.ceil(len(self.data.labels_N) / self.algorithm.batch_size)
+        total, done = batches * self.algorithm.local_epochs, 0
+        sums: dict[str, Tensor] = {}
+        for _ in range(self.algorithm.local_epochs):
+            sums = {}
+            for images_BCHW, labels_B in self.private.one_pass():
+                for name, value in self.step(images_BCHW, labels_B).items():
+                    sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+        means = {name: float(value) / batches for name, value in sums.items()}
+        self._refuse_divergence(means)
+        weights = travelling_weights(self.proxy, self.algorithm) if self.parts.averaged else {}
+        state = SiloState(round=self.round, tensors={k: v.detach().cpu().contiguous() for k, v in self.kept().items()})
+        return LocalResult(weights=weights, state=state, samples=len(self.data.labels_N), steps=total, metrics=means)
+
+    def step(self, images_BCHW: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+        """One private batch (and what the method alternates with it); returns its losses by name."""
+        raise NotImplementedError
+
+    def kept(self) -> dict[str, Tensor]:
+        """The new state's tensors."""
+        kept: dict[str, Tensor] = {}
+        proxy_tensors = self.proxy.state_dict()
+        if self.algorithm.normalisation == "silo":
+            kept |= {f"normalisation/{k}": proxy_tensors[k] for k in normalisation_keys(self.proxy)}
+        if not self.parts.averaged:
+            kept |= {f"proxy/{k}": v for k, v in proxy_tensors.items()}
+        if self.algorithm.persist_optimizer:
+            for name, optimizer in self.optimizers.items():
+                kept |= {f"optimizer_{name}/{k}": v for k, v in _moments(optimizer).items()}
+        return kept
+
+    def _refuse_divergence(self, means: dict[str, float]) -> None:
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise DataError(
+                    f"silo {self.settings.silo!r}, round {self.round}: {name} became {value}; lower algorithm.optimizer.learning_rate"
+                    f" (now {self.algorithm.optimizer.learning_rate}) or look at the images with `fedhelp check`")
+
+
+class _SmallTrainer(_Trainer):
+    """Eq 1 with Eq 2 alternating batch by batch; with other parts switched off, also FedAvg, FedProx and local."""
+
+    def __init__(self, global_weights: Weights, state: SiloState, data: SiloData, settings: UpdateSettings, round_number: int) -> None:
+        super().__init__(global_weights, state, data, settings, round_number)
+        self.private_optimizer = self._optimizer("private", self.proxy)
+        self.public: Iterator[tuple[Tensor, Tensor]] | None = None
+        self.parameters = list(self.proxy.parameters())
+        self.anchor = [p.detach().clone() for p in self.parameters] if self.parts.proximal else []
+        if self.parts.soft_labels and data.public_images_MCHW is not None and data.public_probabilities_MP is not None:
+            batches = self._batches(data.public_images_MCHW, data.public_probabilities_MP, self.algorithm.public_batch_size, "public")
+            self.public = batches.endless()
+            self.public_head = self._public_head(data.public_probabilities_MP.shape[1])
+            self.public_optimizer = self._optimizer("public", self.proxy.backbone, self.public_head)  # type: ignore[arg-type]
+
+    def _public_head(self, classes: int) -> nn.Linear:
+        kept = _group(self.state.tensors, "public_head")
+        generator = generator_for(self.settings.seed, self.settings.silo, 0, "public_head")
+        head = build_public_head(self.proxy, outputs=classes, generator=None if kept else generator)
+        if kept:
+            head.load_state_dict(kept)
+        return head.to(self.settings.device)
+
+    def step(self, images_BCHW: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+        found = {"private_loss": self._private_step(images_BCHW, labels_B)}
+        if self.public is not None:
+            found["public_loss"] = self._public_step(*next(self.public))
+        return found
+
+    def _private_step(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        """Eq 1, with FedProx's pull where the method asks for it."""
+        self.private_optimizer.zero_grad(set_to_none=True)
+        loss = losses.supervised_loss(self.proxy(images_BCHW), labels_B)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.parts.proximal:
+            losses.proximal_gradient_(self.parameters, self.anchor, weight=self.algorithm.proximal_weight)
+        self.private_optimizer.step()
+        return loss
+
+    def _public_step(self, images_BCHW: Tensor, probabilities_BP: Tensor) -> Tensor:
+        """Eq 2: θ and g learn the teacher's answers; the running statistics of θ's batch norms stay as private batches left them."""
+        self.public_optimizer.zero_grad(set_to_none=True)
+        with running_statistics_untouched(self.proxy):
+            logits_BP = self.public_head(self.proxy.backbone(images_BCHW))  # type: ignore[operator]
+        loss = losses.soft_label_loss(
+            logits_BP, probabilities_BP, temperature=self.algorithm.temperature, weight=self.algorithm.distillation_weight)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.public_optimizer.step()
+        return loss
+
+    def kept(self) -> dict[str, Tensor]:
+        kept = super().kept()
+        if self.public is not None:
+            kept |= {f"public_head/{k}": v for k, v in self.public_head.state_dict().items()}
+        return kept
+
+
+class _LargeTrainer(_Trainer):
+    """Eq 3 and Eq 4 on every private batch, from one forward pass of each model (docs/decisions/0002)."""
+
+    def __init__(self, global_weights: Weights, state: SiloState, data: SiloData, settings: UpdateSettings, round_number: int) -> None:
+        super().__init__(global_weights, state, data, settings, round_number)
+        self.large = large_model_of(state, settings).train()
+        self.proxy_optimizer = self._optimizer("proxy", self.proxy)
+        self.large_optimizer = self._optimizer("large", self.large)
+
+    def step(self, images_BCHW: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
+        algorithm = self.algorithm
+        self.proxy_optimizer.zero_grad(set_to_none=True)
+        self.large_optimizer.zero_grad(set_to_none=True)
+        proxy_logits_BC, large_logits_BC = self.proxy(images_BCHW), self.large(images_BCHW)
+        proxy_loss = losses.proxy_loss(
+            proxy_logits_BC, large_logits_BC, labels_B, temperature=algorithm.temperature, weight=algorithm.distillation_weight)
+        proxy_loss.backward()  # type: ignore[no-untyped-call]
+        large_loss = self._large_loss(large_logits_BC, proxy_logits_BC, labels_B)
+        large_loss.backward()  # type: ignore[no-untyped-call]
+        self.proxy_optimizer.step()
+        self.large_optimizer.step()
+        return {"proxy_loss": proxy_loss, "large_loss": large_loss}
+
+    def _large_loss(self, large_logits_BC: Tensor, proxy_logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        if not self.parts.help_large:
+            return losses.supervised_loss(large_logits_BC, labels_B)
+        return losses.large_loss(
+            large_logits_BC, proxy_logits_BC, labels_B,
+            temperature=self.algorithm.temperature, weight=self.algorithm.distillation_weight,
+            rank_weight=self.algorithm.rank_weight if self.parts.rank else 0.0,
+            top_k=self.algorithm.rank_top_k, margin=self.algorithm.rank_margin)
+
+    def kept(self) -> dict[str, Tensor]:
+        return super().kept() | {f"large/{k}": v for k, v in self.large.state_dict().items()}
+
+
+@contextmanager
+def running_statistics_untouched(module: nn.Module) -> Iterator[None]:
+    """Batch norms in `module` normalise by the batch but do not move running mean, variance or counters."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def _group(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors under `name/`, without that prefix."""
+    prefix = f"{name}/"
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _fresh_normalisation(model: nn.Module) -> dict[str, Tensor]:
+    """Batch norms before the first round: weight 1, bias 0, mean 0, variance 1, counter 0."""
+    fresh: dict[str, Tensor] = {}
+    for name in normalisation_keys(model):
+        tensor = model.state_dict()[name]
+        ones = name.endswith((".weight", ".running_var"))
+        fresh[name] = torch.ones_like(tensor) if ones else torch.zeros_like(tensor)
+    return fresh
+
+
+def _moments(optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+    """Adam's state as tensors named `<parameter index>/<step | exp_avg | exp_avg_sq>`."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {f"{i}/{key}": value for i, p in enumerate(parameters) for key, value in optimizer.state[p].items()}
+
+
+def _load_moments(optimizer: torch.optim.Adam, parameters: list[nn.Parameter], kept: dict[str, Tensor], device: torch.device) -> None:
+    for i, parameter in enumerate(parameters):
+        entries = _group(kept, str(i))
+        if entries:
+            optimizer.state[parameter] = {
+                # moments lie in memory as their parameter does, so that the fused kernel walks both the same way
+                key: torch.empty_like(parameter).copy_(value) if value.dim() else value.clone().to(device) for key, value in entries.items()
+            }

@@ -1,0 +1,77 @@
+"""Equations 1-5 of FedHelp (arXiv 2412.19654; numbers as in docs/algorithm.md), one function each. Called by local_update.
+
+Shapes: B batch, C the task's classes, P the teacher's classes (C_pub). Logits are unnormalised; probabilities sum to 1
+over the last dimension. Every function returns a scalar tensor, the mean over the batch. "Fixed" arguments receive no
+gradient, whether or not the caller detached them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def supervised_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Eq 1: cross-entropy of the private step, CE(h(θ(x)), y). `labels_B` int64 in [0, C)."""
+    return functional.cross_entropy(logits_BC, labels_B)
+
+
+def soft_label_loss(public_logits_BP: Tensor, teacher_probabilities_BP: Tensor, *, temperature: float, weight: float) -> Tensor:
+    """Eq 2: λ T² KL(q(u) ‖ softmax(g(θ(u)) / T)); the teacher's answers are probabilities, never logits."""
+    return weight * _scaled_divergence(teacher_probabilities_BP, public_logits_BP, temperature)
+
+
+def proxy_loss(proxy_logits_BC: Tensor, large_logits_BC: Tensor, labels_B: Tensor, *, temperature: float, weight: float) -> Tensor:
+    """Eq 3: CE(p, y) + λ T² KL(softmax(f / T) ‖ softmax(p / T)); the large model f is fixed."""
+    taught = _scaled_divergence(_softened(large_logits_BC, temperature), proxy_logits_BC, temperature)
+    return supervised_loss(proxy_logits_BC, labels_B) + weight * taught
+
+
+def large_loss(
+    large_logits_BC: Tensor, proxy_logits_BC: Tensor, labels_B: Tensor, *,
+    temperature: float, weight: float, rank_weight: float, top_k: int, margin: float,
+) -> Tensor:
+    """Eq 4: CE(f, y) + λ T² KL(softmax(p / T) ‖ softmax(f / T)) + γ rank(p, f); the proxy p is fixed."""
+    helped = _scaled_divergence(_softened(proxy_logits_BC, temperature), large_logits_BC, temperature)
+    loss = supervised_loss(large_logits_BC, labels_B) + weight * helped
+    if rank_weight:
+        loss = loss + rank_weight * rank_loss(proxy_logits_BC, large_logits_BC, top_k=top_k, margin=margin)
+    return loss
+
+
+def rank_loss(proxy_logits_BC: Tensor, large_logits_BC: Tensor, *, top_k: int, margin: float = 0.0) -> Tensor:
+    """Eq 5: mean over samples of 1/(k(C-k)) Σ_{i∈S} Σ_{j∉S} max(0, m + f_j - f_i), S = the fixed proxy's top-k classes.
+
+    Zero when the large model puts every favourite of the proxy at least `margin` above every other class.
+
+    Raises:
+        ValueError: unless 0 < top_k < C.
+    """
+    classes = large_logits_BC.shape[-1]
+    if not 0 < top_k < classes:
+        raise ValueError(f"top_k: 0 < k < C expected with C = {classes} classes, got {top_k}")
+    order_BC = proxy_logits_BC.detach().argsort(dim=-1, descending=True, stable=True)
+    ranked_BC = large_logits_BC.gather(-1, order_BC)
+    favourites_BK1, others_B1J = ranked_BC[:, :top_k].unsqueeze(2), ranked_BC[:, top_k:].unsqueeze(1)
+    return functional.relu(margin + others_B1J - favourites_BK1).mean()
+
+
+def _softened(fixed_logits_BC: Tensor, temperature: float) -> Tensor:
+    """softmax(logits / T) of the model that is fixed in this step: no gradient flows."""
+    return functional.softmax(fixed_logits_BC.detach() / temperature, dim=-1)
+
+
+def _scaled_divergence(target_BC: Tensor, logits_BC: Tensor, temperature: float) -> Tensor:
+    """T² KL(target ‖ softmax(logits / T)): summed over classes, mean over the batch."""
+    log_probabilities_BC = functional.log_softmax(logits_BC / temperature, dim=-1)
+    divergence = functional.kl_div(log_probabilities_BC, target_BC.detach(), reduction="sum") / logits_BC.shape[0]
+    return divergence * temperature**2
+
+
+def proximal_gradient_(parameters: list[Tensor], anchor: list[Tensor], *, weight: float) -> None:
+    """Add the gradient of FedProx's μ/2 ‖w - w_global‖² (Li et al. 2020, arXiv 1812.06127) to each `.grad`, in place."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    current = [p.detach() for p in parameters if p.grad is not None]
+    targets = [a for p, a in zip(parameters, anchor, strict=True) if p.grad is not None]
+    torch._foreach_add_(gradients, torch._foreach_sub(current, targets), alpha=weight)

@@ -1,0 +1,116 @@
+"""A whole federation in one process: the oracle that the process, pod and cluster paths must equal bit for bit.
+
+`simulate` runs one method with one seed on data that lies in memory. Called by `fedhelp simulate` and by tests. No I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedhelp_core.algorithm.averaging import average_arrays
+from fedhelp_core.algorithm.inference import deployed_models, probabilities
+from fedhelp_core.algorithm.local_update import (
+    METHOD_PARTS,
+    LocalResult,
+    SiloData,
+    SiloState,
+    UpdateSettings,
+    Weights,
+    initial_weights,
+    local_update,
+)
+from fedhelp_core.config import Federation
+from fedhelp_core.metrics import classification_scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedSilo:
+    """A silo's data in memory. Images uint8 (N, 3, H, W), labels int64 (N,)."""
+
+    kind: str
+    training: SiloData
+    test_images_NCHW: Tensor
+    test_labels_N: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundFacts:
+    """What a round left behind: mean local losses by silo, and test scores where this round was evaluated."""
+
+    round: int
+    losses: dict[str, dict[str, float]]
+    scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """silo -> model ('large' | 'proxy', the deployed one first) -> metric -> value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationResult:
+    """The final global weights, what stayed in each silo, and every round's facts."""
+
+    weights: Weights
+    states: dict[str, SiloState]
+    history: list[RoundFacts]
+
+    def final_scores(self, metric: str = "balanced_accuracy") -> dict[str, float]:
+        """Each silo's score with the model that it deploys, after the last round."""
+        return {silo: next(iter(models.values()))[metric] for silo, models in self.history[-1].scores.items()}
+
+
+def shares_of(samples: list[int], weighting: str) -> list[float]:
+    """a_k of Eq 7: 1/K each, or n_k/Σn."""
+    total = sum(samples)
+    return [n / total if weighting == "samples" else 1.0 / len(samples) for n in samples]
+
+
+def resolve_kinds(federation: Federation, training_samples: Mapping[str, int]) -> dict[str, str]:
+    """'large' or 'small' for every silo: as declared, `auto` by number of training images (ties by name)."""
+    declared = {silo.name: silo.kind for silo in federation.silos}
+    undecided = sorted((n for n, kind in declared.items() if kind == "auto"), key=lambda n: (-training_samples[n], n))
+    large = set(undecided[: federation.algorithm.large_silos])
+    return {n: kind if kind != "auto" else ("large" if n in large else "small") for n, kind in declared.items()}
+
+
+def simulate(
+    federation: Federation, silos: Mapping[str, SimulatedSilo], *, evaluate_every: int = 0,
+    on_round: Callable[[RoundFacts], None] | None = None, device: torch.device = torch.device("cpu"),
+) -> SimulationResult:
+    """Run `federation.algorithm.method` with `federation.runtime.seed` over `silos`, in the order of the federation's file.
+
+    Scores are taken after the last round, and every `evaluate_every` rounds where that is not 0. Silos that lack soft
+    labels simply skip Eq 2, so `public_*` of their data must be set for the methods that use it.
+    """
+    algorithm, seed, classes = federation.algorithm, federation.runtime.seed, len(federation.task.classes)
+    settings = {
+        name: UpdateSettings(algorithm=algorithm, classes=classes, seed=seed, silo=name, kind=silos[name].kind, device=device)
+        for name in federation.silo_names
+    }
+    weights = initial_weights(algorithm, classes=classes, seed=seed)
+    states = {name: SiloState.empty() for name in federation.silo_names}
+    history: list[RoundFacts] = []
+    for number in range(1, algorithm.rounds + 1):
+        results: dict[str, LocalResult] = {}
+        for name in federation.silo_names:
+            results[name] = local_update(weights, states[name], silos[name].training, settings[name], round_number=number)
+        states = {name: result.state for name, result in results.items()}
+        if METHOD_PARTS[algorithm.method].averaged:
+            shares = shares_of([r.samples for r in results.values()], algorithm.weighting)
+            weights = average_arrays([r.weights for r in results.values()], shares)
+        wanted = number == algorithm.rounds or (evaluate_every and number % evaluate_every == 0)
+        scores = {name: _scores(weights, states[name], silos[name], settings[name]) for name in settings} if wanted else {}
+        facts = RoundFacts(round=number, losses={name: r.metrics for name, r in results.items()}, scores=scores)
+        history.append(facts)
+        if on_round is not None:
+            on_round(facts)
+    return SimulationResult(weights=weights, states=states, history=history)
+
+
+def _scores(weights: Weights, state: SiloState, silo: SimulatedSilo, settings: UpdateSettings) -> dict[str, dict[str, float]]:
+    return {
+        name: classification_scores(
+            silo.test_labels_N.numpy(), probabilities(model, silo.test_images_NCHW, settings.device).numpy())
+        for name, model in deployed_models(weights, state, settings).items()
+    }
