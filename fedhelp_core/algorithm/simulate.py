@@ -66,14 +66,6 @@ def shares_of(samples: list[int], weighting: str) -> list[float]:
     return [n / total if weighting == "samples" else 1.0 / len(samples) for n in samples]
 
 
-def resolve_kinds(federation: Federation, training_samples: Mapping[str, int]) -> dict[str, str]:
-    """'large' or 'small' for every silo: as declared, `auto` by number of training images (ties by name)."""
-    declared = {silo.name: silo.kind for silo in federation.silos}
-    undecided = sorted((n for n, kind in declared.items() if kind == "auto"), key=lambda n: (-training_samples[n], n))
-    large = set(undecided[: federation.algorithm.large_silos])
-    return {n: kind if kind != "auto" else ("large" if n in large else "small") for n, kind in declared.items()}
-
-
 def simulate(
     federation: Federation, silos: Mapping[str, SimulatedSilo], *, evaluate_every: int = 0,
     on_round: Callable[[RoundFacts], None] | None = None, device: torch.device = torch.device("cpu"),

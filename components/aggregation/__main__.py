@@ -1,0 +1,97 @@
+"""Close round after round: wait for the silos' updates, check them, average them (Eq 7), commit.
+
+    python -m fedhelp_components.aggregation --store URL --run RUN
+
+Runs beside one silo_training per silo; `federation` calls the same `close_rounds` with the silos in one process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fedhelp_components.session import Session, end, open_session, run_parser, say
+from fedhelp_core import telemetry
+from fedhelp_core.rounds import Commit, close_round
+from fedhelp_core.tracking import AsyncTracker
+
+
+def run(*, store: str, endpoint_url: str, run_id: str, progress_file: str = "") -> str:
+    """sha256 of the final global model.
+
+    Raises:
+        QuorumLost: a round had fewer updates than min_silos; every other party of the run ends too.
+        RunAborted: another party ended the run.
+    """
+    session = open_session(store, run_id, endpoint_url)
+    return close_rounds(session, progress_file=progress_file).global_sha256
+
+
+def close_rounds(session: Session, *, progress_file: str = "", look: Callable[[], None] = lambda: None) -> Commit:
+    """Commit every round that is not committed yet; the last commit. `look` is called at every event (and may raise)."""
+    federation, run = session.federation, session.run
+    lines = ["| round | silos | left out | mean loss | seconds |", "| --- | --- | --- | --- | --- |"]
+    with AsyncTracker.for_run(federation, run.run_id) as tracker:
+        commit = run.wait_for_commit(0)
+        for number in range(1, federation.algorithm.rounds + 1):
+            started = time.monotonic()
+            known = run.commit(number)
+            commit = known or close_round(
+                run, number, federation.silo_names, min_silos=federation.protocol.min_silos, deadline_s=federation.protocol.round_deadline,
+                max_update_bytes=federation.protocol.max_update_bytes, max_update_norm=federation.protocol.max_update_norm,
+                weighting=federation.algorithm.weighting, on_event=lambda _event: look())
+            seconds = time.monotonic() - started
+            tracker.log_round(number, round_metrics(commit, seconds if known is None else None))
+            telemetry.round_committed(run.run_id, commit, seconds)
+            lines.append(progress_line(commit, seconds if known is None else None))
+            if known is None:
+                say(describe(commit, federation.algorithm.rounds, seconds))
+            if progress_file:
+                Path(progress_file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    telemetry.push_if_configured("fedhelp_aggregation")
+    return commit
+
+
+def mean_loss(commit: Commit) -> float:
+    """Mean over the participants of their first local loss; NaN without any."""
+    losses = [next(iter(m.values())) for m in commit.metrics.values() if m]
+    return sum(losses) / len(losses) if losses else float("nan")
+
+
+def round_metrics(commit: Commit, seconds: float | None) -> dict[str, float]:
+    """What MLflow gets for a round: the mean loss, how many took part, and each silo's own metrics."""
+    found: dict[str, float] = {"participants": float(len(commit.participants)), "mean_loss": mean_loss(commit)}
+    if seconds is not None:
+        found["round_seconds"] = seconds
+    for silo, metrics in commit.metrics.items():
+        found |= {f"{silo}.{name}": value for name, value in metrics.items()}
+    return found
+
+
+def left_out(commit: Commit) -> dict[str, str]:
+    """Silo -> why it is not in this round's average."""
+    return {**commit.absent, **{silo: f"refused: {reason}" for silo, reason in commit.refused.items()}}
+
+
+def describe(commit: Commit, rounds: int, seconds: float) -> str:
+    """A round as one line for people."""
+    missing = "".join(f"; without {silo}: {reason}" for silo, reason in left_out(commit).items())
+    return f"round {commit.round} of {rounds}: {len(commit.participants)} silos, mean loss {mean_loss(commit):.3f}, {seconds:.1f} s{missing}"
+
+
+def progress_line(commit: Commit, seconds: float | None) -> str:
+    """A round as one row of the Markdown table."""
+    missing = ", ".join(left_out(commit)) or "none"
+    took = f"{seconds:.1f}" if seconds is not None else "before this start"
+    return f"| {commit.round} | {len(commit.participants)} | {missing} | {mean_loss(commit):.4f} | {took} |"
+
+
+def main() -> None:
+    """Parse, aggregate, print."""
+    arguments = run_parser("aggregation", __doc__).parse_args()
+    end("aggregation", lambda: say(run(store=arguments.store, endpoint_url=arguments.endpoint_url, run_id=arguments.run)))
+
+
+if __name__ == "__main__":
+    main()

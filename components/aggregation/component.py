@@ -1,0 +1,22 @@
+"""The kfp component `aggregation`: kfp and the standard library only."""
+
+from fedhelp_components.images import HUB_IMAGE
+from kfp import dsl
+
+
+@dsl.component(base_image=HUB_IMAGE, install_kfp_package=False)
+def aggregation(store: str, endpoint_url: str, run: str, progress: dsl.Output[dsl.Markdown]) -> str:
+    """Close round after round: wait for the silos' updates, check them, average them (Eq 7), commit.
+
+    Args:
+        store: Where the run's objects are.
+        endpoint_url: S3 endpoint other than AWS, or blank.
+        run: Run id.
+        progress: One line a round: who took part, losses, seconds.
+
+    Returns:
+        sha256 of the final global model.
+    """
+    from fedhelp_components.aggregation.__main__ import run as aggregate
+
+    return aggregate(store=store, endpoint_url=endpoint_url, run_id=run, progress_file=progress.path)

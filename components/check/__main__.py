@@ -1,0 +1,132 @@
+"""Check a federation and every silo's data, list everything wrong at once, and freeze the run.
+
+    python -m fedhelp_components.check --federation federation.yaml --run-id my-run
+
+Called by the kfp component and by `fedhelp check`. What it leaves in the store: runs/<run>/federation.yaml, a report per silo,
+the seeded start model (commit 0) and which silos are large.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedhelp_components.check.form import FIELDS
+from fedhelp_components.dispatch.supervisor import require_none_failed, run_everywhere
+from fedhelp_components.entry import end_with_owner
+from fedhelp_components.session import dispatcher_for, end, say
+from fedhelp_core.config import Federation, load_federation
+from fedhelp_core.errors import ConfigError, FedHelpError, PermanentError
+from fedhelp_core.facts import write_fact
+from fedhelp_core.kinds import resolve_kinds
+from fedhelp_core.rounds import Run
+from fedhelp_core.store import Store, open_store
+
+_RUN_ID = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A run that may start."""
+
+    store: str
+    endpoint_url: str
+    run: str
+    silos: list[str]
+
+
+def run(*, federation: str, run_id: str, settings: Mapping[str, Any]) -> Checked:
+    """Check everything; see the module's docstring.
+
+    Raises:
+        ConfigError: the file or the settings are wrong (every problem listed).
+        JobFailed: a silo found its data wrong (every silo listed).
+        RunConflict: `run_id` belongs to another config.
+    """
+    end_with_owner()
+    config = read_federation(federation)
+    if settings:
+        config = config.override(**settings)
+    problems = static_problems(config)
+    if not _RUN_ID.match(run_id):
+        problems.append(f"run id {run_id!r}: lower-case letters, digits and '-' expected, at most 63 long")
+    if problems:
+        raise ConfigError(problems)
+    store = open_store(config.store.url, endpoint_url=config.store.endpoint_url)
+    started = Run(store, run_id)
+    started.freeze(config.to_yaml())
+    started.clear_abort()
+    check_silos(config, store, started)
+    return Checked(config.store.url, config.store.endpoint_url or "", run_id, list(config.silo_names))
+
+
+def run_form(federation: str, run_id: str, form: Mapping[str, Any]) -> Checked:
+    """`run` with the pipeline's form, by its parameters' own names."""
+    return run(federation=federation, run_id=run_id, settings={FIELDS[name]: value for name, value in form.items()})
+
+
+def check_silos(config: Federation, store: Store, run: Run) -> None:
+    """Have every silo check itself (those that did are not asked again), agree on the start model, decide who is large."""
+    dispatcher = dispatcher_for(config, run.run_id)
+    try:
+        failed = run_everywhere("check", config, run.run_id, dispatcher, say, lambda silo: run.silo_report(silo) is not None)
+        require_none_failed(failed, "check")
+    finally:
+        dispatcher.close()
+    reports = {silo: run.silo_report(silo) or {} for silo in config.silo_names}
+    starts = {silo: str(report["start_sha256"]) for silo, report in reports.items()}
+    if len(set(starts.values())) != 1:
+        listed = ", ".join(f"{silo}: {sha[:12]}" for silo, sha in starts.items())
+        raise PermanentError(f"silos draw different start models from the same seed ({listed}); give all of them the same image version")
+    counts = {silo: int(report["samples"]["training"]) for silo, report in reports.items()}
+    kinds = write_fact(store, run.run_id, "kinds", resolve_kinds(config, counts))
+    for silo in config.silo_names:
+        say(f"silo {silo}: {counts[silo]} training images, {kinds[silo]}")
+
+
+def read_federation(source: str) -> Federation:
+    """federation.yaml from a path or an s3:// URL (credentials from the environment)."""
+    if not source.startswith("s3://"):
+        return load_federation(source)
+    folder, _, name = source.rpartition("/")
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "federation.yaml"
+        copy.write_bytes(open_store(folder).get(name, 2**20))
+        return load_federation(copy)
+
+
+def static_problems(config: Federation) -> list[str]:
+    """What can be known to be wrong without asking a silo."""
+    problems = []
+    if config.algorithm.method == "local":
+        problems.append("algorithm.method: 'local' has no federation to run; compare it with `fedhelp simulate --methods local,...`")
+    if config.uses_public_set and config.public_set is not None and not config.public_set.images.is_dir():
+        problems.append(f"public_set.images: {config.public_set.images} is not a folder; give the folder of public JPEG/PNG images")
+    try:
+        open_store(config.store.url, endpoint_url=config.store.endpoint_url).put("probe", b"fedhelp was here")
+    except FedHelpError as e:
+        if not isinstance(e, PermanentError):
+            raise
+        problems.append(f"store.url: {e}")
+    return problems
+
+
+def main() -> None:
+    """Parse, check, print."""
+    parser = argparse.ArgumentParser(prog="python -m fedhelp_components.check", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--federation", required=True, help="path or s3:// URL of federation.yaml")
+    parser.add_argument("--run-id", required=True, help="name of the run; the same again resumes it")
+    parser.add_argument("--settings", default="{}", type=json.loads, help='JSON of replacements, e.g. \'{"algorithm.rounds": 3}\'')
+    arguments = parser.parse_args()
+    end("check", lambda: say(json.dumps(run(
+        federation=arguments.federation, run_id=arguments.run_id, settings=arguments.settings).__dict__)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The kfp component `check`: kfp and the standard library only, so that graphs compile without the product installed."""
+
+from typing import NamedTuple
+
+from fedhelp_components.images import HUB_IMAGE
+from kfp import dsl
+
+
+@dsl.component(base_image=HUB_IMAGE, install_kfp_package=False)
+def check(
+    federation: str,
+    run_id: str,
+    job_id: str,
+    method: str,
+    normalisation: str,
+    rounds: int,
+    local_epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    temperature: float,
+    distillation_weight: float,
+    rank_weight: float,
+    weighting: str,
+    seed: int,
+    min_silos: int,
+    round_deadline: float,
+    promotion_mode: str,
+) -> NamedTuple("Checked", [("store", str), ("endpoint_url", str), ("run", str), ("silos", list)]):  # type: ignore[valid-type]
+    """Validate the federation's file and every silo's data before anything expensive starts, and freeze the run.
+
+    Args:
+        federation: Path or s3:// URL of federation.yaml.
+        run_id: Name of the run; blank: the pipeline job's id. The same name again goes on with that run.
+        job_id: The pipeline job's id.
+        method: FedHelp, a compared method, or an ablation.
+        normalisation: Whether batch norms stay in the silo.
+        rounds: Federated rounds.
+        local_epochs: Passes over a silo's private images per round.
+        batch_size: Private images per step.
+        learning_rate: Adam's step size.
+        temperature: T of Eq 2-4.
+        distillation_weight: Lambda of Eq 2-4.
+        rank_weight: Gamma of Eq 4.
+        weighting: Uniform, or by number of training images.
+        seed: All randomness comes from it.
+        min_silos: Fewest updates that close a round.
+        round_deadline: Seconds that a round waits for silos.
+        promotion_mode: Gate or manual.
+
+    Returns:
+        Where the run's objects are, its id, and its silos.
+    """
+    from fedhelp_components.check.__main__ import run_form
+
+    checked = run_form(
+        federation, run_id or job_id,
+        {
+            "method": method, "normalisation": normalisation, "rounds": rounds, "local_epochs": local_epochs,
+            "batch_size": batch_size, "learning_rate": learning_rate, "temperature": temperature,
+            "distillation_weight": distillation_weight, "rank_weight": rank_weight, "weighting": weighting, "seed": seed,
+            "min_silos": min_silos, "round_deadline": round_deadline, "promotion_mode": promotion_mode,
+        },
+    )
+    return (checked.store, checked.endpoint_url, checked.run, checked.silos)  # type: ignore[return-value]

@@ -1,0 +1,178 @@
+"""A process that has imported PyTorch once and forks silo workers in milliseconds. For dispatch `process` on one machine.
+
+    python -m fedhelp_components.dispatch.zygote --socket /tmp/x/zygote.sock
+
+`fedhelp run` starts one for all components of a run ($FEDHELP_ZYGOTE names its socket); a component without one starts its
+own. One JSON object a line, both ways:
+
+    -> {"id": 7, "argv": ["train", "--run", ...], "log": "/path/silo.log"}        fork a worker
+    -> {"id": 7, "signal": 15}                                                  signal it
+    <- {"id": 7, "exit": 0}                                                      it ended (negative: by that signal)
+
+A connection's workers are killed when it closes, all workers when the zygote ends, and the zygote when its owner does (its
+standard input closes), so that nothing outlives `kill -9` of anyone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class _Connection:
+    socket: socket.socket
+    received: bytes = b""
+    workers: dict[int, int] = field(default_factory=dict)
+    """request id -> pid"""
+
+
+class Zygote:
+    """The server; `serve` returns when the owner is gone."""
+
+    def __init__(self, path: str) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(path)
+        self._listener.listen(64)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(sys.stdin.fileno(), selectors.EVENT_READ, self._owner_spoke)
+        self._child_read, self._child_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._selector.register(self._child_read, selectors.EVENT_READ, self._reap)
+        self._connections: dict[int, _Connection] = {}
+        self._running = True
+        signal.set_wakeup_fd(self._child_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def serve(self) -> None:
+        """Answer until standard input closes; then kill every worker."""
+        while self._running:
+            for key, _ in self._selector.select():
+                key.data(key.fileobj)
+        for connection in list(self._connections.values()):
+            self._drop(connection)
+
+    def _owner_spoke(self, descriptor: Any) -> None:
+        if not os.read(descriptor, 4096):
+            self._running = False
+
+    def _accept(self, listener: Any) -> None:
+        accepted, _ = listener.accept()
+        self._connections[accepted.fileno()] = _Connection(accepted)
+        self._selector.register(accepted, selectors.EVENT_READ, self._receive)
+
+    def _receive(self, source: Any) -> None:
+        connection = self._connections[source.fileno()]
+        try:
+            content = source.recv(65536)
+        except ConnectionError:
+            content = b""
+        if not content:
+            self._drop(connection)
+            return
+        *lines, connection.received = (connection.received + content).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "argv" in message:
+                connection.workers[message["id"]] = self._fork(message["argv"], message["log"])
+            elif message["id"] in connection.workers:
+                os.kill(connection.workers[message["id"]], message["signal"])
+
+    def _drop(self, connection: _Connection) -> None:
+        """The other side is gone: its workers must not go on."""
+        for pid in connection.workers.values():
+            os.kill(pid, signal.SIGKILL)
+        self._selector.unregister(connection.socket)
+        del self._connections[connection.socket.fileno()]
+        connection.socket.close()
+
+    def _reap(self, descriptor: Any) -> None:
+        os.read(descriptor, 4096)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._report(pid, os.waitstatus_to_exitcode(status))
+
+    def _report(self, pid: int, exit_code: int) -> None:
+        for connection in self._connections.values():
+            for identity, worker in list(connection.workers.items()):
+                if worker == pid:
+                    del connection.workers[identity]
+                    answer = json.dumps({"id": identity, "exit": exit_code}).encode() + b"\n"
+                    try:
+                        connection.socket.sendall(answer)
+                    except ConnectionError:
+                        pass  # it is dropped when its socket reads as closed
+                    return
+
+    def _fork(self, argv: list[str], log: str) -> int:
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 1
+        try:
+            self._become_worker(log)
+            from fedhelp_components.silo_training.worker import main  # noqa: PLC0415 - imported already, before the fork
+
+            code = main(argv)
+        except SystemExit as e:
+            code = e.code if isinstance(e.code, int) else 1
+        except BaseException:  # noqa: BLE001 - the last frame of a forked process: nothing above may run
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _become_worker(self, log: str) -> None:
+        parent = os.getppid()
+        die_with_parent()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._listener.close()
+        self._selector.close()
+        for connection in self._connections.values():
+            connection.socket.close()
+        if os.getppid() != parent:
+            os._exit(1)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+
+def die_with_parent() -> None:
+    """Linux: SIGKILL for this process when the thread that started it ends. Elsewhere: nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> int:
+    """Import what workers need, then serve."""
+    parser = argparse.ArgumentParser(prog="python -m fedhelp_components.dispatch.zygote", description=__doc__)
+    parser.add_argument("--socket", required=True, help="path of the Unix socket to listen on")
+    zygote = Zygote(parser.parse_args().socket)
+    import fedhelp_components.silo_training.worker  # noqa: F401, PLC0415 - after bind, so that callers can connect while this imports
+
+    zygote.serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""How every FedHelp process ends: an error is one sentence on standard error and its own exit code, never a traceback.
+
+Called by the `__main__` of each component, by the silo worker and by the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from fedhelp_core.errors import FedHelpError
+
+
+def exit_code_of(function: Callable[[], object], *, program: str) -> int:
+    """Call `function`; 0, or the error's exit code after saying what was wrong. SIGTERM ends it as exit code 143."""
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        function()
+    except FedHelpError as e:
+        for line in str(e).splitlines():
+            print(f"{program}: error: {line}", file=sys.stderr, flush=True)
+        return e.exit_code
+    except KeyboardInterrupt:
+        print(f"{program}: stopped; the same command goes on where it was", file=sys.stderr, flush=True)
+        return 130
+    return 0
+
+
+def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(143)
+
+
+OWNER_VARIABLE = "FEDHELP_OWNER"
+_OWNER_LOOK = 0.2  # seconds between looks at the owner; bounds how long a component outlives `kill -9` of `fedhelp run`
+
+
+def owner_mark(pid: int) -> str:
+    """What $FEDHELP_OWNER holds: pid and start time, so that a reused pid is not mistaken for the owner."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return f"{pid}:{fields[19]}"
+
+
+def end_with_owner() -> None:
+    """Where $FEDHELP_OWNER is set (by `fedhelp run`), end this process as soon as that process is gone."""
+    mark = os.environ.get(OWNER_VARIABLE, "")
+    if mark:
+        threading.Thread(target=_watch_owner, args=(mark,), daemon=True, name="owner-watch").start()
+
+
+def _watch_owner(mark: str) -> None:
+    while True:
+        try:
+            alive = owner_mark(int(mark.split(":")[0])) == mark
+        except (OSError, ValueError, IndexError):
+            alive = False
+        if not alive:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(_OWNER_LOOK)

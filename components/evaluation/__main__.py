@@ -1,0 +1,135 @@
+"""Have every silo score its model on its own test images; register the global model as a candidate; write the report.
+
+    python -m fedhelp_components.evaluation --store URL --run RUN --report report.html
+
+The candidate under `normalisation: silo` has no batch norms of its own: theirs are recomputed on the public images, and the
+model version says so.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedhelp_components.dispatch.supervisor import require_none_failed, run_everywhere
+from fedhelp_components.evaluation.candidate import register_candidate
+from fedhelp_components.session import Session, dispatcher_for, end, open_session, run_parser, say
+from fedhelp_core.errors import NotFound, PermanentError
+from fedhelp_core.facts import read_fact, write_fact
+from fedhelp_core.rounds import Commit
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the silos' scores came to."""
+
+    metrics: dict[str, float]
+    classes: list[str]
+    confusion: list[list[int]]
+    model_version: str
+
+
+def run(*, store: str, endpoint_url: str, run_id: str, report_file: str = "") -> Evaluated:
+    """Scores of all silos, the registered candidate's version, and the report on disk.
+
+    Raises:
+        JobFailed: a silo could not evaluate.
+        NotFound: the last round is not committed yet.
+    """
+    session = open_session(store, run_id, endpoint_url)
+    final = final_commit(session)
+    documents = evaluate_silos(session)
+    metrics = summary(documents)
+    version = register_candidate(session, final, documents, metrics)
+    write_fact(session.store, run_id, "candidate", {"version": version, "global_sha256": final.global_sha256, "metrics": metrics})
+    say(", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+    confusion = summed_confusion(documents, len(session.federation.task.classes))
+    if report_file:
+        from fedhelp_components.evaluation.report import write_report  # noqa: PLC0415 - matplotlib is imported for a report alone
+
+        write_report(session, Path(report_file))
+    return Evaluated(metrics, list(session.federation.task.classes), confusion, version)
+
+
+def final_commit(session: Session) -> Commit:
+    """The commit of the last round.
+
+    Raises:
+        NotFound: it is not there yet.
+    """
+    rounds = session.federation.algorithm.rounds
+    commit = session.run.commit(rounds)
+    if commit is None:
+        raise NotFound(f"run {session.run.run_id!r}: round {rounds} is not committed yet; let aggregation (or federation) finish first")
+    return commit
+
+
+def evaluate_silos(session: Session) -> dict[str, dict[str, Any]]:
+    """Every silo's evaluation, those that are there already not asked again."""
+    federation, run = session.federation, session.run
+    dispatcher = dispatcher_for(federation, run.run_id)
+    try:
+        failed = run_everywhere("evaluate", federation, run.run_id, dispatcher, say, lambda silo: run.evaluation(silo) is not None)
+        require_none_failed(failed, "evaluation")
+    finally:
+        dispatcher.close()
+    documents: dict[str, dict[str, Any]] = {}
+    for silo in federation.silo_names:
+        document = run.evaluation(silo)
+        if document is None or not document.get("models"):
+            raise PermanentError(f"silo {silo}: its evaluation holds no scores; look at its log")
+        documents[silo] = document
+    return documents
+
+
+def deployed_scores(document: dict[str, Any]) -> dict[str, float]:
+    """Scores of the model that the silo deploys: the first of its evaluation."""
+    name = "large" if "large" in document["models"] else "proxy"
+    scores: dict[str, float] = document["models"][name]["scores"]
+    return scores
+
+
+def summary(documents: dict[str, dict[str, Any]], metric: str = "balanced_accuracy") -> dict[str, float]:
+    """Each silo's score, the small silos' mean, the mean of all and the worst silo."""
+    scores = {silo: float(deployed_scores(document)[metric]) for silo, document in documents.items()}
+    small = [scores[silo] for silo, document in documents.items() if document["kind"] == "small"]
+    found = dict(scores)
+    if small:
+        found["small_silos_mean"] = sum(small) / len(small)
+    found["all_silos_mean"] = sum(scores.values()) / len(scores)
+    found["worst_silo"] = min(scores.values())
+    return found
+
+
+def summed_confusion(documents: dict[str, dict[str, Any]], classes: int) -> list[list[int]]:
+    """Counts (C, C) over all silos' test images, of the models that they deploy."""
+    total = [[0] * classes for _ in range(classes)]
+    for document in documents.values():
+        name = "large" if "large" in document["models"] else "proxy"
+        for i, row in enumerate(document["models"][name]["confusion"]):
+            for j, count in enumerate(row):
+                total[i][j] += int(count)
+    return total
+
+
+def distillation_sha256(session: Session) -> str:
+    """The distillation set of this run, or '' where its method uses none."""
+    try:
+        return str(read_fact(session.store, session.run.run_id, "distillation_set")["sha256"])
+    except NotFound:
+        return ""
+
+
+def main() -> None:
+    """Parse, evaluate, print."""
+    parser = run_parser("evaluation", __doc__)
+    parser.add_argument("--report", default="", help="where to write the HTML report")
+    arguments = parser.parse_args()
+    end("evaluation", lambda: say(json.dumps(run(
+        store=arguments.store, endpoint_url=arguments.endpoint_url, run_id=arguments.run, report_file=arguments.report).metrics)))
+
+
+if __name__ == "__main__":
+    main()

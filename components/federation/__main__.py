@@ -1,0 +1,42 @@
+"""All rounds in one process: every silo supervised, every round aggregated.
+
+    python -m fedhelp_components.federation --store URL --run RUN
+"""
+
+from __future__ import annotations
+
+from fedhelp_components.aggregation.__main__ import close_rounds
+from fedhelp_components.dispatch.supervisor import Supervisor, SupervisorThread
+from fedhelp_components.session import dispatcher_for, end, open_session, run_parser, say
+
+
+def run(*, store: str, endpoint_url: str, run_id: str, progress_file: str = "") -> str:
+    """sha256 of the final global model.
+
+    Raises:
+        QuorumLost: a round had fewer updates than min_silos.
+    """
+    session = open_session(store, run_id, endpoint_url)
+    dispatcher = dispatcher_for(session.federation, run_id)
+    supervisors = [Supervisor(silo, session.federation, session.run, dispatcher, say) for silo in session.federation.silos]
+
+    def look() -> None:
+        if thread.error is not None:
+            raise thread.error
+
+    thread = SupervisorThread(supervisors)
+    try:
+        with thread:
+            return close_rounds(session, progress_file=progress_file, look=look).global_sha256
+    finally:
+        dispatcher.close()
+
+
+def main() -> None:
+    """Parse, federate, print."""
+    arguments = run_parser("federation", __doc__).parse_args()
+    end("federation", lambda: say(run(store=arguments.store, endpoint_url=arguments.endpoint_url, run_id=arguments.run)))
+
+
+if __name__ == "__main__":
+    main()

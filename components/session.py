@@ -1,0 +1,81 @@
+"""What every hub-side component opens first: the store, the run and its frozen federation. Called by the `__main__`s."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from fedhelp_components.dispatch.process import ProcessDispatcher
+from fedhelp_components.dispatch.request import Dispatcher
+from fedhelp_components.entry import end_with_owner, exit_code_of
+from fedhelp_core.config import Federation, parse_federation
+from fedhelp_core.errors import ConfigError
+from fedhelp_core.rounds import Run
+from fedhelp_core.store import Store, open_store
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run that exists in a store."""
+
+    store: Store
+    run: Run
+    federation: Federation
+
+
+def open_session(store_url: str, run_id: str, endpoint_url: str = "") -> Session:
+    """The run `run_id` in the store.
+
+    Raises:
+        NotFound: check has not frozen this run's federation yet.
+    """
+    end_with_owner()
+    store = open_store(store_url, endpoint_url=endpoint_url or None)
+    run = Run(store, run_id)
+    return Session(store, run, parse_federation(yaml.safe_load(run.federation_yaml()), source=f"run {run_id}'s federation.yaml"))
+
+
+def dispatcher_for(federation: Federation, run_id: str) -> Dispatcher:
+    """The dispatcher of this federation's silos.
+
+    Raises:
+        ConfigError: a kind that this version cannot start.
+    """
+    kinds = {silo.dispatch.kind for silo in federation.silos}
+    if kinds != {"process"}:
+        raise ConfigError(f"dispatch.kind: this version starts silos as 'process' only, got {', '.join(sorted(kinds))}; see Known limits in README.md")
+    return ProcessDispatcher(federation, logs_folder(federation, run_id))
+
+
+def logs_folder(federation: Federation, run_id: str) -> Path:
+    """Where this machine keeps the workers' logs of a run: beside a local store, else in $FEDHELP_LOGS or the working folder."""
+    if "://" not in federation.store.url:
+        return Path(federation.store.url) / "logs" / run_id
+    return Path(os.environ.get("FEDHELP_LOGS", "fedhelp-logs")) / run_id
+
+
+def say(message: str) -> None:
+    """One line of progress for people."""
+    print(message, flush=True)
+
+
+def run_parser(component: str, description: str | None) -> argparse.ArgumentParser:
+    """The arguments that every component after check takes."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m fedhelp_components.{component}", description=(description or "").split("\n\n")[0],
+        epilog="Exit codes: 0 done; 10-19 permanent, 30-39 worth trying again (docs/exit-codes.md).")
+    parser.add_argument("--store", required=True, help="folder, file:///folder or s3://bucket/prefix")
+    parser.add_argument("--run", required=True, help="run id, as check made it")
+    parser.add_argument("--endpoint-url", default="", help="S3 endpoint other than AWS; credentials come from the environment")
+    return parser
+
+
+def end(component: str, function: Callable[[], object]) -> None:
+    """Run a component's `__main__`."""
+    sys.exit(exit_code_of(function, program=component))

@@ -1,0 +1,45 @@
+"""Supervise one silo's work for all rounds: start it, restart it after retryable ends, say why it was left out.
+
+    python -m fedhelp_components.silo_training --store URL --run RUN --silo NAME
+
+Runs beside `aggregation`; the two meet in the store.
+"""
+
+from __future__ import annotations
+
+from fedhelp_components.dispatch.supervisor import Supervisor, watch_one
+from fedhelp_components.session import dispatcher_for, end, open_session, run_parser, say
+from fedhelp_core.errors import ConfigError
+
+
+def run(*, store: str, endpoint_url: str, run_id: str, silo: str) -> str:
+    """'trained', or 'left out: ' and the reason: a silo that the quorum can do without does not fail the run.
+
+    Raises:
+        RunAborted: the run was ended for everyone.
+    """
+    session = open_session(store, run_id, endpoint_url)
+    entry = next((s for s in session.federation.silos if s.name == silo), None)
+    if entry is None:
+        raise ConfigError(f"silo {silo!r} is not in run {run_id!r}; its silos are {', '.join(session.federation.silo_names)}")
+    dispatcher = dispatcher_for(session.federation, run_id)
+    supervisor = Supervisor(entry, session.federation, session.run, dispatcher, say)
+    try:
+        watch_one(supervisor, session.run)
+    finally:
+        supervisor.stop()
+        dispatcher.close()
+    return f"left out: {supervisor.failure}" if supervisor.failure else "trained"
+
+
+def main() -> None:
+    """Parse, supervise, print."""
+    parser = run_parser("silo_training", __doc__)
+    parser.add_argument("--silo", required=True, help="the silo's name in federation.yaml")
+    arguments = parser.parse_args()
+    end("silo_training", lambda: say(run(
+        store=arguments.store, endpoint_url=arguments.endpoint_url, run_id=arguments.run, silo=arguments.silo)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""The kfp component `silo_training`: kfp and the standard library only."""
+
+from fedhelp_components.images import HUB_IMAGE
+from kfp import dsl
+
+
+@dsl.component(base_image=HUB_IMAGE, install_kfp_package=False)
+def silo_training(store: str, endpoint_url: str, run: str, silo: str) -> str:
+    """Keep one silo's training going until the last round is committed; it meets aggregation in the store.
+
+    Args:
+        store: Where the run's objects are.
+        endpoint_url: S3 endpoint other than AWS, or blank.
+        run: Run id.
+        silo: The silo's name.
+
+    Returns:
+        'trained', or 'left out: ' and the reason.
+    """
+    from fedhelp_components.silo_training.__main__ import run as train
+
+    return train(store=store, endpoint_url=endpoint_url, run_id=run, silo=silo)

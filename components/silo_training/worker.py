@@ -1,0 +1,58 @@
+"""The process that works inside a hospital: checks data, trains rounds, evaluates models.
+
+    python -m fedhelp_components.silo_training.worker train --run RUN --store URL --silo-config silo.yaml
+
+Started by a dispatcher: as a forked process, or as the container of a Job made from the hospital's own template. It prints
+one JSON object a line (round_started, progress, round_finished) and ends with an exit code of fedhelp_core.errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedhelp_components.entry import exit_code_of
+from fedhelp_core.config import load_silo
+from fedhelp_core.silo import open_silo
+from fedhelp_core.store import open_store
+
+
+def parser() -> argparse.ArgumentParser:
+    """The worker's command line."""
+    parser = argparse.ArgumentParser(
+        prog="fedhelp-worker", description="A silo's side of a federated run. Started by the hub's dispatcher, or by hand to look for a fault.")
+    parser.add_argument("action", choices=["check", "train", "evaluate"], help="check: decode and count the data; train: answer rounds; evaluate: score")
+    parser.add_argument("--run", required=True, help="run id")
+    parser.add_argument("--store", required=True, help="where the run's objects are: a folder, file:///folder or s3://bucket/prefix")
+    parser.add_argument("--endpoint-url", help="S3 endpoint other than AWS")
+    parser.add_argument("--silo-config", required=True, type=Path, help="this hospital's silo.yaml")
+    parser.add_argument("--round", type=int, help="train: answer this round only, then end (default: all rounds that are left)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, read, call, end."""
+    arguments = parser().parse_args(argv)
+    return exit_code_of(lambda: _work(arguments), program=f"fedhelp-worker {arguments.action}")
+
+
+def _work(arguments: argparse.Namespace) -> None:
+    store = open_store(arguments.store, endpoint_url=arguments.endpoint_url)
+    silo = open_silo(load_silo(arguments.silo_config), store, arguments.run, on_event=_print_event)
+    if arguments.action == "check":
+        _print_event({"event": "checked", **silo.check()})
+    elif arguments.action == "train":
+        silo.train(last_round=silo.federation.algorithm.rounds, only=arguments.round)
+    else:
+        _print_event({"event": "evaluated", **{k: v for k, v in silo.evaluate().items() if k != "models"}})
+
+
+def _print_event(event: dict[str, object]) -> None:
+    print(json.dumps(event), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
