@@ -1,0 +1,172 @@
+"""The report must survive whatever silos send, and say what is missing instead of failing."""
+
+from __future__ import annotations
+
+import html.parser
+import io
+import math
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fedhelp_core.charts import clean, nice_ticks, number, thinned
+from fedhelp_core.report import (
+    GateFacts,
+    PublicExample,
+    ReportFacts,
+    RoundReport,
+    SiloFacts,
+    SiloScores,
+    SoftLabelFacts,
+    render_report,
+    render_summary_table,
+)
+
+HOSTILE = "\"><script>alert('x')</script><img src=x onerror=y>\u202e\x1b[31m"
+
+
+def minimal(**changes: object) -> ReportFacts:
+    start: dict[str, object] = {
+        "run_id": "run-1", "federation": "demo", "method": "fedhelp", "normalisation": "silo",
+        "silos": (
+            SiloFacts(name="a", kind="large", training_samples=1200), SiloFacts(name="b", kind="small"), SiloFacts(name="c", kind="small")),
+    }
+    return ReportFacts(**(start | changes))  # type: ignore[arg-type]
+
+
+def scored(**values: float) -> dict[str, SiloScores]:
+    return {silo: SiloScores(models={"proxy": {"balanced_accuracy": value}}) for silo, value in values.items()}
+
+
+class _Tags(html.parser.HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def full() -> ReportFacts:
+    losses = {"a": {"proxy_loss": 1.5, "large_loss": 1.2}, "b": {"private_loss": 2.0, "public_loss": 0.7}}
+    rounds = (
+        RoundReport(
+            number=1, participants=("a", "b"), absent={"c": HOSTILE}, losses=losses, bytes_up=2_000_000, bytes_down=3_000_000, seconds=2.5),
+        RoundReport(number=2, participants=("a",), refused={"b": HOSTILE}, losses={"a": {"proxy_loss": math.nan}}, seconds=3.0),
+    )
+    scores = {
+        "a": SiloScores(
+            models={"large": {"balanced_accuracy": 0.8, "auroc": 0.9}, "proxy": {"balanced_accuracy": 0.7}}, confusion=((5, 1), (0, 4))),
+        "b": SiloScores(models={"proxy": {"balanced_accuracy": math.nan}}), "c": SiloScores(models={"proxy": {"balanced_accuracy": 0.6}}),
+    }
+    example = PublicExample(image_HWC=np.zeros((16, 16, 3), dtype=np.uint8), favourites=((HOSTILE, 0.8), ("two", 0.1)))
+    soft = SoftLabelFacts(
+        sha256="ab" * 32, images=3, classes=10, teachers=("t",), requests=0, entropies=(0.1, 0.2, math.nan), examples=(example,))
+    return minimal(
+        rounds=rounds, scores=scores, soft_labels=soft, planned_rounds=2, classes=("x", HOSTILE), parameters={"rounds": 2, "name": HOSTILE},
+        final_sha256="cd" * 32, lineage={"config digest": "ef"}, tracking={"model version": HOSTILE},
+        gate=GateFacts(decision="kept", reasons=(HOSTILE,)), finished_at="2026-01-02T03:04:05Z")
+
+
+def test_text_from_silos_never_becomes_markup() -> None:
+    page = render_report(full())
+    tags = _Tags(page).tags
+    assert all(tag != "script" for tag, _ in tags)
+    assert all(attributes.get("src", "").startswith("data:image/png;base64,") for tag, attributes in tags if tag == "img")  # type: ignore[union-attr]
+    assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
+    assert "&lt;script&gt;" in page
+    assert "\u202e" not in page and "\x1b" not in page
+
+
+def test_page_loads_nothing_from_elsewhere() -> None:
+    page = render_report(full())
+    assert not re.search(r"https?:|url\(|@import|<link|srcset", page)
+
+
+def test_page_shows_scores_missing_values_and_the_gate() -> None:
+    page = render_report(full())
+    assert "0.800" in page and "0.700" in page  # the large silo's deployed model, and its proxy
+    assert "–" in page  # the NaN score
+    assert "kept" in page
+    assert "finished" in page
+    assert "cd" * 32 in page and "ab" * 32 in page
+
+
+def test_a_run_that_just_started_still_gives_a_page() -> None:
+    page = render_report(minimal())
+    assert "not evaluated" in page
+    assert "No silo has been evaluated" in page
+    assert "No round was closed" in page
+
+
+def test_an_aborted_run_says_why() -> None:
+    assert "quorum lost" in render_report(minimal(aborted="quorum lost in round 3"))
+
+
+def test_one_silo_alone_is_fine() -> None:
+    alone = minimal(silos=(SiloFacts(name="a", kind="small"),), scores=scored(a=0.5), rounds=(RoundReport(number=1, participants=("a",)),))
+    page = render_report(alone)
+    assert "0.500" in page
+    assert "Every silo answered every round" in page
+
+
+def test_hundreds_of_silos_and_rounds_stay_small() -> None:
+    names = [f"silo-{i}" for i in range(400)]
+    losses = {name: {"private_loss": 1.0} for name in names}
+    rounds = tuple(
+        RoundReport(number=r, participants=tuple(names[1:]), absent={"silo-0": "x" * 100_000}, losses=losses) for r in range(1, 301))
+    facts = minimal(silos=tuple(SiloFacts(name=n, kind="small") for n in names), rounds=rounds, scores=scored(**dict.fromkeys(names, 0.5)))
+    assert len(render_report(facts).encode()) < 2**20
+
+
+def test_page_leaves_out_heavy_sections_when_it_would_be_too_large() -> None:
+    facts = full()
+    whole = len(render_report(facts).encode())
+    page = render_report(facts, max_bytes=whole - 100)
+    assert len(page.encode()) < whole
+    assert "Some sections were left out" in page
+    assert "Some public images" not in page
+
+
+def test_means_leave_out_silos_without_a_score() -> None:
+    facts = minimal(scores=scored(a=0.9, b=math.nan, c=0.4))
+    assert facts.small_silos_mean() == pytest.approx(0.4)
+    assert facts.large_silos_mean() == pytest.approx(0.9)
+    assert facts.all_silos_mean() == pytest.approx(0.65)
+    assert facts.worst_silo() == ("c", 0.4)
+
+
+def test_terminal_table_prints_brackets_as_text() -> None:
+    facts = minimal(silos=(SiloFacts(name="[red]a[/red]", kind="small"),), scores=scored(**{"[red]a[/red]": 0.25}))
+    out = io.StringIO()
+    Console(file=out, width=120).print(render_summary_table(facts))
+    assert "[red]a[/red]" in out.getvalue()
+    assert "0.250" in out.getvalue()
+    assert "worst silo" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"), [(0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]), (0.0, 7.0, [0, 2, 4, 6, 8]), (3.0, 3.0, None)])
+def test_ticks_are_round_and_enclose_the_data(low: float, high: float, ticks: list[float] | None) -> None:
+    found = nice_ticks(low, high)
+    assert found[0] <= low and found[-1] >= high
+    assert ticks is None or found == ticks
+
+
+def test_thinning_keeps_both_ends_and_drops_what_is_not_finite() -> None:
+    points = [(float(i), math.nan if i == 5 else float(i)) for i in range(1000)]
+    kept = thinned(points, 100)
+    assert len(kept) == 100
+    assert kept[0] == (0.0, 0.0) and kept[-1] == (999.0, 999.0)
+
+
+def test_clean_shortens_before_it_escapes() -> None:
+    assert clean("<" * 10, 4) == "&lt;&lt;&lt;…"
+    assert clean("a\udcffb") == "a\N{REPLACEMENT CHARACTER}b"
+
+
+def test_number_shows_a_dash_for_what_is_not_a_number() -> None:
+    assert [number(v) for v in (0.71249, None, math.nan, math.inf)] == ["0.712", "–", "–", "–"]
