@@ -5,17 +5,39 @@ Called by the `__main__` of each component, by the silo worker and by the comman
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from fedhelp_core.errors import FedHelpError
+
+
+FAILURE_VARIABLE = "FEDHELP_FAILURE_FILE"
+
+
+@contextmanager
+def task(component: str) -> Iterator[None]:
+    """Around a kfp component's body: an error of ours ends the process with its sentence and exit code, not a traceback.
+
+    Where $FEDHELP_FAILURE_FILE is set (by `fedhelp run`), the error is left there too, for whoever started the pipeline.
+    """
+    end_with_owner()
+    try:
+        yield
+    except FedHelpError as e:
+        failure_file = os.environ.get(FAILURE_VARIABLE, "")
+        if failure_file:
+            Path(failure_file).write_text(json.dumps({"component": component, "exit_code": e.exit_code, "message": str(e)}), encoding="utf-8")
+        _explain(e, component)
+        sys.exit(e.exit_code)
 
 
 def exit_code_of(function: Callable[[], object], *, program: str) -> int:
@@ -24,13 +46,17 @@ def exit_code_of(function: Callable[[], object], *, program: str) -> int:
     try:
         function()
     except FedHelpError as e:
-        for line in str(e).splitlines():
-            print(f"{program}: error: {line}", file=sys.stderr, flush=True)
+        _explain(e, program)
         return e.exit_code
     except KeyboardInterrupt:
         print(f"{program}: stopped; the same command goes on where it was", file=sys.stderr, flush=True)
         return 130
     return 0
+
+
+def _explain(error: FedHelpError, program: str) -> None:
+    for line in str(error).splitlines():
+        print(f"{program}: error: {line}", file=sys.stderr, flush=True)
 
 
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -13,7 +13,7 @@ import yaml
 
 from fedhelp_components.dispatch.process import ProcessDispatcher
 from fedhelp_components.dispatch.request import Dispatcher
-from fedhelp_components.entry import end_with_owner, exit_code_of
+from fedhelp_components.entry import exit_code_of
 from fedhelp_core.config import Federation, parse_federation
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.rounds import Run
@@ -35,7 +35,6 @@ def open_session(store_url: str, run_id: str, endpoint_url: str = "") -> Session
     Raises:
         NotFound: check has not frozen this run's federation yet.
     """
-    end_with_owner()
     store = open_store(store_url, endpoint_url=endpoint_url or None)
     run = Run(store, run_id)
     return Session(store, run, parse_federation(yaml.safe_load(run.federation_yaml()), source=f"run {run_id}'s federation.yaml"))

@@ -19,7 +19,6 @@ from typing import Any
 
 from fedhelp_components.check.form import FIELDS
 from fedhelp_components.dispatch.supervisor import require_none_failed, run_everywhere
-from fedhelp_components.entry import end_with_owner
 from fedhelp_components.session import dispatcher_for, end, say
 from fedhelp_core.config import Federation, load_federation
 from fedhelp_core.errors import ConfigError, FedHelpError, PermanentError
@@ -49,7 +48,6 @@ def run(*, federation: str, run_id: str, settings: Mapping[str, Any]) -> Checked
         JobFailed: a silo found its data wrong (every silo listed).
         RunConflict: `run_id` belongs to another config.
     """
-    end_with_owner()
     config = read_federation(federation)
     if settings:
         config = config.override(**settings)

@@ -51,14 +51,16 @@ def check(
         Where the run's objects are, its id, and its silos.
     """
     from fedhelp_components.check.__main__ import run_form
+    from fedhelp_components.entry import task
 
-    checked = run_form(
-        federation, run_id or job_id,
-        {
-            "method": method, "normalisation": normalisation, "rounds": rounds, "local_epochs": local_epochs,
-            "batch_size": batch_size, "learning_rate": learning_rate, "temperature": temperature,
-            "distillation_weight": distillation_weight, "rank_weight": rank_weight, "weighting": weighting, "seed": seed,
-            "min_silos": min_silos, "round_deadline": round_deadline, "promotion_mode": promotion_mode,
-        },
-    )
-    return (checked.store, checked.endpoint_url, checked.run, checked.silos)  # type: ignore[return-value]
+    with task("check"):
+        checked = run_form(
+            federation, run_id or job_id,
+            {
+                "method": method, "normalisation": normalisation, "rounds": rounds, "local_epochs": local_epochs,
+                "batch_size": batch_size, "learning_rate": learning_rate, "temperature": temperature,
+                "distillation_weight": distillation_weight, "rank_weight": rank_weight, "weighting": weighting, "seed": seed,
+                "min_silos": min_silos, "round_deadline": round_deadline, "promotion_mode": promotion_mode,
+            },
+        )
+        return (checked.store, checked.endpoint_url, checked.run, checked.silos)  # type: ignore[return-value]

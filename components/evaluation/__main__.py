@@ -114,12 +114,6 @@ def summed_confusion(documents: dict[str, dict[str, Any]], classes: int) -> list
     return total
 
 
-def distillation_sha256(session: Session) -> str:
-    """The distillation set of this run, or '' where its method uses none."""
-    try:
-        return str(read_fact(session.store, session.run.run_id, "distillation_set")["sha256"])
-    except NotFound:
-        return ""
 
 
 def main() -> None:

@@ -28,10 +28,12 @@ def evaluation(
     Returns:
         Version of the registered model.
     """
+    from fedhelp_components.entry import task
     from fedhelp_components.evaluation.__main__ import run as evaluate
 
-    done = evaluate(store=store, endpoint_url=endpoint_url, run_id=run, report_file=report.path)
-    for name, value in done.metrics.items():
-        metrics.log_metric(name, value)
-    confusion.log_confusion_matrix(done.classes, done.confusion)
-    return done.model_version
+    with task("evaluation"):
+        done = evaluate(store=store, endpoint_url=endpoint_url, run_id=run, report_file=report.path)
+        for name, value in done.metrics.items():
+            metrics.log_metric(name, value)
+        confusion.log_confusion_matrix(done.classes, done.confusion)
+        return done.model_version

@@ -1,0 +1,37 @@
+"""`fedhelp check`: everything that check finds, without starting a run. Called by cli.py.
+
+The silos' answers go to a throw-away store, so that no run id is taken.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedhelp_components.check.__main__ import check_silos, static_problems
+from fedhelp_core.config import load_federation
+from fedhelp_core.errors import ConfigError
+from fedhelp_core.rounds import Run
+from fedhelp_core.store import open_store
+
+
+def check_and_print(path: Path, changes: Mapping[str, Any]) -> None:
+    """Check the federation at `path` with `changes`.
+
+    Raises:
+        ConfigError: the file is wrong (every problem listed).
+        JobFailed: a silo found its data wrong (every silo listed).
+    """
+    federation = load_federation(path).override(**changes)
+    problems = static_problems(federation)
+    if problems:
+        raise ConfigError(problems)
+    with tempfile.TemporaryDirectory(prefix="fedhelp-check-") as folder:
+        local = federation.override(**{"store.url": folder, "store.endpoint_url": None})
+        store = open_store(folder)
+        run = Run(store, "check")
+        run.freeze(local.to_yaml())
+        check_silos(local, store, run)
+    print(f"{path}: everything is in order; start it with: fedhelp run {path}")

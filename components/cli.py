@@ -1,0 +1,231 @@
+"""The `fedhelp` command: run, simulate, compile, submit, check, promote, rollback.
+
+Only click and the standard library are imported here; each command imports what it needs when it is called, so that
+`fedhelp --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from fedhelp_core.config import Federation
+
+_EXIT_CODES = """
+\b
+Exit codes
+  0      done
+  2      the command line itself is wrong
+  10-19  something has to be changed first (10 config, 11 data, 12 weights, 13 run id in use, 14 access,
+         15 teacher, 16 run aborted, 17 too few silos, 18 not found, 19 a silo's work failed)
+  30-39  the same command may work later (30 store, 31 teacher, 32 disk full, 33 silo busy)
+  130    stopped with Ctrl-C; the same command goes on where it was
+"""
+
+_F = TypeVar("_F", bound=Callable[..., None])
+
+
+def _explained(function: _F) -> _F:
+    """A FedHelpError ends the command with its sentences and its exit code."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        from fedhelp_components.entry import exit_code_of
+
+        name = f"fedhelp {click.get_current_context().info_name}"
+        sys.exit(exit_code_of(lambda: function(*args, **kwargs), program=name))
+
+    return wrapper  # type: ignore[return-value]
+
+
+@click.group(epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="fedhelp")
+def main() -> None:
+    """Federated learning for hospitals, small and large, after FedHelp (arXiv 2412.19654).
+
+    Start with `fedhelp run --demo demo`: six drawn hospitals, the whole pipeline on this machine, a report at the end.
+    """
+
+
+_SET_HELP = "Replace a field of the file, e.g. --set algorithm.rounds=3 (repeatable)."
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("federation", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--demo", type=click.Path(file_okay=False, path_type=Path),
+              help="Make (once) and use the demo's input in this folder instead of a FEDERATION file.")
+@click.option("--run-id", help="Name of the run; default: the federation's name and a hash of its config, so that the same command resumes.")
+@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
+@click.option("--dry-run", is_flag=True, help="Check the file, print what would run, and stop.")
+@_explained
+def run(federation: Path | None, demo: Path | None, run_id: str | None, changes: tuple[str, ...], dry_run: bool) -> None:
+    """Run pipeline fedhelp-compact on this machine, through kfp's local runner.
+
+    FEDERATION is a federation.yaml whose silos are dispatched as `process` (examples/ has one). Whatever kills the run, the
+    same command again goes on after the last finished round and ends with the same model.
+    """
+    from fedhelp_components.local_run import run_locally
+
+    run_locally(_file_or_demo(federation, demo), run_id=run_id, changes=_changes(changes), dry_run=dry_run)
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("federation", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--demo", type=click.Path(file_okay=False, path_type=Path), help="Make (once) and use the demo's input in this folder.")
+@click.option("--methods", default="local,fedavg,fedprox,fedhelp,fedhelp-no-api,fedhelp-no-rank,fedhelp-symmetric,fedhelp-one-way",
+              show_default=True, help="Compared methods, comma-separated.")
+@click.option("--seeds", default="1,2,3,4,5", show_default=True, help="Seeds, comma-separated.")
+@click.option("--normalisation", "normalisations", default="shared,silo", show_default=True, help="Where batch norms live, comma-separated.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes; each cell of the study runs in one.")
+@click.option("--evaluate-every", default=3, show_default=True, type=click.IntRange(0), help="Rounds between scores for the curves; 0: only at the end.")
+@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("study"), show_default=True, help="Folder of table, figure, CSV and cells.")
+@click.option("--dry-run", is_flag=True, help="Print the cells that would be computed, and stop.")
+@_explained
+def simulate(
+    federation: Path | None, demo: Path | None, methods: str, seeds: str, normalisations: str, workers: int, evaluate_every: int,
+    changes: tuple[str, ...], out: Path, dry_run: bool,
+) -> None:
+    """Compare methods over seeds in this process alone: a table, and a figure like the paper's Figure 1.
+
+    Finished cells are kept under OUT, so an interrupted study goes on, and a wider one computes only what is new.
+    """
+    from fedhelp_components.simulate_command import simulate_and_print
+
+    simulate_and_print(
+        _overridden(_file_or_demo(federation, demo), changes), methods=_list(methods), seeds=_seeds(seeds), normalisations=_list(normalisations),
+        workers=workers, evaluate_every=evaluate_every, out=out, dry_run=dry_run)
+
+
+@main.command("compile", epilog=_EXIT_CODES)
+@click.option("--pipeline", type=click.Choice(["fedhelp", "fedhelp-compact"]), default="fedhelp", show_default=True)
+@click.option("--federation", type=click.Path(dir_okay=False, path_type=Path), help="Bake this file's settings in as the form's defaults.")
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the YAML; default: <pipeline>.yaml")
+@_explained
+def compile_(pipeline: str, federation: Path | None, output: Path | None) -> None:
+    """Write a pipeline as YAML for the Kubeflow UI or API."""
+    from fedhelp_components.local_run import form_of
+    from fedhelp_core.config import load_federation
+    from fedhelp_pipelines.compile import compiled
+
+    text = compiled(pipeline, form_of(load_federation(federation)) if federation else None)
+    path = output or Path(f"{pipeline}.yaml")
+    path.write_text(text, encoding="utf-8")
+    click.echo(f"{path}: upload it in the Kubeflow UI under Pipelines, or start it with: fedhelp submit --pipeline {pipeline} ...")
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("federation")
+@click.option("--endpoint", required=True, envvar="KF_PIPELINES_ENDPOINT", help="Kubeflow Pipelines API, e.g. http://localhost:8888.")
+@click.option("--pipeline", type=click.Choice(["fedhelp", "fedhelp-compact"]), default="fedhelp", show_default=True)
+@click.option("--experiment", default="fedhelp", show_default=True, help="Kubeflow experiment.")
+@click.option("--namespace", help="Namespace (profile) of the experiment, where Kubeflow is multi-user.")
+@click.option("--run-id", default="", help="Name of the run; blank: the job's id.")
+@click.option("--set", "settings", multiple=True, metavar="PARAMETER=VALUE", help="A parameter of the form, e.g. --set rounds=10 (repeatable).")
+@click.option("--wait/--no-wait", default=False, help="Wait until the run has ended.")
+@click.option("--dry-run", is_flag=True, help="Print the request instead of sending it.")
+@_explained
+def submit(
+    federation: str, endpoint: str, pipeline: str, experiment: str, namespace: str | None, run_id: str, settings: tuple[str, ...],
+    wait: bool, dry_run: bool,
+) -> None:
+    """Start a pipeline on a Kubeflow endpoint. FEDERATION is the path or s3:// URL that the cluster sees."""
+    from fedhelp_components.submit_command import submit_to_kubeflow
+
+    submit_to_kubeflow(
+        federation, endpoint=endpoint, pipeline=pipeline, experiment=experiment, namespace=namespace, run_id=run_id,
+        settings=_pairs(settings), wait=wait, dry_run=dry_run)
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
+@_explained
+def check(federation: Path, changes: tuple[str, ...]) -> None:
+    """Check a federation's file, store, public images, and every silo's data; list everything wrong at once. Starts nothing."""
+    from fedhelp_components.check_command import check_and_print
+
+    check_and_print(federation, _changes(changes))
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--version", "version", help="Version of the registered model; default: the candidate.")
+@_explained
+def promote(federation: Path, version: str | None) -> None:
+    """Make a model version the champion, whatever the gate said; the champion before it is remembered."""
+    from fedhelp_core.config import load_federation
+    from fedhelp_core.tracking import Registry
+
+    config = load_federation(federation)
+    name = config.tracking.registered_model or config.name
+    click.echo(f"{name}: champion is now version {Registry.for_federation(config).promote(name, version)}")
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
+@_explained
+def rollback(federation: Path) -> None:
+    """Give the alias `champion` back to the version that had it before."""
+    from fedhelp_core.config import load_federation
+    from fedhelp_core.tracking import Registry
+
+    config = load_federation(federation)
+    name = config.tracking.registered_model or config.name
+    click.echo(f"{name}: champion is again version {Registry.for_federation(config).rollback(name)}")
+
+
+def _file_or_demo(federation: Path | None, demo: Path | None) -> Path:
+    if (federation is None) == (demo is None):
+        raise click.UsageError("give either a FEDERATION file or --demo FOLDER")
+    if federation is not None:
+        return federation
+    from fedhelp_components.local_run import prepared_demo
+
+    assert demo is not None
+    return prepared_demo(demo)
+
+
+def _overridden(path: Path, changes: tuple[str, ...]) -> Federation:
+    from fedhelp_core.config import load_federation
+
+    return load_federation(path).override(**_changes(changes))
+
+
+def _pairs(settings: tuple[str, ...]) -> dict[str, Any]:
+    """'a=1' -> {'a': 1}; values are JSON where they parse as such, else text."""
+    pairs: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {setting}: FIELD=VALUE expected, e.g. algorithm.rounds=3")
+        try:
+            pairs[name] = json.loads(value)
+        except ValueError:
+            pairs[name] = value
+    return pairs
+
+
+_changes = _pairs
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in _list(text)]
+    except ValueError:
+        raise click.UsageError(f"--seeds {text}: whole numbers expected, e.g. 1,2,3") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The global model as a loadable PyTorch module, logged to MLflow and registered as a candidate. Called by evaluation.
+
+Needs PyTorch (the silo image). What the version says of itself is in its tags: how it was made and from what.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedhelp_components.images import VERSION
+from fedhelp_components.session import Session
+from fedhelp_core.algorithm.batches import to_input
+from fedhelp_core.algorithm.inference import recompute_normalisation
+from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, proxy_with
+from fedhelp_core.errors import NotFound
+from fedhelp_core.facts import read_fact
+from fedhelp_core.rounds import Commit
+from fedhelp_core.softlabels.distillation_set import load_distillation_set
+from fedhelp_core.tracking import Tracker
+
+
+class ImageClassifier(nn.Module):
+    """What is registered: pixels in, class probabilities out, so that a user needs to know nothing of our scaling."""
+
+    def __init__(self, proxy: nn.Module) -> None:
+        super().__init__()
+        self.proxy = proxy
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Images (B, 3, H, W), values 0..255 -> class probabilities (B, C) float32."""
+        probabilities: Tensor = self.proxy(to_input(images_BCHW, images_BCHW.device)).softmax(dim=-1)
+        return probabilities
+
+
+def register_candidate(session: Session, final: Commit, documents: dict[str, dict[str, Any]], metrics: dict[str, float]) -> str:
+    """Log the global model and register it with alias `candidate`; the version. Doing it again finds the same version."""
+    federation = session.federation
+    module, statistics = build_classifier(session, final)
+    size = federation.task.image_size
+    tracker = Tracker.for_run(federation, session.run.run_id)
+    tracker.log_final(metrics)
+    return tracker.log_and_register_model(
+        module, torch.zeros((1, 3, size, size), dtype=torch.float32),
+        name=federation.tracking.registered_model or federation.name,
+        tags={
+            "fedhelp.run": session.run.run_id,
+            "fedhelp.rounds": str(final.round),
+            "fedhelp.method": federation.algorithm.method,
+            "fedhelp.normalisation": federation.algorithm.normalisation,
+            "fedhelp.normalisation_statistics": statistics,
+            "fedhelp.global_sha256": final.global_sha256,
+            "fedhelp.config_sha256": federation.digest(),
+            "fedhelp.distillation_set_sha256": _distillation_sha256(session),
+            "fedhelp.code_version": VERSION,
+            "fedhelp.participants": ",".join(final.participants),
+            "fedhelp.scores": json.dumps(silo_scores(documents), sort_keys=True),
+        })
+
+
+def silo_scores(documents: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What the gate compares: silo -> score of its deployed model, kind, and which test images it is from."""
+    return {
+        silo: {
+            "balanced_accuracy": document["models"]["large" if "large" in document["models"] else "proxy"]["scores"]["balanced_accuracy"],
+            "kind": document["kind"], "test_sha256": document["test_sha256"],
+        }
+        for silo, document in documents.items()
+    }
+
+
+def build_classifier(session: Session, final: Commit) -> tuple[ImageClassifier, str]:
+    """The final model, and how its batch-norm statistics were made: 'averaged', 'public-images' or 'none'."""
+    federation = session.federation
+    settings = UpdateSettings(
+        algorithm=federation.algorithm, classes=len(federation.task.classes), seed=federation.runtime.seed, silo="hub", kind="small")
+    weights = session.run.global_weights(final, max_bytes=federation.protocol.max_update_bytes)
+    proxy = proxy_with(weights, SiloState.empty(), settings).eval()
+    statistics = "averaged"
+    if federation.algorithm.normalisation == "silo":
+        statistics = "none"
+        sha256 = _distillation_sha256(session)
+        if sha256:
+            public = load_distillation_set(session.store, sha256, _cache(session))
+            recompute_normalisation(proxy, public.images_NCHW, torch.device("cpu"))
+            statistics = "public-images"
+    return ImageClassifier(proxy).eval(), statistics
+
+
+def _distillation_sha256(session: Session) -> str:
+    try:
+        return str(read_fact(session.store, session.run.run_id, "distillation_set")["sha256"])
+    except NotFound:
+        return ""
+
+
+def _cache(session: Session) -> Path | None:
+    return None if "://" in session.federation.store.url else Path(session.federation.store.url) / "cache"

@@ -1,0 +1,218 @@
+"""`fedhelp run`: the whole pipeline on this machine, with progress, a table at the end and the commands to look further.
+
+Called by cli.py. kfp's own log goes to a file beside the store; people see rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedhelp_components.check.form import FIELDS
+from fedhelp_components.dispatch.process import ZYGOTE_VARIABLE, ZygoteProcess
+from fedhelp_components.entry import FAILURE_VARIABLE, OWNER_VARIABLE, owner_mark
+from fedhelp_core.config import Federation, load_federation
+from fedhelp_core.errors import FedHelpError, JobFailed, PermanentError
+from fedhelp_core.facts import read_fact
+from fedhelp_core.rounds import Run
+from fedhelp_core.store import Store, open_store
+
+console = Console(stderr=True)
+_LOOK = 0.25  # seconds between looks at the store for the progress bar
+
+
+def prepared_demo(folder: Path) -> Path:
+    """The demo's federation.yaml, its input made first where it is not there yet."""
+    from fedhelp_core.demo import prepare_demo  # noqa: PLC0415 - PyTorch is imported for a fresh demo alone
+
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=False) as progress:
+        task = progress.add_task("demo input")
+        paths = prepare_demo(folder.resolve(), progress=lambda what: progress.update(task, description=f"demo input: {what}"))
+        progress.update(task, description=f"demo input: ready in {folder}")
+    return paths.federation
+
+
+def form_of(federation: Federation) -> dict[str, Any]:
+    """The pipeline form's parameters as this federation's file sets them."""
+    document = federation.model_dump(mode="json")
+    form: dict[str, Any] = {}
+    for parameter, dotted in FIELDS.items():
+        value: Any = document
+        for key in dotted.split("."):
+            value = value[key]
+        form[parameter] = value
+    return form
+
+
+def default_run_id(federation: Federation) -> str:
+    """Name and hash of the config: the same config again means the same run."""
+    return f"{federation.name}-{federation.digest()[:8]}"
+
+
+def run_locally(path: Path, *, run_id: str | None, changes: Mapping[str, Any], dry_run: bool) -> None:
+    """Run fedhelp-compact for the federation at `path`, with `changes` to it.
+
+    Raises:
+        FedHelpError: as the component that failed said it.
+    """
+    federation = load_federation(path).override(**changes)
+    name = run_id or default_run_id(federation)
+    if dry_run:
+        _print_plan(federation, name)
+        return
+    with tempfile.TemporaryDirectory(prefix="fedhelp-run-") as scratch:
+        frozen = Path(scratch) / "federation.yaml"
+        frozen.write_text(federation.to_yaml(), encoding="utf-8")
+        _run_pipeline(federation, name, frozen, Path(scratch) / "failure.json")
+    _print_result(path, federation, name)
+
+
+def _print_plan(federation: Federation, run_id: str) -> None:
+    console.print(f"run {run_id}: check -> soft_label_prefetch -> federation ({federation.algorithm.rounds} rounds, "
+                  f"{len(federation.silos)} silos, method {federation.algorithm.method}) -> evaluation -> promotion")
+    print(federation.to_yaml(), end="")
+
+
+def _run_pipeline(federation: Federation, run_id: str, frozen: Path, failure: Path) -> None:
+    folder = work_folder(federation, run_id)
+    log_path = folder / "pipeline.log"
+    zygote = ZygoteProcess()
+    os.environ.update({ZYGOTE_VARIABLE: zygote.path, OWNER_VARIABLE: owner_mark(os.getpid()), FAILURE_VARIABLE: str(failure)})
+    try:
+        with log_path.open("a", encoding="utf-8") as log, RunProgress(federation, run_id), _output_to(log):
+            from fedhelp_pipelines.local import run_compact  # noqa: PLC0415 - kfp takes 1.6 s to import: after the zygote has begun
+
+            run_compact({"federation": str(frozen), "run_id": run_id, **form_of(federation)}, folder / "artifacts")
+    except RuntimeError as e:
+        raise _failure(failure, log_path) from e
+    finally:
+        zygote.close()
+
+
+def _failure(failure: Path, log: Path) -> FedHelpError:
+    """What the failed component said, as its own error class."""
+    if not failure.exists():
+        tail = "\n".join(line for line in log.read_text(encoding="utf-8").splitlines()[-15:] if line.strip())
+        return JobFailed(f"the pipeline failed; the end of {log}:\n{tail}")
+    said = json.loads(failure.read_text(encoding="utf-8"))
+    error = PermanentError(f"{said['message']}\n(component {said['component']}; everything it printed is in {log})")
+    error.exit_code = int(said["exit_code"])
+    return error
+
+
+@contextlib.contextmanager
+def _output_to(log: Any) -> Any:
+    """kfp prints every line of every task: that goes to the log."""
+    with contextlib.redirect_stdout(log):
+        yield
+
+
+def work_folder(federation: Federation, run_id: str) -> Path:
+    """Where this machine keeps logs and kfp's artifacts of a run."""
+    if "://" in federation.store.url:
+        folder = Path("fedhelp-runs") / run_id
+    else:
+        folder = Path(federation.store.url) / "local" / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class RunProgress:
+    """A progress bar fed from the store: the phase, then rounds. Lines instead of a bar where nobody watches a terminal."""
+
+    def __init__(self, federation: Federation, run_id: str) -> None:
+        self._federation = federation
+        self._run_id = run_id
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True, name="progress")
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+            console=console, disable=not console.is_terminal)
+        self._task: TaskID = self._progress.add_task("check", total=federation.algorithm.rounds)
+        self._said: set[str] = set()
+        self._started = time.monotonic()
+
+    def __enter__(self) -> RunProgress:
+        self._progress.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._progress.stop()
+
+    def _loop(self) -> None:
+        store = open_store(self._federation.store.url, endpoint_url=self._federation.store.endpoint_url)
+        run = Run(store, self._run_id)
+        last_round = 0
+        while not self._stop.wait(_LOOK):
+            with contextlib.suppress(FedHelpError):
+                last_round = self._look(store, run, last_round)
+
+    def _look(self, store: Store, run: Run, last_round: int) -> int:
+        commit = run.latest_commit()
+        done = commit.round if commit is not None else 0
+        rounds = self._federation.algorithm.rounds
+        if done == rounds:
+            phase = "evaluation and promotion"
+        elif done or store.size(f"runs/{self._run_id}/distillation_set.json") is not None:
+            phase = "federation: rounds"
+        elif store.size(f"runs/{self._run_id}/kinds.json") is not None:
+            phase = "soft labels from the teacher"
+        else:
+            phase = "check: every silo looks at its data"
+        self._progress.update(self._task, description=phase, completed=done)
+        self._say_once(phase)
+        if commit is not None and done > last_round and not console.is_terminal:
+            from fedhelp_components.aggregation.__main__ import mean_loss  # noqa: PLC0415
+
+            self._say_once(f"round {done} of {rounds}: {len(commit.participants)} silos, mean loss {mean_loss(commit):.3f}")
+        return done
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said and not console.is_terminal:
+            self._said.add(line)
+            console.print(f"[{time.monotonic() - self._started:5.1f} s] {line}", highlight=False, markup=False)
+
+
+def _print_result(path: Path, federation: Federation, run_id: str) -> None:
+    from fedhelp_components.evaluation.report import facts_of_run, summary_table  # noqa: PLC0415
+
+    store = open_store(federation.store.url, endpoint_url=federation.store.endpoint_url)
+    out = Console()
+    out.print(summary_table(facts_of_run(store, run_id, federation)))
+    candidate = read_fact(store, run_id, "candidate")
+    out.print(f"final model sha256 {candidate['global_sha256']}", highlight=False, soft_wrap=True)
+    out.print(read_fact(store, run_id, "promotion")["decision"], highlight=False, soft_wrap=True)
+    report = store.fetch(f"runs/{run_id}/report.html")
+    print(f"\nReport     {report}")
+    print(f"Log        {work_folder(federation, run_id) / 'pipeline.log'}")
+    print(f"MLflow     {_command()}mlflow ui --backend-store-uri {tracking_uri_of(federation)}")
+    print(f"Roll back  {_command()}fedhelp rollback {path}")
+
+
+def tracking_uri_of(federation: Federation) -> str:
+    """Where MLflow keeps this federation's runs."""
+    from fedhelp_core.tracking import tracking_uri  # noqa: PLC0415
+
+    return tracking_uri(federation)
+
+
+def _command() -> str:
+    """What to type before a command of this installation: nothing when it is on PATH."""
+    inside = Path(sys.executable).parent
+    return "" if str(inside) in os.environ.get("PATH", "").split(os.pathsep)[1:] and "VIRTUAL_ENV" in os.environ else f"{inside}{os.sep}"
+
+

@@ -1,0 +1,49 @@
+"""Compare the candidate with the champion on the silos' own test images; promote it if the gate lets it through.
+
+    python -m fedhelp_components.promotion --store URL --run RUN --model-version 3
+"""
+
+from __future__ import annotations
+
+from fedhelp_components.session import end, open_session, run_parser, say
+from fedhelp_core.facts import write_fact
+from fedhelp_core.tracking import Registry, gate
+
+
+def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> str:
+    """One sentence: what was decided, and why."""
+    session = open_session(store, run_id, endpoint_url)
+    federation = session.federation
+    name = federation.tracking.registered_model or federation.name
+    registry = Registry.for_federation(federation)
+    if federation.promotion.mode == "manual":
+        decision = f"{name} version {model_version} stays a candidate (promotion.mode is manual); promote it with: fedhelp promote"
+    else:
+        candidate = registry.scores_of(name, model_version)
+        champion = registry.champion(name)
+        if champion == model_version:
+            decision = f"{name} version {model_version} is the champion already"
+        else:
+            verdict = gate(
+                candidate, registry.scores_of(name, champion) if champion else None,
+                min_improvement=federation.promotion.min_improvement, max_regression=federation.promotion.max_regression)
+            if verdict.promote:
+                registry.promote(name, model_version)
+            became = "became the champion" if verdict.promote else "stays a candidate"
+            decision = f"{name} version {model_version} {became}: {'; '.join(verdict.reasons)}"
+    fact = write_fact(session.store, run_id, "promotion", {"decision": decision})
+    say(str(fact["decision"]))
+    return str(fact["decision"])
+
+
+def main() -> None:
+    """Parse, decide, print."""
+    parser = run_parser("promotion", __doc__)
+    parser.add_argument("--model-version", required=True, help="the candidate's version in the Model Registry")
+    arguments = parser.parse_args()
+    end("promotion", lambda: run(
+        store=arguments.store, endpoint_url=arguments.endpoint_url, run_id=arguments.run, model_version=arguments.model_version))
+
+
+if __name__ == "__main__":
+    main()
