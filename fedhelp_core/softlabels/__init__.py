@@ -1,0 +1,1 @@
+"""Soft labels: teachers asked once per public image, ever; their answers as one distillation set."""

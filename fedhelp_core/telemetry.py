@@ -1,0 +1,181 @@
+"""Prometheus metrics of hub and silos: the only file that imports prometheus_client.
+
+Silo workers `serve`, short hub tasks `push_if_configured`. Recording costs a dictionary look-up and an addition; until the
+first recording or `serve`, prometheus_client is not even imported. Names follow the Prometheus conventions: base units,
+`_total` for counters; the only labels are run, silo, phase, teacher and outcome, whose values a federation's config bounds.
+
+    FEDHELP_METRICS_PORT     port for `serve_if_configured`
+    FEDHELP_PUSHGATEWAY      host:port or URL for `push_if_configured`
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fedhelp_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+PORT_VARIABLE = "FEDHELP_METRICS_PORT"
+PUSHGATEWAY_VARIABLE = "FEDHELP_PUSHGATEWAY"
+_ROUND_BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800)
+_PUSH_TIMEOUT_S = 5.0
+_log = logging.getLogger("fedhelp.telemetry")
+
+
+class CommittedRound(Protocol):
+    """What `round_committed` reads of a `rounds.Commit`."""
+
+    @property
+    def round(self) -> int:
+        """Its number."""
+
+    @property
+    def metrics(self) -> Any:
+        """Silo -> metric -> value; the first metric is the local loss."""
+
+    @property
+    def refused(self) -> Any:
+        """Silo -> why its update was refused."""
+
+    @property
+    def absent(self) -> Any:
+        """Silo -> why it did not answer."""
+
+
+@dataclass(frozen=True)
+class _Metrics:
+    registry: CollectorRegistry
+    rounds: Counter
+    last_round: Gauge
+    round_seconds: Histogram
+    updates: Counter
+    phase_seconds: Histogram
+    update_bytes: Counter
+    loss: Gauge
+    images_per_second: Gauge
+    teacher_requests: Counter
+    teacher_images: Counter
+
+
+@cache
+def _metrics() -> _Metrics:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # 0.1 s that most commands never need
+
+    registry = CollectorRegistry()  # our own: nothing of the libraries around us appears in it
+    return _Metrics(
+        registry=registry,
+        rounds=Counter("fedhelp_rounds_committed_total", "Rounds committed by this process.", ["run"], registry=registry),
+        last_round=Gauge("fedhelp_last_committed_round", "Number of the last committed round.", ["run"], registry=registry),
+        round_seconds=Histogram(
+            "fedhelp_round_duration_seconds", "Time from a round's start to its commit.",
+            ["run"], buckets=_ROUND_BUCKETS_S, registry=registry),
+        updates=Counter(
+            "fedhelp_updates_total", "Silos' answers to rounds: accepted, refused or absent.",
+            ["run", "silo", "outcome"], registry=registry),
+        phase_seconds=Histogram(
+            "fedhelp_silo_phase_duration_seconds", "Time of one phase of a silo's round: wait, load, train, save, upload, evaluate.",
+            ["silo", "phase"], buckets=_ROUND_BUCKETS_S, registry=registry),
+        update_bytes=Counter("fedhelp_update_bytes_total", "Bytes of proxy weights sent.", ["silo"], registry=registry),
+        loss=Gauge("fedhelp_silo_loss", "Mean local training loss of the silo's last round.", ["silo"], registry=registry),
+        images_per_second=Gauge("fedhelp_silo_images_per_second", "Private images trained on per second.", ["silo"], registry=registry),
+        teacher_requests=Counter("fedhelp_teacher_requests_total", "Requests that a teacher answered.", ["teacher"], registry=registry),
+        teacher_images=Counter("fedhelp_teacher_images_total", "Images that a teacher was asked about.", ["teacher"], registry=registry),
+    )
+
+
+def round_committed(run_id: str, commit: CommittedRound, seconds: float) -> None:
+    """A round was committed `seconds` after it began."""
+    metrics = _metrics()
+    metrics.rounds.labels(run_id).inc()
+    metrics.last_round.labels(run_id).set(commit.round)
+    metrics.round_seconds.labels(run_id).observe(seconds)
+    for outcome, silos in (("accepted", commit.metrics), ("refused", commit.refused), ("absent", commit.absent)):
+        for silo in silos:
+            metrics.updates.labels(run_id, silo, outcome).inc()
+    for silo, found in commit.metrics.items():
+        if found:
+            metrics.loss.labels(silo).set(next(iter(found.values())))
+
+
+def phase_finished(silo: str, phase: str, seconds: float) -> None:
+    """One phase of a silo's round took `seconds`."""
+    _metrics().phase_seconds.labels(silo, phase).observe(seconds)
+
+
+def update_sent(silo: str, size: int) -> None:
+    """An update of `size` bytes left the silo."""
+    _metrics().update_bytes.labels(silo).inc(size)
+
+
+def trained(silo: str, *, loss: float, images: int, seconds: float) -> None:
+    """A local update went through `images` private images in `seconds`, with this mean loss."""
+    metrics = _metrics()
+    metrics.loss.labels(silo).set(loss)
+    if seconds > 0:
+        metrics.images_per_second.labels(silo).set(images / seconds)
+
+
+def teacher_asked(teacher: str, images: int) -> None:
+    """A teacher answered one request about `images` images."""
+    metrics = _metrics()
+    metrics.teacher_requests.labels(teacher).inc()
+    metrics.teacher_images.labels(teacher).inc(images)
+
+
+def exposition() -> str:
+    """All metrics in Prometheus' text format."""
+    from prometheus_client import generate_latest
+
+    return generate_latest(_metrics().registry).decode()
+
+
+def serve(port: int, address: str = "0.0.0.0") -> int:  # the pod's own address; the chart's NetworkPolicy says who reaches it
+    """Answer GET /metrics on a daemon thread; the port (chosen by the system for 0).
+
+    Raises:
+        ConfigError: the port is taken or not allowed.
+    """
+    from prometheus_client import start_http_server
+
+    try:
+        server, _thread = start_http_server(port, addr=address, registry=_metrics().registry)
+    except (OSError, OverflowError) as e:
+        raise ConfigError(f"{PORT_VARIABLE}: metrics cannot be served on {address}:{port} ({e}); choose a free port") from e
+    return int(server.server_port)
+
+
+def serve_if_configured() -> int | None:
+    """`serve` on $FEDHELP_METRICS_PORT; None where that is not set.
+
+    Raises:
+        ConfigError: it is set, but is no usable port.
+    """
+    port = os.environ.get(PORT_VARIABLE)
+    if not port:
+        return None
+    if not port.isdigit():
+        raise ConfigError(f"{PORT_VARIABLE}: a port number expected, got {port!r}")
+    return serve(int(port))
+
+
+def push(gateway: str, job: str) -> None:
+    """Send all metrics to a Pushgateway under `job`, added to what other jobs pushed. A gateway that fails is one warning line."""
+    from prometheus_client import pushadd_to_gateway
+
+    try:
+        pushadd_to_gateway(gateway, job, _metrics().registry, timeout=_PUSH_TIMEOUT_S)
+    except (OSError, ValueError) as e:  # metrics never end a run
+        _log.warning("metrics were not pushed to %s (%s)", gateway, e)
+
+
+def push_if_configured(job: str) -> None:
+    """`push` to $FEDHELP_PUSHGATEWAY where that is set."""
+    gateway = os.environ.get(PUSHGATEWAY_VARIABLE)
+    if gateway:
+        push(gateway, job)
