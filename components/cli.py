@@ -84,9 +84,11 @@ def run(federation: Path | None, demo: Path | None, run_id: str | None, changes:
 @click.option("--seeds", default="1,2,3,4,5", show_default=True, help="Seeds, comma-separated.")
 @click.option("--normalisation", "normalisations", default="shared,silo", show_default=True, help="Where batch norms live, comma-separated.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes; each cell of the study runs in one.")
-@click.option("--evaluate-every", default=3, show_default=True, type=click.IntRange(0), help="Rounds between scores for the curves; 0: only at the end.")
+@click.option("--evaluate-every", default=3, show_default=True, type=click.IntRange(0),
+              help="Rounds between scores for the curves; 0: only at the end.")
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("study"), show_default=True, help="Folder of table, figure, CSV and cells.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("study"), show_default=True,
+              help="Folder of table, figure, CSV and cells.")
 @click.option("--dry-run", is_flag=True, help="Print the cells that would be computed, and stop.")
 @_explained
 def simulate(

@@ -19,7 +19,6 @@ from typing import NoReturn
 
 from fedhelp_core.errors import FedHelpError
 
-
 FAILURE_VARIABLE = "FEDHELP_FAILURE_FILE"
 
 

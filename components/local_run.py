@@ -34,7 +34,7 @@ _LOOK = 0.25  # seconds between looks at the store for the progress bar
 
 def prepared_demo(folder: Path) -> Path:
     """The demo's federation.yaml, its input made first where it is not there yet."""
-    from fedhelp_core.demo import prepare_demo  # noqa: PLC0415 - PyTorch is imported for a fresh demo alone
+    from fedhelp_core.demo import prepare_demo
 
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=False) as progress:
         task = progress.add_task("demo input")
@@ -91,7 +91,7 @@ def _run_pipeline(federation: Federation, run_id: str, frozen: Path, failure: Pa
     os.environ.update({ZYGOTE_VARIABLE: zygote.path, OWNER_VARIABLE: owner_mark(os.getpid()), FAILURE_VARIABLE: str(failure)})
     try:
         with log_path.open("a", encoding="utf-8") as log, RunProgress(federation, run_id), _output_to(log):
-            from fedhelp_pipelines.local import run_compact  # noqa: PLC0415 - kfp takes 1.6 s to import: after the zygote has begun
+            from fedhelp_pipelines.local import run_compact
 
             run_compact({"federation": str(frozen), "run_id": run_id, **form_of(federation)}, folder / "artifacts")
     except RuntimeError as e:
@@ -120,10 +120,8 @@ def _output_to(log: Any) -> Any:
 
 def work_folder(federation: Federation, run_id: str) -> Path:
     """Where this machine keeps logs and kfp's artifacts of a run."""
-    if "://" in federation.store.url:
-        folder = Path("fedhelp-runs") / run_id
-    else:
-        folder = Path(federation.store.url) / "local" / run_id
+    remote = "://" in federation.store.url
+    folder = Path("fedhelp-runs") / run_id if remote else Path(federation.store.url) / "local" / run_id
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -176,7 +174,7 @@ class RunProgress:
         self._progress.update(self._task, description=phase, completed=done)
         self._say_once(phase)
         if commit is not None and done > last_round and not console.is_terminal:
-            from fedhelp_components.aggregation.__main__ import mean_loss  # noqa: PLC0415
+            from fedhelp_components.aggregation.__main__ import mean_loss
 
             self._say_once(f"round {done} of {rounds}: {len(commit.participants)} silos, mean loss {mean_loss(commit):.3f}")
         return done
@@ -188,7 +186,7 @@ class RunProgress:
 
 
 def _print_result(path: Path, federation: Federation, run_id: str) -> None:
-    from fedhelp_components.evaluation.report import facts_of_run, summary_table  # noqa: PLC0415
+    from fedhelp_components.evaluation.report import facts_of_run, summary_table
 
     store = open_store(federation.store.url, endpoint_url=federation.store.endpoint_url)
     out = Console()
@@ -205,7 +203,7 @@ def _print_result(path: Path, federation: Federation, run_id: str) -> None:
 
 def tracking_uri_of(federation: Federation) -> str:
     """Where MLflow keeps this federation's runs."""
-    from fedhelp_core.tracking import tracking_uri  # noqa: PLC0415
+    from fedhelp_core.tracking import tracking_uri
 
     return tracking_uri(federation)
 

@@ -48,7 +48,8 @@ def dispatcher_for(federation: Federation, run_id: str) -> Dispatcher:
     """
     kinds = {silo.dispatch.kind for silo in federation.silos}
     if kinds != {"process"}:
-        raise ConfigError(f"dispatch.kind: this version starts silos as 'process' only, got {', '.join(sorted(kinds))}; see Known limits in README.md")
+        found = ", ".join(sorted(kinds))
+        raise ConfigError(f"dispatch.kind: this version starts silos as 'process' only, got {found}; see Known limits in README.md")
     return ProcessDispatcher(federation, logs_folder(federation, run_id))
 
 

@@ -27,19 +27,22 @@ def submit_to_kubeflow(
     for name in settings:
         if name not in FIELDS:
             near = difflib.get_close_matches(name, FIELDS, n=1)
-            raise ConfigError(f"--set {name}: the form has no such parameter; " + (f"did you mean {near[0]!r}?" if near else f"it has {', '.join(FIELDS)}"))
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(FIELDS)}"
+            raise ConfigError(f"--set {name}: the form has no such parameter; {hint}")
     arguments = {"federation": federation, "run_id": run_id, **settings}
     if dry_run:
-        print(json.dumps({"endpoint": endpoint, "pipeline": pipeline, "experiment": experiment, "namespace": namespace, "arguments": arguments}, indent=2))
+        request = {"endpoint": endpoint, "pipeline": pipeline, "experiment": experiment, "namespace": namespace, "arguments": arguments}
+        print(json.dumps(request, indent=2))
         return
-    from fedhelp_pipelines.submit import start, wait_for  # noqa: PLC0415 - kfp's client is imported for this alone
+    from fedhelp_pipelines.submit import start, wait_for
 
     with tempfile.TemporaryDirectory() as folder:
         try:
             started = start(pipeline, arguments, Path(folder), endpoint=endpoint, experiment=experiment, namespace=namespace)
         except OSError as e:
-            raise StoreUnavailable(f"Kubeflow endpoint {endpoint}: not reached ({type(e).__name__}); check --endpoint, or port-forward ml-pipeline") from e
-        except Exception as e:  # noqa: BLE001 - kfp's client raises the server library's own classes
+            raise StoreUnavailable(
+                f"Kubeflow endpoint {endpoint}: not reached ({type(e).__name__}); check --endpoint, or port-forward ml-pipeline") from e
+        except Exception as e:
             raise PermanentError(f"Kubeflow endpoint {endpoint}: refused the run: {e}") from e
     print(f"run {started} started: {endpoint}/#/runs/details/{started}")
     if wait:

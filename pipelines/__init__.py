@@ -1,0 +1,1 @@
+"""The two graphs, their compilation, and their local run."""

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from kfp import compiler
+
 from fedhelp_components.check.form import LITERALS
 from fedhelp_pipelines.graphs import PIPELINES
-from kfp import compiler
 
 
 def compiled(name: str, defaults: Mapping[str, Any] | None = None) -> str:

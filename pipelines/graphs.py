@@ -7,6 +7,8 @@ and local.py. With the same parameters both give bit-identical models on the CPU
 from collections.abc import Callable
 from typing import Any
 
+from kfp import dsl
+
 from fedhelp_components.aggregation.component import aggregation
 from fedhelp_components.check.component import check
 from fedhelp_components.check.form import FIELDS
@@ -15,7 +17,6 @@ from fedhelp_components.federation.component import federation as federation_tas
 from fedhelp_components.promotion.component import promotion
 from fedhelp_components.silo_training.component import silo_training
 from fedhelp_components.soft_label_prefetch.component import soft_label_prefetch
-from kfp import dsl
 
 Where = dict[str, Any]
 Training = Callable[[Where, Any, Any], Any]

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhelp_pipelines.graphs import fedhelp_compact
 from kfp import local
+
+from fedhelp_pipelines.graphs import fedhelp_compact
 
 
 def run_compact(arguments: Mapping[str, Any], pipeline_root: Path) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhelp_pipelines.compile import compiled
 from kfp import Client
+
+from fedhelp_pipelines.compile import compiled
 
 _LONGEST_RUN = 30 * 24 * 3600  # seconds
 

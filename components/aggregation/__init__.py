@@ -1,0 +1,1 @@
+"""Component `aggregation`: close round after round."""

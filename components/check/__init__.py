@@ -1,0 +1,1 @@
+"""Component `check`: everything wrong is found before anything expensive starts."""

@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
-from fedhelp_components.images import HUB_IMAGE
 from kfp import dsl
+
+from fedhelp_components.images import HUB_IMAGE
 
 
 @dsl.component(base_image=HUB_IMAGE, install_kfp_package=False)
@@ -63,4 +64,4 @@ def check(
                 "min_silos": min_silos, "round_deadline": round_deadline, "promotion_mode": promotion_mode,
             },
         )
-        return (checked.store, checked.endpoint_url, checked.run, checked.silos)  # type: ignore[return-value]
+        return (checked.store, checked.endpoint_url, checked.run, checked.silos)

@@ -1,0 +1,1 @@
+"""How a silo's work is started, restarted and given up."""

@@ -112,10 +112,8 @@ class ProcessDispatcher:
             if self._connection is None:
                 self._connection = self._connect()
                 threading.Thread(target=self._listen, args=(self._connection,), daemon=True, name="zygote-answers").start()
-            try:
+            with contextlib.suppress(OSError):  # the listening thread sees the same end and reports every worker as killed
                 self._connection.sendall(json.dumps(message).encode() + b"\n")
-            except OSError:
-                pass  # the listening thread sees the same end and reports every worker as killed
 
     def close(self) -> None:
         """Kill this dispatcher's workers."""

@@ -120,7 +120,7 @@ class SupervisorThread:
             while not self._stop.wait(_TICK) and not all(s.finished for s in self._supervisors):
                 for supervisor in self._supervisors:
                     supervisor.tick()
-        except BaseException as e:  # noqa: BLE001 - handed to the main thread, which raises it
+        except BaseException as e:
             self.error = e
 
 
@@ -137,7 +137,9 @@ def watch_one(supervisor: Supervisor, run: Run) -> None:
     run.raise_if_aborted()
 
 
-def run_everywhere(action: Action, federation: Federation, run_id: str, dispatcher: Dispatcher, say: Say, done: Callable[[str], bool]) -> dict[str, str]:
+def run_everywhere(
+    action: Action, federation: Federation, run_id: str, dispatcher: Dispatcher, say: Say, done: Callable[[str], bool],
+) -> dict[str, str]:
     """Start `action` in every silo at once (except those where `done` says so) and wait; silo -> reason for those that failed."""
     failed: dict[str, str] = {}
     failures = dict.fromkeys(federation.silo_names, 0)

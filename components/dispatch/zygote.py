@@ -16,6 +16,7 @@ standard input closes), so that nothing outlives `kill -9` of anyone.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -114,10 +115,8 @@ class Zygote:
                 if worker == pid:
                     del connection.workers[identity]
                     answer = json.dumps({"id": identity, "exit": exit_code}).encode() + b"\n"
-                    try:
+                    with contextlib.suppress(ConnectionError):  # it is dropped when its socket reads as closed
                         connection.socket.sendall(answer)
-                    except ConnectionError:
-                        pass  # it is dropped when its socket reads as closed
                     return
 
     def _fork(self, argv: list[str], log: str) -> int:
@@ -127,12 +126,12 @@ class Zygote:
         code = 1
         try:
             self._become_worker(log)
-            from fedhelp_components.silo_training.worker import main  # noqa: PLC0415 - imported already, before the fork
+            from fedhelp_components.silo_training.worker import main
 
             code = main(argv)
         except SystemExit as e:
             code = e.code if isinstance(e.code, int) else 1
-        except BaseException:  # noqa: BLE001 - the last frame of a forked process: nothing above may run
+        except BaseException:
             traceback.print_exc()
         finally:
             sys.stdout.flush()
@@ -168,7 +167,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fedhelp_components.dispatch.zygote", description=__doc__)
     parser.add_argument("--socket", required=True, help="path of the Unix socket to listen on")
     zygote = Zygote(parser.parse_args().socket)
-    import fedhelp_components.silo_training.worker  # noqa: F401, PLC0415 - after bind, so that callers can connect while this imports
+    import fedhelp_components.silo_training.worker  # noqa: F401 - after bind, so that callers can connect while this imports
 
     zygote.serve()
     return 0

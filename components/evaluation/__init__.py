@@ -1,0 +1,1 @@
+"""Component `evaluation`: scores, the registered candidate, the report."""

@@ -1,7 +1,8 @@
 """The kfp component `evaluation`: kfp and the standard library only."""
 
-from fedhelp_components.images import SILO_IMAGE
 from kfp import dsl
+
+from fedhelp_components.images import SILO_IMAGE
 
 
 @dsl.component(base_image=SILO_IMAGE, install_kfp_package=False)

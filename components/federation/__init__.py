@@ -1,0 +1,1 @@
+"""Component `federation`: all rounds in one task."""

@@ -1,0 +1,1 @@
+"""Component `promotion`: the gate between candidate and champion."""

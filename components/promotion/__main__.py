@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from fedhelp_components.evaluation.report import write_report
 from fedhelp_components.session import end, open_session, run_parser, say
 from fedhelp_core.facts import write_fact
 from fedhelp_core.tracking import Registry, gate
@@ -16,22 +17,25 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
     federation = session.federation
     name = federation.tracking.registered_model or federation.name
     registry = Registry.for_federation(federation)
+    outcome = "manual"
     if federation.promotion.mode == "manual":
         decision = f"{name} version {model_version} stays a candidate (promotion.mode is manual); promote it with: fedhelp promote"
     else:
         candidate = registry.scores_of(name, model_version)
         champion = registry.champion(name)
         if champion == model_version:
-            decision = f"{name} version {model_version} is the champion already"
+            outcome, decision = "promoted", f"{name} version {model_version} is the champion already"
         else:
             verdict = gate(
                 candidate, registry.scores_of(name, champion) if champion else None,
                 min_improvement=federation.promotion.min_improvement, max_regression=federation.promotion.max_regression)
             if verdict.promote:
                 registry.promote(name, model_version)
+            outcome = "promoted" if verdict.promote else "kept"
             became = "became the champion" if verdict.promote else "stays a candidate"
             decision = f"{name} version {model_version} {became}: {'; '.join(verdict.reasons)}"
-    fact = write_fact(session.store, run_id, "promotion", {"decision": decision})
+    fact = write_fact(session.store, run_id, "promotion", {"decision": decision, "outcome": outcome})
+    write_report(session.store, run_id, federation)
     say(str(fact["decision"]))
     return str(fact["decision"])
 

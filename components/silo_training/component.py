@@ -1,7 +1,8 @@
 """The kfp component `silo_training`: kfp and the standard library only."""
 
-from fedhelp_components.images import HUB_IMAGE
 from kfp import dsl
+
+from fedhelp_components.images import HUB_IMAGE
 
 
 @dsl.component(base_image=HUB_IMAGE, install_kfp_package=False)

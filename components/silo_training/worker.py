@@ -24,7 +24,8 @@ def parser() -> argparse.ArgumentParser:
     """The worker's command line."""
     parser = argparse.ArgumentParser(
         prog="fedhelp-worker", description="A silo's side of a federated run. Started by the hub's dispatcher, or by hand to look for a fault.")
-    parser.add_argument("action", choices=["check", "train", "evaluate"], help="check: decode and count the data; train: answer rounds; evaluate: score")
+    parser.add_argument(
+        "action", choices=["check", "train", "evaluate"], help="check: decode and count the data; train: answer rounds; evaluate: score")
     parser.add_argument("--run", required=True, help="run id")
     parser.add_argument("--store", required=True, help="where the run's objects are: a folder, file:///folder or s3://bucket/prefix")
     parser.add_argument("--endpoint-url", help="S3 endpoint other than AWS")

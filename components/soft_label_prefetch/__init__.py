@@ -1,0 +1,1 @@
+"""Component `soft_label_prefetch`: teachers asked once."""

@@ -26,7 +26,7 @@ def run(*, store: str, endpoint_url: str, run_id: str) -> str:
         return str(read_fact(session.store, run_id, "distillation_set")["sha256"])
     except NotFound:
         pass
-    from fedhelp_core.softlabels.prefetch import prefetch  # noqa: PLC0415 - a finished run never needs it
+    from fedhelp_core.softlabels.prefetch import prefetch
 
     report = prefetch(session.store, federation.public_set, federation.task.image_size)
     fact = write_fact(session.store, run_id, "distillation_set", {

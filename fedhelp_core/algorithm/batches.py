@@ -49,7 +49,7 @@ class Batches:
     def one_pass(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in a new random order."""
         order_N = torch.randperm(self._images.shape[0], generator=self._generator)
-        for index_B in order_N.split(self._batch_size):
+        for index_B in torch.split(order_N, self._batch_size):
             images_BCHW = self._images[index_B]
             if self._flips:
                 images_BCHW = flip_at_random(images_BCHW, self._generator)

@@ -26,7 +26,7 @@ def deployed_models(global_weights: Weights, state: SiloState, settings: UpdateS
 def probabilities(model: nn.Module, images_NCHW: Tensor, device: torch.device) -> Tensor:
     """Class probabilities (N, C) float32 on the CPU for uint8 images (N, 3, H, W); the model is left in eval mode."""
     model.eval()
-    answers = [model(to_input(part_BCHW, device)).float().softmax(dim=-1).cpu() for part_BCHW in images_NCHW.split(_BATCH)]
+    answers = [model(to_input(part_BCHW, device)).float().softmax(dim=-1).cpu() for part_BCHW in torch.split(images_NCHW, _BATCH)]
     return torch.cat(answers)
 
 
@@ -42,7 +42,7 @@ def recompute_normalisation(model: nn.Module, images_NCHW: Tensor, device: torch
         norm.reset_running_stats()
         norm.momentum = None
     model.train()
-    for part_BCHW in images_NCHW.split(_BATCH):
+    for part_BCHW in torch.split(images_NCHW, _BATCH):
         model(to_input(part_BCHW, device))
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum

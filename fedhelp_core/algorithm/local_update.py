@@ -27,6 +27,7 @@ from fedhelp_core.errors import DataError, WeightsError
 from fedhelp_core.models import build_model, build_public_head, normalisation_keys
 
 Weights = dict[str, npt.NDArray[np.generic]]
+CPU = torch.device("cpu")
 Progress = Callable[[int, int], None]
 
 
@@ -81,7 +82,7 @@ class UpdateSettings:
     silo: str
     kind: str
     """'small' or 'large'; never 'auto' here."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ def proxy_with(global_weights: Weights, state: SiloState, settings: UpdateSettin
         model.load_state_dict(tensors)
     except RuntimeError as e:
         raise WeightsError(f"global weights do not fit model {settings.algorithm.proxy_model!r} with {settings.classes} classes: {e}") from e
-    return model.to(settings.device, memory_format=torch.channels_last)
+    return model.to(settings.device).to(memory_format=torch.channels_last)
 
 
 def large_model_of(state: SiloState, settings: UpdateSettings) -> nn.Module:
@@ -147,7 +148,7 @@ def large_model_of(state: SiloState, settings: UpdateSettings) -> nn.Module:
     model = build_model(settings.algorithm.large_model, outputs=settings.classes, generator=None if kept else generator)
     if kept:
         model.load_state_dict(kept)
-    return model.to(settings.device, memory_format=torch.channels_last)
+    return model.to(settings.device).to(memory_format=torch.channels_last)
 
 
 def local_update(

@@ -7,6 +7,8 @@ gradient, whether or not the caller detached them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -69,7 +71,7 @@ def _scaled_divergence(target_BC: Tensor, logits_BC: Tensor, temperature: float)
     return divergence * temperature**2
 
 
-def proximal_gradient_(parameters: list[Tensor], anchor: list[Tensor], *, weight: float) -> None:
+def proximal_gradient_(parameters: Sequence[Tensor], anchor: Sequence[Tensor], *, weight: float) -> None:
     """Add the gradient of FedProx's μ/2 ‖w - w_global‖² (Li et al. 2020, arXiv 1812.06127) to each `.grad`, in place."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     current = [p.detach() for p in parameters if p.grad is not None]

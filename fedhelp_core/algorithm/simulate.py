@@ -14,6 +14,7 @@ from torch import Tensor
 from fedhelp_core.algorithm.averaging import average_arrays
 from fedhelp_core.algorithm.inference import deployed_models, probabilities
 from fedhelp_core.algorithm.local_update import (
+    CPU,
     METHOD_PARTS,
     LocalResult,
     SiloData,
@@ -68,7 +69,7 @@ def shares_of(samples: list[int], weighting: str) -> list[float]:
 
 def simulate(
     federation: Federation, silos: Mapping[str, SimulatedSilo], *, evaluate_every: int = 0,
-    on_round: Callable[[RoundFacts], None] | None = None, device: torch.device = torch.device("cpu"),
+    on_round: Callable[[RoundFacts], None] | None = None, device: torch.device = CPU,
 ) -> SimulationResult:
     """Run `federation.algorithm.method` with `federation.runtime.seed` over `silos`, in the order of the federation's file.
 

@@ -55,9 +55,12 @@ def build_model(name: str, *, outputs: int, in_channels: int = 3, generator: tor
 
 def build_public_head(model: nn.Module, *, outputs: int, generator: torch.Generator | None = None) -> nn.Linear:
     """g of Eq 2: a linear head on `model`'s features with `outputs` = C_pub, initialised like the model's own head."""
-    features = model.head.in_features
+    own_head = model.head
+    if not isinstance(own_head, nn.Linear):
+        raise ConfigError("a proxy model needs a linear `head` for the public head to be made like it")
+    features = own_head.in_features
     with torch.device("meta"):
-        head = nn.Linear(int(features), outputs)  # type: ignore[arg-type]
+        head = nn.Linear(features, outputs)
     head = head.to_empty(device="cpu")
     if generator is not None:
         resnet.initialise(head, generator)

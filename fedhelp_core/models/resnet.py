@@ -57,7 +57,8 @@ class Backbone(nn.Module):
         """(B, C, H, W) float32 -> (B, 64) float32."""
         out = functional.relu(self.norm(self.conv(images_BCHW)), inplace=True)
         out = self.stage3(self.stage2(self.stage1(out)))
-        return out.mean(dim=(2, 3))
+        features_BF: Tensor = out.mean(dim=(2, 3))
+        return features_BF
 
 
 def _stage(blocks: int, channels_in: int, channels_out: int, stride: int) -> nn.Sequential:

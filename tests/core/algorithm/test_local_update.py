@@ -5,6 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
+
 from fedhelp_core.algorithm.local_update import (
     SiloData,
     SiloState,
@@ -19,7 +21,6 @@ from fedhelp_core.algorithm.randomness import generator_for
 from fedhelp_core.config import AlgorithmConfig
 from fedhelp_core.errors import DataError, WeightsError
 from fedhelp_core.models import build_model, build_public_head, normalisation_keys
-from torch.nn import functional
 
 CLASSES, PUBLIC_CLASSES = 4, 6
 
@@ -97,7 +98,7 @@ def test_the_large_model_stays_and_goes_on_from_round_to_round(data):
     config = algorithm()
     first = update(config, data, "large")
     second = update(config, data, "large", state=first.state, round_number=2, weights=first.weights)
-    assert large_model_of(second.state, silo(config, "large")).state_dict()["conv.weight" if False else "backbone.conv.weight"].shape[0] == 16
+    assert large_model_of(second.state, silo(config, "large")).state_dict()["backbone.conv.weight"].shape[0] == 16
     steps = [v for k, v in second.state.tensors.items() if k == "optimizer_large/0/step"]
     assert steps[0].item() == 6  # three batches a round, twice: the optimizer went on too
 
@@ -225,7 +226,8 @@ def _plain_small(config, data):
         public.zero_grad()
         chosen = public_order[i]
         target = data.public_probabilities_MP[chosen].double()
-        (config.distillation_weight * _plain_kl(target, head(net.backbone(_as_input(data.public_images_MCHW[chosen]))), config.temperature)).backward()
+        scores = head(net.backbone(_as_input(data.public_images_MCHW[chosen])))
+        (config.distillation_weight * _plain_kl(target, scores, config.temperature)).backward()
         public.step()
         net.load_state_dict(kept, strict=False)
     return net.state_dict()
@@ -258,7 +260,8 @@ def _plain_large(config, data):
 @pytest.fixture
 def in_double(monkeypatch):
     """The product's own code in float64, so that rounding cannot hide or fake a difference."""
-    from fedhelp_core.algorithm import batches, local_update as module
+    from fedhelp_core.algorithm import batches
+    from fedhelp_core.algorithm import local_update as module
 
     real = module.build_model, module.build_public_head, batches.to_input
     monkeypatch.setattr(module, "build_model", lambda *a, **k: real[0](*a, **k).double())

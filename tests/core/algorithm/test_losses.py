@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from fedhelp_core.algorithm import losses
 
 LN2, LN3 = math.log(2), math.log(3)

@@ -1,0 +1,64 @@
+# FedHelp. `make` alone prints this help. Needs Python 3.11+, make and git; everything else is set up under .uv, .venv and .cache.
+UV_VERSION := 0.13.9
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+UV := $(shell command -v uv 2>/dev/null || echo $(CURDIR)/.uv/bin/uv)
+RUN := $(UV) run --frozen --no-sync
+DEMO ?= demo
+export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
+
+.PHONY: help setup run simulate test check format bench bench-peers clean
+
+##@ Use
+run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (about 3 minutes)
+	@$(RUN) fedhelp run --demo $(DEMO)
+
+simulate: setup ## Compare all methods over five seeds on the demo's data: table, figure, CSV under study/ (long)
+	@$(RUN) fedhelp simulate --demo $(DEMO) --out study
+
+##@ Develop
+test: setup check ## Everything that CI checks: lint, types, layers, then all tests
+	@$(RUN) pytest tests
+
+check: setup .cache/mypy ## The static part: ruff, mypy, import-linter, lock file
+	@$(UV) lock --check --quiet
+	@$(RUN) ruff check .
+	@$(RUN) mypy
+	@$(RUN) lint-imports --no-cache
+
+format: setup ## Sort imports and apply ruff's safe fixes
+	@$(RUN) ruff check --fix .
+
+bench: setup ## The figures of docs/benchmarks.md, side by side with their yardsticks
+	@$(RUN) python -m benchmarks
+
+bench-peers: setup ## The same round-time measurement for NVFLARE and Flower, in environments of their own
+	@$(RUN) python -m benchmarks --peers
+
+##@ House
+setup: .cache/setup-done ## Make the environment (uv, locked dependencies)
+
+.cache/setup-done: pyproject.toml uv.lock
+	@mkdir -p .cache
+	@if ! [ -x "$(UV)" ] && ! command -v "$(UV)" >/dev/null; then \
+	  echo "setting up uv $(UV_VERSION) under .uv"; \
+	  $(PYTHON) -m venv .uv || { echo "error: $(PYTHON) cannot make a virtual environment; install its venv module (Debian: apt-get install python3-venv), or uv"; exit 1; }; \
+	  .uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); \
+	fi
+	@echo "setting up .venv from uv.lock (PyTorch is large: a minute or more the first time)"
+	@$(UV) sync --frozen --quiet
+	@touch $@
+
+.cache/mypy:
+	@mkdir -p $@
+	@ln -sfn ../../fedhelp_core $@/fedhelp_core
+	@ln -sfn ../../components $@/fedhelp_components
+	@ln -sfn ../../pipelines $@/fedhelp_pipelines
+
+clean: ## Remove what make made, but for the demo's input and results
+	@rm -rf .venv .uv .cache build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+help: ## This help
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,165 @@
+"""The run's report from what lies in the store: nothing is remembered between components. No torch, no MLflow.
+
+Called by evaluation, by promotion (which adds what the gate decided) and by `fedhelp run` for its closing table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedhelp_components.images import VERSION
+from fedhelp_core.config import Federation
+from fedhelp_core.errors import FedHelpError, NotFound
+from fedhelp_core.facts import read_fact
+from fedhelp_core.report import (
+    GateFacts,
+    PublicExample,
+    ReportFacts,
+    RoundReport,
+    SiloFacts,
+    SiloScores,
+    SoftLabelFacts,
+    render_report,
+    render_summary_table,
+)
+from fedhelp_core.rounds import Commit, Run
+from fedhelp_core.store import Store
+from fedhelp_core.weights import read_weights
+
+summary_table = render_summary_table
+_EXAMPLES = 12
+
+
+def write_report(store: Store, run_id: str, federation: Federation, copy: Path | None = None) -> None:
+    """Render the report into runs/<run>/report.html, and into `copy` where given."""
+    page = render_report(facts_of_run(store, run_id, federation)).encode()
+    store.put(f"runs/{run_id}/report.html", page)
+    if copy is not None:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(page)
+
+
+def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFacts:
+    """Everything that the store holds of a run; parts that are not there yet are left out."""
+    run = Run(store, run_id)
+    commits = _commits(run)
+    algorithm = federation.algorithm
+    soft_labels = _soft_labels(store, run_id)
+    candidate = _fact(store, run_id, "candidate")
+    final = commits[-1] if commits else None
+    return ReportFacts(
+        run_id=run_id, federation=federation.name, method=algorithm.method, normalisation=algorithm.normalisation,
+        silos=_silos(store, run, federation), classes=federation.task.classes, parameters=_parameters(federation),
+        rounds=_rounds(store, commits), planned_rounds=algorithm.rounds, scores=_scores(run, federation), soft_labels=soft_labels,
+        final_sha256=final.global_sha256 if final and final.round == algorithm.rounds else None,
+        lineage={
+            "config sha256": federation.digest(), "distillation set": soft_labels.sha256 if soft_labels else "none used", "code version": VERSION,
+            "previous global model": (final.previous_sha256 or "") if final else "",
+        },
+        tracking={k: str(v) for k, v in candidate.items() if k in ("mlflow_run", "model", "version", "tracking_uri")},
+        gate=_gate(store, run_id), aborted=run.abort_reason(), finished_at=final.created if final else None)
+
+
+def _fact(store: Store, run_id: str, name: str) -> dict[str, Any]:
+    try:
+        return read_fact(store, run_id, name)
+    except NotFound:
+        return {}
+
+
+def _commits(run: Run) -> list[Commit]:
+    """Commits 1..last, in order."""
+    latest = run.latest_commit()
+    numbers = range(1, latest.round + 1) if latest is not None else range(0)
+    return [commit for commit in map(run.commit, numbers) if commit is not None]
+
+
+def _silos(store: Store, run: Run, federation: Federation) -> tuple[SiloFacts, ...]:
+    kinds = _fact(store, run.run_id, "kinds")
+    found = []
+    for silo in federation.silos:
+        samples = (run.silo_report(silo.name) or {}).get("samples", {})
+        found.append(SiloFacts(
+            name=silo.name, kind=str(kinds.get(silo.name, silo.kind)), training_samples=samples.get("training"), test_samples=samples.get("test")))
+    return tuple(found)
+
+
+def _parameters(federation: Federation) -> dict[str, object]:
+    algorithm = federation.algorithm.model_dump(mode="json")
+    optimizer = algorithm.pop("optimizer")
+    return {
+        "task": federation.task.name, "image size": f"{federation.task.image_size} px", **{k.replace("_", " "): v for k, v in algorithm.items()},
+        "optimizer": f"Adam, learning rate {optimizer['learning_rate']:g}, weight decay {optimizer['weight_decay']:g}",
+        "seed": federation.runtime.seed, "threads per silo": federation.runtime.threads, "min silos": federation.protocol.min_silos,
+        "round deadline": f"{federation.protocol.round_deadline:g} s",
+    }
+
+
+def _rounds(store: Store, commits: list[Commit]) -> tuple[RoundReport, ...]:
+    found = []
+    for before, commit in zip([None, *commits], commits, strict=False):
+        size = store.size(commit.global_key) or 0
+        took_part = len(commit.participants)
+        found.append(RoundReport(
+            number=commit.round, participants=commit.participants, absent=commit.absent, refused=commit.refused,
+            losses={silo: {k: v for k, v in m.items() if k.endswith("loss")} for silo, m in commit.metrics.items()},
+            bytes_up=size * took_part, bytes_down=size * took_part,
+            seconds=_seconds_between(before, commit) if before is not None else None))
+    return tuple(found)
+
+
+def _seconds_between(before: Commit, commit: Commit) -> float:
+    return (datetime.fromisoformat(commit.created) - datetime.fromisoformat(before.created)).total_seconds()
+
+
+def _scores(run: Run, federation: Federation) -> dict[str, SiloScores]:
+    found = {}
+    for silo in federation.silo_names:
+        document = run.evaluation(silo)
+        if document is not None:
+            models = dict(sorted(document["models"].items()))  # 'large', which a silo that has one deploys, sorts before 'proxy'
+            first = next(iter(models.values()))
+            found[silo] = SiloScores(
+                models={name: model["scores"] for name, model in models.items()}, confusion=tuple(tuple(row) for row in first["confusion"]))
+    return found
+
+
+def _soft_labels(store: Store, run_id: str) -> SoftLabelFacts | None:
+    fact = _fact(store, run_id, "distillation_set")
+    if not fact:
+        return None
+    sha256 = str(fact["sha256"])
+    entropies: tuple[float, ...] = ()
+    examples: tuple[PublicExample, ...] = ()
+    teachers: tuple[str, ...] = ()
+    with contextlib.suppress(FedHelpError, KeyError, ValueError):
+        index = json.loads(store.get(f"softlabels/{sha256}/index.json", 2**24))
+        teachers = tuple(f"{t['name']} version {t['version']}" for t in index.get("teachers", []))
+        answers_NP = _first_array(store, f"softlabels/{sha256}/probabilities-00000.safetensors").astype(np.float64)
+        images_NCHW = _first_array(store, f"softlabels/{sha256}/images-00000.safetensors")
+        entropies = tuple(float(x) for x in -(answers_NP * np.log(answers_NP.clip(1e-12))).sum(axis=1))
+        chosen = np.linspace(0, len(images_NCHW) - 1, min(_EXAMPLES, len(images_NCHW))).astype(int)
+        examples = tuple(
+            PublicExample(
+                image_HWC=np.ascontiguousarray(images_NCHW[i].transpose(1, 2, 0)).astype(np.uint8),
+                favourites=tuple((f"class {c}", float(answers_NP[i, c])) for c in answers_NP[i].argsort()[::-1][:3]))
+            for i in chosen)
+    return SoftLabelFacts(
+        sha256=sha256, images=int(fact["images"]), classes=int(fact["classes"]), teachers=teachers, requests=int(fact["asked"]),
+        entropies=entropies, examples=examples)
+
+
+def _first_array(store: Store, key: str) -> Any:
+    path = store.fetch(key)
+    return next(iter(read_weights(path, expected=None, max_bytes=path.stat().st_size, sha256=None).values()))
+
+
+def _gate(store: Store, run_id: str) -> GateFacts | None:
+    fact = _fact(store, run_id, "promotion")
+    return GateFacts(decision=str(fact.get("outcome", "kept")), reasons=(str(fact["decision"]),)) if fact else None
