@@ -8,7 +8,6 @@ Runs beside one silo_training per silo; `federation` calls the same `close_round
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from fedhelp_components.session import Session, end, open_session, run_parser, say
@@ -28,8 +27,8 @@ def run(*, store: str, endpoint_url: str, run_id: str, progress_file: str = "") 
     return close_rounds(session, progress_file=progress_file).global_sha256
 
 
-def close_rounds(session: Session, *, progress_file: str = "", look: Callable[[], None] = lambda: None) -> Commit:
-    """Commit every round that is not committed yet; the last commit. `look` is called at every event (and may raise)."""
+def close_rounds(session: Session, *, progress_file: str = "") -> Commit:
+    """Commit every round that is not committed yet; the last commit."""
     federation, run = session.federation, session.run
     lines = ["| round | silos | left out | mean loss | seconds |", "| --- | --- | --- | --- | --- |"]
     with AsyncTracker.for_run(federation, run.run_id) as tracker:
@@ -40,7 +39,7 @@ def close_rounds(session: Session, *, progress_file: str = "", look: Callable[[]
             commit = known or close_round(
                 run, number, federation.silo_names, min_silos=federation.protocol.min_silos, deadline_s=federation.protocol.round_deadline,
                 max_update_bytes=federation.protocol.max_update_bytes, max_update_norm=federation.protocol.max_update_norm,
-                weighting=federation.algorithm.weighting, on_event=lambda _event: look())
+                weighting=federation.algorithm.weighting)
             seconds = time.monotonic() - started
             tracker.log_round(number, round_metrics(commit, seconds if known is None else None))
             telemetry.round_committed(run.run_id, commit, seconds)

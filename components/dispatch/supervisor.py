@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from fedhelp_components.dispatch.request import Action, Dispatcher, Work, WorkRequest
 from fedhelp_core.config import Federation, SiloEntry
-from fedhelp_core.errors import PERMANENT_EXIT_CODES, JobFailed, RunAborted
+from fedhelp_core.errors import PERMANENT_EXIT_CODES, JobFailed, RetryableError, RunAborted
 from fedhelp_core.rounds import Run
 
 _TICK = 0.02  # seconds between looks at the workers; a round's own hand-over goes through the store, not through here
@@ -99,8 +99,10 @@ class Supervisor:
 class SupervisorThread:
     """Ticks supervisors beside an aggregation in the main thread."""
 
-    def __init__(self, supervisors: Sequence[Supervisor]) -> None:
+    def __init__(self, supervisors: Sequence[Supervisor], run: Run, say: Say) -> None:
         self._supervisors = supervisors
+        self._run = run
+        self._say = say
         self._stop = threading.Event()
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._loop, name="supervisors", daemon=True)
@@ -118,10 +120,18 @@ class SupervisorThread:
     def _loop(self) -> None:
         try:
             while not self._stop.wait(_TICK) and not all(s.finished for s in self._supervisors):
-                for supervisor in self._supervisors:
-                    supervisor.tick()
-        except BaseException as e:
+                self._tick_all()
+        except Exception as e:  # the main thread waits in the store: the abort reaches it there, and it raises this error
             self.error = e
+            self._run.abort(f"the silos' supervisor failed: {e}")
+
+    def _tick_all(self) -> None:
+        for supervisor in self._supervisors:
+            try:
+                supervisor.tick()
+            except RetryableError as e:
+                self._say(f"supervisor: {e}; trying again")
+                self._stop.wait(1.0)
 
 
 def watch_one(supervisor: Supervisor, run: Run) -> None:

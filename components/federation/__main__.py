@@ -8,6 +8,7 @@ from __future__ import annotations
 from fedhelp_components.aggregation.__main__ import close_rounds
 from fedhelp_components.dispatch.supervisor import Supervisor, SupervisorThread
 from fedhelp_components.session import dispatcher_for, end, open_session, run_parser, say
+from fedhelp_core.errors import RunAborted
 
 
 def run(*, store: str, endpoint_url: str, run_id: str, progress_file: str = "") -> str:
@@ -19,15 +20,12 @@ def run(*, store: str, endpoint_url: str, run_id: str, progress_file: str = "") 
     session = open_session(store, run_id, endpoint_url)
     dispatcher = dispatcher_for(session.federation, run_id)
     supervisors = [Supervisor(silo, session.federation, session.run, dispatcher, say) for silo in session.federation.silos]
-
-    def look() -> None:
-        if thread.error is not None:
-            raise thread.error
-
-    thread = SupervisorThread(supervisors)
+    thread = SupervisorThread(supervisors, session.run, say)
     try:
         with thread:
-            return close_rounds(session, progress_file=progress_file, look=look).global_sha256
+            return close_rounds(session, progress_file=progress_file).global_sha256
+    except RunAborted as e:
+        raise thread.error or e from e
     finally:
         dispatcher.close()
 
