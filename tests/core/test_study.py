@@ -1,0 +1,232 @@
+"""A study computes every simulation once, goes on after an interruption, and its tables can be checked by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from fedhelp_core import study
+from fedhelp_core.algorithm.local_update import SiloData
+from fedhelp_core.algorithm.simulate import SimulatedSilo
+from fedhelp_core.config import Federation, parse_federation
+from fedhelp_core.errors import ConfigError
+from fedhelp_core.study import Cell, CellResult, StudyResult, planned_cells, read_cell, run_study
+from fedhelp_core.study_figures import write_figures
+from fedhelp_core.study_table import (
+    Spread,
+    comparisons,
+    curve,
+    markdown,
+    paired,
+    rounds_to,
+    rows_of,
+    scores_csv,
+    summary_csv,
+    terminal_tables,
+    write_tables,
+)
+
+SILOS = {"a": ("large", 12), "b": ("small", 6), "c": ("small", 4)}
+
+
+def tiny_silos(seed: int = 0) -> dict[str, SimulatedSilo]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def images(n: int) -> torch.Tensor:
+        return torch.randint(0, 256, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
+
+    public, answers = images(5), torch.softmax(torch.randn(5, 4, generator=generator), dim=-1)
+    return {
+        name: SimulatedSilo(
+            kind=kind,
+            training=SiloData(images_NCHW=images(n), labels_N=torch.arange(n) % 3, public_images_MCHW=public, public_probabilities_MP=answers),
+            test_images_NCHW=images(9), test_labels_N=torch.arange(9) % 3)
+        for name, (kind, n) in SILOS.items()
+    }
+
+
+@pytest.fixture
+def federation() -> Federation:
+    return parse_federation({
+        "name": "tiny", "task": {"classes": ["x", "y", "z"], "image_size": 8}, "store": {"url": "/nowhere"}, "runtime": {"device": "cpu"},
+        "algorithm": {"rounds": 2, "proxy_model": "resnet8", "large_model": "resnet14", "rank_top_k": 1},
+        "public_set": {"images": "/nowhere", "teachers": [{"name": "t", "uri": "x", "classes": 4}]},
+        "silos": [{"name": name, "dispatch": {"silo_config": "/nowhere"}} for name in SILOS],
+    }, source="test")
+
+
+def fake_cell(method: str, normalisation: str, seed: int, by_round: dict[int, tuple[float, float, float]], proxy_bytes: int = 1000) -> CellResult:
+    """Scores of silos a (large), b and c (small) after each evaluated round."""
+    scores = {}
+    for at, (a, b, c) in by_round.items():
+        models = {
+            name: {"proxy": {"balanced_accuracy": v, "accuracy": v / 2, "auroc": v / 4}} for name, v in {"a": a, "b": b, "c": c}.items()}
+        models["a"] = {"large": models["a"]["proxy"], "proxy": {"balanced_accuracy": 0.1, "accuracy": 0.1, "auroc": 0.1}}
+        scores[at] = models
+    cell = Cell(method=method, normalisation=normalisation, seed=seed)
+    return CellResult(
+        cell=cell, kinds={n: kind for n, (kind, _) in SILOS.items()}, training_samples={n: count for n, (_, count) in SILOS.items()},
+        scores=scores, proxy_bytes=proxy_bytes, seconds=2.0)
+
+
+@pytest.fixture
+def result() -> StudyResult:
+    cells = [
+        fake_cell("local", "silo", 1, {1: (0.5, 0.2, 0.2), 2: (0.9, 0.3, 0.1)}, proxy_bytes=0),
+        fake_cell("local", "silo", 2, {1: (0.5, 0.2, 0.2), 2: (0.9, 0.3, 0.3)}, proxy_bytes=0),
+        fake_cell("fedavg", "silo", 1, {1: (0.5, 0.2, 0.2), 2: (0.7, 0.6, 0.4)}),
+        fake_cell("fedavg", "silo", 2, {1: (0.5, 0.4, 0.6), 2: (0.7, 0.6, 0.6)}),
+        fake_cell("fedhelp", "silo", 1, {1: (0.5, 0.6, 0.6), 2: (0.8, 0.7, 0.5)}),
+        fake_cell("fedhelp", "silo", 2, {1: (0.5, 0.3, 0.3), 2: (0.8, 0.5, 0.5)}),
+    ]
+    return StudyResult(
+        methods=("local", "fedavg", "fedhelp"), normalisations=("silo",), seeds=(1, 2), cells={c.cell: c for c in cells})
+
+
+def test_methods_of_equal_mathematics_are_planned_once() -> None:
+    cells = planned_cells(["local", "fedavg", "fedhelp-no-rank", "fedhelp-symmetric"], [1, 2], ["shared", "silo"])
+    assert len(cells) == 2 * (1 + 2 + 2)
+    assert {c.method for c in cells} == {"local", "fedavg", "fedhelp-no-rank"}
+
+
+def test_plan_names_everything_that_is_wrong_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        planned_cells(["fedavgg"], [1, 1], ["layer"])
+    assert len(caught.value.problems) == 3
+    assert "'fedavgg' is unknown" in str(caught.value)
+
+
+def test_study_resumes_without_computing_anything_twice(federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[Cell] = []
+    original = study._compute
+
+    def counting(work: study._Work, cell: Cell, *rest: object) -> None:
+        computed.append(cell)
+        if len(computed) == 2:
+            raise KeyboardInterrupt
+        original(work, cell, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(study, "_compute", counting)
+    wanted = {"methods": ["local", "fedavg"], "seeds": [1], "normalisations": ["shared", "silo"], "out": tmp_path, "load": tiny_silos}
+    with pytest.raises(KeyboardInterrupt):
+        run_study(federation, **wanted)  # type: ignore[arg-type]
+    first = read_cell(next((tmp_path / "cells").glob("*.json")))
+    found = run_study(federation, **wanted)  # type: ignore[arg-type]
+    assert len(computed) == 2 + 2  # one whole and one interrupted, then the two that were missing
+    assert found.cell("local", "shared", 1) == first
+    assert found.cell("local", "silo", 1) == first
+    run_study(federation, **wanted)  # type: ignore[arg-type]
+    assert len(computed) == 4
+    assert not list((tmp_path / "cells").glob(".*"))
+
+
+def test_workers_find_the_same_numbers_as_this_process(federation: Federation, tmp_path: Path) -> None:
+    kept = []
+    for workers in (1, 2):
+        found = run_study(federation, methods=["fedavg", "fedhelp"], seeds=[3], out=tmp_path / str(workers), workers=workers, load=tiny_silos)
+        kept.append({cell: result.scores for cell, result in found.cells.items()})
+    assert kept[0] == kept[1]
+
+
+def test_other_data_or_settings_are_other_cells(federation: Federation, tmp_path: Path) -> None:
+    one = federation.override(**{"algorithm.rounds": 1})
+    for changed, load in ((one, tiny_silos), (one, partial(tiny_silos, 1)), (one.override(**{"algorithm.batch_size": 3}), tiny_silos)):
+        run_study(changed, methods=["fedavg"], seeds=[1], out=tmp_path, load=load)
+    moved = one.override(**{"store.url": "/elsewhere", "tracking.experiment": "other"})
+    run_study(moved, methods=["fedavg"], seeds=[1], out=tmp_path, load=tiny_silos)
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 3
+
+
+def test_only_travelling_weights_count_as_sent(federation: Federation, tmp_path: Path) -> None:
+    one = federation.override(**{"algorithm.rounds": 1})
+    found = run_study(one, methods=["local", "fedavg", "fedhelp"], seeds=[1], normalisations=["shared", "silo"], out=tmp_path, load=tiny_silos)
+    sent = {(m, n): found.cell(m, n, 1).proxy_bytes for m in found.methods for n in found.normalisations}
+    assert sent["local", "silo"] == 0
+    assert sent["fedavg", "shared"] == sent["fedhelp", "shared"] > sent["fedavg", "silo"] > 3 * 70_000 * 4
+
+
+def test_scores_that_are_not_numbers_survive_the_file(tmp_path: Path) -> None:
+    document = {"cell": {"method": "fedavg", "normalisation": "silo", "seed": 1}, "kinds": {"b": "small"}, "training_samples": {"b": 1},
+                "scores": {"2": {"b": {"proxy": {"balanced_accuracy": None}}}}, "proxy_bytes": 1, "seconds": 1.0}
+    (tmp_path / "cell.json").write_text(json.dumps(document))
+    assert math.isnan(read_cell(tmp_path / "cell.json").mean("small"))
+
+
+def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cell.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"cell\.json: is not a finished cell"):
+        read_cell(tmp_path / "cell.json")
+
+
+def test_rows_hold_means_over_seeds(result: StudyResult) -> None:
+    local, fedavg, fedhelp = rows_of(result)
+    assert fedavg.silos["b"] == Spread(mean=pytest.approx(0.6), deviation=pytest.approx(0.0), n=2)  # type: ignore[arg-type]
+    assert fedavg.small.mean == pytest.approx(0.55)              # seeds: 0.5 and 0.6
+    assert fedavg.small.deviation == pytest.approx(math.sqrt(0.005))
+    assert fedhelp.large.mean == pytest.approx(0.8)              # the large model, which is what silo a deploys
+    assert fedhelp.all.mean == pytest.approx((2.0 / 3 + 1.8 / 3) / 2)
+    assert local.worst.mean == pytest.approx(0.2)                # 0.1 (silo c) and 0.3
+    assert fedhelp.small_other["auroc"].mean == pytest.approx(0.55 / 4)
+    assert local.proxy_bytes == 0
+
+
+def test_rounds_to_score_counts_seeds_that_never_reach_it(result: StudyResult) -> None:
+    # target: 90 % of fedavg's 0.55 is 0.495
+    assert str(rows_of(result)[0].rounds_to) == "never"
+    assert str(rows_of(result)[1].rounds_to) == "1.5"            # seed 1 in round 2, seed 2 in round 1
+    assert str(rounds_to(result.row("fedhelp", "silo"), 0.55)) == "1.0 (1 of 2)"
+
+
+def test_paired_comparison_is_seed_by_seed(result: StudyResult) -> None:
+    pair = paired(result, "silo")
+    assert pair.difference.mean == pytest.approx(0.0)            # +0.1 and -0.1
+    assert pair.difference.deviation == pytest.approx(math.sqrt(0.02))
+    assert pair.wins == 1
+    assert [p.against for p in comparisons(result)] == ["local", "fedavg"]
+
+
+def test_curve_is_the_small_silos_mean_by_round(result: StudyResult) -> None:
+    points = curve(result.row("fedavg", "silo"))
+    assert {at: round(s.mean, 6) for at, s in points.items()} == {1: 0.35, 2: 0.55}
+
+
+def test_tables_are_readable_everywhere(result: StudyResult, tmp_path: Path) -> None:
+    write_tables(result, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "| fedhelp | 0.800 | 0.600 | 0.500 | 0.550 ±0.071 | 0.800 ±0.000 |" in text
+    assert "at least 0.495" in text
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "scores.csv").read_text())))
+    assert len(lines) == 3 * 2 * 3
+    assert (lines[0]["accuracy"], lines[0]["auroc"], lines[0]["proxy_balanced_accuracy"]) == ("0.45", "0.225", "0.1")
+    summary = list(csv.DictReader(io.StringIO(summary_csv(result))))
+    assert float(summary[1]["small_silos_mean"]) == pytest.approx(0.55)
+    out = io.StringIO()
+    for table in terminal_tables(result):
+        Console(file=out, width=200).print(table)
+    assert "1 of 2" in out.getvalue()
+    assert scores_csv(result).count("\n") == 19
+
+
+def test_same_mathematics_is_said_under_the_table(result: StudyResult) -> None:
+    cells = dict(result.cells)
+    for seed in (1, 2):
+        fake = fake_cell("fedhelp-no-rank", "silo", seed, {2: (0.5, 0.5, 0.5)})
+        cells[fake.cell] = fake
+    wider = StudyResult(methods=("fedhelp-no-rank", "fedhelp-symmetric"), normalisations=("silo",), seeds=(1, 2), cells=cells)
+    assert "* fedhelp-symmetric is by definition the same mathematics as fedhelp-no-rank" in markdown(wider)
+
+
+def test_one_seed_has_no_spread_and_still_gives_figures(result: StudyResult, tmp_path: Path) -> None:
+    alone = StudyResult(methods=result.methods, normalisations=("silo",), seeds=(1,), cells=result.cells)
+    assert str(rows_of(alone)[1].small) == "0.500"
+    paths = write_figures(alone, tmp_path)
+    assert [p.name for p in paths] == ["scores.png", "scores.svg", "rounds.png", "rounds.svg"]
+    assert all(p.stat().st_size > 1000 for p in paths)
