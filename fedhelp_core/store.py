@@ -8,12 +8,12 @@ progress alone, mutable (`put`); in both cases a reader sees all of it or nothin
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import re
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -98,6 +98,27 @@ def release(store: Store, path: Path) -> None:
     """Drop what `store.fetch` copied to this machine; does nothing where `path` is the object itself."""
     if not is_local(store):
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_file(store: Store, folder: Path | None = None) -> Iterator[Path]:
+    """The path of a file to be made, in `folder`, or where `give` need not copy it; gone afterwards."""
+    if folder is None:
+        folder = store.scratch if isinstance(store, LocalStore) else Path(tempfile.gettempdir())
+    with _explained(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _scratch_name()
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def give(store: Store, key: str, path: Path) -> bool:
+    """`store.put_new(key, path)` of a file that the caller never writes to again, so that a folder on the same disk links it."""
+    if isinstance(store, LocalStore):
+        return store.take(key, path)
+    return store.put_new(key, path)
 
 
 def present(store: Store, keys: Iterable[str], *, prefix: str) -> set[str]:
@@ -192,7 +213,6 @@ class LocalStore:
         self._base = self.url.rstrip("/") + "/"
         self._scratch = self._base + _SCRATCH + "/"
         self._durable = durable
-        self._counter = itertools.count()
         self._swept = False
 
     def put_new(self, key: str, body: bytes | Path) -> bool:
@@ -201,15 +221,18 @@ class LocalStore:
         if self.size(key) is not None:  # saves writing what is there already; link decides in the end
             return False
         with _explained(target), self._complete(body) as scratch:
-            try:
-                _with_parents(os.link, scratch, target)
-            except FileExistsError:
-                return False
-            except OSError as e:
-                if e.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-                    raise ConfigError(f"{self.url}: this file system has no hard links, which write-once objects need; use another folder") from e
-                raise
-        return True
+            return self._link(scratch, target)
+
+    def take(self, key: str, path: Path) -> bool:
+        """As `put_new` of a complete file that nobody writes to again: no copy if it is on the store's disk."""
+        target = self._base + check_key(key)
+        if os.stat(path).st_dev != os.stat(self.scratch).st_dev:
+            return self.put_new(key, path)
+        with _explained(target):
+            if self._durable:
+                with open(path, "rb") as handle:
+                    os.fsync(handle.fileno())
+            return self._link(str(path), target)
 
     def put(self, key: str, body: bytes | Path) -> None:
         """As Store.put."""
@@ -258,11 +281,32 @@ class LocalStore:
         with suppress(NotFound), _explained(path):
             os.unlink(path)
 
+    @property
+    def scratch(self) -> Path:
+        """The folder of unfinished objects, which exists from now on."""
+        if not self._swept:
+            self._swept = True
+            with _explained(self._scratch):
+                os.makedirs(self._scratch, exist_ok=True)
+                _sweep(self._scratch)
+        return Path(self._scratch)
+
+    def _link(self, source: str, target: str) -> bool:
+        try:
+            _with_parents(os.link, source, target)
+        except FileExistsError:
+            return False
+        except OSError as e:
+            if e.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise ConfigError(f"{self.url}: this file system has no hard links, which write-once objects need; use another folder") from e
+            raise
+        return True
+
     @contextmanager
     def _complete(self, body: bytes | Path) -> Iterator[str]:
         """The path of a complete file with `body`'s bytes on this file system, gone afterwards."""
-        scratch = f"{self._scratch}{os.getpid()}-{next(self._counter)}-{secrets.token_hex(4)}"
-        descriptor = self._create(scratch)
+        scratch = str(self.scratch / _scratch_name())
+        descriptor = _with_parents(lambda path, _: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), scratch, scratch)
         try:
             try:
                 _fill(descriptor, body)
@@ -275,12 +319,9 @@ class LocalStore:
             with suppress(FileNotFoundError):
                 os.unlink(scratch)
 
-    def _create(self, scratch: str) -> int:
-        if not self._swept:
-            self._swept = True
-            os.makedirs(self._scratch, exist_ok=True)
-            _sweep(self._scratch)
-        return _with_parents(lambda path, _: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), scratch, scratch)
+
+def _scratch_name() -> str:
+    return f"{os.getpid()}-{secrets.token_hex(8)}"
 
 
 def _with_parents(action: Callable[[str, str], _T], source: str, target: str) -> _T:

@@ -16,8 +16,9 @@ import math
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class TensorEntry:
     end: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: equal header bytes give the same object
 class Header:
     """A weights file's checked header: architecture, and tensors in the order of their bytes, without gaps."""
 
@@ -101,7 +102,7 @@ class Header:
     data_start: int
     tensors: tuple[TensorEntry, ...]
 
-    @property
+    @cached_property
     def spec(self) -> WeightsSpec:
         """What this file holds."""
         return WeightsSpec(self.architecture, {t.name: (t.dtype, t.shape) for t in self.tensors})
@@ -118,21 +119,23 @@ def canonical_header(spec: WeightsSpec) -> tuple[bytes, Header]:
     Raises:
         WeightsError: the header would be larger than readers accept.
     """
-    order = sorted(spec.tensors.items(), key=lambda item: (-numpy_dtype(item[1][0]).itemsize, item[1][0], item[0]))
-    document: dict[str, Any] = {"__metadata__": {_ARCHITECTURE_KEY: spec.architecture, _FORMAT_KEY: str(FORMAT_VERSION)}}
-    offset, spans = 0, []
-    for name, (dtype, shape) in order:
+    text = _canonical_text(spec.architecture, tuple(spec.tensors.items()))
+    return len(text).to_bytes(8, "little") + text, _parse_header(text)
+
+
+@lru_cache(maxsize=4)
+def _canonical_text(architecture: str, tensors: tuple[tuple[str, tuple[str, tuple[int, ...]]], ...]) -> bytes:
+    document: dict[str, Any] = {"__metadata__": {_ARCHITECTURE_KEY: architecture, _FORMAT_KEY: str(FORMAT_VERSION)}}
+    offset = 0
+    for name, (dtype, shape) in sorted(tensors, key=lambda item: (-numpy_dtype(item[1][0]).itemsize, item[1][0], item[0])):
         size = math.prod(shape) * numpy_dtype(dtype).itemsize
         document[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-        spans.append((name, dtype, shape, offset, offset + size))
         offset += size
     text = json.dumps(document, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER_BYTES:
-        raise WeightsError(f"weights: a header of {len(text)} bytes for {len(order)} tensors, at most {MAX_HEADER_BYTES} are read; merge tensors")
-    start = 8 + len(text)
-    entries = tuple(TensorEntry(name, dtype, tuple(shape), start + begin, start + end) for name, dtype, shape, begin, end in spans)
-    return len(text).to_bytes(8, "little") + text, Header(spec.architecture, FORMAT_VERSION, start, entries)
+        raise WeightsError(f"weights: a header of {len(text)} bytes for {len(tensors)} tensors, at most {MAX_HEADER_BYTES} are read; merge tensors")
+    return text
 
 
 def serialize_weights(weights: Weights, architecture: str) -> bytes:
@@ -199,7 +202,7 @@ def read_weights(path: Path, *, expected: WeightsSpec | None, max_bytes: int, sh
                 piece = body[begin:begin + CHUNK_BYTES]
                 file.read_into(piece, entry.begin + begin)
                 if digest is not None:
-                    digest.update(piece)
+                    digest.update(piece.data)
             weights[entry.name] = array
     if digest is not None:
         _check_digest(path, digest.hexdigest(), str(sha256))
@@ -245,7 +248,8 @@ class Segment:
     elements: int
 
 
-def common_segments(headers: Sequence[Header]) -> list[Segment]:
+@lru_cache(maxsize=8)
+def common_segments(headers: tuple[Header, ...]) -> tuple[Segment, ...]:
     """The data of files of one spec as few long segments, in the order of the first file's bytes.
 
     97 tensors that lie alike in all files are one segment per dtype, so that a small model costs few calls.
@@ -262,7 +266,7 @@ def common_segments(headers: Sequence[Header]) -> list[Segment]:
                 segments[-1] = Segment(dtype, last.begins, last.elements + elements)
                 continue
         segments.append(Segment(dtype, begins, elements))
-    return segments
+    return tuple(segments)
 
 
 class WeightsFile:
@@ -299,7 +303,7 @@ class WeightsFile:
         Raises:
             WeightsError: the file ends before.
         """
-        view = memoryview(buffer).cast("B") if buffer.size else memoryview(b"")
+        view = buffer.data.cast("B") if buffer.size else memoryview(b"")
         while view:
             got = os.preadv(self._descriptor, [view], offset)
             if got == 0:
@@ -354,12 +358,16 @@ def _read_header(file: WeightsFile, max_bytes: int | None) -> Header:
     if 8 + length > size:
         raise WeightsError(_other_format(file) or f"{path}: truncated: a header of {length} bytes announced, but the file has {size} in all")
     try:
-        document = json.loads(file.read(8, length).decode(), object_pairs_hook=_no_duplicates)
+        header = _parse_header(file.read(8, length))
     except (ValueError, RecursionError) as e:
         raise WeightsError(_other_format(file) or f"{path}: header is not JSON ({str(e)[:100]}); a safetensors file expected") from e
-    if not isinstance(document, dict):
-        raise WeightsError(f"{path}: header is not a JSON object, got {type(document).__name__}")
-    return _parse_header(path, document, 8 + length, size)
+    except WeightsError as e:
+        raise WeightsError(f"{path}: {e}") from e
+    if header.end > size:
+        raise WeightsError(f"{path}: truncated: {size} bytes, the header announces {header.end}")
+    if header.end < size:
+        raise WeightsError(f"{path}: {size - header.end} bytes follow the last tensor, none expected")
+    return header
 
 
 def _other_format(file: WeightsFile) -> str | None:
@@ -381,37 +389,39 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return document
 
 
-def _parse_header(path: Path, document: dict[str, Any], start: int, size: int) -> Header:
+@lru_cache(maxsize=4)  # every file of a run has the same header, and parsing takes longer than hashing a small model
+def _parse_header(text: bytes) -> Header:
+    """What the JSON header says, consistent in itself. WeightsError names the fault, not the file; ValueError: not JSON."""
+    document = json.loads(text.decode(), object_pairs_hook=_no_duplicates)
+    if not isinstance(document, dict):
+        raise WeightsError(f"header is not a JSON object, got {type(document).__name__}")
     metadata = document.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise WeightsError(f"{path}: header's __metadata__ should map names to texts")
-    entries = sorted((_entry(path, name, value, start) for name, value in document.items()), key=lambda t: (t.begin, t.end))
-    position, before = start, "the header"
+        raise WeightsError("header's __metadata__ should map names to texts")
+    start = position = 8 + len(text)
+    entries = sorted((_entry(name, value, start) for name, value in document.items()), key=lambda t: (t.begin, t.end))
+    before = "the header"
     for entry in entries:
         if entry.begin != position:
             fault = "overlaps" if entry.begin < position else "leaves a gap after"
-            raise WeightsError(f"{path}: tensor {_quoted(entry.name)} {fault} {before}: starts at byte {entry.begin}, expected {position}")
+            raise WeightsError(f"tensor {_quoted(entry.name)} {fault} {before}: starts at byte {entry.begin}, expected {position}")
         position, before = entry.end, f"tensor {_quoted(entry.name)}"
-    if position > size:
-        raise WeightsError(f"{path}: truncated: {size} bytes, the header announces {position}")
-    if position < size:
-        raise WeightsError(f"{path}: {size - position} bytes follow the last tensor, none expected")
-    return Header(metadata.get(_ARCHITECTURE_KEY, ""), _format_version(path, metadata), start, tuple(entries))
+    return Header(metadata.get(_ARCHITECTURE_KEY, ""), _format_version(metadata), start, tuple(entries))
 
 
-def _format_version(path: Path, metadata: dict[str, str]) -> int | None:
+def _format_version(metadata: dict[str, str]) -> int | None:
     text = metadata.get(_FORMAT_KEY)
     if text is None:
         return None
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
-        raise WeightsError(f"{path}: {_FORMAT_KEY} is {_quoted(text)}, a number expected")
+        raise WeightsError(f"{_FORMAT_KEY} is {_quoted(text)}, a number expected")
     if int(text) > FORMAT_VERSION:
-        raise WeightsError(f"{path}: format version {text}, this FedHelp reads up to {FORMAT_VERSION}; upgrade it, or downgrade the writer")
+        raise WeightsError(f"format version {text}, this FedHelp reads up to {FORMAT_VERSION}; upgrade it, or downgrade the writer")
     return int(text)
 
 
-def _entry(path: Path, name: str, value: Any, start: int) -> TensorEntry:
-    where = f"{path}: tensor {_quoted(name)}"
+def _entry(name: str, value: Any, start: int) -> TensorEntry:
+    where = f"tensor {_quoted(name)}"
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise WeightsError(f"{where}: dtype, shape and data_offsets expected in the header")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -422,9 +432,9 @@ def _entry(path: Path, name: str, value: Any, start: int) -> TensorEntry:
     if not _are_counts(offsets) or len(offsets) != 2:
         raise WeightsError(f"{where}: data_offsets {_quoted(offsets)}, a begin and an end expected")
     itemsize = numpy_dtype(dtype).itemsize
-    wanted = math.prod(shape) * itemsize
     if math.prod(max(1, side) for side in shape) * itemsize >= 2**60:  # numpy refuses it even where a size of 0 makes it empty
         raise WeightsError(f"{where}: shape {_quoted(shape)} is too large")
+    wanted = math.prod(shape) * itemsize
     if offsets[1] - offsets[0] != wanted:
         raise WeightsError(f"{where}: data_offsets span {offsets[1] - offsets[0]} bytes, but {dtype} {shape} takes {wanted}")
     return TensorEntry(name, dtype, tuple(shape), start + offsets[0], start + offsets[1])
@@ -479,7 +489,7 @@ class _Found:
 def _scan(file: WeightsFile, header: Header, other: WeightsFile | None, other_header: Header | None) -> _Found:
     """sha256, first tensor with a bad value, and Σ(file - other)² in float64, in one pass."""
     digest = hashlib.sha256(file.read(0, header.data_start))
-    headers = [header] if other_header is None else [header, other_header]
+    headers = (header,) if other_header is None else (header, other_header)
     buffer, other_buffer = np.empty(CHUNK_BYTES, np.uint8), np.empty(CHUNK_BYTES, np.uint8)
     bad_tensor, squares = None, 0.0
     for segment in common_segments(headers):
@@ -488,7 +498,7 @@ def _scan(file: WeightsFile, header: Header, other: WeightsFile | None, other_he
             size = min(step, segment.elements - first) * itemsize
             begin = segment.begins[0] + first * itemsize
             file.read_into(buffer[:size], begin)
-            digest.update(buffer[:size])
+            digest.update(buffer[:size].data)
             values = buffer[:size].view(segment.dtype)
             if bad_tensor is None and (bad := _first_bad(values)) is not None:
                 bad_tensor = _tensor_at(header, begin + bad * itemsize)

@@ -61,15 +61,21 @@ def average_files(paths: Sequence[Path], shares: Sequence[float], destination: P
     specs = [header.spec for header in headers]
     _check_alike(specs)
     head, layout = canonical_header(WeightsSpec(architecture, specs[0].tensors))
-    pieces = _pieces(common_segments([layout, *headers]))
+    pieces = _pieces(common_segments((layout, *headers)))
     worthwhile = (layout.end - layout.data_start) * len(paths) >= _WORTH_THREADS
     digest = hashlib.sha256(head)
     with _Sources(paths) as sources, destination.open("wb", buffering=0) as output:
         write_all(output, head)
         for mean in _averaged(pieces, sources, shares, threads if worthwhile else 1):
-            digest.update(mean)
+            digest.update(mean.data)
             write_all(output, mean)
     return digest.hexdigest()
+
+
+def shares_of(samples: Sequence[int], weighting: str) -> list[float]:
+    """a_k of Eq 7: 1/K each (`uniform`), or n_k/Σn (`samples`)."""
+    total = sum(samples)
+    return [n / total if weighting == "samples" else 1.0 / len(samples) for n in samples]
 
 
 class _Kernel:
@@ -79,8 +85,8 @@ class _Kernel:
         self._shares = [float(share) for share in shares]
         self._uniform = len(set(self._shares)) == 1
         self._sum = np.empty(PIECE_ELEMENTS)
-        self._scaled = np.empty(PIECE_ELEMENTS)
-        self._read = np.empty(PIECE_ELEMENTS * 8, np.uint8)
+        self._scaled = np.empty(0 if self._uniform else PIECE_ELEMENTS)
+        self._read = np.empty(PIECE_ELEMENTS * 8, np.uint8)  # untouched pages cost nothing: float32 uses half
 
     def average(self, read: _Read, dtype: np.dtype[Any], elements: int) -> NDArray[Any]:
         """The piece's average as a new array of `elements` ≤ PIECE_ELEMENTS of `dtype`."""
