@@ -376,14 +376,16 @@ class Run:
 
 def close_round(
     run: Run, round: int, silos: Sequence[str], *, min_silos: int, deadline_s: float, max_update_bytes: int, max_update_norm: float | None = None,
-    weighting: Literal["uniform", "samples"] = "uniform", on_event: OnEvent | None = None, workdir: Path | None = None,
+    weighting: Literal["uniform", "samples"] = "uniform", on_event: OnEvent | None = None, workdir: Path | None = None, keep_updates: bool = False,
 ) -> Commit:
     """Wait for the updates of `silos`, check each, average them in the order of `silos`, and commit the round. For the hub.
 
     Ends as soon as every silo has answered or is marked absent, or `deadline_s` seconds after this call began to wait; who
     is late is left out of this round only. A committed round returns at once, and two hubs closing the same round end with
     the same commit. `workdir`: where the average (one model) is written before it goes to the store; null: the
-    store's own folder where it has one, else the system's.
+    store's own folder where it has one, else the system's. `keep_updates`: False removes the weights that silos sent to the
+    round before, which its commit has made useless, while this round's silos train: they say more about one hospital than
+    an average does, and S silos times R rounds of them fill a disk. Their manifests and hashes stay.
 
     Raises:
         QuorumLost: fewer than `min_silos` good updates; the run is aborted with that reason. Refused updates' manifests are
@@ -396,13 +398,17 @@ def close_round(
     previous = run.commit(round - 1)
     if previous is None:
         raise NotFound(f"run {run.run_id!r}: round {round} cannot be closed before round {round - 1} is committed")
+    if not keep_updates:
+        _drop_weights(run, round - 1)
     closing = _Closing(run, round, silos, previous, max_update_bytes, max_update_norm, on_event or (lambda _event: None))
     try:
-        if (adopted := closing.wait(min_silos, deadline_s)) is None:
-            adopted = closing.commit(weighting, workdir)
+        return closing.wait(max(1, min_silos), deadline_s) or closing.commit(weighting, workdir)
+    except NotFound:  # another hub was faster, and has removed what this one was about to average
+        if (adopted := run.commit(round)) is None:
+            raise
+        return adopted
     finally:
         closing.release()
-    return adopted
 
 
 class _Closing:
@@ -533,6 +539,13 @@ class _Closing:
         self._on_event({"event": event, "round": self._round, **facts})
 
 
+def _drop_weights(run: Run, round: int) -> None:
+    """Remove the weights of a committed round's updates, those of killed submissions included."""
+    for key in run.store.list(run._key(f"rounds/{round}/updates/")):
+        if key.endswith(".safetensors"):
+            run.store.delete(key)
+
+
 def _metrics(manifest: UpdateManifest) -> dict[str, float]:
     """What a commit says of a participant."""
     loss = {} if manifest.loss is None else {"loss": manifest.loss}
@@ -562,7 +575,7 @@ def _digest(body: bytes | Path) -> tuple[str, int]:
 def _checked_name(name: str, what: str) -> str:
     """`name` as it may stand in an object's key."""
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
-        raise PermanentError(f"{what} {name[:80]!r}: lower-case letters, digits and '-' expected, at most 63, starting and ending with a letter or digit")
+        raise PermanentError(f"{what} {name[:80]!r}: 1 to 63 lower-case letters, digits and '-' expected, no '-' at the ends")
     return name
 
 

@@ -11,7 +11,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -71,7 +72,7 @@ class S3Store:
         self._endpoint_url = endpoint_url
         self._lock = threading.Lock()
         self._client_of: tuple[int, Any] | None = None
-        self._cache: tempfile.TemporaryDirectory[str] | None = None
+        self._copies_of: tuple[int, Path] | None = None
 
     def put_new(self, key: str, body: bytes | Path) -> bool:
         """As Store.put_new. If a first try reached the server but its answer got lost, the second says False about our own object."""
@@ -156,7 +157,7 @@ class S3Store:
                 client.abort_multipart_upload(**upload)
             raise
 
-    def _send_parts(self, upload: dict[str, str], path: Path) -> list[dict[str, Any]]:
+    def _send_parts(self, upload: dict[str, str], path: Path) -> Sequence[dict[str, Any]]:
         size = path.stat().st_size
         part_bytes = max(_PART_BYTES, -(-size // _MOST_PARTS))
 
@@ -201,7 +202,9 @@ class S3Store:
         """The client of this process: connections must not be shared across a fork."""
         with self._lock:
             if self._client_of is None or self._client_of[0] != os.getpid():
-                self._client_of = (os.getpid(), self._connect())
+                client = self._connect()
+                self._client_of = (os.getpid(), client)
+                weakref.finalize(self, client.close)
             return self._client_of[1]
 
     def _connect(self) -> Any:
@@ -215,10 +218,13 @@ class S3Store:
             raise ConfigError(f"store endpoint_url {self._endpoint_url!r}: {e}; https://host or http://host:port expected") from e
 
     def _copies(self) -> Path:
+        """This process's folder of copies, removed with it."""
         with self._lock:
-            if self._cache is None:
-                self._cache = tempfile.TemporaryDirectory(prefix="fedhelp-store-")
-            return Path(self._cache.name)
+            if self._copies_of is None or self._copies_of[0] != os.getpid():
+                folder = Path(tempfile.mkdtemp(prefix="fedhelp-store-"))
+                self._copies_of = (os.getpid(), folder)
+                weakref.finalize(self, _remove, folder, os.getpid())
+            return self._copies_of[1]
 
     def _full(self, key: str) -> str:
         return self._prefix + check_key(key)
@@ -265,7 +271,7 @@ class _Again(StoreUnavailable):
     """Worth another try at once."""
 
 
-class _Exists(Exception):  # noqa: N818 - an answer, not an error
+class _Exists(Exception):
     """The condition of a conditional write did not hold."""
 
 
@@ -292,6 +298,12 @@ def _error_for(e: ClientError, where: str, bucket: str) -> FedHelpError | _Exist
     if status in (301, 307, 400) and code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
         return ConfigError(f"{where}: the bucket is in another region ({said}); set AWS_REGION")
     return PermanentError(f"{where}: refused ({said}, HTTP {status})")
+
+
+def _remove(folder: Path, owner: int) -> None:
+    """Remove a folder of copies, unless this is a forked child of its owner."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_size(where: str, size: int, max_bytes: int | None) -> None:

@@ -211,4 +211,4 @@ def _check_alike(specs: Sequence[WeightsSpec]) -> None:
     for number, spec in enumerate(specs[1:], start=2):
         if dict(spec.tensors) != dict(specs[0].tensors):
             odd = sorted(set(spec.tensors.items()) ^ set(specs[0].tensors.items()))[0][0]
-            raise WeightsError(f"averaging: update {number} of {len(specs)} differs from the first in tensor {odd!r}; all must be of one architecture")
+            raise WeightsError(f"averaging: update {number} of {len(specs)} differs from the first in tensor {odd!r}; one architecture expected")
