@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -214,14 +216,14 @@ class Federation(_Model):
         return self
 
     def override(self, **changes: Any) -> Federation:
-        """A copy with dotted fields replaced, e.g. `override(**{"algorithm.rounds": 3})`, validated again."""
+        """A copy with dotted fields replaced, e.g. `override(**{"algorithm.rounds": 3, "silos.0.kind": "large"})`, validated again.
+
+        Raises:
+            ConfigError: no such field, or a value that it does not take.
+        """
         document = self.model_dump(mode="json")
         for dotted, value in changes.items():
-            node = document
-            *parents, leaf = dotted.split(".")
-            for parent in parents:
-                node = node[parent]
-            node[leaf] = value
+            _replace(document, dotted, value)
         return parse_federation(document, source="override")
 
     def to_yaml(self) -> str:
@@ -332,6 +334,22 @@ def _absolute(document: Any, base: Path, dotted_paths: tuple[str, ...]) -> Any:
     return document
 
 
+def _replace(document: Any, dotted: str, value: Any) -> None:
+    """Set the field at `dotted` inside `document`; a name that the schema lacks is left for validation to explain."""
+    *parents, leaf = dotted.split(".")
+    node = document
+    for number, parent in enumerate([*parents, leaf]):
+        key: Any = int(parent) if isinstance(node, list) and parent.isdecimal() else parent
+        fits = key < len(node) if isinstance(node, list) and isinstance(key, int) else isinstance(node, dict)
+        if not fits:
+            raise ConfigError(f"override: {dotted}: {'.'.join(parents[:number])} has nothing called {parent!r}; correct the dotted path")
+        if number == len(parents):
+            node[key] = value
+        elif isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}  # an optional section that was left out
+        node = node[key]
+
+
 _M = TypeVar("_M", bound=BaseModel)
 
 
@@ -347,41 +365,87 @@ def _validate(model: type[_M], document: Any, source: str) -> _M:
 
 def _sentences(model: type[BaseModel], error: Any) -> list[str]:
     """Pydantic's error record as sentences that name field, expected and got."""
-    location = [str(part) for part in error["loc"] if part not in ("fed-isic2019", "datalist")]
-    field = ".".join(location)
+    names, _ = _walk(model, error["loc"])
+    field = ".".join(names)
     got = error.get("input")
     kind = error["type"]
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], _known_keys(model, error["loc"][:-1]), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else "; remove it"
+        near = _nearest_field(model, error["loc"])
+        hint = f"; did you mean {near!r}?" if near else "; remove it"
         return [f"{field}: unknown field{hint}"]
     if kind == "missing":
         return [f"{field}: missing; this field has no default"]
+    if kind == "too_short" and len(got or ()) >= error["ctx"]["min_length"]:
+        return []  # pydantic counts valid items only: what is wrong with the others is said of each
     if kind == "value_error":
         prefix = f"{field}." if field and not field.startswith("silos") else (f"{field}: " if field else "")
         return [f"{prefix}{line}" for line in str(error["ctx"]["error"]).splitlines()]
     if kind == "string_pattern_mismatch":
         return [f"{field}: lower-case letters, digits and '-' expected, starting and ending with a letter or digit, at most 40 long, got {got!r}"]
     if kind in ("literal_error", "union_tag_invalid"):
-        expected = error["ctx"].get("expected") or error["ctx"].get("expected_tags")
-        near = difflib.get_close_matches(str(got), re.findall(r"'([^']+)'", str(expected)), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return [f"{field}: one of {expected} expected, got {got!r}{hint}"]
-    return [f"{field}: {error['msg'][0].lower()}{error['msg'][1:]}, got {_short(got)}"]
+        expected, got = (error["ctx"]["expected"], got) if kind == "literal_error" else (error["ctx"]["expected_tags"], error["ctx"]["tag"])
+        near = _nearest(str(got), re.findall(r"'([^']+)'", str(expected)))
+        hint = f"; did you mean {near!r}?" if near else ""
+        return [f"{field}{'' if kind == 'literal_error' else '.layout'}: one of {expected} expected, got {got!r}{hint}"]
+    if kind == "union_tag_not_found":
+        return [f"{field}.layout: missing; 'fed-isic2019' or 'datalist' expected"]
+    said = re.sub(r" or instance of \w+| or object to extract fields from| for <class '[\w.]+'>| after validation, not \d+", "", error["msg"])
+    said = said.replace("Tuple", "List").replace("tuple", "list").replace("dictionary", "mapping")  # YAML's words
+    return [f"{field}: {said[0].lower()}{said[1:]}, got {_short(got)}"]
 
 
-def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Field names allowed at `location`, found by walking the annotations."""
+def _walk(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The names along pydantic's `location` without the tags of its unions, and the models that lie there."""
+    names: list[str] = []
     current: list[type[BaseModel]] = [model]
     for part in location:
-        if isinstance(part, int):
+        if len(current) > 1:  # a union: this part says which of it, and is no field
+            current = [m for m in current if any(part in getattr(f.annotation, "__args__", ()) for f in m.model_fields.values())]
             continue
-        following: list[type[BaseModel]] = []
-        for candidate in current:
-            if part in candidate.model_fields:
-                following.extend(_models_in(candidate.model_fields[part].annotation))
-        current = following or current
-    return [name for candidate in current for name in candidate.model_fields]
+        names.append(str(part))
+        if not isinstance(part, int):
+            current = [m for c in current if part in c.model_fields for m in _models_in(c.model_fields[part].annotation)]
+    return names, current
+
+
+def _nearest_field(model: type[BaseModel], location: tuple[Any, ...]) -> str | None:
+    """What an unknown key probably meant: a name of the same mapping, or the dotted path of a likelier one elsewhere."""
+    written = str(location[-1])
+    around, here = _walk(model, location[:-1])
+    sibling = _nearest(written, [name for candidate in here for name in candidate.model_fields])
+    near_first = sorted(_dotted_fields(model, ()), key=lambda path: -_shared(path, _starred(around)))
+    paths = [path for path in near_first if path != (*_starred(around), written)]  # known there, but in another kind of entry
+    leaf = _nearest(written, [path[-1] for path in paths], cutoff=0.75)
+    if leaf is None or (sibling is not None and _likeness(written, sibling) >= _likeness(written, leaf)):
+        return sibling
+    return ".".join(next(path for path in paths if path[-1] == leaf))
+
+
+def _starred(names: list[str]) -> tuple[str, ...]:
+    return tuple("*" if name.isdigit() else name for name in names)
+
+
+def _shared(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+    """How many names two paths have in common before they part."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _dotted_fields(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The path of every field at every level; '*' stands for any item of a list."""
+    for name, field in model.model_fields.items():
+        path = (*prefix, name)
+        yield path
+        inside = (*path, "*") if getattr(field.annotation, "__origin__", None) is tuple else path
+        for nested in _models_in(field.annotation):
+            yield from _dotted_fields(nested, inside)
+
+
+def _nearest(written: str, names: list[str], cutoff: float = 0.5) -> str | None:
+    return next(iter(difflib.get_close_matches(written, names, n=1, cutoff=cutoff)), None)
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
