@@ -166,11 +166,13 @@ def serve_if_configured() -> int | None:
 
 def push(gateway: str, job: str) -> None:
     """Send all metrics to a Pushgateway under `job`, added to what other jobs pushed. A gateway that fails is one warning line."""
+    from http.client import HTTPException
+
     from prometheus_client import pushadd_to_gateway
 
     try:
         pushadd_to_gateway(gateway, job, _metrics().registry, timeout=_PUSH_TIMEOUT_S)
-    except (OSError, ValueError) as e:  # metrics never end a run
+    except (OSError, ValueError, HTTPException) as e:  # metrics never end a run
         _log.warning("metrics were not pushed to %s (%s)", gateway, e)
 
 
