@@ -1,6 +1,6 @@
 """Our local update beside a hand-written loop doing the same mathematics, in one run, on one thread.
 
-    python -m benchmarks.local_update [--repeats 5]
+    python -m benchmarks.local_update [--repeat 5]
 
 The yardstick is as fast as a careful person writes it: fused Adam, channels-last, uint8 images in memory, no bookkeeping.
 Both sides alternate, so that a noisy machine is noisy for both; the figure is the ratio of medians.
@@ -8,17 +8,17 @@ Both sides alternate, so that a noisy machine is noisy for both; the figure is t
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 
 import torch
+from torch.nn import functional
+
+from benchmarks.figures import Figure, run_alone, spread
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic, generator_for
 from fedhelp_core.config import AlgorithmConfig
 from fedhelp_core.models import build_model, build_public_head
-from torch.nn import functional
 
 CLASSES, PUBLIC_CLASSES, IMAGES = 8, 10, 96
 SEED, SILO = 1, "bench"
@@ -98,7 +98,8 @@ def seconds(function, *arguments) -> float:
     return time.perf_counter() - started
 
 
-def measure(kind: str, repeats: int) -> dict[str, float | str]:
+def measure(kind: str, repeat: int) -> Figure:
+    """One kind of silo: the ratio of medians."""
     config = AlgorithmConfig(proxy_model="resnet20", large_model="resnet32", batch_size=4, augmentation="none", normalisation="shared")
     data = silo_data()
     settings = UpdateSettings(algorithm=config, classes=CLASSES, seed=SEED, silo=SILO, kind=kind)
@@ -112,23 +113,18 @@ def measure(kind: str, repeats: int) -> dict[str, float | str]:
 
     ours()
     plain()
-    times = [(seconds(ours), seconds(plain)) for _ in range(repeats)]
+    times = [(seconds(ours), seconds(plain)) for _ in range(repeat)]
     mine, theirs = statistics.median(t[0] for t in times), statistics.median(t[1] for t in times)
-    return {"silo": kind, "ours_s": round(mine, 3), "plain_s": round(theirs, 3), "ratio": round(mine / theirs, 3)}
+    return Figure(
+        name=f"local update, {kind} silo: ours / plain PyTorch loop", value=mine / theirs, unit="", target=1.05,
+        yardstick=f"plain loop {theirs:.3f} s", detail=f"{mine:.3f} s; ratios turn by turn, quartiles {spread([a / b for a, b in times])}")
 
 
-def main() -> list[dict[str, float | str]]:
-    """Print one row for a small silo, one for a large one."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--repeats", type=int, default=5, help="measurements of each side; the median counts")
-    arguments = parser.parse_args()
+def figures(repeat: int) -> list[Figure]:
+    """One figure for a small silo, one for a large one."""
     fix_arithmetic(1)
-    rows = [measure(kind, arguments.repeats) for kind in ("small", "large")]
-    for row in rows:
-        print(f"local update, {row['silo']} silo: ours {row['ours_s']} s, plain loop {row['plain_s']} s, ratio {row['ratio']} (target <= 1.05)")
-    print(json.dumps(rows))
-    return rows
+    return [measure(kind, repeat) for kind in ("small", "large")]
 
 
 if __name__ == "__main__":
-    main()
+    run_alone(figures, __doc__, repeat=5)
