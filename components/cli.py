@@ -113,11 +113,10 @@ def simulate(
 @_explained
 def compile_(pipeline: str, federation: Path | None, output: Path | None) -> None:
     """Write a pipeline as YAML for the Kubeflow UI or API."""
-    from fedhelp_components.local_run import form_of
-    from fedhelp_core.config import load_federation
+    defaults = _form_defaults(federation) if federation else None  # before kfp takes its seconds: the file may be wrong
     from fedhelp_pipelines.compile import compiled
 
-    text = compiled(pipeline, form_of(load_federation(federation)) if federation else None)
+    text = compiled(pipeline, defaults)
     path = output or Path(f"{pipeline}.yaml")
     path.write_text(text, encoding="utf-8")
     click.echo(f"{path}: upload it in the Kubeflow UI under Pipelines, or start it with: fedhelp submit --pipeline {pipeline} ...")
@@ -182,6 +181,19 @@ def rollback(federation: Path) -> None:
     config = load_federation(federation)
     name = config.tracking.registered_model or config.name
     click.echo(f"{name}: champion is again version {Registry.for_federation(config).rollback(name)}")
+
+
+def _form_defaults(federation: Path) -> dict[str, Any]:
+    from fedhelp_components.check.form import FIELDS, LITERALS
+    from fedhelp_components.local_run import form_of
+    from fedhelp_core.config import load_federation
+    from fedhelp_core.errors import ConfigError
+
+    form = form_of(load_federation(federation))
+    for parameter, menu in LITERALS.items():
+        if form[parameter] not in menu:
+            raise ConfigError(f"{federation}: {FIELDS[parameter]}: a pipeline runs one of {', '.join(menu)}, got {form[parameter]!r}; change it")
+    return form
 
 
 def _file_or_demo(federation: Path | None, demo: Path | None) -> Path:
