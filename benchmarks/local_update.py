@@ -70,7 +70,7 @@ def plain_small(config: AlgorithmConfig, data: SiloData) -> float:
             norm.track_running_stats = True
         loss.backward()
         public.step()
-    return float(loss)
+    return loss.item()
 
 
 def plain_large(config: AlgorithmConfig, data: SiloData) -> float:
@@ -89,7 +89,7 @@ def plain_large(config: AlgorithmConfig, data: SiloData) -> float:
         loss.backward()
         first.step()
         second.step()
-    return float(loss)
+    return loss.item()
 
 
 def seconds(function, *arguments) -> float:
