@@ -103,4 +103,4 @@ def spread(values: Sequence[float]) -> str:
     if len(values) < 2:
         return "one measurement"
     low, _, high = statistics.quantiles(values, n=4)
-    return f"{low:.3g} to {high:.3g}"
+    return f"{quantity(low, '')} to {quantity(high, '')}"
