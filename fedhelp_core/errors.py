@@ -139,3 +139,11 @@ class StateLocked(RetryableError):
 
 PERMANENT_EXIT_CODES = tuple(range(10, 20))
 RETRYABLE_EXIT_CODES = tuple(range(30, 40))
+
+_SHOWN = 50
+
+
+def listed(problems: Sequence[str]) -> list[str]:
+    """`problems`, the first 50 and a count of the rest: enough to see the pattern, short enough to read."""
+    rest = len(problems) - _SHOWN
+    return [*problems[:_SHOWN], *([f"... and {rest} more like these"] if rest > 0 else [])]

@@ -13,7 +13,6 @@ Called by silo.py. Knows no network.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -27,7 +26,8 @@ from pathlib import Path
 import torch
 
 from fedhelp_core.algorithm.local_update import SiloState
-from fedhelp_core.errors import AccessDenied, FedHelpError, StateLocked, StorageFull
+from fedhelp_core.disk import explained
+from fedhelp_core.errors import StateLocked
 from fedhelp_core.store import Store
 from fedhelp_core.weights import read_weights, write_weights
 
@@ -154,18 +154,3 @@ class LedgeredStore:
         line = json.dumps(entry) + "\n"
         with explained(self._ledger), self._ledger.open("a", encoding="utf-8") as handle:
             handle.write(line)
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """OSErrors about `path` as errors of our own, one sentence each."""
-    try:
-        yield
-    except FedHelpError:
-        raise
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(f"{path}: no space left on the silo's state volume; free some or enlarge it, then run again") from e
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise AccessDenied(f"{path}: not writable ({e.strerror}); mount the state volume read-write for this user") from e
-        raise

@@ -255,7 +255,7 @@ class _SmallTrainer(_Trainer):
 
     def _public_head(self, classes: int) -> nn.Linear:
         kept = _group(self.state.tensors, "public_head")
-        generator = generator_for(self.settings.seed, self.settings.silo, 0, "public_head")
+        generator = generator_for(self.settings.seed, "server", 0, "public_head")  # equal everywhere, so that averaged backbones agree
         head = build_public_head(self.proxy, outputs=classes, generator=None if kept else generator)
         if kept:
             head.load_state_dict(kept)

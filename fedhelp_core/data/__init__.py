@@ -1,0 +1,1 @@
+"""A silo's images: layouts on disk, datalists, decoded arrays; `phantom` draws the demo's hospitals."""

@@ -12,7 +12,9 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from functools import cached_property
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,14 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "UINT8": np.dtype("u1"), "INT32": np.dtype("<i4"), "INT64": np.dtype("<i8"), "FP16": np.dtype("<f2"), "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
+_MALFORMED = (KeyError, IndexError, TypeError, ValueError, OverflowError)  # OverflowError: Infinity as a side, an integer beyond floats
+
+
+class _OnlyGetsFollow(urllib.request.HTTPRedirectHandler):
+    """urllib turns a redirected POST into a GET: its answer would be to a question that was never asked."""
+
+    def redirect_request(self, req: urllib.request.Request, *arguments: Any) -> urllib.request.Request | None:
+        return super().redirect_request(req, *arguments) if req.get_method() == "GET" else None
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,12 @@ class OpenInferenceTeacher:
         if not config.uri.startswith(("http://", "https://")) or "/v2/models/" not in config.uri:
             raise ConfigError(
                 f"teacher {config.name!r}: kind 'openinference' expects uri http(s)://host/v2/models/<model>, got {config.uri!r}")
+        try:
+            _ = urlsplit(config.uri).port
+        except ValueError as e:
+            raise ConfigError(f"teacher {config.name!r}: uri {config.uri!r} is not an address ({e})") from e
         self.config = config
+        self._opener = urllib.request.build_opener(_OnlyGetsFollow)
         self._url = config.uri.rstrip("/").removesuffix("/infer")
 
     def ask(self, images_NHWC: NDArray[np.uint8], *, request_id: str) -> NDArray[Any]:
@@ -91,7 +106,7 @@ class OpenInferenceTeacher:
         try:
             first = metadata["inputs"][0]
             name, datatype, shape = str(first["name"]), str(first["datatype"]), [int(side) for side in first["shape"]]
-        except (KeyError, IndexError, TypeError, ValueError) as e:
+        except _MALFORMED as e:
             raise self._unusable("metadata with inputs of name, datatype and shape", str(metadata)[:200]) from e
         if datatype not in _DTYPES or len(shape) != 4 or 3 not in (shape[1], shape[3]):
             raise self._unusable(f"an input of RGB images as one of {', '.join(_DTYPES)}", f"{datatype} of shape {shape}")
@@ -100,7 +115,8 @@ class OpenInferenceTeacher:
     @cached_property
     def _takes_binary(self) -> bool:
         server = self._json_of(self._exchange(urllib.request.Request(self._url.split("/models/")[0])))
-        return _BINARY_EXTENSION in server.get("extensions", ())
+        extensions = server.get("extensions")
+        return isinstance(extensions, list) and _BINARY_EXTENSION in extensions
 
     def _first_output(self, answer: _Answer) -> NDArray[Any]:
         document = self._json_of(answer)
@@ -111,7 +127,7 @@ class OpenInferenceTeacher:
                 return np.asarray(output["data"], dtype=np.float64).reshape(shape)
             size = int(output["parameters"]["binary_data_size"])
             return np.frombuffer(answer.body[answer.json_bytes : answer.json_bytes + size], dtype=dtype).reshape(shape)
-        except (KeyError, IndexError, TypeError, ValueError) as e:
+        except _MALFORMED as e:
             raise self._unusable("an output with shape, datatype and data", f"{str(document)[:200]} ({e})") from e
 
     def _post(self, body: bytes, headers: dict[str, str]) -> _Answer:
@@ -119,29 +135,40 @@ class OpenInferenceTeacher:
 
     def _exchange(self, request: urllib.request.Request) -> _Answer:
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            with self._opener.open(request, timeout=TIMEOUT_S) as response:
                 body = response.read(MAX_ANSWER_BYTES + 1)
-                json_bytes = int(response.headers.get(_BINARY_HEADER) or len(body))
+                missing, json_bytes = response.length, response.headers.get(_BINARY_HEADER)
         except urllib.error.HTTPError as e:
-            raise self._refusal(e.code, e.read(300).decode(errors="replace")) from e
-        except (OSError, ValueError) as e:  # URLError and timeouts are OSErrors
+            with e:
+                raise self._refusal(e) from e
+        except (OSError, HTTPException) as e:  # URLError and timeouts are OSErrors
             raise TeacherUnavailable(f"teacher {self.config.name!r}: {request.full_url} was not reached ({e}); try again later") from e
         if len(body) > MAX_ANSWER_BYTES:
             raise self._unusable(f"at most {MAX_ANSWER_BYTES} bytes", "more; lower the teacher's batch_size")
-        return _Answer(body, json_bytes)
+        if missing:
+            raise TeacherUnavailable(f"teacher {self.config.name!r}: the answer of {request.full_url} broke off {missing} bytes early; try again")
+        if json_bytes is not None and not json_bytes.isdecimal():
+            raise self._unusable(f"a number as {_BINARY_HEADER}", repr(json_bytes))
+        return _Answer(body, len(body) if json_bytes is None else int(json_bytes))
 
-    def _refusal(self, status: int, said: str) -> Exception:
-        where = f"teacher {self.config.name!r}: HTTP {status} from {self._url}"
+    def _refusal(self, answer: urllib.error.HTTPError) -> Exception:
+        status, where = answer.code, f"teacher {self.config.name!r}: HTTP {answer.code} from {self._url}"
+        try:
+            said = answer.read(300).decode(errors="replace")
+        except (OSError, HTTPException):
+            said = str(answer.reason)
         if status == 429 or status >= 500:
             return TeacherUnavailable(f"{where} ({said}); try again later")
         if status in (401, 403):
             return AccessDenied(f"{where}; check the credentials that this network or gateway expects")
+        if 300 <= status < 400:
+            return TeacherError(f"{where}: it sends elsewhere, to {answer.headers.get('Location')}; give the teacher's own address as uri")
         return TeacherError(f"{where}: {said}")
 
     def _json_of(self, answer: _Answer) -> dict[str, Any]:
         try:
             document = json.loads(answer.body[: answer.json_bytes])
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise self._unusable("JSON", repr(answer.body[:80])) from e
         if not isinstance(document, dict):
             raise self._unusable("a JSON object", type(document).__name__)

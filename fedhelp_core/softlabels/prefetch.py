@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from fedhelp_core import telemetry
 from fedhelp_core.config import PublicSetConfig, TeacherConfig
+from fedhelp_core.data.decode import preprocessing
 from fedhelp_core.errors import ConfigError, TeacherUnavailable
 from fedhelp_core.softlabels.distillation_set import write_distillation_set
 from fedhelp_core.softlabels.ledger import Ledger, batch_sha
-from fedhelp_core.softlabels.public_images import PublicImages, preprocessing, read_public_images
+from fedhelp_core.softlabels.public_images import PublicImages, read_public_images
 from fedhelp_core.softlabels.teachers import Teacher, TeacherIdentity, checked_probabilities, open_teacher
 from fedhelp_core.store import Store
 

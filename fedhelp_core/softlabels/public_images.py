@@ -6,27 +6,17 @@ nothing. Shapes: N images, S the side in pixels.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from fedhelp_core.data.decode import SUFFIXES, Decoded, decode_all
 from fedhelp_core.errors import DataError
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
 _KEPT_BYTES = 2**31  # decoded images are kept up to this much memory; a larger set is decoded again when it is needed
-
-
-def preprocessing(image_size: int) -> str:
-    """How images are prepared, in words: part of what an answer is recorded under, so any change asks again."""
-    return f"rgb8, shorter side {image_size}, bicubic, centre crop"
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ class PublicImages:
         """
         if self._kept_NSSC is not None:
             return self._kept_NSSC[list(chosen)]
-        found = list(_decode_all([self._paths[i] for i in chosen], self.image_size))
+        found = list(decode_all([self._paths[i] for i in chosen], self.image_size))
         for i, item in zip(chosen, found, strict=True):
             if item.problem or item.sha256 != self.hashes[i]:
                 raise DataError(f"{self._paths[i]}: changed while it was being used; keep the folder still and run again")
@@ -68,49 +58,15 @@ def read_public_images(folder: Path, image_size: int) -> PublicImages:
     if not paths:
         raise DataError(f"{folder}: at least one public image ({', '.join(SUFFIXES)}) expected, found none; correct public_set.images")
     keep = len(paths) * image_size**2 * 3 <= _KEPT_BYTES
-    first: dict[str, _Decoded] = {}
+    first: dict[str, Decoded] = {}
     problems: list[str] = []
-    for item in _decode_all(paths, image_size):
+    for item in decode_all(paths, image_size):
         if item.problem:
             problems.append(item.problem)
         else:
-            first.setdefault(item.sha256, item if keep else _Decoded(item.path, item.sha256))
+            first.setdefault(item.sha256, item if keep else Decoded(item.path, item.sha256))
     if problems:
         raise DataError(problems)
     hashes = tuple(sorted(first))
     kept = np.stack([p for p in (first[h].pixels_SSC for h in hashes) if p is not None]) if keep else None
     return PublicImages(hashes, image_size, len(paths) - len(hashes), tuple(first[h].path for h in hashes), kept)
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    path: Path
-    sha256: str = ""
-    pixels_SSC: NDArray[np.uint8] | None = None
-    problem: str = ""
-
-
-def _decode_all(paths: Sequence[Path], size: int) -> Iterator[_Decoded]:
-    """In order, on a few threads: Pillow decodes outside the interpreter's lock."""
-    workers = min(8, os.cpu_count() or 1)
-    block = 64 * workers  # so that a large folder is never decoded far ahead of its reader
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(paths), block):
-            yield from pool.map(lambda path: _decode(path, size), paths[start : start + block])
-
-
-def _decode(path: Path, size: int) -> _Decoded:
-    try:
-        raw = path.read_bytes()
-        with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG")) as image:
-            square = ImageOps.fit(_as_rgb(ImageOps.exif_transpose(image)), (size, size), Image.Resampling.BICUBIC)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:  # Pillow raises SyntaxError for a broken PNG
-        return _Decoded(path, problem=f"{path}: cannot be read as an image ({e}); replace or remove it")
-    return _Decoded(path, hashlib.sha256(raw).hexdigest(), np.asarray(square, dtype=np.uint8))
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; 16-bit grey keeps its upper 8 bits, where Pillow's own conversion would clip to white."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")

@@ -167,7 +167,7 @@ class TestUrls:
 
     @pytest.mark.parametrize("url", ["", "ftp://host/x", "gs://bucket", "file://host/x", "s3://", "s3:///x"])
     def test_other_urls_are_config_errors(self, url: str) -> None:
-        with pytest.raises(ConfigError, match="expected|three slashes"):
+        with pytest.raises(ConfigError, match=r"expected|three slashes"):
             open_store(url)
 
     def test_opening_reaches_for_nothing(self, tmp_path: Path) -> None:
@@ -286,7 +286,8 @@ class TestS3Store:
     @pytest.mark.parametrize(("status", "code", "expected"), [
         (403, "InvalidAccessKeyId", AccessDenied), (403, "SignatureDoesNotMatch", AccessDenied), (403, "403", AccessDenied),
         (503, "SlowDown", StoreUnavailable), (500, "InternalError", StoreUnavailable), (507, "XMinioStorageFull", StorageFull),
-        (404, "NoSuchBucket", ConfigError), (404, "NoSuchKey", NotFound), (301, "PermanentRedirect", ConfigError), (400, "InvalidRequest", PermanentError),
+        (404, "NoSuchBucket", ConfigError), (404, "NoSuchKey", NotFound), (301, "PermanentRedirect", ConfigError),
+        (400, "InvalidRequest", PermanentError),
         (409, "ConditionalRequestConflict", StoreUnavailable),
     ])
     def test_answers_of_the_server_have_names(self, status: int, code: str, expected: type[Exception]) -> None:

@@ -1,0 +1,135 @@
+"""A silo's manifest: a MONAI datalist, JSON with lists `training`, `validation` and `test` of {"image": path, "label": int}.
+
+`manifest_of` turns whatever layout silo.yaml names into one; `arrays` decodes it. The file is what MONAI's
+`load_decathlon_datalist` reads, so a hospital can use the same list elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedhelp_core.config import DatalistData, FedIsicData, SiloConfig
+from fedhelp_core.data.fed_isic import read_fed_isic
+from fedhelp_core.data.items import SPLITS, Item
+from fedhelp_core.errors import DataError, listed
+
+_MAX_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Which images a silo has, and what they show. Paths are absolute."""
+
+    source: str
+    """Where it came from, for messages."""
+    training: tuple[Item, ...] = ()
+    validation: tuple[Item, ...] = ()
+    test: tuple[Item, ...] = ()
+    problems: tuple[str, ...] = field(default=(), compare=False)
+
+    def splits(self) -> Iterator[tuple[str, tuple[Item, ...]]]:
+        """Name and items of each split."""
+        for name in SPLITS:
+            yield name, getattr(self, name)
+
+
+def manifest_of(config: SiloConfig, classes: int) -> Manifest:
+    """The manifest of the layout in silo.yaml, checked as far as it can be without opening images.
+
+    Raises:
+        DataError: with everything that is wrong.
+    """
+    data = config.data
+    if isinstance(data, FedIsicData):
+        training, validation, test, problems = read_fed_isic(data)
+        found = Manifest(f"{data.split_csv}, center {data.center}", training, validation, test, tuple(problems))
+    else:
+        found = read_datalist(data)
+    problems = [*found.problems, *_problems_of(found, classes)]
+    if problems:
+        raise DataError([f"silo {config.name}: {problem}" for problem in listed(problems)])
+    return found
+
+
+def read_datalist(data: DatalistData) -> Manifest:
+    """The datalist as it is written; `problems` names every item that cannot be used.
+
+    Raises:
+        DataError: no file, or not a JSON mapping.
+    """
+    document = _json(data.datalist)
+    root = data.root or data.datalist.parent
+    problems: list[str] = []
+    splits: dict[str, tuple[Item, ...]] = {}
+    for split in SPLITS:
+        rows = document.get(split, [])
+        if not isinstance(rows, list):
+            problems.append(f"{data.datalist}: {split} should be a list, got {type(rows).__name__}")
+            continue
+        items = [_item(row, root) for row in rows]
+        problems += [f"{data.datalist}: {split}[{i}]: {item}" for i, item in enumerate(items) if isinstance(item, str)]
+        splits[split] = tuple(item for item in items if isinstance(item, Item))
+    return Manifest(str(data.datalist), problems=tuple(problems), **splits)
+
+
+def write_datalist(path: Path, manifest: Manifest, *, root: Path) -> None:
+    """Write `manifest` as a MONAI datalist, image paths relative to `root`."""
+    document = {
+        name: [{"image": item.image.relative_to(root).as_posix(), "label": item.label} for item in items]
+        for name, items in manifest.splits()
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise DataError(f"{path}: is larger than {_MAX_BYTES} bytes; a datalist holds paths and labels only")
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise DataError(f"{path}: no such datalist; correct data.datalist in silo.yaml") from e
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path}: cannot be read as JSON ({e}); write it as MONAI datalists are, with lists training, validation, test") from e
+    if not isinstance(document, dict):
+        raise DataError(f"{path}: a mapping with lists training, validation and test expected, got {type(document).__name__}")
+    return document
+
+
+def _item(row: Any, root: Path) -> Item | str:
+    """The item that `row` describes, or what is wrong with it. Paths must stay below `root`."""
+    if not isinstance(row, dict) or not isinstance(row.get("image"), str):
+        return f'{{"image": path, "label": class number}} expected, got {str(row)[:80]}'
+    label = row.get("label")
+    if isinstance(label, bool) or not isinstance(label, int):
+        return f"label: a whole number expected, got {label!r}"
+    path = root / row["image"]
+    if not path.resolve().is_relative_to(root.resolve()):
+        return f"image {row['image']!r} lies outside {root}; keep images below data.root"
+    return Item(path, label)
+
+
+def _problems_of(manifest: Manifest, classes: int) -> Iterator[str]:
+    """What no split may have: labels out of range, images twice, too few of them."""
+    for name, items in manifest.splits():
+        for item in items:
+            if not 0 <= item.label < classes:
+                yield f"{manifest.source}: {item.image.name} ({name}) has label {item.label}, expected 0 to {classes - 1} (task.classes)"
+    places: dict[Path, list[str]] = {}
+    for name, items in manifest.splits():
+        for item in items:
+            places.setdefault(item.image, []).append(name)
+    for path, found in places.items():
+        if len(found) > 1:
+            counts = ", ".join(f"{n}x in {name}" for name, n in Counter(found).items())
+            yield f"{manifest.source}: {path.name} is listed {counts}; an image may be listed once, or the test split measures nothing"
+    if manifest.problems:
+        return  # what could not be read explains what is missing
+    if len(manifest.training) < 2:
+        yield f"{manifest.source}: at least 2 training images expected, got {len(manifest.training)}"
+    if not manifest.test:
+        yield f"{manifest.source}: at least 1 test image expected, got none"

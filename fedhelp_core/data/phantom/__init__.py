@@ -1,0 +1,1 @@
+"""Drawn data in real on-disk formats, for the demo, studies and tests. No patient was ever involved."""

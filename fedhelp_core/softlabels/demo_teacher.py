@@ -1,0 +1,65 @@
+"""The demo's foundation model: a network trained on labelled public drawings, logged as an MLflow pyfunc.
+
+It never sees a hospital's image. Called by demo.py; prefetch asks it through the same teacher protocol as any other model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fedhelp_core.algorithm.batches import to_input
+from fedhelp_core.algorithm.randomness import fix_arithmetic
+from fedhelp_core.models import build_model
+
+ARCHITECTURE = "resnet20"
+_BATCH, _EPOCHS, _PEAK_RATE = 32, 14, 4e-3
+
+Progress = Callable[[str], None]
+
+
+def train_teacher(
+    images_NCHW: Tensor, labels_N: Tensor, *, classes: int, seed: int, threads: int, progress: Progress | None = None,
+) -> torch.nn.Module:
+    """A classifier of the public classes, in eval mode. Images uint8 (N, 3, S, S), labels int64 (N,)."""
+    fix_arithmetic(threads)
+    generator = torch.Generator().manual_seed(seed)
+    model = build_model(ARCHITECTURE, outputs=classes, generator=generator).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_PEAK_RATE, weight_decay=1e-2)
+    steps = _EPOCHS * (len(labels_N) // _BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_PEAK_RATE, total_steps=steps)
+    model.train()
+    for epoch in range(_EPOCHS):
+        order = torch.randperm(len(labels_N), generator=generator)[: len(labels_N) // _BATCH * _BATCH]
+        for chosen in order.split(_BATCH):
+            images = images_NCHW[chosen]
+            for dim in (2, 3):
+                if torch.rand((), generator=generator) < 0.5:
+                    images = images.flip(dim)
+            loss = functional.cross_entropy(model(to_input(images, torch.device("cpu"))), labels_N[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        if progress is not None:
+            progress(f"teacher epoch {epoch + 1}/{_EPOCHS}")
+    return model.eval()
+
+
+def save_teacher(model: torch.nn.Module, folder: Path, *, classes: int) -> None:
+    """Write `model` as an MLflow pyfunc folder that `mlflow.pyfunc.load_model` reads."""
+    from fedhelp_core.tracking import save_pyfunc_from_code
+    from fedhelp_core.weights import write_weights
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    weights = folder.parent / "teacher.safetensors"
+    write_weights(weights, {name: tensor.numpy() for name, tensor in model.state_dict().items()}, ARCHITECTURE)
+    try:
+        save_pyfunc_from_code(
+            folder, code=Path(__file__).with_name("pyfunc_teacher.py"), artifacts={"weights": weights}, settings={"classes": classes})
+    finally:
+        weights.unlink()

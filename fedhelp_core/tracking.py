@@ -1,0 +1,735 @@
+"""MLflow: a federation's run with its rounds, the registered model, its promotion. The only file that imports mlflow.
+
+Aggregation logs rounds through `AsyncTracker`, evaluation registers the model through `Tracker`, promotion and the
+commands `promote` and `rollback` use `Registry` and `gate`, MLflow teachers `load_pyfunc`. mlflow takes seconds to
+import, so every function imports it when it needs it, and so does torch, which the hub does not have.
+
+One MLflow run stands for one run of a federation. It is found again by its tags, unless $MLFLOW_RUN_ID names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhelp_core.config import Federation
+from fedhelp_core.errors import (
+    AccessDenied,
+    ConfigError,
+    FedHelpError,
+    NotFound,
+    PermanentError,
+    StorageFull,
+    StoreUnavailable,
+    TeacherError,
+    TeacherUnavailable,
+)
+from fedhelp_core.store import LocalStore, open_store
+
+if TYPE_CHECKING:
+    import torch
+
+CANDIDATE = "candidate"
+CHAMPION = "champion"
+RUN_TAG = "fedhelp.run_id"
+CONFIG_TAG = "fedhelp.config_sha256"
+SCORES_TAG = "fedhelp.scores"
+PREVIOUS_TAG = "fedhelp.previous_champions"  # of the registered model: versions, the last one last
+_IDENTITY_TAGS = ("fedhelp.run", "fedhelp.global_sha256")  # what makes two model versions the same
+
+_SETTINGS = {  # used where the operator set nothing else
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing leaves a hospital that nobody asked for
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # about 15 s; MLflow's own 7 are four minutes before anybody is told
+}
+_METRICS_PER_REQUEST = 1000  # MLflow's own bounds
+_PARAMETERS_PER_REQUEST = 100
+_LONGEST_KEY = 250
+_LONGEST_PARAMETER = 500  # characters; newer servers take 6000, older ones refuse more than this
+_LONGEST_RUN_TAG = 5000
+_ROUNDS_KEPT = 10_000  # rounds waiting for a server that is away; some 10 MB at 20 silos
+_PACE = 1.0  # seconds between two requests of a healthy tracker: fast rounds share one
+_RETRY_AFTER = 20.0  # seconds until a server that did not answer is asked again
+_CLOSING_WAIT = 45.0  # seconds that the end of training waits for MLflow at most
+_CHAMPIONS_KEPT = 20
+_ROUNDING = 1e-9  # two scores closer than this are the same: 0.80 - 0.75 is 0.05000000000000004
+_log = logging.getLogger("fedhelp.tracking")
+
+
+def tracking_uri(federation: Federation) -> str:
+    """`tracking.uri`, else $MLFLOW_TRACKING_URI, else SQLite in the store's folder.
+
+    Raises:
+        ConfigError: neither is set, and the store is a bucket, where SQLite cannot live.
+    """
+    uri = federation.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if uri:
+        return uri
+    url = federation.store.url
+    store = None if url.startswith("s3://") else open_store(url)
+    if not isinstance(store, LocalStore):
+        raise ConfigError(
+            f"tracking.uri: missing, and store {url!r} is no folder where MLflow could keep SQLite; "
+            "set tracking.uri or $MLFLOW_TRACKING_URI to your MLflow server")
+    return f"sqlite:///{store.root / 'mlflow.db'}"
+
+
+class AsyncTracker:
+    """Logs a run's rounds from a thread of its own; training neither waits for MLflow nor ends because of it.
+
+    Rounds that MLflow has already are not logged twice, so a restarted aggregation may tell all of them again, and what
+    an absent server missed is made up for.
+    """
+
+    def __init__(self, uri: str, federation: Federation, run_id: str) -> None:
+        self._uri = uri
+        self._federation = federation
+        self._run_id = run_id
+        self._changed = threading.Condition()  # guards all that follows; never held while MLflow is talked to
+        self._waiting: deque[_Round] = deque()
+        self._refused = 0
+        self._said = ""  # what MLflow's last failure was
+        self._closing = False
+        self._final_status: str | None = None
+        self._thread = threading.Thread(target=self._work, name="fedhelp-tracking", daemon=True)  # a hung server must not hold the exit
+
+    @classmethod
+    def for_run(cls, federation: Federation, run_id: str) -> AsyncTracker:
+        """The tracker of run `run_id`; contacts nothing yet.
+
+        Raises:
+            ConfigError: no tracking URI can be told; better now than after training.
+        """
+        return cls(tracking_uri(federation), federation, run_id)
+
+    def log_round(self, number: int, metrics: Mapping[str, float]) -> None:
+        """Have round `number`'s metrics logged, some time soon. What is not finite is left out. Returns at once."""
+        with self._changed:
+            if len(self._waiting) >= _ROUNDS_KEPT:
+                self._refused += 1
+                return
+            self._waiting.append(_Round(number, _now(), dict(metrics)))
+            self._changed.notify()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        with self._changed:
+            self._closing = True
+            if kind is not None:
+                self._final_status = "FAILED" if issubclass(kind, Exception) else "KILLED"
+            self._changed.notify()
+        self._thread.join(_CLOSING_WAIT)
+        with self._changed:
+            lost, said = len(self._waiting) + self._refused, self._said or "it does not answer"
+        if lost:
+            _log.warning(
+                "run %s: %d rounds were not logged to MLflow at %s (%s); aggregation of the same run, started again, logs them",
+                self._run_id, lost, shown_uri(self._uri), said)
+
+    def _work(self) -> None:
+        run: _MlflowRun | None = None
+        while True:
+            with self._changed:
+                closing, rounds, status = self._closing, list(self._waiting), self._final_status
+            try:
+                with _explained(self._uri):
+                    run = run or _MlflowRun.find_or_create(self._uri, self._federation, self._run_id)
+                    run.log(rounds)
+                    if closing and status is not None:
+                        run.end(status)
+            except Exception as e:  # whatever it is, training goes on
+                run = None  # a failed request may have been carried out, so ask afresh what is there
+                self._warn_once(e)
+                pause = _RETRY_AFTER
+            else:
+                pause = _PACE
+                with self._changed:
+                    for _ in rounds:
+                        self._waiting.popleft()
+            if closing:
+                return
+            self._pause(pause)
+
+    def _pause(self, seconds: float) -> None:
+        """Until there is something to log, but at least `seconds`, unless training ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, seconds)
+            self._changed.wait_for(lambda: self._closing or bool(self._waiting))
+
+    def _warn_once(self, error: Exception) -> None:
+        with self._changed:
+            first, self._said = not self._said, str(error) if isinstance(error, FedHelpError) else f"{type(error).__name__}: {error}"
+        if first:
+            _log.warning("run %s: rounds cannot be logged to MLflow for now, training goes on: %s", self._run_id, self._said)
+
+
+class Tracker:
+    """Logs a run's results and registers its model; whatever fails is raised."""
+
+    def __init__(self, uri: str, federation: Federation, run_id: str) -> None:
+        self._uri = uri
+        self._federation = federation
+        self._run_id = run_id
+        self._opened: _MlflowRun | None = None
+
+    @classmethod
+    def for_run(cls, federation: Federation, run_id: str) -> Tracker:
+        """The tracker of run `run_id`; contacts nothing yet.
+
+        Raises:
+            ConfigError: no tracking URI can be told.
+        """
+        return cls(tracking_uri(federation), federation, run_id)
+
+    def log_final(self, metrics: Mapping[str, float]) -> None:
+        """Log the results as of the last round, once.
+
+        Raises:
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+            AccessDenied: it refuses us.
+        """
+        with _explained(self._uri):
+            self._run().log([_Round(self._federation.algorithm.rounds, _now(), metrics)])
+
+    def log_and_register_model(self, module: torch.nn.Module, example: torch.Tensor, *, name: str, tags: Mapping[str, str]) -> str:
+        """Log `module` (put into eval mode), register it as a version of `name` with alias `candidate`; that version.
+
+        `example` is one batch of input, any number of images. `tags` become the version's and the run's. A version with
+        the same `fedhelp.run` and `fedhelp.global_sha256` is adopted instead of made again.
+
+        Raises:
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+            AccessDenied: it refuses us.
+            PermanentError: the module cannot be exported, or does not answer the same when it is loaded.
+        """
+        with _explained(self._uri), _quiet():
+            run = self._run()
+            version = _registered(run.client, name, tags) or self._register(run, module.eval(), example, name, tags)
+            run.client.set_registered_model_alias(name, CANDIDATE, version)
+            run.set_tags({key: value for key, value in tags.items() if len(value) <= _LONGEST_RUN_TAG})
+            run.end("FINISHED")
+            return version
+
+    def _register(self, run: _MlflowRun, module: torch.nn.Module, example: torch.Tensor, name: str, tags: Mapping[str, str]) -> str:
+        from mlflow.exceptions import MlflowException
+
+        model_uri = _log_model(self._uri, run.id, module, example)
+        try:
+            run.client.create_registered_model(name)
+        except MlflowException as e:
+            if e.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        created = run.client.create_model_version(
+            name, source=model_uri, run_id=run.id, model_id=model_uri.removeprefix("models:/"), tags=dict(tags))
+        return str(created.version)
+
+    def _run(self) -> _MlflowRun:
+        if self._opened is None:
+            self._opened = _MlflowRun.find_or_create(self._uri, self._federation, self._run_id)
+        return self._opened
+
+
+class Registry:
+    """The Model Registry: what is candidate, what is champion, and what was."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._opened: Any = None
+
+    @classmethod
+    def for_federation(cls, federation: Federation) -> Registry:
+        """The registry beside the federation's runs; contacts nothing yet.
+
+        Raises:
+            ConfigError: no tracking URI can be told.
+        """
+        return cls(tracking_uri(federation))
+
+    def scores_of(self, name: str, version: str) -> dict[str, dict[str, Any]]:
+        """Silo -> balanced_accuracy, kind and test_sha256, as evaluation noted them at this version.
+
+        Raises:
+            NotFound: no such version, or nothing noted.
+            PermanentError: what is noted cannot be read.
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        with _explained(self._uri):
+            text = self._version(name, version).tags.get(SCORES_TAG)
+        if text is None:
+            raise NotFound(
+                f"model {name!r} version {version}: no tag {SCORES_TAG}, so it was not registered by FedHelp's evaluation and cannot be"
+                " compared; decide by hand: fedhelp promote")
+        try:
+            return _checked_scores(json.loads(text))
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
+            raise PermanentError(
+                f"model {name!r} version {version}: tag {SCORES_TAG} cannot be read ({e}); expected JSON of silo ->"
+                " balanced_accuracy, kind, test_sha256; mend it in MLflow, or decide by hand: fedhelp promote") from e
+
+    def champion(self, name: str) -> str | None:
+        """The version with alias `champion`; None where there is none.
+
+        Raises:
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        try:
+            with _explained(self._uri):
+                return self._aliases(name).get(CHAMPION)
+        except NotFound:
+            return None
+
+    def promote(self, name: str, version: str | None) -> str:
+        """Make `version` (None: the candidate) champion and remember the one before it; that version.
+
+        Raises:
+            NotFound: no such model or version, or no candidate.
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        with _explained(self._uri):
+            aliases = self._aliases(name)
+            version = version or aliases.get(CANDIDATE)
+            if version is None:
+                raise NotFound(f"model {name!r}: no version has the alias {CANDIDATE!r}; run evaluation first, or name a version")
+            self._version(name, version)  # must exist before anything is changed
+            champion = aliases.get(CHAMPION)
+            if champion == version:
+                return version
+            if champion is not None:
+                self._remember(name, [*self._champions_before(name, champion), champion])
+            self._client().set_registered_model_alias(name, CHAMPION, version)  # last: a kill before it leaves the old champion
+            return version
+
+    def rollback(self, name: str) -> str:
+        """Give alias `champion` back to the version that had it before; that version.
+
+        Raises:
+            NotFound: there is no model or no champion, or none was before it, or that one has been deleted.
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        with _explained(self._uri):
+            champion = self._aliases(name).get(CHAMPION)
+            if champion is None:
+                raise NotFound(f"model {name!r}: no version is champion; make one: fedhelp promote")
+            *earlier, previous = self._champions_before(name, champion) or [None]
+            if previous is None:
+                raise NotFound(f"model {name!r}: no champion was there before version {champion}; choose one: fedhelp promote --version")
+            self._version(name, previous)
+            self._client().set_registered_model_alias(name, CHAMPION, previous)
+            self._remember(name, [v for v in earlier if v is not None])
+            return previous
+
+    def _champions_before(self, name: str, champion: str) -> list[str]:
+        """Champions before the present one, the last one last. A killed promotion may have noted the present one already."""
+        noted = self._client().get_registered_model(name).tags.get(PREVIOUS_TAG, "")
+        versions = [version for version in noted.split(",") if version]
+        while versions and versions[-1] == champion:
+            versions.pop()
+        return versions
+
+    def _remember(self, name: str, versions: Sequence[str]) -> None:
+        self._client().set_registered_model_tag(name, PREVIOUS_TAG, ",".join(versions[-_CHAMPIONS_KEPT:]))
+
+    def _aliases(self, name: str) -> dict[str, str]:
+        return {alias: str(version) for alias, version in self._client().get_registered_model(name).aliases.items()}
+
+    def _version(self, name: str, version: str) -> Any:
+        return self._client().get_model_version(name, version)
+
+    def _client(self) -> Any:
+        if self._opened is None:
+            self._opened = _client(self._uri)
+        return self._opened
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the candidate becomes champion, and the sentences that say why."""
+
+    promote: bool
+    reasons: list[str]
+
+
+def gate(
+    candidate_scores: Mapping[str, Mapping[str, Any]], champion_scores: Mapping[str, Mapping[str, Any]] | None, *,
+    min_improvement: float, max_regression: float,
+) -> Verdict:
+    """Promote if the small silos' mean score rises by `min_improvement` and no silo's falls by more than `max_regression`.
+
+    Scores are compared on the same silos and the same test images only; where these differ, a person has to decide.
+    Without a small silo the mean is over all silos.
+    """
+    if champion_scores is None:
+        return Verdict(True, ["there is no champion yet to compare with"])
+    incomparable = _incomparable(candidate_scores, champion_scores)
+    if incomparable:
+        return Verdict(False, incomparable)
+    pairs = {
+        silo: (float(new["balanced_accuracy"]), float(champion_scores[silo]["balanced_accuracy"])) for silo, new in candidate_scores.items()}
+    small = [silo for silo, new in candidate_scores.items() if new["kind"] == "small"]
+    risen, mean_reason = _mean_rises({silo: pairs[silo] for silo in small or pairs}, "small silos'" if small else "all silos'", min_improvement)
+    fallen = [
+        f"{silo} falls by {old - new:.3f} to {new:.3f}, more than {max_regression:.3f} is not allowed"
+        for silo, (new, old) in sorted(pairs.items()) if not old - new <= max_regression + _ROUNDING]
+    if not fallen:
+        worst = max(pairs, key=lambda silo: pairs[silo][1] - pairs[silo][0])
+        fall = pairs[worst][1] - pairs[worst][0]
+        calm = f"no silo falls by more than {max_regression:.3f} (most: {worst}, by {fall:.3f})" if fall > _ROUNDING else "no silo falls"
+        return Verdict(risen, [mean_reason, calm])
+    return Verdict(False, [mean_reason, *fallen])
+
+
+def load_pyfunc(uri: str) -> Callable[[NDArray[np.uint8]], Any]:
+    """The `predict` of the MLflow model at `uri`: a batch of images (N, H, W, C) -> its answer, one row per image.
+
+    Raises:
+        TeacherError: the model cannot be loaded; later, by the function: it refuses a batch.
+        TeacherUnavailable: it is on an MLflow server that was not reached.
+    """
+    where = f"teacher model {shown_uri(uri)}"
+    _prepare()
+    with _quiet():
+        import mlflow.pyfunc
+        from mlflow.exceptions import MlflowException
+
+        try:
+            model = mlflow.pyfunc.load_model(uri)
+        except Exception as e:  # loading runs the model's own code, which may raise anything
+            if isinstance(e, MlflowException | OSError) and isinstance(_error_for(e, mlflow.get_tracking_uri()), StoreUnavailable) and _on_server(uri):
+                raise TeacherUnavailable(f"{where}: MLflow was not reached ({_first_line(e)}); try again later") from e
+            raise TeacherError(
+                f"{where}: cannot be loaded ({type(e).__name__}: {_first_line(e)}); check public_set.teachers' uri, $MLFLOW_TRACKING_URI and"
+                " that what the model's requirements.txt lists is installed here") from e
+
+    def predict(images_NHWC: NDArray[np.uint8]) -> Any:
+        try:
+            return model.predict(images_NHWC)
+        except Exception as e:  # the model's own code
+            raise TeacherError(
+                f"{where}: refuses a batch of uint8 images {images_NHWC.shape} ({type(e).__name__}: {_first_line(e)});"
+                " expected a model whose predict takes uint8 (N, H, W, C) with values 0..255") from e
+
+    return predict
+
+
+def shown_uri(uri: str) -> str:
+    """`uri` without the password that it may carry, for messages and records."""
+    return re.sub(r"://[^/@\s]+@", "://", uri)
+
+
+class _Round(NamedTuple):
+    """What is to be logged of one round; `at` in milliseconds since 1970."""
+
+    number: int
+    at: int
+    metrics: Mapping[str, float]
+
+
+class _MlflowRun:
+    """One MLflow run that knows which of its metrics are logged already."""
+
+    def __init__(self, client: Any, run: Any) -> None:
+        self.client = client
+        self.id: str = run.info.run_id
+        self._steps_of: dict[str, set[int]] = {}
+
+    @classmethod
+    def find_or_create(cls, uri: str, federation: Federation, run_id: str) -> _MlflowRun:
+        """The MLflow run of `run_id`, marked as running, with the config as its parameters.
+
+        The config is part of its identity, because federations that share a server may choose the same run id.
+        """
+        client = _client(uri)
+        tags = {RUN_TAG: run_id, CONFIG_TAG: federation.digest(), "fedhelp.federation": federation.name}
+        preset = os.environ.get("MLFLOW_RUN_ID")
+        if preset:
+            run = client.get_run(preset)
+        else:
+            experiment = _experiment(client, uri, federation.tracking.experiment)
+            query = " and ".join(f"tags.`{key}` = '{tags[key]}'" for key in (RUN_TAG, CONFIG_TAG))
+            found = client.search_runs([experiment], query, max_results=1, order_by=["attributes.start_time ASC"])
+            run = found[0] if found else client.create_run(experiment, tags=tags, run_name=run_id)
+        if run.info.status != "RUNNING":
+            client.update_run(run.info.run_id, status="RUNNING")
+        opened = cls(client, run)
+        opened._describe(run, tags, _parameters(federation))
+        return opened
+
+    def log(self, rounds: Sequence[_Round]) -> None:
+        """Log what is finite and not logged yet, in as few requests as MLflow allows."""
+        from mlflow.entities import Metric
+
+        metrics = []
+        for number, at, values in rounds:
+            for name, value in values.items():
+                key = _key(name)
+                if math.isfinite(value) and number not in self._steps(key):
+                    self._steps_of[key].add(number)
+                    metrics.append(Metric(key, float(value), at, number))
+        for chunk in _chunks(metrics, _METRICS_PER_REQUEST):
+            self.client.log_batch(self.id, metrics=chunk)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        from mlflow.entities import RunTag
+
+        for chunk in _chunks([RunTag(key, value) for key, value in tags.items()], _PARAMETERS_PER_REQUEST):
+            self.client.log_batch(self.id, tags=chunk)
+
+    def end(self, status: str) -> None:
+        """Mark the run as FINISHED, FAILED or KILLED; it may go on later."""
+        self.client.set_terminated(self.id, status)
+
+    def _steps(self, key: str) -> set[int]:
+        if key not in self._steps_of:
+            self._steps_of[key] = {metric.step for metric in self.client.get_metric_history(self.id, key)}
+        return self._steps_of[key]
+
+    def _describe(self, run: Any, tags: Mapping[str, str], parameters: Mapping[str, str]) -> None:
+        """Tags and parameters that are not there yet: MLflow refuses to change a parameter, and a preset run may have its own."""
+        from mlflow.entities import Param
+
+        if not tags.items() <= run.data.tags.items():
+            self.set_tags(tags)
+        missing = [Param(key, value) for key, value in parameters.items() if key not in run.data.params]
+        for chunk in _chunks(missing, _PARAMETERS_PER_REQUEST):
+            self.client.log_batch(self.id, params=chunk)
+
+
+def _prepare() -> None:
+    """Quiet settings for mlflow, before it is imported: it reads some at import, some at each call."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def _client(uri: str) -> Any:
+    _prepare()
+    from mlflow import MlflowClient
+
+    folder = _sqlite_folder(uri)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(uri)
+
+
+def _sqlite_folder(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")).absolute().parent if uri.startswith("sqlite:///") else None
+
+
+def _on_server(uri: str) -> bool:
+    import mlflow
+
+    return not os.path.exists(uri) and mlflow.get_tracking_uri().startswith(("http://", "https://"))
+
+
+def _experiment(client: Any, uri: str, name: str) -> str:
+    """The id of the experiment, made if it is not there. With SQLite its files lie beside the database, not in the working folder."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        folder = _sqlite_folder(uri)
+        try:
+            return str(client.create_experiment(name, artifact_location=None if folder is None else str(folder / "mlartifacts")))
+        except MlflowException as e:
+            found = client.get_experiment_by_name(name) if e.error_code == "RESOURCE_ALREADY_EXISTS" else None
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise ConfigError(f"tracking.experiment: {name!r} was deleted in MLflow at {shown_uri(uri)}; restore it there or choose another name")
+    return str(found.experiment_id)
+
+
+def _registered(client: Any, name: str, tags: Mapping[str, str]) -> str | None:
+    """The version of `name` that has the identity in `tags`; None if there is none or `tags` has no identity."""
+    if not all(key in tags for key in _IDENTITY_TAGS):
+        return None
+    query = f"name = '{name}' and tags.`{_IDENTITY_TAGS[1]}` = '{tags[_IDENTITY_TAGS[1]]}'"
+    same = [int(v.version) for v in client.search_model_versions(query) if all(v.tags.get(key) == tags[key] for key in _IDENTITY_TAGS)]
+    return str(min(same)) if same else None
+
+
+def _log_model(uri: str, mlflow_run: str, module: torch.nn.Module, example: torch.Tensor) -> str:
+    """Log `module` as an exported program (`torch.export`, no pickle: loading it runs no foreign code and needs no FedHelp); its URI.
+
+    What is logged is loaded once and asked with another number of images, before anybody is told that it exists.
+    """
+    import mlflow.pytorch
+    import torch
+    from mlflow.models import infer_signature
+
+    pair = example[:1].repeat(2, *[1] * (example.dim() - 1)).contiguous()  # a batch of one would be exported as always one
+    with torch.inference_mode():
+        answer = module(pair.clone())
+    with _mlflow_at(uri), mlflow.start_run(run_id=mlflow_run, nested=True):
+        logged = mlflow.pytorch.log_model(
+            module, name="model", input_example=pair.numpy(), signature=infer_signature(pair.numpy(), answer.numpy()), serialization_format="pt2",
+            # named, for mlflow would load the model in another process to find out
+            pip_requirements=[f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}", f"torch=={torch.__version__.split('+')[0]}"])
+        loaded = mlflow.pytorch.load_model(logged.model_uri)
+    with torch.inference_mode():
+        three = torch.cat((pair, pair[:1]))
+        if not torch.allclose(loaded(three.clone()), module(three), atol=1e-5):
+            raise PermanentError(
+                f"model {type(module).__name__}: exported by torch.export it answers otherwise than before; look at its forward for"
+                " what depends on the number of images")
+    return str(logged.model_uri)
+
+
+@contextlib.contextmanager
+def _mlflow_at(uri: str) -> Iterator[None]:
+    """mlflow's process-wide tracking URI for a while. It also sets the environment variable, which `tracking_uri` reads."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of mlflow and torch.export about themselves. For the main thread: warning filters belong to the process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Errors of mlflow and of what it stands on, as ours."""
+    try:
+        yield
+    except FedHelpError:
+        raise
+    except Exception as e:
+        known = _error_for(e, uri)
+        if known is None:
+            raise
+        raise known from e
+
+
+_MISSING = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
+_DENIED = {"PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"}
+_LATER = {  # INTERNAL_ERROR: what mlflow calls a server that it could not reach
+    "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED"}
+_TRANSPORT = {"sqlalchemy", "sqlite3", "requests", "urllib3", "boto3", "botocore", "s3transfer"}  # under mlflow; imported by it alone
+
+
+def _error_for(error: Exception, uri: str) -> FedHelpError | None:
+    """Our error for one of mlflow's; None if it is none of those that we know."""
+    from mlflow.exceptions import MlflowException
+
+    where, said = f"MLflow at {shown_uri(uri)}", shown_uri(_first_line(error))
+    package = type(error).__module__.split(".")[0]
+    if isinstance(error, MlflowException):
+        if error.error_code in _MISSING:
+            return NotFound(f"{where}: {said}; check tracking.registered_model and $MLFLOW_RUN_ID, or run evaluation first")
+        if error.error_code in _DENIED:
+            return AccessDenied(f"{where}: refuses us ({said}); check $MLFLOW_TRACKING_USERNAME, $MLFLOW_TRACKING_PASSWORD or $MLFLOW_TRACKING_TOKEN")
+        if error.error_code in _LATER:
+            return StoreUnavailable(f"{where}: was not reached or cannot answer now ({said}); check that it runs, then try again")
+        return PermanentError(f"{where}: refuses the request ({said}); check tracking.uri and that the server is as new as this client")
+    if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
+        return StorageFull(f"{where}: no space left ({said}); free some, then try again")
+    if isinstance(error, PermissionError):
+        return AccessDenied(f"{where}: {said}; check the folder's permissions")
+    if isinstance(error, OSError) or package in _TRANSPORT:
+        return StoreUnavailable(f"{where}: was not reached or cannot answer now ({type(error).__name__}: {said}); check that it runs, then try again")
+    if package == "torch":
+        return PermanentError(f"the model cannot be exported by torch.export ({type(error).__name__}: {said}); write its forward so that it can")
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _parameters(federation: Federation) -> dict[str, str]:
+    """The config as dotted names and short texts; of silos only their names, which is what a reader of charts looks for."""
+    document = federation.model_dump(mode="json")
+    document["silos"] = ",".join(federation.silo_names)
+    del document["tracking"]
+    return {_key(name): value for name, value in _flat(document, "")}
+
+
+def _flat(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            text = shown_uri(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+            yield f"{prefix}{key}", text if len(text) <= _LONGEST_PARAMETER else text[: _LONGEST_PARAMETER - 1] + "…"
+
+
+def _key(name: str) -> str:
+    """`name` with what MLflow allows in a key."""
+    return re.sub(r"[^\w\-. :/]", "_", name)[:_LONGEST_KEY]
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start:start + size]
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _checked_scores(document: Any) -> dict[str, dict[str, Any]]:
+    if not document:
+        raise ValueError("no silo in it")
+    scores = {
+        str(silo): {"balanced_accuracy": float(s["balanced_accuracy"]), "kind": str(s["kind"]), "test_sha256": str(s["test_sha256"])}
+        for silo, s in document.items()}
+    for silo, score in scores.items():
+        if not math.isfinite(score["balanced_accuracy"]):
+            raise ValueError(f"balanced_accuracy of {silo} is not finite")
+    return scores
+
+
+def _incomparable(candidate: Mapping[str, Mapping[str, Any]], champion: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Why the two sets of scores cannot be compared; empty if they can."""
+    joined, left = sorted(set(candidate) - set(champion)), sorted(set(champion) - set(candidate))
+    changed = sorted(silo for silo in set(candidate) & set(champion) if candidate[silo]["test_sha256"] != champion[silo]["test_sha256"])
+    reasons = []
+    if joined:
+        reasons.append(f"not comparable: {', '.join(joined)} took no part in the champion's evaluation")
+    if left:
+        reasons.append(f"not comparable: {', '.join(left)} took part in the champion's evaluation only")
+    if changed:
+        reasons.append(f"not comparable: the test images of {', '.join(changed)} are others than in the champion's evaluation")
+    return reasons
+
+
+def _mean_rises(pairs: Mapping[str, tuple[float, float]], whose: str, least: float) -> tuple[bool, str]:
+    """Whether the mean of the new scores is `least` above the mean of the old ones, and that as a sentence."""
+    new, old = (sum(column) / len(pairs) for column in zip(*pairs.values(), strict=True))
+    risen = new - old >= least - _ROUNDING
+    change = f"{'falls' if new < old else 'rises'} by {abs(new - old):.3f} to {new:.3f}"
+    return risen, f"the {whose} mean {change}, {'at least' if risen else 'but at least'} {least:.3f} was asked for"
