@@ -1,6 +1,6 @@
 """Peak memory and time of averaging weights files (Eq 7), beside a program that only reads the same files once.
 
-    python -m benchmarks.averaging [--repeat 3] [--size-mib 256]
+    python -m benchmarks.averaging [--repeat 3] [--size-mib 256] [--cold]
 
 Each side is a process of its own, so that its peak resident memory (VmHWM) is its own; they alternate, on files in the page
 cache. The files of a case are distinct while free memory holds them all; else hard links of as many as it holds, which the
@@ -33,20 +33,20 @@ TENSORS = 64
 READ_BYTES = 2**20
 
 
-def figures(repeat: int, *, size_mib: int = 256) -> list[Figure]:
+def figures(repeat: int, *, size_mib: int = 256, cold: bool = False) -> list[Figure]:
     """Time and memory for each number of files."""
-    return [figure for files in CASES for figure in _case(files, size_mib, repeat)]
+    return [figure for files in CASES for figure in _case(files, size_mib, repeat, cold)]
 
 
-def _case(files: int, size_mib: int, repeat: int) -> list[Figure]:
+def _case(files: int, size_mib: int, repeat: int, cold: bool) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="fedhelp-bench-") as folder:
         distinct = _distinct(files, size_mib, Path(folder))
         _make(Path(folder), files, distinct, size_mib)
         _measure("read", folder)  # into the page cache
-        turns = [{action: _measure(action, folder) for action in ("average", "read", "result")} for _ in range(repeat)]
+        turns = [{action: _measure(action, folder, cold) for action in ("average", "read", "result")} for _ in range(repeat)]
     ours, reading, result = (statistics.median(turn[action][0] for turn in turns) for action in ("average", "read", "result"))
     peak = max(turn["average"][1] for turn in turns)
-    what = f"averaging {files} x {size_mib} MiB"
+    what = f"averaging {files} x {size_mib} MiB{' from disk' if cold else ''}"
     note = "distinct files" if distinct == files else f"hard links of {distinct} distinct files"
     return [
         Figure(name=f"{what}: time / reading once", value=ours / reading, unit="", target=TIME_TARGET,
@@ -80,16 +80,30 @@ def _file(folder: Path, number: int) -> Path:
     return folder / f"update-{number:03}.safetensors"
 
 
-def _measure(action: str, folder: str) -> tuple[float, float]:
+def _measure(action: str, folder: str, cold: bool = False) -> tuple[float, float]:
     """(seconds, peak MiB) of `action` in a process of its own."""
+    if cold:
+        _forget(Path(folder))
     command = [sys.executable, "-m", "benchmarks.averaging", "--worker", action, folder]
     seconds, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     return float(seconds), float(peak)
 
 
+def _forget(folder: Path) -> None:
+    """Drop the files from the page cache."""
+    for path in _updates(folder):
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _updates(folder: Path) -> list[Path]:
+    return sorted(folder.glob("update-*.safetensors"))
+
+
 def _work(action: str, folder: Path) -> None:
     """The measured process: prints its seconds and its peak MiB."""
-    paths = sorted(folder.glob("update-*.safetensors"))
+    paths = _updates(folder)
     started = time.perf_counter()
     if action == "average":
         average_files(paths, [1 / len(paths)] * len(paths), folder / "average", "benchmark")
@@ -128,12 +142,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add_options(parser, repeat=3)
     parser.add_argument("--size-mib", type=int, default=256, help="size of a file (default 256)")
+    parser.add_argument("--cold", action="store_true", help="drop the files from the page cache before each reading")
     parser.add_argument("--worker", nargs=2, metavar=("ACTION", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         _work(arguments.worker[0], Path(arguments.worker[1]))
         return
-    found = figures(arguments.repeat, size_mib=arguments.size_mib)
+    found = figures(arguments.repeat, size_mib=arguments.size_mib, cold=arguments.cold)
     show(found)
     if arguments.json is not None:
         write(found, arguments.json)
