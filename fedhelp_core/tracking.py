@@ -1,8 +1,9 @@
 """MLflow: a federation's run with its rounds, the registered model, its promotion. The only file that imports mlflow.
 
 Aggregation logs rounds through `AsyncTracker`, evaluation registers the model through `Tracker`, promotion and the
-commands `promote` and `rollback` use `Registry` and `gate`, MLflow teachers `load_pyfunc`. mlflow takes seconds to
-import, so every function imports it when it needs it, and so does torch, which the hub does not have.
+commands `promote` and `rollback` use `Registry` and `gate`, MLflow teachers `load_pyfunc`, the demo's teacher
+`save_pyfunc_from_code`. mlflow takes seconds to import, so every function imports it when it needs it; so does torch,
+which the hub does not have.
 
 One MLflow run stands for one run of a federation. It is found again by its tags, unless $MLFLOW_RUN_ID names it.
 """
@@ -144,8 +145,8 @@ class AsyncTracker:
             lost, said = len(self._waiting) + self._refused, self._said or "it does not answer"
         if lost:
             _log.warning(
-                "run %s: %d rounds were not logged to MLflow at %s (%s); aggregation of the same run, started again, logs them",
-                self._run_id, lost, shown_uri(self._uri), said)
+                "run %s: rounds not logged to MLflow at %s: %d (%s); aggregation of the same run, started again, logs them",
+                self._run_id, shown_uri(self._uri), lost, said)
 
     def _work(self) -> None:
         run: _MlflowRun | None = None
@@ -223,7 +224,7 @@ class Tracker:
             AccessDenied: it refuses us.
             PermanentError: the module cannot be exported, or does not answer the same when it is loaded.
         """
-        with _explained(self._uri), _quiet():
+        with _explained(self._uri), _quiet(), _mlflow_at(self._uri):
             run = self._run()
             version = _registered(run.client, name, tags) or self._register(run, module.eval(), example, name, tags)
             run.client.set_registered_model_alias(name, CANDIDATE, version)
@@ -234,7 +235,7 @@ class Tracker:
     def _register(self, run: _MlflowRun, module: torch.nn.Module, example: torch.Tensor, name: str, tags: Mapping[str, str]) -> str:
         from mlflow.exceptions import MlflowException
 
-        model_uri = _log_model(self._uri, run.id, module, example)
+        model_uri = _log_model(run.id, module, example)
         try:
             run.client.create_registered_model(name)
         except MlflowException as e:
@@ -331,12 +332,13 @@ class Registry:
             champion = self._aliases(name).get(CHAMPION)
             if champion is None:
                 raise NotFound(f"model {name!r}: no version is champion; make one: fedhelp promote")
-            *earlier, previous = self._champions_before(name, champion) or [None]
-            if previous is None:
+            before = self._champions_before(name, champion)
+            if not before:
                 raise NotFound(f"model {name!r}: no champion was there before version {champion}; choose one: fedhelp promote --version")
-            self._version(name, previous)
+            previous = before.pop()
+            self._version(name, previous)  # must still exist
             self._client().set_registered_model_alias(name, CHAMPION, previous)
-            self._remember(name, [v for v in earlier if v is not None])
+            self._remember(name, before)
             return previous
 
     def _champions_before(self, name: str, champion: str) -> list[str]:
@@ -387,7 +389,8 @@ def gate(
     pairs = {
         silo: (float(new["balanced_accuracy"]), float(champion_scores[silo]["balanced_accuracy"])) for silo, new in candidate_scores.items()}
     small = [silo for silo, new in candidate_scores.items() if new["kind"] == "small"]
-    risen, mean_reason = _mean_rises({silo: pairs[silo] for silo in small or pairs}, "small silos'" if small else "all silos'", min_improvement)
+    whose = "the small silos' mean" if small else "the mean of all silos"
+    risen, mean_reason = _mean_rises([pairs[silo] for silo in small or pairs], whose, min_improvement)
     fallen = [
         f"{silo} falls by {old - new:.3f} to {new:.3f}, more than {max_regression:.3f} is not allowed"
         for silo, (new, old) in sorted(pairs.items()) if not old - new <= max_regression + _ROUNDING]
@@ -410,12 +413,11 @@ def load_pyfunc(uri: str) -> Callable[[NDArray[np.uint8]], Any]:
     _prepare()
     with _quiet():
         import mlflow.pyfunc
-        from mlflow.exceptions import MlflowException
 
         try:
             model = mlflow.pyfunc.load_model(uri)
         except Exception as e:  # loading runs the model's own code, which may raise anything
-            if isinstance(e, MlflowException | OSError) and isinstance(_error_for(e, mlflow.get_tracking_uri()), StoreUnavailable) and _on_server(uri):
+            if _on_server(uri) and isinstance(_error_for(e, uri), StoreUnavailable):
                 raise TeacherUnavailable(f"{where}: MLflow was not reached ({_first_line(e)}); try again later") from e
             raise TeacherError(
                 f"{where}: cannot be loaded ({type(e).__name__}: {_first_line(e)}); check public_set.teachers' uri, $MLFLOW_TRACKING_URI and"
@@ -430,6 +432,24 @@ def load_pyfunc(uri: str) -> Callable[[NDArray[np.uint8]], Any]:
                 " expected a model whose predict takes uint8 (N, H, W, C) with values 0..255") from e
 
     return predict
+
+
+def save_pyfunc_from_code(folder: Path, *, code: Path, artifacts: Mapping[str, Path], settings: Mapping[str, Any]) -> None:
+    """Write an MLflow model into `folder` (new or empty) that runs the file `code`, which finds `artifacts` and `settings` in its context.
+
+    No pickle: the model is its source and its files, both copied.
+
+    Raises:
+        PermanentError: MLflow refuses, e.g. since the folder has something in it.
+    """
+    _prepare()
+    with _explained(str(folder)), _quiet():
+        import mlflow.pyfunc
+
+        mlflow.pyfunc.save_model(
+            folder, python_model=str(code), artifacts={name: str(path) for name, path in artifacts.items()}, model_config=dict(settings),
+            # named, for mlflow would load the model in another process to find out
+            pip_requirements=[f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}"])
 
 
 def shown_uri(uri: str) -> str:
@@ -479,15 +499,14 @@ class _MlflowRun:
         """Log what is finite and not logged yet, in as few requests as MLflow allows."""
         from mlflow.entities import Metric
 
-        metrics = []
-        for number, at, values in rounds:
-            for name, value in values.items():
-                key = _key(name)
-                if math.isfinite(value) and number not in self._steps(key):
-                    self._steps_of[key].add(number)
-                    metrics.append(Metric(key, float(value), at, number))
-        for chunk in _chunks(metrics, _METRICS_PER_REQUEST):
+        new = {
+            (key, number): Metric(key, float(value), at, number)
+            for number, at, values in rounds for key, value in ((_key(name), value) for name, value in values.items())
+            if math.isfinite(value) and number not in self._steps(key)}
+        for chunk in _chunks(list(new.values()), _METRICS_PER_REQUEST):
             self.client.log_batch(self.id, metrics=chunk)
+            for metric in chunk:
+                self._steps(metric.key).add(metric.step)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
@@ -569,7 +588,7 @@ def _registered(client: Any, name: str, tags: Mapping[str, str]) -> str | None:
     return str(min(same)) if same else None
 
 
-def _log_model(uri: str, mlflow_run: str, module: torch.nn.Module, example: torch.Tensor) -> str:
+def _log_model(mlflow_run: str, module: torch.nn.Module, example: torch.Tensor) -> str:
     """Log `module` as an exported program (`torch.export`, no pickle: loading it runs no foreign code and needs no FedHelp); its URI.
 
     What is logged is loaded once and asked with another number of images, before anybody is told that it exists.
@@ -581,7 +600,7 @@ def _log_model(uri: str, mlflow_run: str, module: torch.nn.Module, example: torc
     pair = example[:1].repeat(2, *[1] * (example.dim() - 1)).contiguous()  # a batch of one would be exported as always one
     with torch.inference_mode():
         answer = module(pair.clone())
-    with _mlflow_at(uri), mlflow.start_run(run_id=mlflow_run, nested=True):
+    with mlflow.start_run(run_id=mlflow_run, nested=True):
         logged = mlflow.pytorch.log_model(
             module, name="model", input_example=pair.numpy(), signature=infer_signature(pair.numpy(), answer.numpy()), serialization_format="pt2",
             # named, for mlflow would load the model in another process to find out
@@ -598,7 +617,11 @@ def _log_model(uri: str, mlflow_run: str, module: torch.nn.Module, example: torc
 
 @contextlib.contextmanager
 def _mlflow_at(uri: str) -> Iterator[None]:
-    """mlflow's process-wide tracking URI for a while. It also sets the environment variable, which `tracking_uri` reads."""
+    """mlflow's process-wide tracking URI for a while: what logs models knows no other, not even from a client that has its own.
+
+    Setting it also sets the environment variable, which `tracking_uri` reads; both are put back.
+    """
+    _prepare()
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI")
@@ -606,7 +629,7 @@ def _mlflow_at(uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(None)
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # documented in its code alone: back to the environment's
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
@@ -614,7 +637,7 @@ def _mlflow_at(uri: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings of mlflow and torch.export about themselves. For the main thread: warning filters belong to the process."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(record=True):  # recorded and dropped: mlflow switches some on again that are ignored
         warnings.simplefilter("ignore")
         yield
 
@@ -704,12 +727,12 @@ def _now() -> int:
 def _checked_scores(document: Any) -> dict[str, dict[str, Any]]:
     if not document:
         raise ValueError("no silo in it")
-    scores = {
+    scores: dict[str, dict[str, Any]] = {
         str(silo): {"balanced_accuracy": float(s["balanced_accuracy"]), "kind": str(s["kind"]), "test_sha256": str(s["test_sha256"])}
         for silo, s in document.items()}
-    for silo, score in scores.items():
-        if not math.isfinite(score["balanced_accuracy"]):
-            raise ValueError(f"balanced_accuracy of {silo} is not finite")
+    unusable = [silo for silo, s in document.items() if not math.isfinite(float(s["balanced_accuracy"]))]
+    if unusable:
+        raise ValueError(f"balanced_accuracy of {', '.join(unusable)} is not finite")
     return scores
 
 
@@ -727,9 +750,9 @@ def _incomparable(candidate: Mapping[str, Mapping[str, Any]], champion: Mapping[
     return reasons
 
 
-def _mean_rises(pairs: Mapping[str, tuple[float, float]], whose: str, least: float) -> tuple[bool, str]:
+def _mean_rises(pairs: Sequence[tuple[float, float]], whose: str, least: float) -> tuple[bool, str]:
     """Whether the mean of the new scores is `least` above the mean of the old ones, and that as a sentence."""
-    new, old = (sum(column) / len(pairs) for column in zip(*pairs.values(), strict=True))
+    new, old = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
     risen = new - old >= least - _ROUNDING
     change = f"{'falls' if new < old else 'rises'} by {abs(new - old):.3f} to {new:.3f}"
-    return risen, f"the {whose} mean {change}, {'at least' if risen else 'but at least'} {least:.3f} was asked for"
+    return risen, f"{whose} {change}, {'at least' if risen else 'but at least'} {least:.3f} was asked for"
