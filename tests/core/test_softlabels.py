@@ -32,11 +32,11 @@ from fedhelp_core.errors import AccessDenied, ConfigError, DataError, NotFound, 
 from fedhelp_core.softlabels import distillation_set, openinference, public_images
 from fedhelp_core.softlabels import prefetch as prefetch_module
 from fedhelp_core.softlabels.distillation_set import load_distillation_set, read_index
-from fedhelp_core.softlabels.ledger import batch_sha
+from fedhelp_core.softlabels.ledger import Ledger, batch_sha
 from fedhelp_core.softlabels.openinference import OpenInferenceTeacher
 from fedhelp_core.softlabels.prefetch import PrefetchReport, prefetch
 from fedhelp_core.softlabels.public_images import read_public_images
-from fedhelp_core.softlabels.teachers import checked_probabilities
+from fedhelp_core.softlabels.teachers import TeacherIdentity, checked_probabilities
 from fedhelp_core.store import Store, open_store
 
 SIDE = 8
@@ -233,6 +233,15 @@ class TestExactlyOnce:
         late = CountingTeacher()
         assert run(store, public, late).distillation_set_sha256 == one.distillation_set_sha256
         assert late.requests == []
+
+    def test_of_two_answers_about_an_image_the_one_in_the_first_name_counts_always(self, local: Store) -> None:
+        one, other = "11" * 32, "22" * 32
+        ledger = Ledger(local, TeacherIdentity.of(teacher_config(), "as it is"))
+        rows = {batch_sha([one]): [0.25, 0.75], batch_sha([one, other]): [0.75, 0.25]}  # asked by two prefetches of overlapping folders
+        ledger.record([one], np.array([rows[batch_sha([one])]], np.float32))
+        ledger.record([one, other], np.array([rows[batch_sha([one, other])]] * 2, np.float32))
+        assert ledger.answers()[one].tolist() == rows[min(rows)]
+        assert ledger.answers()[other].tolist() == [0.75, 0.25]
 
     def test_a_request_is_named_by_its_images_whoever_asks(self, local: Store, tmp_path: Path) -> None:
         public = draw(tmp_path / "public", 0, 50)
