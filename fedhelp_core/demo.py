@@ -15,6 +15,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -24,7 +25,7 @@ from fedhelp_core.data.phantom.fed_isic import SITES, labelled_public_images, wr
 from fedhelp_core.errors import ConfigError
 
 SILOS = ("amsterdam", "barcelona", "coimbra", "dresden", "espoo", "faro")
-IMAGE_SIZE, PUBLIC_IMAGES, TEACHER_IMAGES = 32, 600, 2400
+IMAGE_SIZE, PUBLIC_IMAGES, TEACHER_IMAGES = 32, 600, 1800
 _FORMAT = "fedhelp-demo/1"
 
 Progress = Callable[[str], None]
@@ -61,8 +62,8 @@ def prepare_demo(folder: Path, *, seed: int = 1, progress: Progress | None = Non
     _once(folder / "teacher", lambda path: _write_teacher(path, seed, say))
     (folder / "silos").mkdir(exist_ok=True)
     for center, silo in enumerate(SILOS):
-        _once(folder / "silos" / f"{silo}.yaml", lambda path, silo=silo, center=center: _write_yaml(path, _SILO_HEAD, silo_document(silo, center)))
-    _once(paths.federation, lambda path: _write_yaml(path, _FEDERATION_HEAD, federation_document()))
+        _once(folder / "silos" / f"{silo}.yaml", partial(_write_yaml, head=_SILO_HEAD, document=silo_document(silo, center)))
+    _once(paths.federation, partial(_write_yaml, head=_FEDERATION_HEAD, document=federation_document()))
     return paths
 
 
@@ -112,7 +113,7 @@ def _once(path: Path, make: Callable[[Path], None]) -> None:
     scratch.rename(path)
 
 
-def _write_yaml(path: Path, head: str, document: dict[str, object]) -> None:
+def _write_yaml(path: Path, *, head: str, document: dict[str, object]) -> None:
     path.write_text(head + yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
 
 
@@ -126,8 +127,7 @@ def _write_teacher(path: Path, seed: int, say: Progress) -> None:
     images_NHWC, labels = labelled_public_images(TEACHER_IMAGES, seed)
     images_NCHW = torch.stack([torch.from_numpy(square(image, IMAGE_SIZE)).permute(2, 0, 1) for image in images_NHWC])
     model = train_teacher(
-        images_NCHW.contiguous(), torch.tensor(labels), classes=len(PUBLIC_LESIONS), seed=seed, threads=max(1, torch.get_num_threads()),
-        progress=say)
+        images_NCHW.contiguous(), torch.tensor(labels), classes=len(PUBLIC_LESIONS), seed=seed, progress=say)
     save_teacher(model, path, classes=len(PUBLIC_LESIONS))
 
 

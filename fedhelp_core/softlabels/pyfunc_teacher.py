@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import torch
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
 from fedhelp_core.algorithm.inference import probabilities
@@ -20,12 +20,12 @@ from fedhelp_core.softlabels.demo_teacher import ARCHITECTURE
 from fedhelp_core.weights import read_weights
 
 
-class DemoTeacher(PythonModel):  # type: ignore[misc]  # mlflow has no types
+class DemoTeacher(PythonModel):
     """A CIFAR ResNet over the public classes."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the weights that were saved beside this code."""
-        weights = read_weights(Path(context.artifacts["weights"]), expected=None, max_bytes=2**30)
+        weights = read_weights(Path(context.artifacts["weights"]), expected=None, max_bytes=2**30, sha256=None)
         self.model = build_model(ARCHITECTURE, outputs=int(context.model_config["classes"]))
         self.model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
 
