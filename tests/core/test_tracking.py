@@ -194,6 +194,7 @@ class TestRounds:
         assert history(federation, run.info.run_id, "mean_loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
         assert history(federation, run.info.run_id, "a.accuracy") == [(1, 0.1), (2, 0.2), (3, 0.3)]
 
+    @pytest.mark.slow
     def test_a_process_killed_while_logging_leaves_nothing_that_a_restart_logs_twice(self, federation: Federation, tmp_path: Path) -> None:
         (tmp_path / "federation.yaml").write_text(federation.to_yaml())
         script = (
@@ -307,6 +308,7 @@ class TestRounds:
         [run] = runs_of(federation, "r")
         assert history(federation, run.info.run_id, "mean_loss") == [(1, 1.0), (2, 0.5)]
 
+    @pytest.mark.slow
     def test_mlflow_is_imported_in_the_background_and_never_by_importing_us(self, federation: Federation, tmp_path: Path) -> None:
         (tmp_path / "federation.yaml").write_text(federation.to_yaml())
         script = (
@@ -324,6 +326,7 @@ class TestRounds:
 
 
 class TestModels:
+    @pytest.mark.slow
     def test_a_registered_model_loads_in_another_process_by_its_alias_and_answers_the_same_for_any_batch(
         self, federation: Federation, tmp_path: Path, capfd: pytest.CaptureFixture[str],
     ) -> None:
