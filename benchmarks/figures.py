@@ -101,6 +101,6 @@ def _processor() -> str:
 def spread(values: Sequence[float]) -> str:
     """Quartiles, e.g. '11.2 to 13.0'."""
     if len(values) < 2:
-        return "one measurement"
+        return "of one measurement: none"
     low, _, high = statistics.quantiles(values, n=4)
     return f"{quantity(low, '')} to {quantity(high, '')}"

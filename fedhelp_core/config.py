@@ -293,7 +293,7 @@ def parse_federation(document: Any, *, source: str) -> Federation:
     return _validate(Federation, document, source)
 
 
-_FEDERATION_PATHS = ("public_set.images", "silos.*.dispatch.silo_config", "store.url")
+_FEDERATION_PATHS = ("public_set.images", "public_set.teachers.*.uri", "silos.*.dispatch.silo_config", "store.url")
 _SILO_PATHS = ("data.images", "data.split_csv", "data.datalist", "data.root", "state")
 
 
@@ -315,12 +315,15 @@ def _read_yaml(path: Path) -> Any:
     return document
 
 
+_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:")  # s3://bucket, models:/name@alias, runs:/id/model
+
+
 def _absolute(document: Any, base: Path, dotted_paths: tuple[str, ...]) -> Any:
     """`document` with the values at `dotted_paths` made absolute against `base`, where they are relative paths."""
 
     def visit(node: Any, keys: list[str]) -> Any:
         if not keys:
-            if isinstance(node, str) and "://" not in node and not Path(node).is_absolute():
+            if isinstance(node, str) and not _SCHEME.match(node) and not Path(node).is_absolute():
                 return str((base / node).resolve())
             return node
         if keys[0] == "*" and isinstance(node, list):

@@ -25,7 +25,7 @@ from fedhelp_core.data.phantom.fed_isic import SITES, labelled_public_images, wr
 from fedhelp_core.errors import ConfigError
 
 SILOS = ("amsterdam", "barcelona", "coimbra", "dresden", "espoo", "faro")
-IMAGE_SIZE, PUBLIC_IMAGES, TEACHER_IMAGES = 32, 600, 1800
+IMAGE_SIZE, PUBLIC_IMAGES, TEACHER_IMAGES = 32, 600, 2400
 _FORMAT = "fedhelp-demo/1"
 
 Progress = Callable[[str], None]
@@ -74,7 +74,7 @@ def federation_document() -> dict[str, object]:
         "name": "demo",
         "task": {"name": "melanoma", "image_size": IMAGE_SIZE},
         "algorithm": {
-            "method": "fedhelp", "rounds": 16, "batch_size": 8, "public_batch_size": 8, "proxy_model": "resnet8", "large_model": "resnet20",
+            "method": "fedhelp", "rounds": 30, "batch_size": 4, "public_batch_size": 8, "proxy_model": "resnet8", "large_model": "resnet20",
             "large_silos": 2,
         },
         "protocol": {"min_silos": 4, "round_deadline": 300.0},
@@ -93,7 +93,8 @@ def silo_document(silo: str, center: int) -> dict[str, object]:
     return {
         "version": 1,
         "name": silo,
-        "data": {"layout": "fed-isic2019", "images": "../data/images", "split_csv": "../data/train_test_split.csv", "center": center},
+        "data": {"layout": "fed-isic2019", "images": "../data/images", "split_csv": "../data/train_test_split.csv", "center": center,
+                 "validation_fraction": 0.0},  # nothing is tuned in the demo, and every training image counts
         "state": silo,
     }
 

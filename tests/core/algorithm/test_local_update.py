@@ -214,7 +214,7 @@ def _plain_kl(target, scores, temperature):
 
 def _plain_small(config, data):
     net = build_model("resnet8", outputs=CLASSES, generator=generator_for(7, "server", 0, "proxy")).double()
-    head = build_public_head(net, outputs=PUBLIC_CLASSES, generator=generator_for(7, "a", 0, "public_head")).double()
+    head = build_public_head(net, outputs=PUBLIC_CLASSES, generator=generator_for(7, "server", 0, "public_head")).double()
     settings = {"lr": 1e-3, "weight_decay": 1e-4}
     private, public = torch.optim.Adam(net.parameters(), **settings), torch.optim.Adam([*net.backbone.parameters(), *head.parameters()], **settings)
     public_order = _order(9, "public").split(4)
