@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import platform
 import re
 import threading
 import time
@@ -448,8 +449,16 @@ def save_pyfunc_from_code(folder: Path, *, code: Path, artifacts: Mapping[str, P
 
         mlflow.pyfunc.save_model(
             folder, python_model=str(code), artifacts={name: str(path) for name, path in artifacts.items()}, model_config=dict(settings),
-            # named, for mlflow would load the model in another process to find out
-            pip_requirements=[f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}"])
+            conda_env=_environment(f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}"))
+
+
+def _environment(*requirements: str) -> dict[str, Any]:
+    """What a model needs, as MLflow writes it down.
+
+    Named by us: MLflow would load the model in another process to find out, and would warn where it cannot tell pip's version.
+    """
+    dependencies = [f"python={platform.python_version()}", "pip", {"pip": list(requirements)}]
+    return {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": dependencies}
 
 
 def shown_uri(uri: str) -> str:
@@ -603,8 +612,7 @@ def _log_model(mlflow_run: str, module: torch.nn.Module, example: torch.Tensor) 
     with mlflow.start_run(run_id=mlflow_run, nested=True):
         logged = mlflow.pytorch.log_model(
             module, name="model", input_example=pair.numpy(), signature=infer_signature(pair.numpy(), answer.numpy()), serialization_format="pt2",
-            # named, for mlflow would load the model in another process to find out
-            pip_requirements=[f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}", f"torch=={torch.__version__.split('+')[0]}"])
+            conda_env=_environment(f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}", f"torch=={torch.__version__.split('+')[0]}"))
         loaded = mlflow.pytorch.load_model(logged.model_uri)
     with torch.inference_mode():
         three = torch.cat((pair, pair[:1]))
