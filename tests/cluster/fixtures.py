@@ -1,0 +1,48 @@
+"""pytest fixtures over control_plane.py and node.py.
+
+A test folder elsewhere gets them with two lines in its conftest.py:
+
+    from tests.cluster.fixtures import control_plane, namespace
+    __all__ = ["control_plane", "namespace"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.node import Node
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A real API server with its controllers, shared by all tests of the session: make namespaces, never edit what others see."""
+    with ControlPlane(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane) -> Iterator[str]:
+    """A namespace of the test's own that enforces the `restricted` Pod Security level, as a hospital's does."""
+    yield from _restricted_namespace(control_plane)
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A real node with one GPU and a control plane of its own (`node.cluster`), shared by all tests of the session."""
+    with ControlPlane(tmp_path_factory.mktemp("node")) as cluster, Node(cluster) as one:
+        yield one
+
+
+@pytest.fixture
+def node_namespace(node: Node) -> Iterator[str]:
+    """Like `namespace`, in the node's cluster."""
+    yield from _restricted_namespace(node.cluster)
+
+
+def _restricted_namespace(cluster: ControlPlane) -> Iterator[str]:
+    name = cluster.new_namespace(labels={"pod-security.kubernetes.io/enforce": "restricted"})
+    yield name
+    cluster.request("DELETE", f"/api/v1/namespaces/{name}")

@@ -1,0 +1,68 @@
+"""The control plane that tests share is a real one: it authenticates, authorises, admits, schedules and runs Jobs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes import client, config
+
+from tests.cluster.control_plane import ControlPlane
+
+pytestmark = pytest.mark.cluster
+
+
+def connected(kubeconfig: Path) -> Any:
+    return config.new_client_from_config(str(kubeconfig))
+
+
+def job(name: str, image: str, **container: Any) -> dict[str, Any]:
+    """A Job that the `restricted` Pod Security level admits, asking for a GPU."""
+    security = {
+        "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    one = {"name": "work", "image": image, "securityContext": security, "resources": {"limits": {"nvidia.com/gpu": "1"}}, **container}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name},
+            "spec": {"backoffLimit": 0, "template": {"spec": {"restartPolicy": "Never", "containers": [one]}}}}
+
+
+def test_a_service_account_may_do_what_its_role_grants_and_nothing_else(control_plane: ControlPlane, namespace: str) -> None:
+    control_plane.kubectl("-n", namespace, "create", "serviceaccount", "hub")
+    control_plane.kubectl("-n", namespace, "create", "role", "jobs", "--verb=create,get", "--resource=jobs")
+    control_plane.kubectl("-n", namespace, "create", "rolebinding", "hub", "--role=jobs", f"--serviceaccount={namespace}:hub")
+    hub = connected(control_plane.kubeconfig(f"system:serviceaccount:{namespace}:hub"))
+    client.BatchV1Api(hub).create_namespaced_job(namespace, job("allowed", "image:1"), dry_run="All")
+    with pytest.raises(client.ApiException) as refused:
+        client.CoreV1Api(hub).list_namespaced_secret(namespace)
+    assert refused.value.status == 403 and f"system:serviceaccount:{namespace}:hub" in json.loads(refused.value.body)["message"]
+
+
+def test_a_user_is_known_by_a_client_certificate_with_its_groups(control_plane: ControlPlane) -> None:
+    doctor = connected(control_plane.kubeconfig("doctor", groups=["hospital-a"]))
+    user = client.AuthenticationV1Api(doctor).create_self_subject_review({}).status.user_info
+    assert user.username == "doctor" and "hospital-a" in user.groups
+
+
+def test_a_privileged_pod_is_refused_where_the_namespace_enforces_the_restricted_level(control_plane: ControlPlane, namespace: str) -> None:
+    administrator = connected(control_plane.kubeconfig())
+    pod = job("x", "image:1", securityContext={"privileged": True})["spec"]["template"] | {"metadata": {"name": "privileged"}}
+    with pytest.raises(client.ApiException, match="violates PodSecurity"):
+        client.CoreV1Api(administrator).create_namespaced_pod(namespace, pod)
+
+
+def test_a_job_runs_on_a_pretended_node(control_plane: ControlPlane, namespace: str) -> None:
+    control_plane.add_kwok_nodes(1)
+    control_plane.kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(job("pretended", "image:1")))
+    control_plane.kubectl("-n", namespace, "wait", "--for=condition=complete", "job/pretended", "--timeout=60s")
+
+
+@pytest.mark.slow
+def test_the_api_server_comes_back_with_its_data_at_the_same_address(tmp_path: Path) -> None:
+    with ControlPlane(tmp_path / "cluster") as cluster:
+        name = cluster.new_namespace()
+        cluster.stop_api_server()
+        with pytest.raises(OSError, match="refused"):
+            cluster.request("GET", "/readyz")
+        cluster.start_api_server()
+        assert cluster.request("GET", f"/api/v1/namespaces/{name}")["metadata"]["name"] == name
