@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedhelp_core.algorithm.averaging import average_arrays
+from fedhelp_core.algorithm.averaging import average_arrays, shares_of
 from fedhelp_core.algorithm.inference import deployed_models, probabilities
 from fedhelp_core.algorithm.local_update import (
     CPU,
@@ -59,12 +59,6 @@ class SimulationResult:
     def final_scores(self, metric: str = "balanced_accuracy") -> dict[str, float]:
         """Each silo's score with the model that it deploys, after the last round."""
         return {silo: next(iter(models.values()))[metric] for silo, models in self.history[-1].scores.items()}
-
-
-def shares_of(samples: list[int], weighting: str) -> list[float]:
-    """a_k of Eq 7: 1/K each, or n_k/Σn."""
-    total = sum(samples)
-    return [n / total if weighting == "samples" else 1.0 / len(samples) for n in samples]
 
 
 def simulate(
