@@ -29,6 +29,8 @@ def task(component: str) -> Iterator[None]:
     Where $FEDHELP_FAILURE_FILE is set (by `fedhelp run`), the error is left there too, for whoever started the pipeline.
     """
     end_with_owner()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)  # stopped in the Kubeflow UI: the silos' work is stopped on the way out
     try:
         yield
     except FedHelpError as e:

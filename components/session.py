@@ -11,11 +11,10 @@ from pathlib import Path
 
 import yaml
 
-from fedhelp_components.dispatch.process import ProcessDispatcher
 from fedhelp_components.dispatch.request import Dispatcher
+from fedhelp_components.dispatch.routing import RoutingDispatcher
 from fedhelp_components.entry import exit_code_of
 from fedhelp_core.config import Federation, parse_federation
-from fedhelp_core.errors import ConfigError
 from fedhelp_core.rounds import Run
 from fedhelp_core.store import Store, open_store
 
@@ -41,16 +40,8 @@ def open_session(store_url: str, run_id: str, endpoint_url: str = "") -> Session
 
 
 def dispatcher_for(federation: Federation, run_id: str) -> Dispatcher:
-    """The dispatcher of this federation's silos.
-
-    Raises:
-        ConfigError: a kind that this version cannot start.
-    """
-    kinds = {silo.dispatch.kind for silo in federation.silos}
-    if kinds != {"process"}:
-        found = ", ".join(sorted(kinds))
-        raise ConfigError(f"dispatch.kind: this version starts silos as 'process' only, got {found}; see Known limits in README.md")
-    return ProcessDispatcher(federation, logs_folder(federation, run_id))
+    """The dispatcher of this federation's silos."""
+    return RoutingDispatcher(federation, run_id, logs_folder(federation, run_id))
 
 
 def logs_folder(federation: Federation, run_id: str) -> Path:

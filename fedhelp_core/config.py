@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -30,6 +30,7 @@ SiloKind = Literal["auto", "large", "small"]
 
 # Kubernetes' rule for label values that are also used inside Job names: a DNS label, short enough to leave room.
 SiloName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")]
+NamespaceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 
 
@@ -95,6 +96,7 @@ class ProtocolConfig(_Model):
 
     min_silos: int = Field(1, ge=1, description="Fewest updates that close a round; fewer end the run.")
     round_deadline: float = Field(3600.0, gt=0, description="Seconds that a round waits for silos; the late are left out of it.")
+    lease: float = Field(600.0, ge=1, le=86400, description="Seconds without a sign of the hub after which a silo's worker ends itself.")
     max_update_bytes: int = Field(4 * 2**30, ge=1024, description="Largest weights file accepted, bytes.")
     max_update_norm: float | None = Field(None, gt=0, description="Largest L2 norm of (update - global); null: unbounded.")
 
@@ -155,13 +157,32 @@ class DispatchConfig(_Model):
 
     kind: Literal["process", "kubernetes", "manifestwork"] = "process"
     residency: Literal["round", "run"] = Field("run", description="'run': one warm worker for all rounds; 'round': a new one each.")
-    silo_config: Path | None = Field(None, description="process: the silo.yaml on this machine.")
     retries: int = Field(3, ge=0, le=100, description="Restarts after a retryable end, per round.")
+    silo_config: Path | None = Field(None, description="process: the silo.yaml on this machine.")
+    context: str | None = Field(
+        None, description="kubernetes: kubeconfig context of the silo's cluster; manifestwork: of the Open Cluster Management hub."
+                          " null: the cluster that this process runs in, else the kubeconfig's current context.")
+    namespace: NamespaceName | None = Field(None, description="kubernetes, manifestwork: the silo's own namespace, in its cluster.")
+    template: NamespaceName = Field("fedhelp-worker", description="kubernetes: the hospital's Job template, a suspended CronJob in that namespace.")
+    cluster: NamespaceName | None = Field(None, description="manifestwork: the hospital's name as a managed cluster: its namespace on the hub.")
+    job_template: dict[str, Any] | None = Field(
+        None, description="manifestwork: that CronJob as the hospital exported it, since the hub cannot read it;"
+                          " a path is replaced by the file's content.")
+    executor: NamespaceName | None = Field(
+        None, description="manifestwork: service account in the silo's namespace as which the hospital's agent makes the Job; null: the agent's own.")
 
     @model_validator(mode="after")
-    def _process_needs_a_file(self) -> Self:
-        if self.kind == "process" and self.silo_config is None:
-            raise ValueError("silo_config: dispatch kind 'process' needs the path of the silo's silo.yaml")
+    def _fields_fit_the_kind(self) -> Self:
+        needed = {
+            "process": {"silo_config": "the path of the silo's silo.yaml"},
+            "kubernetes": {"namespace": "the silo's own namespace"},
+            "manifestwork": {
+                "namespace": "the silo's own namespace", "cluster": "the hospital's managed cluster name",
+                "job_template": "the file with the hospital's CronJob (kubectl get cronjob fedhelp-worker -o yaml)"},
+        }[self.kind]
+        missing = [f"{field}: dispatch kind {self.kind!r} needs {what}" for field, what in needed.items() if getattr(self, field) is None]
+        if missing:
+            raise ValueError("\n".join(missing))
         return self
 
 
@@ -211,6 +232,9 @@ class Federation(_Model):
         if self.uses_public_set and self.public_set is None:
             problems.append(f"public_set: method {self.algorithm.method!r} learns from soft labels, so public_set.images and public_set.teachers are"
                             " needed (or choose method: fedhelp-no-api)")
+        remote = [silo.name for silo in self.silos if silo.dispatch.kind != "process"]
+        if remote and not self.store.url.startswith("s3://"):
+            problems.append(f"store.url: silo {remote[0]!r} works in a cluster that cannot see folder {self.store.url!r}; give s3://bucket/prefix")
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -269,8 +293,8 @@ def load_federation(path: str | Path) -> Federation:
         ConfigError: with every problem found.
     """
     path = Path(path)
-    document = _read_yaml(path)
-    return parse_federation(_absolute(document, path.parent, _FEDERATION_PATHS), source=str(path))
+    document = _absolute(_read_yaml(path), path.parent, _FEDERATION_PATHS)
+    return parse_federation(_changed(document, _FEDERATION_FILES, lambda file: _template_in(Path(file))), source=str(path))
 
 
 def load_silo(path: str | Path) -> SiloConfig:
@@ -293,7 +317,8 @@ def parse_federation(document: Any, *, source: str) -> Federation:
     return _validate(Federation, document, source)
 
 
-_FEDERATION_PATHS = ("public_set.images", "public_set.teachers.*.uri", "silos.*.dispatch.silo_config", "store.url")
+_FEDERATION_FILES = ("silos.*.dispatch.job_template",)
+_FEDERATION_PATHS = ("public_set.images", "public_set.teachers.*.uri", "silos.*.dispatch.silo_config", "store.url", *_FEDERATION_FILES)
 _SILO_PATHS = ("data.images", "data.split_csv", "data.datalist", "data.root", "state")
 
 
@@ -320,12 +345,21 @@ _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:")  # s3://bucket, models:/name@alias,
 
 def _absolute(document: Any, base: Path, dotted_paths: tuple[str, ...]) -> Any:
     """`document` with the values at `dotted_paths` made absolute against `base`, where they are relative paths."""
+    return _changed(document, dotted_paths, lambda text: text if _SCHEME.match(text) or Path(text).is_absolute() else str((base / text).resolve()))
+
+
+def _template_in(path: Path) -> dict[str, Any]:
+    """The part of an exported CronJob that a Job is made of: what the server adds (status, uid) says nothing about it."""
+    exported = _read_yaml(path)
+    return {"kind": exported.get("kind"), "spec": {"jobTemplate": (exported.get("spec") or {}).get("jobTemplate")}}
+
+
+def _changed(document: Any, dotted_paths: tuple[str, ...], change: Callable[[str], Any]) -> Any:
+    """`document` with the texts at `dotted_paths` replaced by what `change` makes of them."""
 
     def visit(node: Any, keys: list[str]) -> Any:
         if not keys:
-            if isinstance(node, str) and not _SCHEME.match(node) and not Path(node).is_absolute():
-                return str((base / node).resolve())
-            return node
+            return change(node) if isinstance(node, str) else node
         if keys[0] == "*" and isinstance(node, list):
             return [visit(item, keys[1:]) for item in node]
         if isinstance(node, dict) and keys[0] in node:

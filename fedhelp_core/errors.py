@@ -16,7 +16,9 @@
         ├── StoreUnavailable 30   object store not reached, or answering 5xx
         ├── TeacherUnavailable 31 teacher not reached, 429 or 5xx
         ├── StorageFull      32   no space left
-        └── StateLocked      33   another process works on this silo's state
+        ├── StateLocked      33   another process works on this silo's state
+        ├── HubSilent        34   the hub of this run has not been heard of for longer than its lease
+        └── ClusterUnavailable 35 a silo's Kubernetes API server not reached, or answering 5xx
 
 A Job's podFailurePolicy fails at once on 10-19 and retries 30-39. Messages are one sentence: what, which, expected
 versus got, and the next step. A list of problems found together is one `ConfigError` or `DataError` with `problems`.
@@ -135,6 +137,18 @@ class StateLocked(RetryableError):
     """Another process is working on this silo's state folder."""
 
     exit_code = 33
+
+
+class HubSilent(RetryableError):
+    """A worker has not heard of its run's hub for longer than the lease, and ends itself."""
+
+    exit_code = 34
+
+
+class ClusterUnavailable(RetryableError):
+    """A silo's Kubernetes API server was not reached, or answered with a server error."""
+
+    exit_code = 35
 
 
 PERMANENT_EXIT_CODES = tuple(range(10, 20))

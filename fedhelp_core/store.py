@@ -180,9 +180,14 @@ class Poller:
         """Look often again: something has just happened."""
         self._started = time.monotonic()
 
+    @property
+    def interval(self) -> float:
+        """Seconds till the next look."""
+        return min(self._longest, max(self._shortest, self.waited / 10))
+
     def pause(self, *, until: float | None = None) -> None:
         """Sleep till the next look, not beyond the monotonic time `until`."""
-        seconds = min(self._longest, max(self._shortest, self.waited / 10))
+        seconds = self.interval
         if until is not None:
             seconds = min(seconds, max(0.0, until - time.monotonic()))
         time.sleep(seconds)

@@ -73,7 +73,7 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
     """Have every silo check itself (those that did are not asked again), agree on the start model, decide who is large."""
     dispatcher = dispatcher_for(config, run.run_id)
     try:
-        failed = run_everywhere("check", config, run.run_id, dispatcher, say, lambda silo: run.silo_report(silo) is not None)
+        failed = run_everywhere("check", config, run, dispatcher, say, lambda silo: run.silo_report(silo) is not None)
         require_none_failed(failed, "check")
     finally:
         dispatcher.close()

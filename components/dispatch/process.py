@@ -18,12 +18,14 @@ import threading
 import time
 from pathlib import Path
 
-from fedhelp_components.dispatch.request import WorkRequest
+from fedhelp_components.dispatch.request import Outcome, Waiting, WorkRequest, exit_reason
 from fedhelp_core.config import Federation
 from fedhelp_core.errors import ConfigError, RetryableError
 
 ZYGOTE_VARIABLE = "FEDHELP_ZYGOTE"
 _START_TIMEOUT = 60.0  # seconds; binding the socket takes well under one
+_GRACE = 10.0  # seconds from SIGTERM to SIGKILL
+_TAIL = 20  # lines of a failed worker's log that are looked at
 
 
 class ZygoteProcess:
@@ -56,21 +58,34 @@ class ProcessWork:
         self.log = log
         self._log_start = log.stat().st_size if log.exists() else 0
 
-    def exit_code(self) -> int | None:
+    def outcome(self) -> Outcome | None:
         """See request.Work."""
-        return self._dispatcher.exit_code_of(self._identity)
+        code = self._dispatcher.exit_code_of(self._identity)
+        if code is None:
+            return None
+        return Outcome(exit_code=code, reason="" if code == 0 else exit_reason(code, self._log_tail()))
+
+    def waiting(self) -> Waiting | None:
+        """Never: a fork starts at once."""
+        return None
 
     def stop(self) -> None:
-        """SIGTERM."""
-        self._dispatcher.send({"id": self._identity, "signal": int(signal.SIGTERM)})
+        """SIGTERM, then SIGKILL for one that does not listen (a frozen process does not)."""
+        self._signal(signal.SIGTERM)
+        force = threading.Timer(_GRACE, self._signal, [signal.SIGKILL])
+        force.daemon = True
+        force.start()
 
-    def log_tail(self, lines: int = 20) -> str:
-        """The last `lines` lines that this worker printed."""
+    def _signal(self, number: signal.Signals) -> None:
+        if self._dispatcher.exit_code_of(self._identity) is None:
+            self._dispatcher.send({"id": self._identity, "signal": int(number)})
+
+    def _log_tail(self) -> list[str]:
         if not self.log.exists():
-            return ""
+            return []
         with self.log.open("rb") as handle:
             handle.seek(max(self._log_start, self.log.stat().st_size - 64 * 1024))
-            return "\n".join(handle.read().decode(errors="replace").splitlines()[-lines:])
+            return handle.read().decode(errors="replace").splitlines()[-_TAIL:]
 
 
 class ProcessDispatcher:

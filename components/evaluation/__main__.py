@@ -69,7 +69,7 @@ def evaluate_silos(session: Session) -> dict[str, dict[str, Any]]:
     federation, run = session.federation, session.run
     dispatcher = dispatcher_for(federation, run.run_id)
     try:
-        failed = run_everywhere("evaluate", federation, run.run_id, dispatcher, say, lambda silo: run.evaluation(silo) is not None)
+        failed = run_everywhere("evaluate", federation, run, dispatcher, say, lambda silo: run.evaluation(silo) is not None)
         require_none_failed(failed, "evaluation")
     finally:
         dispatcher.close()

@@ -20,7 +20,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, progress_file: str = "") 
     session = open_session(store, run_id, endpoint_url)
     dispatcher = dispatcher_for(session.federation, run_id)
     supervisors = [Supervisor(silo, session.federation, session.run, dispatcher, say) for silo in session.federation.silos]
-    thread = SupervisorThread(supervisors, session.run, say)
+    thread = SupervisorThread(supervisors, session.federation, session.run, say)
     try:
         with thread:
             return close_rounds(session, progress_file=progress_file).global_sha256

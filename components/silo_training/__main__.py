@@ -25,7 +25,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, silo: str) -> str:
     dispatcher = dispatcher_for(session.federation, run_id)
     supervisor = Supervisor(entry, session.federation, session.run, dispatcher, say)
     try:
-        watch_one(supervisor, session.run)
+        watch_one(supervisor, silo, session.federation, session.run, say)
     finally:
         supervisor.stop()
         dispatcher.close()

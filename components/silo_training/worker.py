@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedhelp_components.entry import exit_code_of
 from fedhelp_core.config import load_silo
+from fedhelp_core.lease import end_without_hub
 from fedhelp_core.silo import open_silo
 from fedhelp_core.store import open_store
+
+SILO_CONFIG_VARIABLE = "FEDHELP_SILO_CONFIG"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,8 +33,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", required=True, help="run id")
     parser.add_argument("--store", required=True, help="where the run's objects are: a folder, file:///folder or s3://bucket/prefix")
     parser.add_argument("--endpoint-url", help="S3 endpoint other than AWS")
-    parser.add_argument("--silo-config", required=True, type=Path, help="this hospital's silo.yaml")
+    configured = os.environ.get(SILO_CONFIG_VARIABLE)
+    parser.add_argument(
+        "--silo-config", required=not configured, default=configured, type=Path, help=f"this hospital's silo.yaml (default: ${SILO_CONFIG_VARIABLE})")
     parser.add_argument("--round", type=int, help="train: answer this round only, then end (default: all rounds that are left)")
+    parser.add_argument("--lease", type=float, metavar="SECONDS", help="end after so long without a sign of the hub (default: never)")
     return parser
 
 
@@ -42,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> None:
     store = open_store(arguments.store, endpoint_url=arguments.endpoint_url)
-    silo = open_silo(load_silo(arguments.silo_config), store, arguments.run, on_event=_print_event)
+    config = load_silo(arguments.silo_config)
+    if arguments.lease is not None:
+        end_without_hub(store, arguments.run, config.name, arguments.lease, f"fedhelp-worker {arguments.action}")
+    silo = open_silo(config, store, arguments.run, on_event=_print_event)
     if arguments.action == "check":
         _print_event({"event": "checked", **silo.check()})
     elif arguments.action == "train":
