@@ -1,4 +1,4 @@
-"""The `fedhelp` command: run, simulate, compile, submit, check, promote, rollback.
+"""The `fedhelp` command: run, simulate, compile, submit, check, jobs, promote, rollback.
 
 Only click and the standard library are imported here; each command imports what it needs when it is called, so that
 `fedhelp --help` answers at once.
@@ -63,13 +63,13 @@ _SET_HELP = "Replace a field of the file, e.g. --set algorithm.rounds=3 (repeata
               help="Make (once) and use the demo's input in this folder instead of a FEDERATION file.")
 @click.option("--run-id", help="Name of the run; default: the federation's name and a hash of its config, so that the same command resumes.")
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
-@click.option("--dry-run", is_flag=True, help="Check the file, print what would run, and stop.")
+@click.option("--dry-run", is_flag=True, help="Check the file, print what would run (as YAML; Jobs of silos in clusters too), and stop.")
 @_explained
 def run(federation: Path | None, demo: Path | None, run_id: str | None, changes: tuple[str, ...], dry_run: bool) -> None:
     """Run pipeline fedhelp-compact on this machine, through kfp's local runner.
 
-    FEDERATION is a federation.yaml whose silos are dispatched as `process` (examples/ has one). Whatever kills the run, the
-    same command again goes on after the last finished round and ends with the same model.
+    FEDERATION is a federation.yaml (examples/ has one): its silos work as processes here, or as Jobs in their clusters. Whatever
+    kills the run, the same command again goes on after the last finished round and ends with the same model.
     """
     from fedhelp_components.local_run import run_locally
 
@@ -154,6 +154,23 @@ def check(federation: Path, changes: tuple[str, ...]) -> None:
     from fedhelp_components.check_command import check_and_print
 
     check_and_print(federation, _changes(changes))
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("federation", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--run-id", help="Jobs of this run only.")
+@click.option("--context", help="Kubeconfig context; with a FEDERATION: only its silos there.")
+@click.option("--namespace", "-n", "namespaces", multiple=True, help="Without a FEDERATION: look there (repeatable; default: everywhere).")
+@_explained
+def jobs(federation: Path | None, run_id: str | None, context: str | None, namespaces: tuple[str, ...]) -> None:
+    """List the Jobs in the silos' clusters: silo, action, round, state, since when, why, and whether a hub still wants them.
+
+    With a FEDERATION, those of its silos; without, those of a cluster. A Job is an orphan when it has not ended although the
+    last sign of its run's hub is older than the lease; it ends by itself soon.
+    """
+    from fedhelp_components.jobs_command import list_and_print
+
+    list_and_print(federation, run_id=run_id, context=context, namespaces=namespaces)
 
 
 @main.command(epilog=_EXIT_CODES)

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -82,6 +83,11 @@ def _print_plan(federation: Federation, run_id: str) -> None:
     console.print(f"run {run_id}: check -> soft_label_prefetch -> federation ({federation.algorithm.rounds} rounds, "
                   f"{len(federation.silos)} silos, method {federation.algorithm.method}) -> evaluation -> promotion")
     print(federation.to_yaml(), end="")
+    if any(silo.dispatch.kind != "process" for silo in federation.silos):
+        from fedhelp_components.dispatch.plan import planned_objects
+
+        for planned in planned_objects(federation, run_id):
+            print("---\n" + yaml.safe_dump(planned, sort_keys=False), end="")
 
 
 def _run_pipeline(federation: Federation, run_id: str, frozen: Path, failure: Path) -> None:

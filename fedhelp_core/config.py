@@ -162,7 +162,8 @@ class DispatchConfig(_Model):
     context: str | None = Field(
         None, description="kubernetes: kubeconfig context of the silo's cluster; manifestwork: of the Open Cluster Management hub."
                           " null: the cluster that this process runs in, else the kubeconfig's current context.")
-    namespace: NamespaceName | None = Field(None, description="kubernetes, manifestwork: the silo's own namespace, in its cluster.")
+    namespace: NamespaceName | None = Field(
+        None, description="kubernetes, manifestwork: the silo's own namespace, in its cluster; null: fedhelp-<silo>.")
     template: NamespaceName = Field("fedhelp-worker", description="kubernetes: the hospital's Job template, a suspended CronJob in that namespace.")
     cluster: NamespaceName | None = Field(None, description="manifestwork: the hospital's name as a managed cluster: its namespace on the hub.")
     job_template: dict[str, Any] | None = Field(
@@ -175,9 +176,9 @@ class DispatchConfig(_Model):
     def _fields_fit_the_kind(self) -> Self:
         needed = {
             "process": {"silo_config": "the path of the silo's silo.yaml"},
-            "kubernetes": {"namespace": "the silo's own namespace"},
+            "kubernetes": {},
             "manifestwork": {
-                "namespace": "the silo's own namespace", "cluster": "the hospital's managed cluster name",
+                "cluster": "the hospital's managed cluster name",
                 "job_template": "the file with the hospital's CronJob (kubectl get cronjob fedhelp-worker -o yaml)"},
         }[self.kind]
         missing = [f"{field}: dispatch kind {self.kind!r} needs {what}" for field, what in needed.items() if getattr(self, field) is None]
@@ -192,6 +193,11 @@ class SiloEntry(_Model):
     name: SiloName
     kind: SiloKind = "auto"
     dispatch: DispatchConfig
+
+    @property
+    def namespace(self) -> str:
+        """Where the silo's Jobs go, in its own cluster."""
+        return self.dispatch.namespace or f"fedhelp-{self.name}"
 
 
 class Federation(_Model):
@@ -232,9 +238,6 @@ class Federation(_Model):
         if self.uses_public_set and self.public_set is None:
             problems.append(f"public_set: method {self.algorithm.method!r} learns from soft labels, so public_set.images and public_set.teachers are"
                             " needed (or choose method: fedhelp-no-api)")
-        remote = [silo.name for silo in self.silos if silo.dispatch.kind != "process"]
-        if remote and not self.store.url.startswith("s3://"):
-            problems.append(f"store.url: silo {remote[0]!r} works in a cluster that cannot see folder {self.store.url!r}; give s3://bucket/prefix")
         if problems:
             raise ValueError("\n".join(problems))
         return self

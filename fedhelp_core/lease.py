@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fedhelp_core.errors import FedHelpError, HubSilent, NotFound
@@ -64,6 +65,30 @@ class Lease:
                 self._store.put(self._key, json.dumps(renewed).encode())
             if self._stop.wait(self._seconds / _RENEWALS):
                 return
+
+
+@dataclass(frozen=True)
+class Sign:
+    """The last sign of a hub."""
+
+    renewed: datetime
+    """By the hub's clock: for people, never for a worker's decision."""
+    seconds: float
+    """How long it holds."""
+
+    def over(self, now: datetime) -> bool:
+        """Whether no hub seems to be left."""
+        return (now - self.renewed).total_seconds() > self.seconds
+
+
+def last_sign(store: Store, run_id: str, silo: str) -> Sign | None:
+    """The newest of the leases that keep the silo's work alive; None if no hub ever gave one."""
+    signs = []
+    for key in lease_keys(run_id, silo):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            found = json.loads(_read(store, key) or b"null")
+            signs.append(Sign(datetime.fromisoformat(found["renewed"]), float(found["seconds"])))
+    return max(signs, key=lambda sign: sign.renewed, default=None)
 
 
 def end_without_hub(store: Store, run_id: str, silo: str, seconds: float, program: str) -> None:

@@ -106,6 +106,9 @@ def static_problems(config: Federation) -> list[str]:
         problems.append("algorithm.method: 'local' has no federation to run; compare it with `fedhelp simulate --methods local,...`")
     if config.uses_public_set and config.public_set is not None and not config.public_set.images.is_dir():
         problems.append(f"public_set.images: {config.public_set.images} is not a folder; give the folder of public JPEG/PNG images")
+    remote = [silo.name for silo in config.silos if silo.dispatch.kind != "process"]
+    if remote and not config.store.url.startswith("s3://"):
+        problems.append(f"store.url: silo {remote[0]!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix")
     try:
         open_store(config.store.url, endpoint_url=config.store.endpoint_url).put("probe", b"fedhelp was here")
     except FedHelpError as e:

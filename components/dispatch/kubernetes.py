@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedhelp_components.dispatch.cluster import Cluster
 from fedhelp_components.dispatch.job import CONTAINER, Object, job_of
 from fedhelp_components.dispatch.reading import JobReading, failure, newest, pull_fault, read_job, why_waiting
 from fedhelp_components.dispatch.refusals import ApiRefusal, explained
@@ -18,6 +17,9 @@ from fedhelp_components.dispatch.remote import Look, RemoteDispatcher
 from fedhelp_components.dispatch.request import Outcome, Waiting, WorkRequest
 from fedhelp_core.config import Federation
 from fedhelp_core.errors import FedHelpError
+
+if TYPE_CHECKING:
+    from fedhelp_components.dispatch.cluster import Cluster  # its `kubernetes` takes seconds to import
 
 _TAIL = 20  # lines of a failed pod's log that are looked at
 _TAIL_BYTES = 64 * 1024
@@ -37,20 +39,20 @@ class JobCarrier:
     resource = "jobs"
 
     def __init__(self, federation: Federation) -> None:
-        self._dispatch = {silo.name: silo.dispatch for silo in federation.silos}
+        self._silos = {silo.name: silo for silo in federation.silos}
         self._templates: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
 
     def namespace(self, silo: str) -> str:
         """The silo's own."""
-        return self._dispatch[silo].namespace or ""
+        return self._silos[silo].namespace
 
     def build(self, cluster: Cluster, request: WorkRequest) -> dict[str, Any]:
         """The Job; the hospital's template is read once."""
         namespace = self.namespace(request.silo)
         template = self._templates.get(request.silo)
         if template is None:
-            template = read_template(cluster, namespace, self._dispatch[request.silo].template)
+            template = read_template(cluster, namespace, self._silos[request.silo].dispatch.template)
             with self._lock:
                 self._templates[request.silo] = template
         return job_of(template, request, namespace=namespace)

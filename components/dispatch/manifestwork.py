@@ -12,15 +12,17 @@ On the OCM hub the account needs, in the hospital's namespace: manifestworks cre
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedhelp_components.dispatch.cluster import Cluster
 from fedhelp_components.dispatch.job import Object, job_of
 from fedhelp_components.dispatch.reading import JobReading, failure, read_job, why_waiting
 from fedhelp_components.dispatch.remote import Look, RemoteDispatcher
 from fedhelp_components.dispatch.request import Outcome, Waiting, WorkRequest
-from fedhelp_core.config import DispatchConfig, Federation
+from fedhelp_core.config import Federation, SiloEntry
 from fedhelp_core.errors import AccessDenied
+
+if TYPE_CHECKING:
+    from fedhelp_components.dispatch.cluster import Cluster  # its `kubernetes` takes seconds to import
 
 _KEPT = 86400  # seconds that a finished one stays, for people to look at
 _FEEDBACK = {
@@ -52,15 +54,15 @@ class ManifestWorkCarrier:
     resource = "manifestworks"
 
     def __init__(self, federation: Federation) -> None:
-        self._dispatch = {silo.name: silo.dispatch for silo in federation.silos}
+        self._silos = {silo.name: silo for silo in federation.silos}
 
     def namespace(self, silo: str) -> str:
         """The hospital's, on the OCM hub."""
-        return self._dispatch[silo].cluster or ""
+        return self._silos[silo].dispatch.cluster or ""
 
     def build(self, cluster: Cluster, request: WorkRequest) -> dict[str, Any]:
         """The ManifestWork, from the exported template."""
-        return manifest_work_of(self._dispatch[request.silo], request)
+        return manifest_work_of(self._silos[request.silo], request)
 
     def rejected(self, request: WorkRequest) -> None:
         """Nothing to forget: the template is part of the run's config."""
@@ -103,13 +105,13 @@ class ManifestWorkCarrier:
         return Outcome(exit_code=outcome.exit_code, late=outcome.late, reason=f"{outcome.reason}; {look}")
 
 
-def manifest_work_of(dispatch: DispatchConfig, request: WorkRequest) -> dict[str, Any]:
+def manifest_work_of(silo: SiloEntry, request: WorkRequest) -> dict[str, Any]:
     """The ManifestWork that carries the request's Job.
 
     Raises:
         ConfigError: the exported template is none.
     """
-    namespace = dispatch.namespace or ""
+    namespace, dispatch = silo.namespace, silo.dispatch
     job = job_of(dispatch.job_template or {}, request, namespace=namespace)
     name = job["metadata"]["name"]
     spec: dict[str, Any] = {

@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from fedhelp_components.dispatch.cluster import Cluster
 from fedhelp_components.dispatch.job import RUN_LABEL, SILO_LABEL, Object, is_of, job_name
 from fedhelp_components.dispatch.reading import JobReading
 from fedhelp_components.dispatch.refusals import ApiRefusal, explained, quota_exceeded
@@ -24,6 +23,9 @@ from fedhelp_components.dispatch.request import Outcome, Waiting, WorkRequest
 from fedhelp_components.dispatch.watch import Collection, Watches
 from fedhelp_core.config import DispatchConfig, Federation
 from fedhelp_core.errors import ClusterUnavailable, FedHelpError, JobFailed, RunConflict
+
+if TYPE_CHECKING:
+    from fedhelp_components.dispatch.cluster import Cluster  # its `kubernetes` takes seconds to import
 
 _THREADS = 8  # per cluster
 _CLOSE_WITHIN = 20.0  # seconds: Kubernetes gives a pod 30 between SIGTERM and SIGKILL
@@ -427,6 +429,8 @@ class RemoteDispatcher:
 
     def start(self, request: WorkRequest) -> RemoteWork | EndedWork:
         """See request.Dispatcher."""
+        from fedhelp_components.dispatch.cluster import Cluster
+
         context = self._dispatch[request.silo].context
         try:
             if context not in self._clusters:
