@@ -117,7 +117,8 @@ class ControlPlane:
         if identity == ADMINISTRATOR:
             user: dict[str, str] = {"token": self._token}
         elif identity.startswith(_SERVICE_ACCOUNT):
-            user = {"token": self.service_account_token(*identity.removeprefix(_SERVICE_ACCOUNT).split(":"))}
+            namespace, _, name = identity.removeprefix(_SERVICE_ACCOUNT).partition(":")
+            user = {"token": self.service_account_token(namespace, name)}
         else:
             pair = self.authority.client(identity, groups)
             user = {"client-certificate-data": _encoded(pair.certificate), "client-key-data": _encoded(pair.key)}
