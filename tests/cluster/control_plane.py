@@ -122,8 +122,11 @@ class ControlPlane:
         else:
             pair = self.authority.client(identity, groups)
             user = {"client-certificate-data": _encoded(pair.certificate), "client-key-data": _encoded(pair.key)}
-        cluster = {"server": server or self.server, "certificate-authority-data": _encoded(self.authority.pair.certificate)}
-        return write_kubeconfig(self.folder / "kubeconfigs", identity, cluster, user)
+        return write_kubeconfig(self.folder / "kubeconfigs", identity, self.cluster_entry(server), user)
+
+    def cluster_entry(self, server: str | None = None) -> dict[str, str]:
+        """A kubeconfig's entry for this cluster, reached at `server` instead of its address on this machine."""
+        return {"server": server or self.server, "certificate-authority-data": _encoded(self.authority.pair.certificate)}
 
     def service_account_token(self, namespace: str, name: str, seconds: int = 86_400) -> str:
         """A token of an existing service account, from the TokenRequest API; the API server refuses less than 600 seconds."""
