@@ -31,8 +31,8 @@ def namespace(control_plane: ControlPlane) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """A real node with one GPU and a control plane of its own (`node.cluster`), shared by all tests of the session."""
-    with ControlPlane(tmp_path_factory.mktemp("node")) as cluster, Node(cluster) as one:
+    """A real node with two GPUs and a control plane of its own (`node.cluster`), shared by all tests of the session."""
+    with ControlPlane(tmp_path_factory.mktemp("node")) as cluster, Node(cluster, gpus=2) as one:
         yield one
 
 

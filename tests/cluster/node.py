@@ -104,6 +104,14 @@ class Node:
         """Make an image of one static binary, `/<name>`, known to the node as `image`, run as user 1000."""
         self._import(image_archive(image, {program.name: program.read_bytes()}, entrypoint))
 
+    def freeze(self, namespace: str, job: str) -> None:
+        """Freeze the containers of the Job's pods, as a machine that hangs would: they neither work nor end."""
+        selector = f"labels.io.kubernetes.pod.namespace=={namespace},labels.io.kubernetes.cri-containerd.kind==container"
+        for container in self._ctr("containers", "list", "--quiet", selector).stdout.split():
+            labels = json.loads(self._ctr("containers", "info", container).stdout)["Labels"]
+            if labels["io.kubernetes.pod.name"].startswith(f"{job}-"):
+                self._ctr("tasks", "pause", container, check=False)
+
     def restart_kubelet(self) -> None:
         """End the kubelet and start it again: pods live on."""
         self.processes.stop("kubelet")
@@ -137,6 +145,7 @@ class Node:
     # ---- containers
 
     def _start_containerd(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         configuration = self.folder / "containerd.toml"
         configuration.write_text(f"""
 version = 2

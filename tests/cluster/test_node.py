@@ -29,7 +29,8 @@ def test_a_restricted_job_that_asks_for_a_gpu_runs_to_completion_and_shows_its_l
 
 def test_a_job_waits_while_another_holds_the_gpu_and_the_scheduler_says_why(node: Node, node_namespace: str, image: str) -> None:
     kubectl = node.cluster.kubectl
-    kubectl("-n", node_namespace, "apply", "-f", "-", input=json.dumps(job("holds", image)))
+    everything = job("holds", image, resources={"limits": {"nvidia.com/gpu": str(node.gpus)}})
+    kubectl("-n", node_namespace, "apply", "-f", "-", input=json.dumps(everything))
     kubectl("-n", node_namespace, "wait", "--for=condition=ready", "pod", "--selector=job-name=holds", "--timeout=60s")
     kubectl("-n", node_namespace, "apply", "-f", "-", input=json.dumps(job("waits", image, args=["my turn"])))
     kubectl("-n", node_namespace, "wait", "--for=condition=PodScheduled=false", "pod", "--selector=job-name=waits", "--timeout=60s")

@@ -121,7 +121,8 @@ def federation_document(hospitals: list[Hospital], *, endpoint: str, tracking: s
             "method": "fedhelp", "rounds": 3, "batch_size": 4, "public_batch_size": 8, "proxy_model": "resnet8", "large_model": "resnet20",
             "large_silos": 1},
         "protocol": {"min_silos": 2, "round_deadline": 300.0, "lease": 120.0}, "runtime": {"seed": 1, "threads": 1, "device": "cpu"},
-        "public_set": {"images": "/public", "teachers": [{"name": "drawn", "kind": "mlflow", "uri": "/public/teacher", "classes": len(PUBLIC_LESIONS)}]},
+        "public_set": {"images": "/public", "teachers": [
+            {"name": "drawn", "kind": "mlflow", "uri": "/public/teacher", "classes": len(PUBLIC_LESIONS)}]},
         "store": {"url": f"s3://{BUCKET}/melanoma", "endpoint_url": endpoint}, "tracking": {"uri": tracking},
         "silos": [{"name": hospital.name, "dispatch": {
             "kind": "kubernetes", "namespace": hospital.namespace, **({"context": contexts[hospital.name]} if hospital.name in contexts else {})}}

@@ -12,6 +12,7 @@ from fedhelp_components.images import HUB_IMAGE, SILO_IMAGE
 from fedhelp_components.local_run import form_of
 from fedhelp_core.config import parse_federation
 from fedhelp_core.facts import read_fact
+from fedhelp_core.rounds import Run
 from fedhelp_core.store import Store, open_store
 from tests.cluster.build import REPOSITORY
 from tests.cluster.control_plane import write_kubeconfig
@@ -31,7 +32,7 @@ from tests.cluster.e2e.hospitals import (
     make_volume,
 )
 from tests.cluster.node import Node
-from tests.cluster.processes import Processes
+from tests.cluster.processes import Processes, wait_for
 
 
 class World:
@@ -77,6 +78,16 @@ class World:
     def final_sha256(self, run_id: str) -> str:
         """Of the model that a finished run registered."""
         return str(read_fact(self.store(), run_id, "candidate")["global_sha256"])
+
+    def wait_for_round(self, run_id: str, number: int, seconds: float = 600) -> None:
+        """Return when round `number` of the run is committed."""
+
+        def committed() -> bool:
+            commit = Run(self.store(), run_id).latest_commit()
+            return commit is not None and commit.round >= number
+
+        if not wait_for(committed, seconds, pause=0.2):
+            raise RuntimeError(f"run {run_id} did not commit round {number} within {seconds:g} s")
 
     def new_run(self, pipeline: str = "fedhelp") -> GraphRun:
         """A run of the pipeline as the hub's chart registered it."""

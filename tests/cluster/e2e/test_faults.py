@@ -1,0 +1,119 @@
+"""What goes wrong in a hospital or at the hub changes when a run ends, never the model; a silo that stays away is left out and named."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from fedhelp_core.rounds import Run
+from tests.cluster.build import binary
+from tests.cluster.e2e.graph import GraphRun, TaskFailed
+from tests.cluster.e2e.hospitals import HUB_NAMESPACE, Hospital
+from tests.cluster.e2e.world import World
+from tests.cluster.processes import wait_for
+from tests.cluster.test_control_plane import job
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+
+
+@pytest.fixture(scope="module")
+def expected(world: World) -> str:
+    """The model's sha256 when nothing goes wrong."""
+    return world.simulated_sha256()
+
+
+@contextmanager
+def running(world: World, run_id: str, **changes: object) -> Iterator[GraphRun]:
+    """A run in the background; leaves when it has ended, and raises what it raised."""
+    run = world.new_run()
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+        future = pool.submit(run.run, world.arguments(run_id=run_id, **changes))
+        try:
+            yield run
+        except BaseException:
+            run.cancel()
+            raise
+        future.result()
+
+
+def training_job(hospital: Hospital, run_id: str) -> str:
+    """The name of the Job that trains there now."""
+    found: list[str] = []
+
+    def there() -> bool:
+        found[:] = [one["metadata"]["name"] for one in hospital.jobs(f"fedhelp.io/run={run_id},fedhelp.io/action=train")]
+        return bool(found)
+
+    assert wait_for(there, 300, pause=0.5), f"no training Job in {hospital.namespace}"
+    return found[0]
+
+
+def kill_pod(hospital: Hospital, name: str) -> None:
+    hospital.cluster.kubectl("-n", hospital.namespace, "delete", "pod", "-l", f"job-name={name}", "--grace-period=0", "--force")
+
+
+def delete_job(hospital: Hospital, name: str) -> None:
+    hospital.cluster.kubectl("-n", hospital.namespace, "delete", "job", name)
+
+
+def stop_api_server(hospital: Hospital, _name: str) -> None:
+    hospital.cluster.stop_api_server()
+    time.sleep(30)
+    hospital.cluster.start_api_server()
+
+
+@pytest.mark.parametrize(("silo", "fault"), [("north", kill_pod), ("south", delete_job), ("west", stop_api_server)])
+def test_a_disturbed_run_ends_in_the_same_model(world: World, expected: str, silo: str, fault: Callable[[Hospital, str], None]) -> None:
+    run_id = fault.__name__.replace("_", "-")
+    with running(world, run_id):
+        name = training_job(world.hospital(silo), run_id)
+        world.wait_for_round(run_id, 1)
+        fault(world.hospital(silo), name)
+    assert world.final_sha256(run_id) == expected
+
+
+def test_a_run_whose_hub_pods_were_killed_goes_on_where_it_was_when_it_is_started_again(world: World, expected: str) -> None:
+    with pytest.raises(TaskFailed):
+        kill_hub_in_round_2(world, "hub-killed")
+    world.new_run().run(world.arguments(run_id="hub-killed"))
+    assert world.final_sha256("hub-killed") == expected
+
+
+def kill_hub_in_round_2(world: World, run_id: str) -> None:
+    with running(world, run_id) as run:
+        world.wait_for_round(run_id, 1)
+        pods = [run.task("aggregation").pod, run.task("silo-training", "north").pod]
+        world.node.cluster.kubectl("-n", HUB_NAMESPACE, "delete", "pod", *pods, "--grace-period=0", "--force", "--ignore-not-found")
+
+
+def test_a_silo_that_is_frozen_past_the_deadline_is_left_out_and_named(world: World) -> None:
+    west = world.hospital("west")
+    with running(world, "frozen", round_deadline=25.0):
+        name = training_job(west, "frozen")
+        world.wait_for_round("frozen", 1)
+        west.node.freeze(west.namespace, name)
+    last = Run(world.store(), "frozen").latest_commit()
+    assert last is not None and last.round == 3
+    assert set(last.participants) >= {"north", "south"} and "west" not in last.participants and last.absent["west"]
+
+
+def test_while_the_gpus_are_busy_the_jobs_wait_and_the_log_says_why(world: World, expected: str) -> None:
+    cluster, node = world.node.cluster, world.node
+    node.import_program("fedhelp.test/say:1", binary("pause"), ["/pause"])
+    busy = cluster.new_namespace("busy")
+    holder = job("holds", "fedhelp.test/say:1", resources={"limits": {"nvidia.com/gpu": str(node.gpus)}})
+    cluster.kubectl("-n", busy, "apply", "-f", "-", input=json.dumps(holder))
+    cluster.kubectl("-n", busy, "wait", "--for=condition=ready", "pod", "--selector=job-name=holds", "--timeout=60s")
+    with running(world, "busy") as run:
+        assert wait_for(lambda: bool(run.tasks) and "Insufficient nvidia.com/gpu" in log_of(world, run.task("check").pod), 120, pause=1)
+        cluster.kubectl("delete", "namespace", busy)
+    assert world.final_sha256("busy") == expected
+
+
+def log_of(world: World, pod: str) -> str:
+    return world.node.cluster.kubectl("-n", HUB_NAMESPACE, "logs", pod, check=False)
