@@ -16,8 +16,8 @@ from fedhelp_core.algorithm.batches import to_input
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.models import build_model
 
-ARCHITECTURE = "resnet14"
-_BATCH, _EPOCHS, _PEAK_RATE = 32, 14, 4e-3
+ARCHITECTURE = "resnet8"
+_BATCH, _EPOCHS, _PEAK_RATE = 32, 14, 6e-3
 
 Progress = Callable[[str], None]
 
