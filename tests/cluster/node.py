@@ -128,7 +128,7 @@ class Node:
         configuration = {"cniVersion": "0.4.0", "name": self.bridge, "plugins": [{
             "type": "bridge", "bridge": self.bridge, "isGateway": True, "hairpinMode": True, "ipam": {
                 "type": "host-local", "dataDir": str(self.folder / "ipam"),
-                "ranges": [[{"subnet": f"{self.gateway}/24", "gateway": self.gateway}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
+                "ranges": [[{"subnet": self.gateway.removesuffix("1") + "0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
         networks = self.folder / "networks"
         networks.mkdir(exist_ok=True)
         (networks / "10-bridge.conflist").write_text(json.dumps(configuration))
