@@ -1,7 +1,7 @@
 """Grade 2: a real node. kubelet, containerd, runc and a bridge network run real pods for a ControlPlane on this machine, as root.
 
     with ControlPlane() as cluster, Node(cluster, gpus=1) as node:
-        node.import_images("fedhelp-hub:test")          # from the local Docker engine
+        node.import_images("fedhelp/hub:0.1.0")         # from the local Docker engine
         cluster.kubectl("apply", "-f", "job.yaml")
 
 Several nodes live side by side on a machine, each with a bridge, a subnet, a cgroup and folders of its own.
@@ -17,21 +17,18 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tests.cluster.build import binary
+from tests.cluster.build import binary, cache_folder
+from tests.cluster.containerd import PAUSE_IMAGE, Containerd, start_from, stored_images
 from tests.cluster.control_plane import NODE_GATEWAYS, SERVICE_ADDRESS, ControlPlane
 from tests.cluster.image_archive import image_archive
 from tests.cluster.machine import end_processes_naming, make_cgroup, remove_cgroup, run, unmount_below
 from tests.cluster.processes import Processes
 
 HOST_NAME = "host.fedhelp.test"  # what pods call this machine: the S3 server and MLflow of a test listen there
-PAUSE_IMAGE = "fedhelp.test/pause:1"
 _EVICTION_SIGNALS = ("memory.available", "nodefs.available", "nodefs.inodesFree", "imagefs.available", "imagefs.inodesFree")
 _FOLDER = Path("/run/fedhelp")  # short: the path of a Unix socket ends at 107 characters
 _INSTALLER = Path(__file__).with_name("install_debian.sh")
@@ -40,10 +37,11 @@ _INSTALLER = Path(__file__).with_name("install_debian.sh")
 class Node:
     """One kubelet with its own containerd, registered with `cluster`, offering `gpus` of nvidia.com/gpu."""
 
-    def __init__(self, cluster: ControlPlane, *, gpus: int = 1, outlive: bool = False, index: int = 0) -> None:
-        """`index` names a node that another process started; `start` takes the first free one."""
+    def __init__(self, cluster: ControlPlane, *, gpus: int = 1, images: Sequence[str] = (), outlive: bool = False, index: int = 0) -> None:
+        """`images`: large ones of the local Docker engine. `index` names a node that another process started; `start` takes the first free."""
         self.cluster = cluster
         self.gpus = gpus
+        self._first_images = images
         self._outlive = outlive
         self._take(index)
 
@@ -57,9 +55,11 @@ class Node:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._take(next((index for index in range(len(NODE_GATEWAYS)) if not _in_use(index)), -1))
             self.clean()  # what a killed session left
-            self._start_containerd()
+            if self._first_images:
+                start_from(stored_images(self._first_images), self.images)
+            self.containers.start()
         self._start_network()
-        self._import(image_archive(PAUSE_IMAGE, {"pause": binary("pause").read_bytes()}, ["/pause"]))
+        self.containers.import_archive(image_archive(PAUSE_IMAGE, {"pause": binary("pause").read_bytes()}, ["/pause"]))
         self._start_kubelet()
         return self
 
@@ -79,8 +79,9 @@ class Node:
         self.gateway = NODE_GATEWAYS[index]  # this machine's address on the bridge
         self.bridge = f"fedhelp{index}"
         self.folder = _FOLDER / self.name
-        self.images = Path(tempfile.gettempdir()) / f"fedhelp-{self.name}"  # on disk: images of several GB
+        self.images = cache_folder() / "nodes" / self.name
         self.processes = Processes(self.folder / "processes", outlive=self._outlive)
+        self.containers = Containerd(self.folder, self.images, self.processes)
 
     def __enter__(self) -> Self:
         try:
@@ -94,23 +95,18 @@ class Node:
 
     def import_images(self, *names: str) -> None:
         """Make images of the local Docker engine known to the node."""
-        for name in names:
-            with subprocess.Popen(["docker", "save", name], stdout=subprocess.PIPE) as saving:
-                self._ctr("images", "import", "-", stdin=saving.stdout)
-            if saving.returncode != 0:
-                raise RuntimeError(f"docker has no image {name}; build it first (make images)")
+        self.containers.import_images(*names)
 
     def import_program(self, image: str, program: Path, entrypoint: Sequence[str]) -> None:
         """Make an image of one static binary, `/<name>`, known to the node as `image`, run as user 1000."""
-        self._import(image_archive(image, {program.name: program.read_bytes()}, entrypoint))
+        self.containers.import_archive(image_archive(image, {program.name: program.read_bytes()}, entrypoint))
 
     def freeze(self, namespace: str, job: str) -> None:
         """Freeze the containers of the Job's pods, as a machine that hangs would: they neither work nor end."""
-        selector = f"labels.io.kubernetes.pod.namespace=={namespace},labels.io.kubernetes.cri-containerd.kind==container"
-        for container in self._ctr("containers", "list", "--quiet", selector).stdout.split():
-            labels = json.loads(self._ctr("containers", "info", container).stdout)["Labels"]
-            if labels["io.kubernetes.pod.name"].startswith(f"{job}-"):
-                self._ctr("tasks", "pause", container, check=False)
+        for container in self.containers.ctr("containers", "list", "--quiet").stdout.split():
+            labels = json.loads(self.containers.ctr("containers", "info", container).stdout)["Labels"]
+            if labels.get("io.kubernetes.pod.namespace") == namespace and labels.get("io.kubernetes.pod.name", "").startswith(f"{job}-"):
+                self.containers.ctr("tasks", "kill", "--all", "--signal", "SIGSTOP", container)
 
     def restart_kubelet(self) -> None:
         """End the kubelet and start it again: pods live on."""
@@ -142,48 +138,6 @@ class Node:
         forwarded = [f"-A FORWARD {side} {self.bridge} -j ACCEPT" for side in ("-i", "-o")]
         return [f"-t nat -A PREROUTING -i {self.bridge} {to_api_server}", *forwarded]
 
-    # ---- containers
-
-    def _start_containerd(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        configuration = self.folder / "containerd.toml"
-        configuration.write_text(f"""
-version = 2
-root = "{self.images}"
-state = "{self.folder}/containerd"
-disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
-[grpc]
-  address = "{self._socket}"
-[plugins."io.containerd.internal.v1.opt"]
-  path = "{self.folder}/opt"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{PAUSE_IMAGE}"
-  restrict_oom_score_adj = true  # runc fails without it where the machine lacks CAP_SYS_RESOURCE
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
-    conf_dir = "{self.folder}/networks"
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "overlayfs"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-""")
-        self.processes.start("containerd", ["containerd", "--config", configuration])
-        self.processes.wait("containerd", lambda: self._ctr("version", check=False).returncode == 0, 30)
-
-    @property
-    def _socket(self) -> Path:
-        return self.folder / "containerd.sock"
-
-    def _ctr(self, *arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-        command = ["ctr", "--address", str(self._socket), "--namespace", "k8s.io", *arguments]
-        return run(*command, check=check, **options)
-
-    def _import(self, archive: bytes) -> None:
-        with tempfile.TemporaryFile() as file:
-            file.write(archive)
-            file.seek(0)
-            self._ctr("images", "import", "-", stdin=file)
-
     # ---- kubelet
 
     def _start_kubelet(self) -> None:
@@ -198,7 +152,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
             "address": self.gateway, "port": 10250, "healthzPort": 0,
             "tlsCertFile": str(serving.certificate), "tlsPrivateKeyFile": str(serving.key),
             "authentication": {"x509": {"clientCAFile": str(authority.pair.certificate)}, "anonymous": {"enabled": False}},
-            "authorization": {"mode": "Webhook"}, "containerRuntimeEndpoint": f"unix://{self._socket}",
+            "authorization": {"mode": "Webhook"}, "containerRuntimeEndpoint": f"unix://{self.containers.socket}",
             "cgroupDriver": "cgroupfs", "cgroupRoot": f"/{self._cgroup}", "failCgroupV1": False, "failSwapOn": False,
             "clusterDNS": [self.gateway], "clusterDomain": "cluster.local", "resolvConf": str(resolver),
             "evictionHard": dict.fromkeys(_EVICTION_SIGNALS, "0%"),
@@ -238,32 +192,23 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
     def clean(self) -> None:
         """Remove every trace of this node on the machine, whether this process or a killed one left it."""
         self.processes.stop("kubelet")
-        namespaces = self._end_containers()
+        end_processes_naming(str(self.containers.socket))
+        remove_cgroup(self._cgroup)
         self.processes.stop_all()
-        end_processes_naming(str(self._socket))
+        namespaces = self._network_namespaces()
         unmount_below(self.folder, self.images, *namespaces)
         for file in namespaces:
             file.unlink(missing_ok=True)
         for rule in self._leftover_rules():
             run("iptables", "-w", *rule, check=False)
         run("ip", "link", "delete", self.bridge, check=False)
-        remove_cgroup(self._cgroup)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        shutil.rmtree(self.images, ignore_errors=True)
+        run("rm", "-rf", "--one-file-system", str(self.folder), str(self.images))
 
-    def _end_containers(self) -> list[Path]:
-        """Kill all containers; returns the network namespaces of the pods."""
-        namespaces = set()
-        for container in self._ctr("containers", "list", "--quiet", check=False).stdout.split():
-            details = self._ctr("containers", "info", container, check=False).stdout
-            with contextlib.suppress(ValueError, KeyError):
-                paths = [one.get("path", "") for one in json.loads(details)["Spec"]["linux"]["namespaces"] if one["type"] == "network"]
-                namespaces |= {Path(path) for path in paths if path.startswith(("/run/netns/", "/var/run/netns/"))}
-            self._ctr("tasks", "kill", "--signal", "SIGKILL", container, check=False)
-        for container in self._ctr("containers", "list", "--quiet", check=False).stdout.split():
-            self._ctr("tasks", "delete", "--force", container, check=False)
-            self._ctr("containers", "delete", container, check=False)
-        return sorted(path.resolve() for path in namespaces)
+    def _network_namespaces(self) -> list[Path]:
+        """Those of this node's pods: the ones with an address of its subnet."""
+        subnet = self.gateway.removesuffix("1")
+        found = Path("/run/netns").glob("cni-*")
+        return [path for path in found if f" {subnet}" in run("ip", "-netns", path.name, "-brief", "-4", "address", check=False).stdout]
 
     def _leftover_rules(self) -> list[list[str]]:
         """iptables arguments that delete each rule naming the bridge; the API server's port of a killed session is not known any more."""

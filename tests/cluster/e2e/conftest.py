@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.e2e.hospitals import CREDENTIALS
-from tests.cluster.e2e.world import World
+from tests.cluster.e2e.world import World, build_images
 from tests.cluster.node import Node
 
 
 @pytest.fixture(scope="session")
-def world(node: Node, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """The hub and two hospitals share `node`'s cluster; the third hospital has an API server and a node of its own."""
-    folder: Path = tmp_path_factory.mktemp("world")
-    with pytest.MonkeyPatch.context() as patch:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The hub and two hospitals share a cluster; the third hospital has an API server and a node of its own."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
         patch.setenv("NO_PROXY", "127.0.0.1")
-        yield from _world(node, folder, tmp_path_factory)
-
-
-def _world(node: Node, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with ControlPlane(tmp_path_factory.mktemp("elsewhere")) as cluster, Node(cluster) as elsewhere, World(node, elsewhere, folder) as one:
-        yield one
+        images = build_images()
+        nodes = []
+        for gpus in (2, 1):
+            cluster = stack.enter_context(ControlPlane(tmp_path_factory.mktemp("cluster")))
+            nodes.append(stack.enter_context(Node(cluster, gpus=gpus, images=images)))
+        yield stack.enter_context(World(*nodes, tmp_path_factory.mktemp("world")))

@@ -25,6 +25,11 @@ HUB_NAMESPACE = "fedhelp"
 HUB_ACCOUNT = "fedhelp-runs"
 BUCKET = "federation"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "silo", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "eu-central-1"}
+VERSION = "e2e"
+SILO_TAG = f"{VERSION}-cpu"
+IMAGES_REPOSITORY = "fedhelp-e2e"
+HUB_IMAGE = f"{IMAGES_REPOSITORY}/hub:{VERSION}"
+SILO_IMAGE = f"{IMAGES_REPOSITORY}/silo:{SILO_TAG}"
 _USER = 10001  # of the images
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
@@ -63,7 +68,7 @@ class Hospital:
     def values(self, endpoint: str, subjects: list[dict[str, str]]) -> dict[str, Any]:
         """The hospital's values file."""
         return {
-            "silo": {"name": self.name},
+            "silo": {"name": self.name}, "image": {"repository": f"{IMAGES_REPOSITORY}/silo", "tag": SILO_TAG},
             "data": {"claimName": "images", "layout": "fed-isic2019", "center": self.center, "validationFraction": 0.0},
             "state": {"size": "1Gi"},
             "store": {"url": f"s3://{BUCKET}/melanoma", "endpointUrl": endpoint, "network": [

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 
-from fedhelp_components.images import HUB_IMAGE, SILO_IMAGE
 from fedhelp_components.local_run import form_of
 from fedhelp_core.config import parse_federation
 from fedhelp_core.facts import read_fact
@@ -22,7 +21,12 @@ from tests.cluster.e2e.hospitals import (
     BUCKET,
     CREDENTIALS,
     HUB_ACCOUNT,
+    HUB_IMAGE,
     HUB_NAMESPACE,
+    IMAGES_REPOSITORY,
+    SILO_IMAGE,
+    SILO_TAG,
+    VERSION,
     Hospital,
     endpoint_of,
     federation_document,
@@ -31,8 +35,17 @@ from tests.cluster.e2e.hospitals import (
     make_secret,
     make_volume,
 )
+from tests.cluster.machine import run
 from tests.cluster.node import Node
 from tests.cluster.processes import Processes, wait_for
+
+
+def build_images() -> list[str]:
+    """The images of this working tree; without CUDA, which no machine of these tests has, the silo's is much smaller. Their names."""
+    base = run(str(REPOSITORY / "tests" / "cluster" / "base_image.sh")).stdout.strip()
+    settings = {"BASE_IMAGE": base, "IMAGE_REPOSITORY": IMAGES_REPOSITORY, "VERSION": VERSION, "CUDA": "no"}
+    run(str(REPOSITORY / "images" / "build.sh"), env={**os.environ, **settings})
+    return [HUB_IMAGE, SILO_IMAGE]
 
 
 class World:
@@ -49,7 +62,6 @@ class World:
 
     def __enter__(self) -> Self:
         try:
-            self._build_images()
             oracle.draw_input(self.folder)
             self.s3_port = servers.start_s3(self._processes, BUCKET)
             mlflow_port = servers.start_mlflow(self._processes, self.folder)
@@ -109,6 +121,8 @@ class World:
         cluster.kubectl("wait", "--for=condition=established", "crd", "--all", "--timeout=30s")
         helm(cluster, HUB_NAMESPACE, "install", "fedhelp-hub", str(REPOSITORY / "helm" / "fedhelp-hub"), values={
             "federation": self.document, "publicImages": {"claimName": "public-images"},
+            "image": {"repository": f"{IMAGES_REPOSITORY}/hub", "tag": VERSION},
+            "siloImage": {"repository": f"{IMAGES_REPOSITORY}/silo", "tag": SILO_TAG},
             "pipelines": {"kubernetesNative": True}})
 
     def _install_hub_account(self) -> None:
@@ -132,11 +146,3 @@ class World:
         """The spec of the pipeline's version in the hub's namespace."""
         found = yaml.safe_load(self.node.cluster.kubectl("-n", HUB_NAMESPACE, "get", "pipelineversions.pipelines.kubeflow.org", "-o", "yaml"))
         return next(dict(one["spec"]) for one in found["items"] if one["spec"]["pipelineName"] == pipeline)
-
-    def _build_images(self) -> None:
-        for image in (HUB_IMAGE, SILO_IMAGE):
-            if subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode != 0:
-                raise RuntimeError(f"image {image} is not here; build it first: make images")
-        for node in {hospital.node.name: hospital.node for hospital in self.hospitals}.values():
-            node.import_images(SILO_IMAGE)
-        self.node.import_images(HUB_IMAGE)
