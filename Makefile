@@ -61,7 +61,7 @@ setup: .cache/setup-done ## Make the environment (uv, locked dependencies)
 	  .uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); \
 	fi
 	@echo "setting up .venv from uv.lock (PyTorch is large: a minute or more the first time)"
-	@$(UV) sync --frozen --quiet
+	@$(UV) sync --frozen --quiet --compile-bytecode  # else each process compiles PyTorch anew where PYTHONDONTWRITEBYTECODE is set
 	@touch $@
 
 .cache/mypy:

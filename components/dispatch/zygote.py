@@ -167,7 +167,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fedhelp_components.dispatch.zygote", description=__doc__)
     parser.add_argument("--socket", required=True, help="path of the Unix socket to listen on")
     zygote = Zygote(parser.parse_args().socket)
-    import fedhelp_components.silo_training.worker  # noqa: F401 - after bind, so that callers can connect while this imports
+    # after bind, so that callers can connect while this imports
+    import torch._dynamo  # an optimizer's first step imports it: 900 modules, here once instead of in every worker
+
+    import fedhelp_components.silo_training.worker  # noqa: F401
 
     zygote.serve()
     return 0
