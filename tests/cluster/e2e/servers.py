@@ -25,7 +25,7 @@ def start_mlflow(processes: Processes, folder: Path) -> int:
     processes.start("mlflow", [
         sys.executable, "-m", "mlflow", "server", "--host", "0.0.0.0", "--port", str(port), "--workers", "1", "--allowed-hosts", "*",
         "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "artifacts")])
-    processes.wait("mlflow", lambda: _answers(f"http://127.0.0.1:{port}/health"), 120)
+    processes.wait("mlflow", lambda: _answers(f"http://127.0.0.1:{port}/health"), 300)
     return port
 
 
