@@ -168,7 +168,7 @@ def main() -> int:
     parser.add_argument("--socket", required=True, help="path of the Unix socket to listen on")
     zygote = Zygote(parser.parse_args().socket)
     # after bind, so that callers can connect while this imports
-    import torch._dynamo  # an optimizer's first step imports it: 900 modules, here once instead of in every worker
+    import torch._dynamo  # noqa: F401 - an optimizer's first step imports it: 900 modules, here once instead of in every worker
 
     import fedhelp_components.silo_training.worker  # noqa: F401
 
