@@ -136,10 +136,15 @@ class Cluster:
         return ApiRefusal(int(answer.status), message, self.name)
 
 
+def kubeconfig() -> str:
+    """The file (or files, with ':' between) that kubectl would read; `kubernetes` looks at the variable when it is imported only."""
+    return os.environ.get("KUBECONFIG") or "~/.kube/config"
+
+
 def contexts() -> list[str]:
     """The kubeconfig's contexts; none without a kubeconfig."""
     try:
-        found, _ = config.list_kube_config_contexts()
+        found, _ = config.list_kube_config_contexts(kubeconfig())
     except ConfigException:
         return []
     return [str(context["name"]) for context in found]
@@ -163,19 +168,18 @@ def _read_credentials(context: str | None, settings: client.Configuration) -> No
         if context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
             config.load_incluster_config(client_configuration=settings)
         else:
-            config.load_kube_config(context=context, client_configuration=settings)
+            config.load_kube_config(kubeconfig(), context=context, client_configuration=settings)
     except (ConfigException, OSError, ValueError, TypeError, KeyError) as e:
         known = contexts()
         if context is not None and known and context not in known:
             raise ConfigError(
                 f"dispatch.context: the kubeconfig has no context {context!r}, only {', '.join(known)}; correct it, or ask the hospital for its"
                 " kubeconfig") from e
-        where = os.environ.get("KUBECONFIG") or "~/.kube/config"
         if not known:
             raise ConfigError(
-                f"no kubeconfig at {where} ($KUBECONFIG), and this process runs in no cluster; set KUBECONFIG to the file with the hospitals'"
+                f"no kubeconfig at {kubeconfig()} ($KUBECONFIG), and this process runs in no cluster; set KUBECONFIG to the file with the hospitals'"
                 " contexts") from e
-        raise ConfigError(f"kubeconfig {where}: cannot be used ({_first_line(e)}); ask the hospital for a new one") from e
+        raise ConfigError(f"kubeconfig {kubeconfig()}: cannot be used ({_first_line(e)}); ask the hospital for a new one") from e
 
 
 def _tls_of(settings: client.Configuration) -> ssl.SSLContext:

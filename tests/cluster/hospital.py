@@ -70,6 +70,9 @@ class Hospital:
         self.cluster.request("POST", f"{base}/rolebindings", {
             "metadata": {"name": "fedhelp-hub"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "fedhelp-hub"},
             "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": name}]})
+        asked = {"user": account, "resourceAttributes": {"namespace": self.namespace, "verb": "list", "resource": "events"}}
+        review = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+        eventually(lambda: self.cluster.request("POST", review, {"spec": asked})["status"]["allowed"])
 
     def jobs(self) -> list[dict[str, Any]]:
         """All Jobs there."""
