@@ -52,6 +52,7 @@ class ManifestWorkCarrier:
 
     collection_group = "work.open-cluster-management.io/v1"
     resource = "manifestworks"
+    ask = "ask whoever runs the Open Cluster Management hub for a Role on manifestworks in that namespace, or correct dispatch.cluster"
 
     def __init__(self, federation: Federation) -> None:
         self._silos = {silo.name: silo for silo in federation.silos}

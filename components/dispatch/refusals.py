@@ -18,8 +18,11 @@ class ApiRefusal(Exception):
         self.cluster = cluster
 
 
-def explained(refusal: ApiRefusal, *, doing: str, namespace: str) -> PermanentError:
-    """The error for people; `doing` is what was tried, e.g. 'create Jobs'."""
+ASK_HOSPITAL = f"ask the hospital to install {_CHART} there (it brings the Role and RoleBinding for the hub's account), or correct dispatch.namespace"
+
+
+def explained(refusal: ApiRefusal, *, doing: str, namespace: str, ask: str = ASK_HOSPITAL) -> PermanentError:
+    """The error for people; `doing` is what was tried, e.g. 'create Jobs'; `ask` is what whoever lacks the rights should do."""
     said = " ".join(refusal.message.split())[:500]
     where = f"namespace {namespace!r} of {refusal.cluster}"
     if refusal.status == 401:
@@ -34,8 +37,7 @@ def explained(refusal: ApiRefusal, *, doing: str, namespace: str) -> PermanentEr
         return NotFound(f"{where}: the namespace is being deleted; ask the hospital to install {_CHART} again")
     if refusal.status == 403:
         return AccessDenied(
-            f"{where}: the hub's account may not {doing} ({said}); ask the hospital to install {_CHART} there (it brings the Role and RoleBinding"
-            " for the hub's account), or correct dispatch.namespace")
+            f"{where}: the hub's account may not {doing} ({said}); {ask}")
     if refusal.status == 404:
         return _missing(refusal, where, namespace)
     return ConfigError(f"{where}: the API server refused to {doing} ({refusal.status}: {said}); ask the hospital to look at its {_CHART}")

@@ -51,6 +51,8 @@ class Carrier(Protocol):
 
     collection_group: str
     resource: str
+    ask: str
+    """What to do where the account lacks the rights."""
 
     def namespace(self, silo: str) -> str:
         """Where the silo's objects are, in the cluster that the hub talks to."""
@@ -116,6 +118,7 @@ class RemoteWork:
         self._next = 0.0
         self._busy = False
         self._stop = False
+        self._stopped = Outcome(exit_code=None, reason="stopped")  # the outcome once it is deleted
         self._suspect = False
         self._looks = 0
         self._began = time.monotonic()
@@ -192,7 +195,7 @@ class RemoteWork:
 
     def _gone(self) -> None:
         if self._stop:
-            self.end(Outcome(exit_code=None, reason="stopped"))
+            self.end(self._stopped)
         else:
             self.end(Outcome(exit_code=None, reason=f"its {self._hub.kind} {self.name} was deleted by somebody"))
 
@@ -211,7 +214,7 @@ class RemoteWork:
         except ClusterUnavailable as e:
             self._unreachable(e)
         except ApiRefusal as e:
-            refused = explained(e, doing=f"create and read {self._hub.kind}s", namespace=self.namespace)
+            refused = explained(e, doing=f"create and read {self._hub.kind}s", namespace=self.namespace, ask=self._carrier.ask)
             self.end(Outcome(exit_code=refused.exit_code, reason=str(refused)))
         except FedHelpError as e:
             self.end(Outcome(exit_code=e.exit_code, reason=str(e)))
@@ -281,27 +284,27 @@ class RemoteWork:
             self._waiting = look.waiting
             self._looks += 1
             self._next = _EVENT_DRIVEN if look.waiting is None else time.monotonic() + min(_LOOKS[1], _LOOKS[0] * 2.0**self._looks)
-        self._count_fault(look.fatal, found)
+        self._count_fault(look.fatal)
 
-    def _count_fault(self, fatal: str | None, found: dict[str, Any]) -> None:
+    def _count_fault(self, fatal: str | None) -> None:
         if fatal is None:
             self._fatal_since = None
             return
         self._fatal_since = self._fatal_since or time.monotonic()
         if time.monotonic() - self._fatal_since >= self._hub.fatal_after:
-            self._hub.delete(self._path, found["metadata"]["uid"], "Foreground")
-            self.end(Outcome(exit_code=JobFailed.exit_code, reason=fatal))
+            self._stopped = Outcome(exit_code=JobFailed.exit_code, reason=fatal)
+            self.stop()
 
     def _delete(self) -> None:
         if self._object is None:
             self.deletion_sent = True
-            self.end(Outcome(exit_code=None, reason="stopped"))
+            self.end(self._stopped)
             return
         there = self._hub.delete(self._path, self._object["metadata"]["uid"], "Foreground")
         self.deletion_sent = True
         self._later(_DELETE_AGAIN)
         if not there:
-            self.end(Outcome(exit_code=None, reason="stopped"))
+            self.end(self._stopped)
 
     def _get(self) -> dict[str, Any] | None:
         try:
@@ -407,7 +410,8 @@ class _ClusterWork:
     def refused(self, namespace: str | None, status: int, message: str) -> None:
         if status == 401 and self.cluster.renew():
             return
-        error = explained(ApiRefusal(status, message, self.cluster.name), doing=f"watch {self.kind}s", namespace=namespace or "all")
+        refusal = ApiRefusal(status, message, self.cluster.name)
+        error = explained(refusal, doing=f"watch {self.kind}s", namespace=namespace or "all", ask=self.carrier.ask)
         for work in list(self._works.values()):
             if namespace in (None, work.namespace):
                 work.end(Outcome(exit_code=error.exit_code, reason=str(error)))

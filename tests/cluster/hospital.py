@@ -7,7 +7,7 @@ test_dispatch_*.py and benchmarks/dispatch_scale.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,9 +70,7 @@ class Hospital:
         self.cluster.request("POST", f"{base}/rolebindings", {
             "metadata": {"name": "fedhelp-hub"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "fedhelp-hub"},
             "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": name}]})
-        asked = {"user": account, "resourceAttributes": {"namespace": self.namespace, "verb": "list", "resource": "events"}}
-        review = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
-        eventually(lambda: self.cluster.request("POST", review, {"spec": asked})["status"]["allowed"])
+        until_allowed(self.cluster, account, namespace=self.namespace, verb="list", resource="events")
 
     def jobs(self) -> list[dict[str, Any]]:
         """All Jobs there."""
@@ -112,22 +110,23 @@ class Hospital:
         """Its container runs."""
         self._pod_is("Running", {"running": {"startedAt": _now()}}, ready="True")
 
-    def end_pod(self, code: int, message: str = "") -> None:
-        """Its container ends with `code`."""
+    def end_pod(self, code: int, message: str = "", *, disrupted: bool = False) -> None:
+        """Its container ends with `code`; `disrupted`: because its node is drained."""
         state = {"exitCode": code, "reason": "Completed" if code == 0 else "Error", "message": message, "startedAt": _now(), "finishedAt": _now()}
-        self._pod_is("Succeeded" if code == 0 else "Failed", {"terminated": state})
+        evicted = [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "lastTransitionTime": _now()}]
+        self._pod_is("Succeeded" if code == 0 else "Failed", {"terminated": state}, evicted if disrupted else [])
 
     def pull_fails(self) -> None:
         """Its image cannot be pulled."""
-        self._pod_is("Pending", {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image: not found"}}, scheduled="True")
+        self._pod_is("Pending", {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image: not found"}})
 
-    def _pod_is(self, phase: str, state: dict[str, Any], ready: str = "False", scheduled: str = "True") -> None:
+    def _pod_is(self, phase: str, state: dict[str, Any], further: Sequence[dict[str, Any]] = (), *, ready: str = "False") -> None:
         container = {"name": "worker", "image": "i", "imageID": "", "restartCount": 0, "ready": ready == "True", "state": state}
         conditions = [
             {"type": kind, "status": status, "lastTransitionTime": _now()}
-            for kind, status in (("PodScheduled", scheduled), ("Ready", ready), ("ContainersReady", ready))]
+            for kind, status in (("PodScheduled", "True"), ("Ready", ready), ("ContainersReady", ready))]
         path = f"/api/v1/namespaces/{self.namespace}/pods/{self.pod()['metadata']['name']}/status"
-        status = {"phase": phase, "startTime": _now(), "conditions": conditions, "containerStatuses": [container]}
+        status = {"phase": phase, "startTime": _now(), "conditions": [*conditions, *further], "containerStatuses": [container]}
         self.cluster.request("PATCH", path, {"status": status}, "application/strategic-merge-patch+json")
 
 
@@ -136,6 +135,12 @@ def hub_account(cluster: ControlPlane) -> str:
     namespace = cluster.new_namespace("hub")
     cluster.request("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "hub"}})
     return HUB.format(namespace=namespace)
+
+
+def until_allowed(cluster: ControlPlane, account: str, **attributes: str) -> None:
+    """Return when a right that was just given is in force."""
+    asked = {"spec": {"user": account, "resourceAttributes": attributes}}
+    eventually(lambda: cluster.request("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", asked)["status"]["allowed"])
 
 
 def federation(*hospitals: Hospital, residency: str = "run", rounds: int = 2, **dispatch: Any) -> Federation:

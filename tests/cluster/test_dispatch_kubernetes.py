@@ -131,10 +131,7 @@ def test_a_pod_that_was_evicted_is_started_again_by_its_job_and_nobody_notices(h
     config = federation(hospital)
     work = dispatcher_of(config).start(request_for(config, RUN, "aachen", "check"))
     first = hospital.pod()["metadata"]["name"]
-    path = f"/api/v1/namespaces/{hospital.namespace}/pods/{first}/status"
-    evicted = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "lastTransitionTime": "2026-01-01T00:00:00Z"}
-    hospital.cluster.request("PATCH", path, {"status": {"conditions": [evicted]}}, "application/strategic-merge-patch+json")
-    hospital.end_pod(143)
+    hospital.end_pod(143, disrupted=True)
     eventually(lambda: hospital.pod()["metadata"]["name"] != first)
     assert work.outcome() is None
     hospital.end_pod(0)

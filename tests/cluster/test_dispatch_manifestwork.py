@@ -23,7 +23,7 @@ from fedhelp_components.dispatch.request import Work, request_for
 from fedhelp_components.dispatch.routing import RoutingDispatcher
 from fedhelp_core.config import Federation, load_federation
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.hospital import Hospital, eventually, hub_account, template
+from tests.cluster.hospital import Hospital, eventually, hub_account, template, until_allowed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 RUN = "run-1"
@@ -120,6 +120,7 @@ def managed(control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> str
                           "--resource=manifestworks.work.open-cluster-management.io")
     control_plane.kubectl("-n", namespace, "create", "rolebinding", "works", "--role=works",
                           f"--serviceaccount={account.removeprefix('system:serviceaccount:')}")
+    until_allowed(control_plane, account, namespace=namespace, verb="watch", resource="manifestworks", group="work.open-cluster-management.io")
     monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig(account)))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     return namespace
