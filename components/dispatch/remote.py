@@ -136,6 +136,11 @@ class RemoteWork:
         trouble = self._hub.trouble
         return Waiting(reason=trouble) if waiting is not None and trouble is not None else waiting
 
+    @property
+    def made(self) -> bool:
+        """Whether the object is there, or was."""
+        return self._object is not None or self._outcome is not None
+
     def stop(self) -> None:
         """Delete it, its pods first."""
         with self._lock:

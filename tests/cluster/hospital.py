@@ -163,9 +163,12 @@ def eventually(look: Callable[[], _T | None], seconds: float = 60.0) -> _T:
 
 
 def context_named(kubeconfig: Path, name: str) -> Path:
-    """A copy of a kubeconfig whose only context is called `name`."""
+    """A copy of a kubeconfig whose only context, cluster and user are called `name`, so that it can be merged with others."""
     document = yaml.safe_load(kubeconfig.read_text())
-    document["contexts"][0]["name"] = document["current-context"] = name
+    for entry in (document["contexts"][0], document["clusters"][0], document["users"][0]):
+        entry["name"] = name
+    document["contexts"][0]["context"] |= {"cluster": name, "user": name}
+    document["current-context"] = name
     copied = kubeconfig.with_name(f"{name}.yaml")
     copied.touch(mode=0o600)
     copied.write_text(yaml.safe_dump(document))

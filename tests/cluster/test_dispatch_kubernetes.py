@@ -157,7 +157,7 @@ def test_a_quota_on_jobs_themselves_means_waiting_too(hospital: Hospital, dispat
 
 def test_an_image_that_cannot_be_pulled_is_said_at_once_and_given_up_after_a_while(hospital: Hospital, dispatcher_of: Any) -> None:
     config = federation(hospital)
-    work = dispatcher_of(config, fatal_after=3.0).start(request_for(config, RUN, "aachen", "check"))
+    work = dispatcher_of(config, fatal_after=8.0).start(request_for(config, RUN, "aachen", "check"))
     hospital.pod()
     hospital.pull_fails()
     waits_for(work, "image 'registry.example/fedhelp-silo:1' cannot be pulled (ImagePullBackOff")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from fedhelp_components.dispatch.request import Work, request_for
 from fedhelp_components.dispatch.routing import RoutingDispatcher
 from fedhelp_core.config import Federation, load_federation
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.hospital import Hospital, eventually, hub_account, template, until_allowed
+from tests.cluster.hospital import Hospital, context_named, eventually, hub_account, template, until_allowed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 RUN = "run-1"
@@ -240,24 +241,20 @@ def test_one_federation_mixes_its_silos_ways(
     account = hub_account(clinic)
     direct = Hospital(clinic, "bonn", account)
     there = Hospital(clinic, "aachen", "", install=False, role=False)
-    monkeypatch.setenv("KUBECONFIG", ":".join([control_plane.kubeconfig(_current_account()).as_posix(), clinic.kubeconfig(account).as_posix()]))
+    monkeypatch.setenv("KUBECONFIG", f"{os.environ['KUBECONFIG']}:{context_named(clinic.kubeconfig(account), 'bonn')}")
     (tmp_path / "celle.yaml").write_text(json.dumps({"name": "celle"}))
     config = written(
         tmp_path, entry(tmp_path, "aachen", managed, there.namespace),
-        {"name": "bonn", "dispatch": {"kind": "kubernetes", "context": account, "namespace": direct.namespace}},
+        {"name": "bonn", "dispatch": {"kind": "kubernetes", "context": "bonn", "namespace": direct.namespace}},
         {"name": "celle", "dispatch": {"kind": "process", "silo_config": "celle.yaml"}})
     dispatcher = RoutingDispatcher(config, RUN, tmp_path / "logs")
     works = {silo: dispatcher.start(request_for(config, RUN, silo, "check")) for silo in config.silo_names}
     with Agent(control_plane, managed, clinic):
         for hospital in (direct, there):
+            eventually(lambda: works[hospital.silo].outcome() or hospital.jobs())  # noqa: B023 - called before the next
+            assert works[hospital.silo].outcome() is None
             hospital.end_pod(0)
             assert eventually(works[hospital.silo].outcome).done
     outcome = eventually(works["celle"].outcome, 120)
     assert outcome.exit_code == 10 and "data: missing" in outcome.reason
     dispatcher.close()
-
-
-def _current_account() -> str:
-    import os
-
-    return str(yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())["current-context"])
