@@ -6,15 +6,18 @@ the JSON that the server speaks. Used by remote.py, kubernetes.py, manifestwork.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import ssl
 import threading
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import urllib3
+import yaml
 from kubernetes import client, config
 from kubernetes.client.rest import ApiException
 from kubernetes.config.config_exception import ConfigException
@@ -168,7 +171,7 @@ def _read_credentials(context: str | None, settings: client.Configuration) -> No
         if context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
             config.load_incluster_config(client_configuration=settings)
         else:
-            config.load_kube_config(kubeconfig(), context=context, client_configuration=settings)
+            config.load_kube_config(kubeconfig(), context=context or _current_context(), client_configuration=settings)
     except (ConfigException, OSError, ValueError, TypeError, KeyError) as e:
         known = contexts()
         if context is not None and known and context not in known:
@@ -180,6 +183,15 @@ def _read_credentials(context: str | None, settings: client.Configuration) -> No
                 f"no kubeconfig at {kubeconfig()} ($KUBECONFIG), and this process runs in no cluster; set KUBECONFIG to the file with the hospitals'"
                 " contexts") from e
         raise ConfigError(f"kubeconfig {kubeconfig()}: cannot be used ({_first_line(e)}); ask the hospital for a new one") from e
+
+
+def _current_context() -> str | None:
+    """The first that a kubeconfig names, as kubectl has it; of several files the package would take the last one's."""
+    for path in kubeconfig().split(os.pathsep):
+        with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
+            if current := yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8")).get("current-context"):
+                return str(current)
+    return None
 
 
 def _tls_of(settings: client.Configuration) -> ssl.SSLContext:
