@@ -154,7 +154,7 @@ class Node:
             "authentication": {"x509": {"clientCAFile": str(authority.pair.certificate)}, "anonymous": {"enabled": False}},
             "authorization": {"mode": "Webhook"}, "containerRuntimeEndpoint": f"unix://{self.containers.socket}",
             "cgroupDriver": "cgroupfs", "cgroupRoot": f"/{self._cgroup}", "failCgroupV1": False, "failSwapOn": False,
-            "clusterDNS": [self.gateway], "clusterDomain": "cluster.local", "resolvConf": str(resolver),
+            "podLogsDir": str(self.folder / "logs"), "clusterDNS": [self.gateway], "clusterDomain": "cluster.local", "resolvConf": str(resolver),
             "evictionHard": dict.fromkeys(_EVICTION_SIGNALS, "0%"),
             "imageGCHighThresholdPercent": 100, "serializeImagePulls": False, "nodeStatusUpdateFrequency": "5s", "maxPods": 200}))
         make_cgroup(self._cgroup)
