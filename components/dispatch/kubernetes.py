@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fedhelp_components.dispatch.job import CONTAINER, Object, job_of
 from fedhelp_components.dispatch.reading import JobReading, failure, newest, pull_fault, read_job, why_waiting
 from fedhelp_components.dispatch.refusals import ASK_HOSPITAL, ApiRefusal, explained
-from fedhelp_components.dispatch.remote import Look, RemoteDispatcher
+from fedhelp_components.dispatch.remote import Look, Patience, RemoteDispatcher
 from fedhelp_components.dispatch.request import Outcome, Waiting, WorkRequest
 from fedhelp_core.config import Federation
 from fedhelp_core.errors import FedHelpError
@@ -28,8 +28,8 @@ _TAIL_BYTES = 64 * 1024
 class KubernetesDispatcher(RemoteDispatcher):
     """Jobs for the silos of one federation."""
 
-    def __init__(self, federation: Federation, run_id: str, **options: float) -> None:
-        super().__init__(federation, run_id, JobCarrier(federation), "Job", **options)
+    def __init__(self, federation: Federation, run_id: str, patience: Patience | None = None) -> None:
+        super().__init__(federation, run_id, JobCarrier(federation), "Job", patience or Patience())
 
 
 class JobCarrier:

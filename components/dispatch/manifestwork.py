@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedhelp_components.dispatch.job import Object, job_of
 from fedhelp_components.dispatch.reading import JobReading, failure, read_job, why_waiting
-from fedhelp_components.dispatch.remote import Look, RemoteDispatcher
+from fedhelp_components.dispatch.remote import Look, Patience, RemoteDispatcher
 from fedhelp_components.dispatch.request import Outcome, Waiting, WorkRequest
 from fedhelp_core.config import Federation, SiloEntry
 from fedhelp_core.errors import AccessDenied
@@ -43,8 +43,8 @@ _CONDITIONS = (("Complete", "complete"), ("Failed", "failed"), ("Suspended", "su
 class ManifestWorkDispatcher(RemoteDispatcher):
     """ManifestWorks for the silos of one federation."""
 
-    def __init__(self, federation: Federation, run_id: str, **options: float) -> None:
-        super().__init__(federation, run_id, ManifestWorkCarrier(federation), "ManifestWork", **options)
+    def __init__(self, federation: Federation, run_id: str, patience: Patience | None = None) -> None:
+        super().__init__(federation, run_id, ManifestWorkCarrier(federation), "ManifestWork", patience or Patience())
 
 
 class ManifestWorkCarrier:

@@ -22,7 +22,7 @@ from fedhelp_components.dispatch.refusals import ApiRefusal, explained, quota_ex
 from fedhelp_components.dispatch.request import Outcome, Waiting, WorkRequest
 from fedhelp_components.dispatch.watch import Collection, Watches
 from fedhelp_core.config import DispatchConfig, Federation
-from fedhelp_core.errors import ClusterUnavailable, FedHelpError, JobFailed, RunConflict
+from fedhelp_core.errors import AccessDenied, ClusterUnavailable, FedHelpError, JobFailed, PermanentError, RunConflict
 
 if TYPE_CHECKING:
     from fedhelp_components.dispatch.cluster import Cluster  # its `kubernetes` takes seconds to import
@@ -30,11 +30,21 @@ if TYPE_CHECKING:
 _THREADS = 8  # per cluster
 _CLOSE_WITHIN = 20.0  # seconds: Kubernetes gives a pod 30 between SIGTERM and SIGKILL
 _CREATE_WITHIN = 300.0  # seconds that an unreachable server gets before the silo's supervisor hears of it
-_FATAL_AFTER = 300.0  # seconds of the same fault (an image that cannot be pulled) before it counts as one
 _LOOKS = (2.0, 60.0)  # seconds between looks at why a pod does not run: from, doubling, up to
 _QUOTA_PAUSE = 15.0  # seconds
 _DELETE_AGAIN = 10.0  # seconds
+_ASK_AGAIN = 2.0  # seconds after a refusal
 _EVENT_DRIVEN = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """Seconds that a fault has to last before it counts as one."""
+
+    fault: float = 300.0
+    """An image that cannot be pulled: registries have outages."""
+    refusal: float = 15.0
+    """401 and 403: an API server that has just started does not know its roles yet."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,7 @@ class RemoteWork:
         self._looks = 0
         self._began = time.monotonic()
         self._fatal_since: float | None = None
+        self._refused_since: float | None = None
         self.deletion_sent = False
 
     def outcome(self) -> Outcome | None:
@@ -133,7 +144,7 @@ class RemoteWork:
     def waiting(self) -> Waiting | None:
         """See request.Work."""
         waiting = self._waiting
-        trouble = self._hub.trouble
+        trouble = self._hub.trouble_in(self.namespace)
         return Waiting(reason=trouble) if waiting is not None and trouble is not None else waiting
 
     @property
@@ -219,8 +230,7 @@ class RemoteWork:
         except ClusterUnavailable as e:
             self._unreachable(e)
         except ApiRefusal as e:
-            refused = explained(e, doing=f"create and read {self._hub.kind}s", namespace=self.namespace, ask=self._carrier.ask)
-            self.end(Outcome(exit_code=refused.exit_code, reason=str(refused)))
+            self._refused(explained(e, doing=f"create and read {self._hub.kind}s", namespace=self.namespace, ask=self._carrier.ask))
         except FedHelpError as e:
             self.end(Outcome(exit_code=e.exit_code, reason=str(e)))
         except Exception as e:  # a thread's error would be lost: the supervisor reports it and tries again
@@ -230,6 +240,14 @@ class RemoteWork:
                 self._busy = False
             if self._stop:
                 self.drive()
+
+    def _refused(self, error: PermanentError) -> None:
+        """Missing rights may be there in a moment; everything else is final."""
+        self._refused_since = self._refused_since or time.monotonic()
+        if isinstance(error, AccessDenied) and time.monotonic() - self._refused_since < self._hub.patience.refusal:
+            self._later(_ASK_AGAIN, str(error))
+        else:
+            self.end(Outcome(exit_code=error.exit_code, reason=str(error)))
 
     def _create(self) -> None:
         body = self._carrier.build(self._hub.cluster, self.request)
@@ -296,7 +314,7 @@ class RemoteWork:
             self._fatal_since = None
             return
         self._fatal_since = self._fatal_since or time.monotonic()
-        if time.monotonic() - self._fatal_since >= self._hub.fatal_after:
+        if time.monotonic() - self._fatal_since >= self._hub.patience.fault:
             self._stopped = Outcome(exit_code=JobFailed.exit_code, reason=fatal)
             self.stop()
 
@@ -337,13 +355,14 @@ class RemoteWork:
 class _ClusterWork:
     """All work of one carrier in one cluster: threads, watches, and who is told of what."""
 
-    def __init__(self, cluster: Cluster, carrier: Carrier, kind: str, run_id: str, fatal_after: float) -> None:
+    def __init__(self, cluster: Cluster, carrier: Carrier, kind: str, run_id: str, patience: Patience) -> None:
         self.cluster = cluster
         self.carrier = carrier
         self.kind = kind
-        self.fatal_after = fatal_after
+        self.patience = patience
+        self._refused_since: dict[str | None, float] = {}  # by namespace: watches that never began; inf: one that did
         self.collection = Collection(carrier.collection_group, carrier.resource, f"{RUN_LABEL}={run_id}")
-        self.trouble: str | None = None
+        self._trouble: dict[str | None, str] = {}  # by namespace, None: in all
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"cluster-{cluster.context or 'own'}")
         self._works: dict[tuple[str, str], RemoteWork] = {}  # by namespace and silo: one piece of work at a time each
         self._watches = Watches(cluster.endpoint, self.collection, self)
@@ -354,6 +373,10 @@ class _ClusterWork:
         self._watches.follow(work.namespace)
         work.drive()
         return work
+
+    def trouble_in(self, namespace: str) -> str | None:
+        """What keeps a namespace's watch from telling us anything."""
+        return self._trouble.get(namespace) or self._trouble.get(None)
 
     def submit(self, step: Callable[[], None]) -> None:
         try:
@@ -393,7 +416,8 @@ class _ClusterWork:
     # ---- watch.Handler
 
     def listed(self, namespace: str | None, objects: list[dict[str, Any]]) -> None:
-        self.trouble = None
+        self.reached(namespace)
+        self._refused_since[namespace] = math.inf
         there = {(found["metadata"]["namespace"], found["metadata"]["name"]) for found in objects}
         for found in objects:
             self.changed("ADDED", found)
@@ -401,8 +425,10 @@ class _ClusterWork:
             if namespace in (None, work.namespace) and (work.namespace, work.name) not in there:
                 work.unlisted()
 
+    def reached(self, namespace: str | None) -> None:
+        self._trouble.pop(namespace, None)
+
     def changed(self, kind: str, found: dict[str, Any]) -> None:
-        self.trouble = None
         metadata = found["metadata"]
         work = self._works.get((metadata["namespace"], metadata.get("labels", {}).get(SILO_LABEL, "")))
         if work is None or work.name != metadata["name"]:
@@ -415,25 +441,29 @@ class _ClusterWork:
     def refused(self, namespace: str | None, status: int, message: str) -> None:
         if status == 401 and self.cluster.renew():
             return
+        since = self._refused_since.setdefault(namespace, time.monotonic())
         refusal = ApiRefusal(status, message, self.cluster.name)
         error = explained(refusal, doing=f"watch {self.kind}s", namespace=namespace or "all", ask=self.carrier.ask)
+        if time.monotonic() - since < self.patience.refusal:
+            self._trouble[namespace] = str(error)
+            return
         for work in list(self._works.values()):
             if namespace in (None, work.namespace):
                 work.end(Outcome(exit_code=error.exit_code, reason=str(error)))
 
     def unreachable(self, namespace: str | None, message: str) -> None:
-        self.trouble = f"{self.cluster.name} is not reached ({message}); its work goes on meanwhile"
+        self._trouble[namespace] = f"{self.cluster.name} is not reached ({message}); its work goes on meanwhile"
 
 
 class RemoteDispatcher:
     """Starts the work of the silos that one carrier serves, in as many clusters as they have."""
 
-    def __init__(self, federation: Federation, run_id: str, carrier: Carrier, kind: str, *, fatal_after: float = _FATAL_AFTER) -> None:
+    def __init__(self, federation: Federation, run_id: str, carrier: Carrier, kind: str, patience: Patience) -> None:
         self._dispatch: Mapping[str, DispatchConfig] = {silo.name: silo.dispatch for silo in federation.silos}
         self._run_id = run_id
         self._carrier = carrier
         self._kind = kind
-        self._fatal_after = fatal_after
+        self._patience = patience
         self._clusters: dict[str | None, _ClusterWork] = {}
 
     def start(self, request: WorkRequest) -> RemoteWork | EndedWork:
@@ -443,7 +473,7 @@ class RemoteDispatcher:
         context = self._dispatch[request.silo].context
         try:
             if context not in self._clusters:
-                self._clusters[context] = _ClusterWork(Cluster(context), self._carrier, self._kind, self._run_id, self._fatal_after)
+                self._clusters[context] = _ClusterWork(Cluster(context), self._carrier, self._kind, self._run_id, self._patience)
         except FedHelpError as e:
             return EndedWork(e)
         return self._clusters[context].start(request)

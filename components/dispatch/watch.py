@@ -61,6 +61,9 @@ class Handler(Protocol):
     def listed(self, namespace: str | None, objects: list[dict[str, Any]]) -> None:
         """Everything that is there now."""
 
+    def reached(self, namespace: str | None) -> None:
+        """The watch lives: after an event, and every minute."""
+
     def changed(self, kind: str, found: dict[str, Any]) -> None:
         """ADDED, MODIFIED or DELETED."""
 
@@ -155,6 +158,7 @@ class Watches:
                         version = await self._list(connection, namespace)
                     async for seen in self._events(connection, namespace, version):
                         version, pause = seen, _PAUSES[0]
+                        self._handler.reached(namespace)
                 continue
             except _Refused as e:
                 if e.status == _GONE:

@@ -15,6 +15,7 @@ import yaml
 
 from fedhelp_components.dispatch.job import job_of
 from fedhelp_components.dispatch.kubernetes import KubernetesDispatcher
+from fedhelp_components.dispatch.remote import Patience
 from fedhelp_components.dispatch.request import Outcome, Work, request_for
 from fedhelp_components.dispatch.supervisor import Supervisor, run_everywhere
 from fedhelp_core.config import Federation
@@ -45,8 +46,8 @@ def hospital(control_plane: ControlPlane, account: str) -> Hospital:
 def dispatcher_of() -> Iterator[Callable[..., KubernetesDispatcher]]:
     started: list[KubernetesDispatcher] = []
 
-    def make(config: Federation, **options: float) -> KubernetesDispatcher:
-        started.append(KubernetesDispatcher(config, RUN, **options))
+    def make(config: Federation, patience: Patience = Patience(refusal=2.0)) -> KubernetesDispatcher:  # noqa: B008 - a value
+        started.append(KubernetesDispatcher(config, RUN, patience))
         return started[-1]
 
     yield make
@@ -157,7 +158,7 @@ def test_a_quota_on_jobs_themselves_means_waiting_too(hospital: Hospital, dispat
 
 def test_an_image_that_cannot_be_pulled_is_said_at_once_and_given_up_after_a_while(hospital: Hospital, dispatcher_of: Any) -> None:
     config = federation(hospital)
-    work = dispatcher_of(config, fatal_after=8.0).start(request_for(config, RUN, "aachen", "check"))
+    work = dispatcher_of(config, Patience(fault=8.0)).start(request_for(config, RUN, "aachen", "check"))
     hospital.pod()
     hospital.pull_fails()
     waits_for(work, "image 'registry.example/fedhelp-silo:1' cannot be pulled (ImagePullBackOff")

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from fedhelp_components.dispatch.kubernetes import KubernetesDispatcher
+from fedhelp_components.dispatch.remote import Patience
 from fedhelp_components.dispatch.request import Outcome, request_for
 from fedhelp_core.config import Federation
 from tests.cluster.control_plane import ControlPlane
@@ -43,7 +44,7 @@ def account(control_plane: ControlPlane, kubeconfig: Callable[..., None]) -> str
 
 def outcome(config: Federation) -> Outcome:
     """How check ends in the federation's first silo."""
-    dispatcher = KubernetesDispatcher(config, "run-1")
+    dispatcher = KubernetesDispatcher(config, "run-1", Patience(refusal=2.0))
     try:
         return eventually(dispatcher.start(request_for(config, "run-1", config.silo_names[0], "check")).outcome)
     finally:
