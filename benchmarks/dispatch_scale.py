@@ -25,7 +25,6 @@ from typing import Any
 
 from benchmarks.figures import Figure, add_options, show, write
 
-RUN = "scale"
 _POLL = 1.0  # seconds between the naive hub's questions about one Job
 _NODES = 20
 
@@ -45,8 +44,6 @@ def figures(silos: int, cluster_wide: bool) -> list[Figure]:
         environment = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig(account))}
         environment.pop("KUBERNETES_SERVICE_HOST", None)
         ours, ours_requests = measured(cluster, "ours", places, environment)
-        for place in places:
-            cluster.request("DELETE", f"/apis/batch/v1/namespaces/{place}/jobs?propagationPolicy=Background")
         naive, naive_requests = measured(cluster, "naive", places, environment)
     beside = f"create and poll each Job every {_POLL:g} s"
     watches = f"{ours['watches']} watch{'es' if ours['watches'] != 1 else ''}"
@@ -66,36 +63,31 @@ def figures(silos: int, cluster_wide: bool) -> list[Figure]:
 
 def install(cluster: Any, account: str, silos: int) -> list[str]:
     """The hospitals' namespaces, templates and Roles, by bulk; the namespaces' names."""
+    from fedhelp_components.dispatch.cluster import Cluster
     from tests.cluster.hospital import RULES, template, until_allowed
 
+    os.environ["KUBECONFIG"] = str(cluster.kubeconfig())
+    administrator = Cluster(None)
     namespace, _, name = account.removeprefix("system:serviceaccount:").partition(":")
     rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces"
 
     def one(number: int) -> str:
         silo = f"silo-{number:05d}"
-        cluster.request("POST", "/api/v1/namespaces", {"metadata": {"name": silo}})
-        cluster.request("POST", f"/apis/batch/v1/namespaces/{silo}/cronjobs", template(silo))
-        cluster.request("POST", f"{rbac}/{silo}/roles", {"metadata": {"name": "fedhelp-hub"}, "rules": RULES})
-        cluster.request("POST", f"{rbac}/{silo}/rolebindings", {
+        administrator.call("POST", "/api/v1/namespaces", body={"metadata": {"name": silo}})
+        administrator.call("POST", f"/apis/batch/v1/namespaces/{silo}/cronjobs", body=template(silo))
+        administrator.call("POST", f"{rbac}/{silo}/roles", body={"metadata": {"name": "fedhelp-hub"}, "rules": RULES})
+        administrator.call("POST", f"{rbac}/{silo}/rolebindings", body={
             "metadata": {"name": "fedhelp-hub"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "fedhelp-hub"},
             "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": name}]})
         return silo
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(one, range(silos)))
     until_allowed(cluster, account, namespace=made[-1], verb="list", resource="events")
-    for silo in made:  # without it no pod is admitted
-        while not served(cluster, f"/api/v1/namespaces/{silo}/serviceaccounts/default"):
-            time.sleep(0.2)
+    query = {"fieldSelector": "metadata.name=default"}
+    while len(administrator.call("GET", "/api/v1/serviceaccounts", query=query)["items"]) < silos:  # without it no pod is admitted
+        time.sleep(1.0)
     return made
-
-
-def served(cluster: Any, path: str) -> bool:
-    try:
-        cluster.request("GET", path)
-    except RuntimeError:
-        return False
-    return True
 
 
 def grant_everywhere(cluster: Any, account: str) -> None:
@@ -154,8 +146,8 @@ def our_hub(places: list[str]) -> dict[str, float]:
     config = federation(places)
     Cluster(None)  # the import is not what is measured
     began = time.monotonic()
-    dispatcher = KubernetesDispatcher(config, RUN)
-    works = [dispatcher.start(request_for(config, RUN, place, "train", 1)) for place in places]
+    dispatcher = KubernetesDispatcher(config, "ours")
+    works = [dispatcher.start(request_for(config, "ours", place, "train", 1)) for place in places]
     made = 0.0
     while (left := [work for work in works if work.outcome() is None]):
         if not made and all(work.made for work in works):
@@ -186,7 +178,7 @@ def naive_hub(places: list[str]) -> dict[str, float]:
 
     def create(place: str) -> str:
         template = client.ApiClient().sanitize_for_serialization(batch.read_namespaced_cron_job("fedhelp-worker", place))
-        job = job_of({**template, "kind": "CronJob"}, request_for(settings, RUN, place, "train", 1), namespace=place)
+        job = job_of({**template, "kind": "CronJob"}, request_for(settings, "naive", place, "train", 1), namespace=place)
         return str(batch.create_namespaced_job(place, job).metadata.name)
 
     def ended(place_and_name: tuple[str, str]) -> bool:
