@@ -7,7 +7,7 @@ and local.py. With the same parameters both give bit-identical models on the CPU
 from collections.abc import Callable
 from typing import Any
 
-from kfp import dsl
+from kfp import dsl, kubernetes
 
 from fedhelp_components.aggregation.component import aggregation
 from fedhelp_components.check.component import check
@@ -18,19 +18,35 @@ from fedhelp_components.promotion.component import promotion
 from fedhelp_components.silo_training.component import silo_training
 from fedhelp_components.soft_label_prefetch.component import soft_label_prefetch
 
+FEDERATION_CONFIG_MAP = "fedhelp-federation"
+STORE_SECRET = "fedhelp-store"
+MLFLOW_SECRET = "fedhelp-mlflow"
+_STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION")
+_MLFLOW_KEYS = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+
 Where = dict[str, Any]
 Training = Callable[[Where, Any, Any], Any]
 """(where the run is, the silos' names, the prefetch task) -> sha256 of the final model."""
 
 
+def _in_hub(task: Any, *, cached: bool = False) -> Any:
+    """`task` with what chart fedhelp-hub puts beside it, where that exists: federation.yaml, and credentials as environment variables."""
+    kubernetes.use_config_map_as_volume(task, config_map_name=FEDERATION_CONFIG_MAP, mount_path="/etc/fedhelp", optional=True)
+    kubernetes.use_config_map_as_env(
+        task, config_map_name=FEDERATION_CONFIG_MAP, config_map_key_to_env={"FEDHELP_PUSHGATEWAY": "FEDHELP_PUSHGATEWAY"}, optional=True)
+    for secret, keys in ((STORE_SECRET, _STORE_KEYS), (MLFLOW_SECRET, _MLFLOW_KEYS)):
+        kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in keys}, optional=True)
+    return task if cached else task.set_caching_options(False)
+
+
 def _one_node_per_silo(where: Where, silos: Any, prefetched: Any) -> Any:
     with dsl.ParallelFor(silos) as silo:
-        silo_training(**where, silo=silo).after(prefetched).set_caching_options(False)
-    return aggregation(**where).after(prefetched).set_caching_options(False).outputs["Output"]
+        _in_hub(silo_training(**where, silo=silo).after(prefetched))
+    return _in_hub(aggregation(**where).after(prefetched)).outputs["Output"]
 
 
 def _one_task(where: Where, _silos: Any, prefetched: Any) -> Any:
-    return federation_task(**where, distillation_set=prefetched.output).set_caching_options(False).outputs["Output"]
+    return _in_hub(federation_task(**where, distillation_set=prefetched.output)).outputs["Output"]
 
 
 def _graph(train: Training) -> Callable[..., str]:
@@ -79,12 +95,12 @@ def _graph(train: Training) -> Callable[..., str]:
         """
         parameters = locals()
         form = {name: parameters[name] for name in FIELDS}
-        checked = check(federation=federation, run_id=run_id, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, **form).set_caching_options(False)
+        checked = _in_hub(check(federation=federation, run_id=run_id, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, **form))
         where = {name: checked.outputs[name] for name in ("store", "endpoint_url", "run")}
-        prefetched = soft_label_prefetch(**where)
+        prefetched = _in_hub(soft_label_prefetch(**where), cached=True)
         global_sha256 = train(where, checked.outputs["silos"], prefetched)
-        evaluated = evaluation(**where, global_sha256=global_sha256).set_caching_options(False)
-        decided = promotion(**where, model_version=evaluated.outputs["Output"]).set_caching_options(False)
+        evaluated = _in_hub(evaluation(**where, global_sha256=global_sha256))
+        decided = _in_hub(promotion(**where, model_version=evaluated.outputs["Output"]))
         decision: str = decided.output
         return decision
 

@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedhelp_components.entry import exit_code_of
+from fedhelp_components.silo_training import SILO_CONFIG_VARIABLE
 from fedhelp_core.config import load_silo
 from fedhelp_core.lease import end_without_hub
 from fedhelp_core.silo import open_silo
 from fedhelp_core.store import open_store
+from fedhelp_core.telemetry import serve_if_configured
 
 SILO_CONFIG_VARIABLE = "FEDHELP_SILO_CONFIG"
 
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> None:
+    serve_if_configured()
     store = open_store(arguments.store, endpoint_url=arguments.endpoint_url)
     config = load_silo(arguments.silo_config)
     if arguments.lease is not None:

@@ -1,0 +1,108 @@
+{{/*
+A compiled pipeline, made ready for this installation. Takes {"root": $, "name": "fedhelp"}; gives JSON
+{"pipelineSpec": ..., "platformSpec": ...} with this release's image, and the public images mounted where tasks read them.
+*/}}
+{{- define "hub.pipeline" -}}
+{{- $root := .root -}}
+{{- $text := $root.Files.Get (printf "files/pipelines/%s.yaml" .name) -}}
+{{- range $name, $image := dict "hub-python" $root.Values.image "silo-python" $root.Values.siloImage -}}
+{{- $text = $text | replace (printf "image: fedhelp/%s:%s" $name $root.Chart.AppVersion) (printf "image: %s" (include "hub.image" (dict "root" $root "image" $image))) -}}
+{{- end -}}
+{{- $documents := splitList "\n---\n" $text -}}
+{{- $spec := index $documents 0 | fromYaml -}}
+{{- $platform := index $documents 1 | fromYaml -}}
+{{- with $root.Values.publicImages.claimName -}}
+{{- $folder := ($root.Values.federation.public_set | default dict).images | required "publicImages.claimName: federation.public_set.images must say where the public images are mounted, such as /public" -}}
+{{- $mount := dict "mountPath" $folder "constant" . "pvcNameParameter" (dict "runtimeValue" (dict "constant" .)) -}}
+{{- range list "exec-check" "exec-soft-label-prefetch" -}}
+{{- $_ := set (index $platform.platforms.kubernetes.deploymentSpec.executors .) "pvcMount" (list $mount) -}}
+{{- end -}}
+{{- end -}}
+{{- dict "pipelineSpec" $spec "platformSpec" $platform | toJson -}}
+{{- end }}
+
+{{/* The name of this content: another content is another version. */}}
+{{- define "hub.pipelineVersion" -}}
+{{ .name }}-{{ include "hub.pipeline" . | sha256sum | trunc 8 }}
+{{- end }}
+
+{{/* A Job of the chart's own that calls `fedhelp register`. Takes {"root": $, "name": ..., "hook": ..., "args": [...]}. */}}
+{{- define "hub.registerJob" -}}
+{{- $root := .root -}}
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: {{ .name }}
+  namespace: {{ $root.Release.Namespace }}
+  labels: {{- include "hub.labels" $root | nindent 4 }}
+  annotations:
+    helm.sh/hook: {{ .hook }}
+    helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+    helm.sh/hook-output-log-policy: hook-failed
+spec:
+  backoffLimit: 3
+  activeDeadlineSeconds: 600
+  ttlSecondsAfterFinished: 3600
+  podFailurePolicy:
+    rules:
+      - action: FailJob
+        onExitCodes:
+          containerName: register
+          operator: In
+          values: [2, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]
+  template:
+    metadata:
+      labels: {{- include "hub.labels" $root | nindent 8 }}
+    spec:
+      restartPolicy: Never
+      serviceAccountName: {{ $root.Values.serviceAccount.name }}
+      automountServiceAccountToken: false
+      enableServiceLinks: false
+      securityContext:
+        runAsNonRoot: true
+        runAsUser: 10001
+        runAsGroup: 10001
+        fsGroup: 10001
+        seccompProfile: {type: RuntimeDefault}
+      {{- with $root.Values.image.pullSecrets }}
+      imagePullSecrets:
+        {{- range . }}
+        - name: {{ . }}
+        {{- end }}
+      {{- end }}
+      containers:
+        - name: register
+          image: {{ include "hub.image" (dict "root" $root "image" $root.Values.image) | quote }}
+          imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+          command: [fedhelp, register]
+          args: {{ toJson .args }}
+          env:
+            - {name: HOME, value: /tmp}
+            {{- if $root.Values.pipelines.tokenAudience }}
+            - {name: KF_PIPELINES_SA_TOKEN_PATH, value: /var/run/secrets/kubeflow/pipelines/token}
+            {{- end }}
+          resources:
+            requests: {cpu: 100m, memory: 256Mi}
+            limits: {cpu: "1", memory: 512Mi}
+          securityContext:
+            allowPrivilegeEscalation: false
+            readOnlyRootFilesystem: true
+            capabilities: {drop: [ALL]}
+          volumeMounts:
+            - {name: tmp, mountPath: /tmp}
+            - {name: pipelines, mountPath: /etc/fedhelp-pipelines, readOnly: true}
+            {{- if $root.Values.pipelines.tokenAudience }}
+            - {name: token, mountPath: /var/run/secrets/kubeflow/pipelines, readOnly: true}
+            {{- end }}
+      volumes:
+        - name: tmp
+          emptyDir: {}
+        - name: pipelines
+          configMap: {name: {{ include "hub.pipelines" $root }}}
+        {{- if $root.Values.pipelines.tokenAudience }}
+        - name: token
+          projected:
+            sources:
+              - serviceAccountToken: {path: token, audience: {{ $root.Values.pipelines.tokenAudience }}, expirationSeconds: 3600}
+        {{- end }}
+{{- end }}

@@ -1,0 +1,34 @@
+{{/* Every name of this chart. The names are fixed, since a namespace holds one silo and the hub looks for them. */}}
+
+{{- define "silo.worker" -}}fedhelp-worker{{- end }}
+{{- define "silo.config" -}}fedhelp-silo{{- end }}
+{{- define "silo.state" -}}{{ .Values.state.claimName | default "fedhelp-state" }}{{- end }}
+{{- define "silo.hub" -}}fedhelp-hub{{- end }}
+{{- define "silo.doctor" -}}fedhelp-doctor{{- end }}
+{{- define "silo.defaultDeny" -}}fedhelp-default-deny{{- end }}
+
+{{/* The policy is cluster-scoped: the namespace makes its name unique. */}}
+{{- define "silo.policy" -}}fedhelp-worker.{{ .Release.Namespace }}{{- end }}
+
+{{- define "silo.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end }}
+
+{{/* Labels of every pod of a worker, and what policies select them by. */}}
+{{- define "silo.podLabels" -}}
+app.kubernetes.io/part-of: fedhelp
+app.kubernetes.io/name: fedhelp-silo
+fedhelp.io/silo: {{ .Values.silo.name | quote }}
+{{- end }}
+
+{{- define "silo.labels" -}}
+{{ include "silo.podLabels" . }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
+{{- end }}
