@@ -9,7 +9,7 @@ RUN := $(UV) run --frozen --no-sync
 DEMO ?= demo
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
-.PHONY: help setup run simulate test check format bench bench-peers cluster cluster-down e2e clean
+.PHONY: help setup run simulate test check charts format bench bench-peers cluster cluster-down e2e clean
 
 ##@ Use
 run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (about 3 minutes)
@@ -28,6 +28,9 @@ check: setup .cache/mypy ## The static part: ruff, mypy, import-linter, lock fil
 	@$(RUN) ruff check .
 	@$(RUN) mypy
 	@$(RUN) lint-imports --no-cache
+
+charts: setup ## Make the generated parts of the charts: README tables, pipelines, schema
+	@$(RUN) python helm/generate.py
 
 format: setup ## Sort imports and apply ruff's safe fixes
 	@$(RUN) ruff check --fix .

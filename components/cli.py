@@ -1,4 +1,4 @@
-"""The `fedhelp` command: run, simulate, compile, submit, check, jobs, promote, rollback.
+"""The `fedhelp` command: run, simulate, compile, register, submit, check, jobs, promote, rollback.
 
 Only click and the standard library are imported here; each command imports what it needs when it is called, so that
 `fedhelp --help` answers at once.
@@ -120,6 +120,23 @@ def compile_(pipeline: str, federation: Path | None, output: Path | None) -> Non
     path = output or Path(f"{pipeline}.yaml")
     path.write_text(text, encoding="utf-8")
     click.echo(f"{path}: upload it in the Kubeflow UI under Pipelines, or start it with: fedhelp submit --pipeline {pipeline} ...")
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("packages", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--endpoint", required=True, envvar="KF_PIPELINES_ENDPOINT", help="Kubeflow Pipelines API, e.g. http://localhost:8888.")
+@click.option("--namespace", help="Namespace (profile) that keeps the pipelines, where Kubeflow is multi-user; default: shared by all.")
+@click.option("--remove", is_flag=True, help="Take the pipelines out again, with all their versions. Runs that were started stay.")
+@_explained
+def register(packages: tuple[Path, ...], endpoint: str, namespace: str | None, remove: bool) -> None:
+    """Put pipelines into Kubeflow, where people find them in the UI.
+
+    PACKAGES are compiled pipelines, each registered under its file's name; default: both of this product's. A version is named
+    by its content, so that the same content again changes nothing.
+    """
+    from fedhelp_components.register_command import register_with_kubeflow
+
+    register_with_kubeflow(packages, endpoint=endpoint, namespace=namespace, remove=remove)
 
 
 @main.command(epilog=_EXIT_CODES)

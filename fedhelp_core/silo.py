@@ -105,16 +105,24 @@ class Silo:
     def _answer(self, number: int, commit: Commit) -> UpdateManifest | None:
         """One round: local update from the commit's global model, state on disk, then the update sent."""
         started = time.monotonic()
+        phases = _Phases()
         self._on_event({"event": "round_started", "silo": self.config.name, "round": number})
         weights = self.run.global_weights(commit, max_bytes=self.federation.protocol.max_update_bytes)
-        result = local_update(
-            weights, self.state.before(number), self._training_data(), self.settings, round_number=number, progress=self._progress(number))
+        state, data = self.state.before(number), self._training_data()
+        phases.end("load")
+        result = local_update(weights, state, data, self.settings, round_number=number, progress=self._progress(number))
+        phases.end("train")
         self.state.save(result.state)
+        phases.end("save")
         seconds = time.monotonic() - started
         update = self.run.submit_update(
             self.config.name, number, result.weights, architecture=self.federation.algorithm.proxy_model, samples=result.samples,
             loss=next(iter(result.metrics.values())), metrics={**result.metrics, "seconds": round(seconds, 3)})
-        self._on_event({"event": "round_finished", "silo": self.config.name, "round": number, "seconds": round(seconds, 3), **result.metrics})
+        phases.end("upload")
+        self._on_event({
+            "event": "round_finished", "silo": self.config.name, "round": number, "seconds": round(seconds, 3), **result.metrics,
+            "loss": update.loss, "images": result.samples * self.settings.algorithm.local_epochs, "update_bytes": update.size_bytes,
+            "phases": phases.seconds})
         return update
 
     def evaluate(self) -> dict[str, object]:
@@ -174,6 +182,20 @@ class Silo:
                 self._on_event({"event": "progress", "silo": self.config.name, "round": number, "step": done, "steps": total})
 
         return report
+
+
+class _Phases:
+    """Seconds of each phase of a round."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def end(self, name: str) -> None:
+        """The phase that began with the last one's end is over."""
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._since, 3)
+        self._since = now
 
 
 def with_public_set(data: SiloData, run: Run, cache: Path) -> SiloData:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -79,7 +80,7 @@ def _metrics() -> _Metrics:
             "fedhelp_updates_total", "Silos' answers to rounds: accepted, refused or absent.",
             ["run", "silo", "outcome"], registry=registry),
         phase_seconds=Histogram(
-            "fedhelp_silo_phase_duration_seconds", "Time of one phase of a silo's round: wait, load, train, save, upload, evaluate.",
+            "fedhelp_silo_phase_duration_seconds", "Time of one phase of a silo's round: load, train, save, upload.",
             ["silo", "phase"], buckets=_ROUND_BUCKETS_S, registry=registry),
         update_bytes=Counter("fedhelp_update_bytes_total", "Bytes of proxy weights sent.", ["silo"], registry=registry),
         loss=Gauge("fedhelp_silo_loss", "Mean local training loss of the silo's last round.", ["silo"], registry=registry),
@@ -101,6 +102,15 @@ def round_committed(run_id: str, commit: CommittedRound, seconds: float) -> None
     for silo, found in commit.metrics.items():
         if found:
             metrics.loss.labels(silo).set(next(iter(found.values())))
+
+
+def round_finished(event: Mapping[str, Any]) -> None:
+    """A silo's worker answered a round: `event` is the `round_finished` that it prints."""
+    silo = event["silo"]
+    for phase, seconds in event["phases"].items():
+        phase_finished(silo, phase, seconds)
+    update_sent(silo, event["update_bytes"])
+    trained(silo, loss=float("nan") if event["loss"] is None else event["loss"], images=event["images"], seconds=event["phases"]["train"])
 
 
 def phase_finished(silo: str, phase: str, seconds: float) -> None:

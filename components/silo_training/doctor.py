@@ -139,7 +139,7 @@ def look_at_gpu(*, wanted: bool) -> Finding:
     try:
         torch.ones(256, 256, device="cuda").matmul(torch.ones(256, 256, device="cuda")).sum().item()
     except RuntimeError as e:
-        raise ConfigError(f"GPU {device.name}: does not compute ({str(e).splitlines()[0]}); check its driver and that no other process fills it") from e
+        raise ConfigError(f"GPU {device.name}: does not compute ({str(e).splitlines()[0]}); check its driver, and what else runs on it") from e
     yield f"{device.name} with {device.total_memory / 2**30:.0f} GiB computes"
 
 

@@ -17,13 +17,11 @@ from pathlib import Path
 
 from fedhelp_components.entry import exit_code_of
 from fedhelp_components.silo_training import SILO_CONFIG_VARIABLE
+from fedhelp_core import telemetry
 from fedhelp_core.config import load_silo
 from fedhelp_core.lease import end_without_hub
 from fedhelp_core.silo import open_silo
 from fedhelp_core.store import open_store
-from fedhelp_core.telemetry import serve_if_configured
-
-SILO_CONFIG_VARIABLE = "FEDHELP_SILO_CONFIG"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,12 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> None:
-    serve_if_configured()
+    served = telemetry.serve_if_configured() is not None
+
+    def on_event(event: dict[str, object]) -> None:
+        _print_event(event)
+        if served and event["event"] == "round_finished":
+            telemetry.round_finished(event)
+
     store = open_store(arguments.store, endpoint_url=arguments.endpoint_url)
     config = load_silo(arguments.silo_config)
     if arguments.lease is not None:
         end_without_hub(store, arguments.run, config.name, arguments.lease, f"fedhelp-worker {arguments.action}")
-    silo = open_silo(config, store, arguments.run, on_event=_print_event)
+    silo = open_silo(config, store, arguments.run, on_event=on_event)
     if arguments.action == "check":
         _print_event({"event": "checked", **silo.check()})
     elif arguments.action == "train":

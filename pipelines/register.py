@@ -1,0 +1,73 @@
+"""Put pipelines into Kubeflow, where people find them in the UI, and take them out again. Called by `fedhelp register`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from kfp import Client
+from kfp.client import ServiceAccountTokenVolumeCredentials
+from kfp_server_api import V2beta1Pipeline
+
+_PAGE = 100
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One pipeline in Kubeflow."""
+
+    pipeline: str
+    version: str
+    new: bool
+    """False: a version with this content was there already."""
+
+
+class Registry:
+    """The pipelines of one Kubeflow; `token_path`: the token that a multi-user one asks for."""
+
+    def __init__(self, endpoint: str, namespace: str | None, *, token_path: str | None = None) -> None:
+        credentials = ServiceAccountTokenVolumeCredentials(path=token_path) if token_path else None
+        self._client = Client(host=endpoint, namespace=namespace or "kubeflow", credentials=credentials)
+        self._namespace = namespace
+
+    def register(self, package: Path, name: str) -> Registered:
+        """Upload the compiled pipeline at `package` as a version of pipeline `name`, unless its content is there: the version is named by it."""
+        version = f"{name}-{hashlib.sha256(package.read_bytes()).hexdigest()[:12]}"
+        pipeline = self._find(name) or self._create(name)
+        if version in self._versions(pipeline):
+            return Registered(name, version, new=False)
+        self._client.upload_pipeline_version(str(package), pipeline_version_name=version, pipeline_id=pipeline)
+        return Registered(name, version, new=True)
+
+    def remove(self, name: str) -> bool:
+        """Delete pipeline `name` with its versions; False if there is none. Runs that were started stay."""
+        pipeline = self._find(name)
+        if pipeline is None:
+            return False
+        for version in self._versions(pipeline).values():
+            self._client.delete_pipeline_version(pipeline, version)
+        self._client.delete_pipeline(pipeline)
+        return True
+
+    def _find(self, name: str) -> str | None:
+        wanted = json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
+        found = self._client.list_pipelines(filter=wanted, namespace=self._namespace).pipelines or []
+        return str(found[0].pipeline_id) if found else None
+
+    def _create(self, name: str) -> str:
+        """An empty pipeline. kfp's own upload_pipeline would add a first version called like the pipeline, whatever its content."""
+        pipeline = V2beta1Pipeline(display_name=name, namespace=self._namespace)
+        return str(self._client._pipelines_api.pipeline_service_create_pipeline(pipeline=pipeline).pipeline_id)
+
+    def _versions(self, pipeline: str) -> dict[str, str]:
+        """Name -> id of all versions."""
+        found: dict[str, str] = {}
+        token = ""
+        while True:
+            page = self._client.list_pipeline_versions(pipeline, page_token=token, page_size=_PAGE)
+            found |= {version.display_name: version.pipeline_version_id for version in page.pipeline_versions or []}
+            token = page.next_page_token or ""
+            if not token:
+                return found

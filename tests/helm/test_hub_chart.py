@@ -1,0 +1,217 @@
+"""Chart fedhelp-hub, rendered: what it puts beside a run, and how the pipelines get into Kubeflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from fedhelp_core.config import parse_federation
+from fedhelp_pipelines.graphs import FEDERATION_CONFIG_MAP, MLFLOW_SECRET, STORE_SECRET
+from tests.helm.conftest import HUB, OPTIONAL_APIS, Rendered, helm, variants
+
+Render = Callable[..., Rendered]
+Refusal = Callable[..., str]
+VARIANTS = [path.name.removesuffix("-values.yaml") for path in variants(HUB)]
+
+
+def uploaded(objects: Rendered, name: str = "fedhelp.yaml") -> list[dict[str, Any]]:
+    """A pipeline as the chart's Job uploads it: spec and platform."""
+    return list(yaml.safe_load_all(objects.one("ConfigMap", "fedhelp-pipelines")["data"][name]))
+
+
+def images_of(spec: dict[str, Any]) -> dict[str, str]:
+    return {name: executor["container"]["image"] for name, executor in spec["deploymentSpec"]["executors"].items()}
+
+
+def test_the_variants() -> None:
+    assert VARIANTS == ["kubernetes-native", "multi-user", "shared-cluster"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_helm_lints_every_variant_without_a_warning(variant: str) -> None:
+    done = helm("lint", HUB, "--strict", "--values", HUB / "ci" / f"{variant}-values.yaml")
+
+    assert done.returncode == 0, done.stdout
+    assert "[WARNING]" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_object_says_whose_it_is(variant: str, render: Render) -> None:
+    for found in render(HUB, variant):
+        assert found["metadata"]["labels"]["app.kubernetes.io/part-of"] == "fedhelp"
+        assert found["metadata"]["labels"]["app.kubernetes.io/name"] == "fedhelp-hub"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_federation_yaml_is_one_that_check_takes(variant: str, render: Render) -> None:
+    text = render(HUB, variant).one("ConfigMap", "fedhelp-federation")["data"]["federation.yaml"]
+
+    federation = parse_federation(yaml.safe_load(text), source="the chart's")
+
+    assert federation.name == "melanoma"
+    assert {silo.dispatch.kind for silo in federation.silos} == {"kubernetes"}
+
+
+def test_names_that_pipelines_refer_to_are_the_charts(render: Render) -> None:
+    assert render(HUB, "shared-cluster").has("ConfigMap", FEDERATION_CONFIG_MAP)
+    names = (HUB / "templates" / "_names.tpl").read_text()
+    assert f"-}}}}{STORE_SECRET}{{{{-" in names
+    assert f"-}}}}{MLFLOW_SECRET}{{{{-" in names
+
+
+@pytest.mark.parametrize(("values", "said"), [
+    ({"federation": {"nmae": "x"}}, "additional properties 'nmae' not allowed"),
+    ({"federation": {"algorithm": {"rounds": 0}}}, "/federation/algorithm/rounds"),
+    ({"federation": {"algorithm": {"method": "fedhlep"}}}, "/federation/algorithm/method"),
+    ({"federation": {"silos": [{"name": "Charité", "dispatch": {"kind": "kubernetes"}}]}}, "/federation/silos/0/name"),
+    ({"federation": {"silos": []}}, "/federation/silos"),
+    ({"pipelines": {"names": ["fedavg"]}}, "/pipelines/names/0"),
+    ({"pipelines": {"endpoint": "ml-pipeline:8888"}}, "/pipelines/endpoint"),
+    ({"federated": {}}, "additional properties 'federated' not allowed"),
+    ({"publicImages": {"claimName": "public"}}, "federation.public_set.images must say where the public images are mounted"),
+])
+def test_wrong_values_are_refused_by_name(values: dict[str, Any], said: str, refusal: Refusal) -> None:
+    assert said in refusal(HUB, "shared-cluster", values)
+
+
+def test_a_chart_without_a_federation_is_refused() -> None:
+    assert "missing properties 'name', 'store', 'silos'" in helm("template", "x", HUB).stderr
+
+
+def test_the_runs_account_may_start_no_job_and_read_no_secret_but_kubeflows(render: Render) -> None:
+    objects = render(HUB, "shared-cluster")
+    rules = objects.one("Role", "fedhelp-runs")["rules"]
+
+    assert not any("jobs" in rule["resources"] for rule in rules)
+    assert [rule.get("resourceNames") for rule in rules if "secrets" in rule["resources"]] == [["mlpipeline-minio-artifact"]]
+    assert not any("*" in rule["verbs"] or "*" in rule["resources"] for rule in rules)
+    assert not objects.has("ClusterRole")
+
+
+def test_a_profiles_own_account_is_left_alone(render: Render) -> None:
+    objects = render(HUB, "multi-user")
+
+    assert not objects.has("ServiceAccount")
+    assert not objects.has("Role")
+    assert objects.one("Job", "fedhelp-register")["spec"]["template"]["spec"]["serviceAccountName"] == "default-editor"
+
+
+def test_a_job_uploads_the_pipelines_after_install_and_upgrade(render: Render) -> None:
+    job = render(HUB, "shared-cluster").one("Job", "fedhelp-register")
+    container = job["spec"]["template"]["spec"]["containers"][0]
+
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "post-install,post-upgrade"
+    assert container["command"] == ["fedhelp", "register"]
+    assert container["args"] == [
+        "--endpoint", "http://ml-pipeline.kubeflow:8888", "/etc/fedhelp-pipelines/fedhelp.yaml", "/etc/fedhelp-pipelines/fedhelp-compact.yaml"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert job["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"] is True
+
+
+def test_a_job_removes_them_before_the_release_goes(render: Render) -> None:
+    job = render(HUB, "shared-cluster").one("Job", "fedhelp-unregister")
+
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete"
+    assert job["spec"]["template"]["spec"]["containers"][0]["args"][0] == "--remove"
+    assert not render(HUB, "shared-cluster", {"pipelines": {"removeOnUninstall": False}}).has("Job", "fedhelp-unregister")
+
+
+def test_a_multi_user_kubeflow_is_shown_a_token_of_its_audience(render: Render) -> None:
+    pod = render(HUB, "multi-user").one("Job", "fedhelp-register")["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    token = next(v for v in pod["volumes"] if v["name"] == "token")["projected"]["sources"][0]["serviceAccountToken"]
+    folder = next(m for m in container["volumeMounts"] if m["name"] == "token")["mountPath"]
+
+    assert token["audience"] == "pipelines.kubeflow.org"
+    assert {"name": "KF_PIPELINES_SA_TOKEN_PATH", "value": f"{folder}/{token['path']}"} in container["env"]
+    assert "--namespace" in container["args"]
+    assert pod["automountServiceAccountToken"] is False
+
+
+def test_tasks_run_in_this_installations_images(render: Render) -> None:
+    digest = "sha256:" + "0" * 64
+    values = {"image": {"repository": "registry.example/hub"}, "siloImage": {"repository": "registry.example/silo", "digest": digest}}
+    spec, _platform = uploaded(render(HUB, "shared-cluster", values))
+
+    assert set(images_of(spec).values()) == {"registry.example/hub:0.1.0", f"registry.example/silo@{digest}"}
+    assert images_of(spec)["exec-check"] == "registry.example/hub:0.1.0"
+
+
+def test_tasks_get_federation_yaml_and_credentials_where_they_exist(render: Render) -> None:
+    spec, platform = uploaded(render(HUB, "shared-cluster"))
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+    assert executors.keys() == spec["deploymentSpec"]["executors"].keys()
+    for settings in executors.values():
+        assert [(m["configMapName"], m["mountPath"], m["optional"]) for m in settings["configMapAsVolume"]] == [
+            ("fedhelp-federation", "/etc/fedhelp", True)]
+        assert {s["secretName"] for s in settings["secretAsEnv"] if s["optional"]} == {"fedhelp-store", "fedhelp-mlflow"}
+
+
+def test_public_images_are_mounted_where_federation_yaml_says(render: Render) -> None:
+    platform = render(HUB, "kubernetes-native").one("PipelineVersion")["spec"]["platformSpec"]
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    mounts = {name: settings["pvcMount"][0] for name, settings in executors.items() if "pvcMount" in settings}
+
+    assert mounts.keys() == {"exec-check", "exec-soft-label-prefetch"}
+    assert {(m["constant"], m["mountPath"]) for m in mounts.values()} == {("public-images", "/public")}
+
+
+def test_a_kubernetes_native_kubeflow_gets_resources_instead_of_a_job(render: Render) -> None:
+    objects = render(HUB, "kubernetes-native")
+    version = objects.one("PipelineVersion")
+
+    assert objects.one("Pipeline")["metadata"]["namespace"] == "kubeflow"
+    assert version["spec"]["pipelineName"] == objects.one("Pipeline")["metadata"]["name"] == "fedhelp"
+    assert version["spec"]["pipelineSpec"]["pipelineInfo"]["name"] == "fedhelp"
+    assert not objects.has("Job")
+
+
+def test_a_version_is_named_by_its_content(render: Render) -> None:
+    def name(values: dict[str, Any]) -> str:
+        found: str = render(HUB, "kubernetes-native", values).one("PipelineVersion")["metadata"]["name"]
+        return found
+
+    assert name({}) == name({"metrics": {"pushgateway": ""}})
+    assert name({}) != name({"image": {"tag": "0.2.0"}})
+
+
+def test_native_pipelines_without_the_api_are_refused_with_the_next_step(refusal: Refusal) -> None:
+    said = refusal(HUB, "kubernetes-native", {}, apis=tuple(api for api in OPTIONAL_APIS if "Pipeline" not in api))
+
+    assert "set it to false, and pipelines.endpoint to Kubeflow's API" in said
+
+
+def test_alerts_come_as_a_config_map_or_for_the_operator(render: Render) -> None:
+    plain = yaml.safe_load(render(HUB, "shared-cluster").one("ConfigMap", "fedhelp-alerts")["data"]["fedhelp.rules.yaml"])
+    rule = render(HUB, "kubernetes-native").one("PrometheusRule")
+
+    assert plain == rule["spec"]
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_grafana_finds_the_dashboard(render: Render) -> None:
+    board = render(HUB, "shared-cluster").one("ConfigMap", "fedhelp-dashboard")
+
+    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert yaml.safe_load(board["data"]["fedhelp.json"])["title"] == "FedHelp"
+
+
+def test_the_pushgateway_reaches_every_task(render: Render) -> None:
+    objects = render(HUB, "shared-cluster", {"metrics": {"pushgateway": "pushgateway.monitoring:9091"}})
+    _spec, platform = uploaded(objects)
+
+    assert objects.one("ConfigMap", "fedhelp-federation")["data"]["FEDHELP_PUSHGATEWAY"] == "pushgateway.monitoring:9091"
+    for settings in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
+        assert settings["configMapAsEnv"][0]["keyToEnv"] == [{"configMapKey": "FEDHELP_PUSHGATEWAY", "envVar": "FEDHELP_PUSHGATEWAY"}]
+
+
+def test_the_notes_say_the_next_step() -> None:
+    done = helm("install", "mine", HUB, "--namespace", "fedhelp", "--dry-run=client", "--values", HUB / "ci" / "shared-cluster-values.yaml")
+    notes = done.stdout.split("NOTES:")[1]
+
+    assert "kubectl create secret generic fedhelp-store -n fedhelp" in notes
+    assert "{kind: ServiceAccount, name: fedhelp-runs, namespace: fedhelp}" in notes
