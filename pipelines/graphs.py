@@ -21,6 +21,8 @@ from fedhelp_components.soft_label_prefetch.component import soft_label_prefetch
 FEDERATION_CONFIG_MAP = "fedhelp-federation"
 STORE_SECRET = "fedhelp-store"
 MLFLOW_SECRET = "fedhelp-mlflow"
+KUBECONFIG_SECRET = "fedhelp-kubeconfig"
+_KUBECONFIG_FOLDER = "/etc/fedhelp-kubeconfig"
 _STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION")
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
@@ -30,10 +32,12 @@ Training = Callable[[Where, Any, Any], Any]
 
 
 def _in_hub(task: Any, *, cached: bool = False) -> Any:
-    """`task` with what chart fedhelp-hub puts beside it, where that exists: federation.yaml, and credentials as environment variables."""
+    """`task` with what chart fedhelp-hub puts beside it, where that exists: federation.yaml, credentials, kubeconfig."""
     kubernetes.use_config_map_as_volume(task, config_map_name=FEDERATION_CONFIG_MAP, mount_path="/etc/fedhelp", optional=True)
     kubernetes.use_config_map_as_env(
         task, config_map_name=FEDERATION_CONFIG_MAP, config_map_key_to_env={"FEDHELP_PUSHGATEWAY": "FEDHELP_PUSHGATEWAY"}, optional=True)
+    kubernetes.use_secret_as_volume(task, secret_name=KUBECONFIG_SECRET, mount_path=_KUBECONFIG_FOLDER, optional=True)
+    task.set_env_variable("KUBECONFIG", f"{_KUBECONFIG_FOLDER}/config")
     for secret, keys in ((STORE_SECRET, _STORE_KEYS), (MLFLOW_SECRET, _MLFLOW_KEYS)):
         kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in keys}, optional=True)
     return task if cached else task.set_caching_options(False)

@@ -39,7 +39,7 @@ def test_every_value_is_explained(chart: object, generate: ModuleType) -> None:
 
 
 def test_a_value_without_an_explanation_is_found(generate: ModuleType) -> None:
-    with pytest.raises(ValueError, match="gpu.count"):
+    with pytest.raises(ValueError, match=r"gpu\.count"):
         list(generate.values_of("gpu:\n  # -- Which.\n  resource: x\n  count: 1\n"))
 
 

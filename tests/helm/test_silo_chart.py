@@ -319,7 +319,8 @@ def test_a_pod_monitor_without_its_api_is_refused_with_the_next_step(refusal: Re
 def test_the_notes_say_the_next_step() -> None:
     def notes(variant: str) -> str:
         values = SILO / "ci" / f"{variant}-values.yaml"
-        done = helm("install", "mine", SILO, "--namespace", "hospital", "--dry-run=client", "--values", values, "--set", "metrics.podMonitor.enabled=false")
+        done = helm(
+            "install", "mine", SILO, "--namespace", "hospital", "--dry-run=client", "--values", values, "--set", "metrics.podMonitor.enabled=false")
         assert done.returncode == 0, done.stderr
         return done.stdout.split("NOTES:")[1]
 

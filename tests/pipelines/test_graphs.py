@@ -19,7 +19,7 @@ from fedhelp_components.check.form import FIELDS, LITERALS
 from fedhelp_core.config import METHODS, AlgorithmConfig, Federation, Normalisation, PromotionConfig, parse_federation
 
 HEAVY = ("torch", "mlflow", "boto3", "matplotlib", "monai", "kubernetes")
-COMMANDS = ("run", "simulate", "compile", "register", "submit", "check", "promote", "rollback")
+COMMANDS = ("run", "simulate", "compile", "register", "submit", "check", "jobs", "promote", "rollback")
 NAMES = ("fedhelp", "fedhelp-compact")
 REQUIRED: set[str] = set()
 """Parameters of the form that must be filled in: none, since the chart mounts federation.yaml where the default says."""
