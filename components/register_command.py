@@ -22,27 +22,17 @@ def register_with_kubeflow(packages: Sequence[Path], *, endpoint: str, namespace
     """
     for package in packages:
         _require_pipeline(package)
-    from fedhelp_pipelines.register import Registry  # kfp takes seconds to import: after what is found wrong without it
+    from fedhelp_pipelines.register import Registry, own_packages  # kfp takes seconds to import: after what is found wrong without it
 
     with tempfile.TemporaryDirectory() as folder, _explained(endpoint):
         registry = Registry(endpoint, namespace, token_path=os.environ.get(TOKEN_VARIABLE))
-        for package in packages or _own(Path(folder)):
+        for package in packages or own_packages(Path(folder)):
             name = package.stem
             if remove:
                 print(f"pipeline {name}: {'removed' if registry.remove(name) else 'was not there'}")
                 continue
             registered = registry.register(package, name)
             print(f"pipeline {name}: version {registered.version} {'registered' if registered.new else 'is there already'}")
-
-
-def _own(folder: Path) -> list[Path]:
-    from fedhelp_pipelines.compile import compiled
-    from fedhelp_pipelines.graphs import PIPELINES
-
-    paths = [folder / f"{name}.yaml" for name in PIPELINES]
-    for path in paths:
-        path.write_text(compiled(path.stem), encoding="utf-8")
-    return paths
 
 
 def _require_pipeline(package: Path) -> None:

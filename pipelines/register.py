@@ -11,7 +11,18 @@ from kfp import Client
 from kfp.client import ServiceAccountTokenVolumeCredentials
 from kfp_server_api import V2beta1Pipeline
 
+from fedhelp_pipelines.compile import compiled
+from fedhelp_pipelines.graphs import PIPELINES
+
 _PAGE = 100
+
+
+def own_packages(folder: Path) -> list[Path]:
+    """This product's pipelines, compiled into `folder`."""
+    paths = [folder / f"{name}.yaml" for name in PIPELINES]
+    for path in paths:
+        path.write_text(compiled(path.stem), encoding="utf-8")
+    return paths
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,8 @@ OTHER_SHAPES: dict[str, tuple[Change, str]] = {
     "more memory": (
         lambda job: container_of(job)["resources"]["limits"].update(memory="1Ti"), "fixes the container's resources"),
     "a privileged container": (
-        lambda job: container_of(job)["securityContext"].update(privileged=True, allowPrivilegeEscalation=True), "fixes the container's securityContext"),
+        lambda job: container_of(job)["securityContext"].update(privileged=True, allowPrivilegeEscalation=True),
+        "fixes the container's securityContext"),
     "a writable root": (
         lambda job: container_of(job)["securityContext"].update(readOnlyRootFilesystem=False), "fixes the container's securityContext"),
     "data mounted writable": (
@@ -179,7 +180,8 @@ OTHER_SHAPES: dict[str, tuple[Change, str]] = {
     "another name server": (
         lambda job: pod_of(job).update(dnsPolicy="None", dnsConfig={"nameservers": ["203.0.113.66"]}), "fixes spec.template.spec.dns"),
     "an init container": (
-        lambda job: pod_of(job).update(initContainers=[{"name": "first", "image": "evil.example/miner:1"}]), "fixes spec.template.spec.initContainers"),
+        lambda job: pod_of(job).update(initContainers=[{"name": "first", "image": "evil.example/miner:1"}]),
+        "fixes spec.template.spec.initContainers"),
     "a sidecar": (
         lambda job: pod_of(job)["containers"].append({**copy.deepcopy(container_of(job)), "name": "second"}), "has one container, not 2"),
     "a sidecar instead of the worker": (
@@ -204,7 +206,8 @@ OTHER_SHAPES: dict[str, tuple[Change, str]] = {
     "another silo's label": (
         lambda job: job["metadata"]["labels"].update({"fedhelp.io/silo": "another"}), "does not allow these labels: fedhelp.io/silo"),
     "a queue that the hospital did not choose": (
-        lambda job: job["metadata"]["labels"].update({"kueue.x-k8s.io/queue-name": "urgent"}), "does not allow these labels: kueue.x-k8s.io/queue-name"),
+        lambda job: job["metadata"]["labels"].update({"kueue.x-k8s.io/queue-name": "urgent"}),
+        "does not allow these labels: kueue.x-k8s.io/queue-name"),
     "pods that other policies select": (
         lambda job: job["spec"]["template"]["metadata"]["labels"].update(app="database"), "does not allow these labels of spec.template: app"),
     "pods without the label that its network policy selects": (
@@ -217,7 +220,8 @@ OTHER_SHAPES: dict[str, tuple[Change, str]] = {
     "a Job that cannot be deleted": (
         lambda job: job["metadata"].update(finalizers=["evil.example/stay"]), "no finalizers"),
     "a Job that belongs to something else": (
-        lambda job: job["metadata"].update(ownerReferences=[{"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "1"}]), "no owner but template"),
+        lambda job: job["metadata"].update(ownerReferences=[{"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "1"}]),
+        "no owner but template"),
 }
 
 
@@ -233,20 +237,20 @@ def test_a_job_of_another_shape_is_refused_with_the_name_of_the_field(shape: str
     assert said in answer, answer
 
 
+GOOD = ["train", "--run", "r", "--store", STORE, "--endpoint-url", ENDPOINT]
+PAIRS = "the worker takes an action and then pairs"
 OTHER_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "no argument": ([], "first argument must be check, train or evaluate"),
-    "another program": (["shell", "--run", "r", "--store", STORE], "first argument must be check, train or evaluate"),
-    "another silo.yaml": (
-        ["train", "--run", "r", "--store", STORE, "--endpoint-url", ENDPOINT, "--silo-config", "/data/mine.yaml"], "perhaps --endpoint-url, --round, --lease"),
-    "an abbreviated flag": (["train", "--run", "r", "--sto", STORE, "--endpoint-url", ENDPOINT], "the worker takes an action and then pairs"),
-    "a flag and its value in one": (["train", "--run", "r", f"--store={STORE}", "--endpoint-url", ENDPOINT], "the worker takes an action and then pairs"),
+    "another program": (["shell", *GOOD[1:]], "first argument must be check, train or evaluate"),
+    "another silo.yaml": ([*GOOD, "--silo-config", "/data/mine.yaml"], PAIRS),
+    "an abbreviated flag": (["train", "--run", "r", "--sto", STORE, "--endpoint-url", ENDPOINT], PAIRS),
+    "a flag and its value in one": (["train", "--run", "r", f"--store={STORE}", "--endpoint-url", ENDPOINT], PAIRS),
     "another store": (["train", "--run", "r", "--store", "s3://elsewhere/x", "--endpoint-url", ENDPOINT], f"exchanges with store {STORE}"),
-    "a second store": (
-        ["train", "--run", "r", "--store", STORE, "--endpoint-url", ENDPOINT, "--store", "s3://elsewhere/x"], f"exchanges with store {STORE}"),
-    "another endpoint": (["train", "--run", "r", "--store", STORE, "--endpoint-url", "http://evil.example"], f"{STORE} at {ENDPOINT} alone"),
-    "no endpoint, so that AWS is meant": (["train", "--run", "r", "--store", STORE], "the worker takes an action and then pairs"),
+    "a second store": ([*GOOD, "--store", "s3://elsewhere/x"], f"exchanges with store {STORE}"),
+    "another endpoint": ([*GOOD[:-1], "http://evil.example"], f"{STORE} at {ENDPOINT} alone"),
+    "no endpoint, so that AWS is meant": (GOOD[:-2], PAIRS),
     "a folder as store": (["train", "--run", "r", "--store", "/state/out", "--endpoint-url", ENDPOINT], f"exchanges with store {STORE}"),
-    "a path as run": (["train", "--run", "../../other", "--store", STORE, "--endpoint-url", ENDPOINT], "run ids and numbers must be plain"),
+    "a path as run": (["train", "--run", "../../other", *GOOD[3:]], "run ids and numbers must be plain"),
 }
 
 
