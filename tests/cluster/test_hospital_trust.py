@@ -184,15 +184,13 @@ OTHER_SHAPES: dict[str, tuple[Change, str]] = {
         "fixes spec.template.spec.initContainers"),
     "a sidecar": (
         lambda job: pod_of(job)["containers"].append({**copy.deepcopy(container_of(job)), "name": "second"}), "has one container, not 2"),
-    "a sidecar instead of the worker": (
-        lambda job: container_of(job).update(name="other"), "fixes the container's name"),
     "another restart policy": (
         lambda job: pod_of(job).update(restartPolicy="OnFailure") or job["spec"].pop("podFailurePolicy"), "fixes spec.podFailurePolicy"),
     "many pods at once": (
         lambda job: job["spec"].update(parallelism=50, completions=50), "fixes spec.completions, spec.parallelism"),
     "pods that are somebody else's": (
         lambda job: job["spec"].update(manualSelector=True, selector={"matchLabels": {"app": "database"}}) or
-        job["spec"]["template"]["metadata"]["labels"].update(app="database"), "spec.manualSelector must not be true"),
+        job["spec"]["template"]["metadata"]["labels"].update(app="database"), "does not allow these labels of spec.template: app"),
     "endless retries": (
         lambda job: job["spec"].update(backoffLimit=10000), "fixes spec.backoffLimit"),
     "another controller": (
