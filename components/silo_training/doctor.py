@@ -26,7 +26,7 @@ from fedhelp_core.config import SiloConfig, load_silo
 from fedhelp_core.data.datalist import manifest_of
 from fedhelp_core.data.decode import decode_all
 from fedhelp_core.disk import explained
-from fedhelp_core.errors import ConfigError, DataError, FedHelpError, StorageFull, StoreUnavailable, listed
+from fedhelp_core.errors import ConfigError, DataError, FedHelpError, PermanentError, StorageFull, StoreUnavailable, listed
 from fedhelp_core.store import is_local, open_store, probe
 
 _SAMPLES = 32  # images of each split that are decoded; `check` decodes all of them when a run starts
@@ -179,6 +179,8 @@ def _wrong(name: str, look: Callable[[], Finding]) -> tuple[str, FedHelpError] |
             print(f"ok     {name}: {sentence}", flush=True)
     except FedHelpError as e:
         return name, e
+    except OSError as e:  # a volume that answers in a way that nobody foresaw
+        return name, PermanentError(f"{e.filename or name}: {e.strerror or e}; check that its volume is mounted and healthy")
     return None
 
 

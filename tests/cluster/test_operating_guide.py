@@ -1,0 +1,79 @@
+"""docs/operating.md, executed: its marked shell blocks, in order, by bash with real kubectl and helm against a real API server."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.build import binary
+from tests.cluster.control_plane import ControlPlane
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = ROOT / "docs" / "operating.md"
+_BLOCK = re.compile(r"<!-- run: (?P<name>[a-z]+) -->\n```sh\n(?P<script>.*?)```", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def said(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What each block printed. One cluster for both parties, no Kubeflow in it: the pipelines stay unregistered."""
+    programs = tmp_path_factory.mktemp("bin")
+    for name in ("kubectl", "helm"):
+        (programs / name).symlink_to(binary(name))
+    environment = {
+        **os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "KUBECONFIG": str(control_plane.kubeconfig()),
+        "HUB_OPTIONS": "--set pipelines.enabled=false"}
+    printed: dict[str, str] = {}
+    try:
+        for block in _BLOCK.finditer(GUIDE.read_text(encoding="utf-8")):
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", block["script"]], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, f"block {block['name']}:\n{done.stdout}{done.stderr}"
+            printed[block["name"]] = done.stdout + done.stderr
+        yield printed
+    finally:
+        for name in ("fedhelp", "charite"):
+            control_plane.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+
+
+def test_every_step_of_the_guide_works(said: dict[str, str]) -> None:
+    assert list(said) == ["hub", "silo", "look", "upgrade", "uninstall", "forget"]
+
+
+def test_the_hub_says_what_to_do_next(said: dict[str, str]) -> None:
+    assert "Ask each hospital to install fedhelp-silo" in said["hub"]
+
+
+def test_the_hospital_says_what_to_do_next(said: dict[str, str]) -> None:
+    assert "helm test fedhelp-silo -n charite" in said["silo"]
+    assert "fedhelp-worker" in said["silo"]
+
+
+def test_the_guide_shows_what_the_hub_may_do(said: dict[str, str]) -> None:
+    assert re.search(r"jobs.batch .*\[create get list watch delete\]", said["look"])
+    assert "secrets" not in said["look"]
+
+
+def test_an_upgrade_changes_the_template(said: dict[str, str]) -> None:
+    assert "43200" in said["upgrade"]
+
+
+def test_after_uninstalling_only_the_state_volume_is_left(said: dict[str, str], control_plane: ControlPlane) -> None:
+    assert "fedhelp-state" in said["uninstall"]
+    kinds = control_plane.kubectl("api-resources", "--verbs=list", "-o", "name").split()
+    labelled = control_plane.kubectl("get", ",".join(kinds), "--all-namespaces", "-l", "app.kubernetes.io/part-of=fedhelp", "-o", "name", check=False)
+    own = [line for line in labelled.splitlines() if line and not line.startswith("persistentvolumeclaim/")]
+    policies = control_plane.kubectl("get", "validatingadmissionpolicies,validatingadmissionpolicybindings", "-o", "name")
+
+    assert not [line for line in own if "hospital" not in line]
+    assert "fedhelp-worker.charite" not in policies
+
+
+def test_marked_blocks_are_all_found() -> None:
+    assert GUIDE.read_text().count("<!-- run:") == len(_BLOCK.findall(GUIDE.read_text()))
