@@ -31,8 +31,8 @@ def silo(tmp_path: Path) -> Path:
     lists = {"training": [0, 1], "validation": [2], "test": [3]}
     (data / "datalist.json").write_text(json.dumps(
         {split: [{"image": f"{number}.png", "label": number % 2} for number in numbers] for split, numbers in lists.items()}))
-    config = {"version": 1, "name": "charite", "state": str(tmp_path / "state"), "data": {"layout": "datalist", "datalist": str(data / "datalist.json")}}
-    (tmp_path / "silo.yaml").write_text(yaml.safe_dump(config))
+    layout = {"layout": "datalist", "datalist": str(data / "datalist.json")}
+    (tmp_path / "silo.yaml").write_text(yaml.safe_dump({"version": 1, "name": "charite", "state": str(tmp_path / "state"), "data": layout}))
     return tmp_path
 
 
