@@ -145,21 +145,22 @@ def register(packages: tuple[Path, ...], endpoint: str, namespace: str | None, r
 @click.option("--pipeline", type=click.Choice(["fedhelp", "fedhelp-compact"]), default="fedhelp", show_default=True)
 @click.option("--experiment", default="fedhelp", show_default=True, help="Kubeflow experiment.")
 @click.option("--namespace", help="Namespace (profile) of the experiment, where Kubeflow is multi-user.")
+@click.option("--service-account", help="Account of the run's pods, such as fedhelp-runs; default: Kubeflow's own.")
 @click.option("--run-id", default="", help="Name of the run; blank: the job's id.")
 @click.option("--set", "settings", multiple=True, metavar="PARAMETER=VALUE", help="A parameter of the form, e.g. --set rounds=10 (repeatable).")
 @click.option("--wait/--no-wait", default=False, help="Wait until the run has ended.")
 @click.option("--dry-run", is_flag=True, help="Print the request instead of sending it.")
 @_explained
 def submit(
-    federation: str, endpoint: str, pipeline: str, experiment: str, namespace: str | None, run_id: str, settings: tuple[str, ...],
-    wait: bool, dry_run: bool,
+    federation: str, endpoint: str, pipeline: str, experiment: str, namespace: str | None, service_account: str | None, run_id: str,
+    settings: tuple[str, ...], wait: bool, dry_run: bool,
 ) -> None:
     """Start a pipeline on a Kubeflow endpoint. FEDERATION is the path or s3:// URL that the cluster sees."""
     from fedhelp_components.submit_command import submit_to_kubeflow
 
     submit_to_kubeflow(
         federation, endpoint=endpoint, pipeline=pipeline, experiment=experiment, namespace=namespace, run_id=run_id,
-        settings=_pairs(settings), wait=wait, dry_run=dry_run)
+        settings=_pairs(settings), wait=wait, dry_run=dry_run, service_account=service_account)
 
 
 @main.command(epilog=_EXIT_CODES)

@@ -15,7 +15,7 @@ from fedhelp_core.errors import ConfigError, JobFailed, PermanentError, StoreUna
 
 def submit_to_kubeflow(
     federation: str, *, endpoint: str, pipeline: str, experiment: str, namespace: str | None, run_id: str, settings: Mapping[str, Any],
-    wait: bool, dry_run: bool,
+    wait: bool, dry_run: bool, service_account: str | None = None,
 ) -> None:
     """Compile `pipeline`, start it with `settings` for its form, print where to look.
 
@@ -31,14 +31,16 @@ def submit_to_kubeflow(
             raise ConfigError(f"--set {name}: the form has no such parameter; {hint}")
     arguments = {"federation": federation, "run_id": run_id, **settings}
     if dry_run:
-        request = {"endpoint": endpoint, "pipeline": pipeline, "experiment": experiment, "namespace": namespace, "arguments": arguments}
+        request = {"endpoint": endpoint, "pipeline": pipeline, "experiment": experiment, "namespace": namespace, "service_account": service_account,
+                   "arguments": arguments}
         print(json.dumps(request, indent=2))
         return
     from fedhelp_pipelines.submit import start, wait_for
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            started = start(pipeline, arguments, Path(folder), endpoint=endpoint, experiment=experiment, namespace=namespace)
+            started = start(
+                pipeline, arguments, Path(folder), endpoint=endpoint, experiment=experiment, namespace=namespace, service_account=service_account)
         except OSError as e:
             raise StoreUnavailable(
                 f"Kubeflow endpoint {endpoint}: not reached ({type(e).__name__}); check --endpoint, or port-forward ml-pipeline") from e

@@ -13,12 +13,15 @@ from fedhelp_pipelines.compile import compiled
 _LONGEST_RUN = 30 * 24 * 3600  # seconds
 
 
-def start(pipeline: str, arguments: Mapping[str, Any], scratch: Path, *, endpoint: str, experiment: str, namespace: str | None) -> str:
-    """The id of the run that was started."""
+def start(
+    pipeline: str, arguments: Mapping[str, Any], scratch: Path, *, endpoint: str, experiment: str, namespace: str | None,
+    service_account: str | None = None,
+) -> str:
+    """The id of the run that was started; its pods use `service_account` (default: Kubeflow's)."""
     package = scratch / f"{pipeline}.yaml"
     package.write_text(compiled(pipeline), encoding="utf-8")
     result = Client(host=endpoint, namespace=namespace or "kubeflow").create_run_from_pipeline_package(
-        str(package), arguments=dict(arguments), experiment_name=experiment, namespace=namespace)
+        str(package), arguments=dict(arguments), experiment_name=experiment, namespace=namespace, service_account=service_account)
     return str(result.run_id)
 
 

@@ -251,3 +251,17 @@ print("prometheus_client" in sys.modules)
 """
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["False", "True"]
+
+
+def test_a_round_that_a_worker_finished_becomes_its_metrics() -> None:
+    event = {
+        "event": "round_finished", "silo": "from-an-event", "round": 3, "seconds": 5.0, "loss": 0.25, "images": 80, "update_bytes": 4096,
+        "phases": {"load": 0.5, "train": 4.0, "save": 0.25, "upload": 0.25}}
+
+    telemetry.round_finished(event)
+
+    said = telemetry.exposition()
+    assert 'fedhelp_silo_loss{silo="from-an-event"} 0.25' in said
+    assert 'fedhelp_silo_images_per_second{silo="from-an-event"} 20.0' in said
+    assert 'fedhelp_update_bytes_total{silo="from-an-event"} 4096.0' in said
+    assert 'fedhelp_silo_phase_duration_seconds_sum{phase="train",silo="from-an-event"} 4.0' in said
