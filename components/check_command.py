@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhelp_components.check.__main__ import check_silos, static_problems
-from fedhelp_core.config import load_federation
-from fedhelp_core.errors import ConfigError
+from fedhelp_components.check.__main__ import check_silos, raise_all, static_problems
+from fedhelp_core.config import Federation, load_federation
+from fedhelp_core.errors import FedHelpError
 from fedhelp_core.rounds import Run
 from fedhelp_core.store import open_store
 
@@ -21,17 +21,22 @@ def check_and_print(path: Path, changes: Mapping[str, Any]) -> None:
     """Check the federation at `path` with `changes`.
 
     Raises:
-        ConfigError: the file is wrong (every problem listed).
-        JobFailed: a silo found its data wrong (every silo listed).
+        ConfigError: the file is wrong, or several things are (every problem listed).
+        FedHelpError: the only problem.
     """
     federation = load_federation(path).override(**changes)
     problems = static_problems(federation)
-    if problems:
-        raise ConfigError(problems)
+    try:
+        _check_silos_elsewhere(federation)
+    except FedHelpError as e:
+        problems.append(e)
+    raise_all(problems)
+    print(f"{path}: everything is in order; start it with: fedhelp run {path}")
+
+
+def _check_silos_elsewhere(federation: Federation) -> None:
     with tempfile.TemporaryDirectory(prefix="fedhelp-check-") as folder:
         local = federation.override(**{"store.url": folder, "store.endpoint_url": None})
-        store = open_store(folder)
-        run = Run(store, "check")
+        run = Run(open_store(folder), "check")
         run.freeze(local.to_yaml())
-        check_silos(local, store, run)
-    print(f"{path}: everything is in order; start it with: fedhelp run {path}")
+        check_silos(local, run.store, run)

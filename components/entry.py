@@ -42,16 +42,16 @@ def task(component: str) -> Iterator[None]:
 
 
 def exit_code_of(function: Callable[[], object], *, program: str) -> int:
-    """Call `function`; 0, or the error's exit code after saying what was wrong. SIGTERM ends it as exit code 143."""
+    """Call `function`; 0, or the error's exit code after saying what was wrong. SIGTERM ends it with 143, Ctrl-C with 130."""
     signal.signal(signal.SIGTERM, _end)
     try:
         function()
     except FedHelpError as e:
         _explain(e, program)
         return e.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as e:
         print(f"{program}: stopped; the same command goes on where it was", file=sys.stderr, flush=True)
-        return 130
+        return int(e.args[0]) if e.args else 130
     return 0
 
 
@@ -61,7 +61,7 @@ def _explain(error: FedHelpError, program: str) -> None:
 
 
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(143)
+    raise KeyboardInterrupt(143)  # what Ctrl-C raises, for which subprocess does not wait till its child has ended
 
 
 OWNER_VARIABLE = "FEDHELP_OWNER"

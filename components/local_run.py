@@ -110,7 +110,7 @@ def _failure(failure: Path, log: Path) -> FedHelpError:
     """What the failed component said, as its own error class."""
     if not failure.exists():
         tail = "\n".join(line for line in log.read_text(encoding="utf-8").splitlines()[-15:] if line.strip())
-        return JobFailed(f"the pipeline failed; the end of {log}:\n{tail}")
+        return JobFailed(f"a task of the pipeline was killed or crashed; the same command goes on where it was; the end of {log}:\n{tail}")
     said = json.loads(failure.read_text(encoding="utf-8"))
     error = PermanentError(f"{said['message']}\n(component {said['component']}; everything it printed is in {log})")
     error.exit_code = int(said["exit_code"])

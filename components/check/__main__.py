@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from fedhelp_components.check.form import FIELDS
 from fedhelp_components.dispatch.supervisor import require_none_failed, run_everywhere
 from fedhelp_components.session import dispatcher_for, end, say
 from fedhelp_core.config import Federation, load_federation
-from fedhelp_core.errors import ConfigError, FedHelpError, PermanentError
+from fedhelp_core.data.decode import SUFFIXES
+from fedhelp_core.errors import ConfigError, DataError, FedHelpError, PermanentError
 from fedhelp_core.facts import write_fact
 from fedhelp_core.kinds import resolve_kinds
 from fedhelp_core.rounds import Run
-from fedhelp_core.store import Store, open_store
-
-_RUN_ID = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+from fedhelp_core.store import Store, open_store, probe
+from fedhelp_core.tracking import tracking_uri
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,12 @@ def run(*, federation: str, run_id: str, settings: Mapping[str, Any]) -> Checked
         ConfigError: the file or the settings are wrong (every problem listed).
         JobFailed: a silo found its data wrong (every silo listed).
         RunConflict: `run_id` belongs to another config.
+        FedHelpError: the store, the public images or another single thing is wrong.
     """
     config = read_federation(federation)
     if settings:
         config = config.override(**settings)
-    problems = static_problems(config)
-    if not _RUN_ID.match(run_id):
-        problems.append(f"run id {run_id!r}: lower-case letters, digits and '-' expected, at most 63 long")
-    if problems:
-        raise ConfigError(problems)
+    raise_all(static_problems(config))
     store = open_store(config.store.url, endpoint_url=config.store.endpoint_url)
     started = Run(store, run_id)
     started.freeze(config.to_yaml())
@@ -70,19 +67,27 @@ def run_form(federation: str, run_id: str, form: Mapping[str, Any]) -> Checked:
 
 
 def check_silos(config: Federation, store: Store, run: Run) -> None:
-    """Have every silo check itself (those that did are not asked again), agree on the start model, decide who is large."""
+    """Have every silo check itself (those that did are not asked again), agree on the start model, decide who is large.
+
+    Raises:
+        JobFailed: a silo found something wrong (every silo listed), or checked itself under another name.
+        PermanentError: the silos' software is not the same.
+    """
     dispatcher = dispatcher_for(config, run.run_id)
     try:
         failed = run_everywhere("check", config, run, dispatcher, say, lambda silo: run.silo_report(silo) is not None)
         require_none_failed(failed, "check")
     finally:
         dispatcher.close()
-    reports = {silo: run.silo_report(silo) or {} for silo in config.silo_names}
-    starts = {silo: str(report["start_sha256"]) for silo, report in reports.items()}
+    reports = {silo: run.silo_report(silo) for silo in config.silo_names}
+    require_none_failed({
+        silo: "its work ended well, but left no report under this name; does the silo.yaml it was given carry another name?"
+        for silo, report in reports.items() if report is None}, "check")
+    starts = {silo: str(report["start_sha256"]) for silo, report in reports.items() if report is not None}
     if len(set(starts.values())) != 1:
         listed = ", ".join(f"{silo}: {sha[:12]}" for silo, sha in starts.items())
         raise PermanentError(f"silos draw different start models from the same seed ({listed}); give all of them the same image version")
-    counts = {silo: int(report["samples"]["training"]) for silo, report in reports.items()}
+    counts = {silo: int(report["samples"]["training"]) for silo, report in reports.items() if report is not None}
     kinds = write_fact(store, run.run_id, "kinds", resolve_kinds(config, counts))
     for silo in config.silo_names:
         say(f"silo {silo}: {counts[silo]} training images, {kinds[silo]}")
@@ -99,23 +104,45 @@ def read_federation(source: str) -> Federation:
         return load_federation(copy)
 
 
-def static_problems(config: Federation) -> list[str]:
-    """What can be known to be wrong without asking a silo."""
-    problems = []
+def static_problems(config: Federation) -> list[FedHelpError]:
+    """What can be found to be wrong without asking a silo or a teacher. Writes to the store and removes what it wrote."""
+    found: list[FedHelpError] = []
     if config.algorithm.method == "local":
-        problems.append("algorithm.method: 'local' has no federation to run; compare it with `fedhelp simulate --methods local,...`")
-    if config.uses_public_set and config.public_set is not None and not config.public_set.images.is_dir():
-        problems.append(f"public_set.images: {config.public_set.images} is not a folder; give the folder of public JPEG/PNG images")
+        found.append(ConfigError("algorithm.method: 'local' has no federation to run; compare it with `fedhelp simulate --methods local,...`"))
     remote = [silo.name for silo in config.silos if silo.dispatch.kind != "process"]
     if remote and not config.store.url.startswith("s3://"):
-        problems.append(f"store.url: silo {remote[0]!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix")
-    try:
-        open_store(config.store.url, endpoint_url=config.store.endpoint_url).put("probe", b"fedhelp was here")
-    except FedHelpError as e:
-        if not isinstance(e, PermanentError):
-            raise
-        problems.append(f"store.url: {e}")
-    return problems
+        found.append(ConfigError(
+            f"store.url: silo {remote[0]!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix"))
+    looks: list[Callable[[], object]] = [
+        lambda: probe(open_store(config.store.url, endpoint_url=config.store.endpoint_url)), lambda: tracking_uri(config)]
+    if config.uses_public_set and config.public_set is not None:
+        looks.append(partial(_require_public_images, config.public_set.images))
+    for look in looks:
+        try:
+            look()
+        except FedHelpError as e:
+            found.append(e)
+    return found
+
+
+def raise_all(problems: Sequence[FedHelpError]) -> None:
+    """Nothing where there are none; one as it is; several as one ConfigError that lists them.
+
+    Raises:
+        FedHelpError: see above.
+    """
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ConfigError([str(problem) for problem in problems])
+
+
+def _require_public_images(folder: Path) -> None:
+    """At least one; whether they can be decoded shows when they are, before the first teacher is asked."""
+    if not folder.is_dir():
+        raise DataError(f"public_set.images: {folder} is not a folder; give the folder of public JPEG/PNG images")
+    if not any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*")):
+        raise DataError(f"public_set.images: {folder} holds no image ({', '.join(SUFFIXES)}); give the folder of public JPEG/PNG images")
 
 
 def main() -> None:

@@ -37,6 +37,10 @@ class ZygoteProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fedhelp_components.dispatch.zygote", "--socket", self.path], stdin=subprocess.PIPE)
 
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
     def close(self) -> None:
         """Kill it and its workers."""
         if self._process.stdin is not None:
@@ -143,24 +147,19 @@ class ProcessDispatcher:
                 self._own = None
 
     def _connect(self) -> socket.socket:
-        path = os.environ.get(ZYGOTE_VARIABLE, "")
-        if not path or not Path(path).exists():
-            if self._own is not None:
-                self._own.close()
-            self._own = ZygoteProcess()
-            path = self._own.path
+        """A connection to the run's zygote, or where that is gone or there is none, to one of our own."""
+        shared = _connected(os.environ.get(ZYGOTE_VARIABLE, ""))
+        if shared is not None:
+            return shared
+        if self._own is not None:
+            self._own.close()
+        self._own = ZygoteProcess()
         deadline = time.monotonic() + _START_TIMEOUT
-        while True:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                connection.connect(path)
-            except (FileNotFoundError, ConnectionRefusedError) as e:
-                connection.close()
-                if time.monotonic() > deadline:
-                    raise RetryableError(f"the worker process did not start within {_START_TIMEOUT:.0f} s; look at its messages above") from e
-                time.sleep(0.01)
-            else:
-                return connection
+        while self._own.alive() and time.monotonic() < deadline:
+            if (own := _connected(self._own.path)) is not None:
+                return own
+            time.sleep(0.01)
+        raise RetryableError(f"the process that forks workers did not start within {_START_TIMEOUT:.0f} s; look at its messages above")
 
     def _listen(self, connection: socket.socket) -> None:
         received = b""
@@ -181,3 +180,16 @@ class ProcessDispatcher:
                 self._exits.setdefault(identity, -int(signal.SIGKILL))
             if self._connection is connection:
                 self._connection = None
+
+
+def _connected(path: str) -> socket.socket | None:
+    """A connection to the Unix socket at `path`; None where nobody listens."""
+    if not path:
+        return None
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    return connection

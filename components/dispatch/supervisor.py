@@ -24,12 +24,17 @@ _REMOTE_TICK = 0.2  # the same at Jobs, whose pods need seconds
 _LONGEST_PAUSE = 30.0  # seconds; restarts wait 0.5, 1, 2, ... up to this
 _GRACE = 30.0  # seconds that a worker which has answered gets to end by itself
 _HUNG_AFTER = 2  # rounds in a row that a running worker may miss before it is taken for frozen
+_NO_ANSWER = "its worker ended well, but without an answer; does its silo.yaml carry this silo's name?"
 
 Say = Callable[[str], None]
 
 
 class Supervisor:
-    """Keeps one silo's training going until the last round is committed, or gives the silo up."""
+    """Keeps one silo's training going until the last round is committed.
+
+    A worker that ends with a retryable code, or is killed, is started again, `dispatch.retries` times a round; then the silo
+    is left out of that round and comes back in the next. After a permanent code it is left out of the rest of the run.
+    """
 
     def __init__(self, silo: SiloEntry, federation: Federation, run: Run, dispatcher: Dispatcher, say: Say) -> None:
         self._silo = silo
@@ -117,7 +122,7 @@ class Supervisor:
             self._say(f"silo {self._silo.name}: missed {self._missed} rounds though it runs; taken for frozen and started again")
 
     def _judge(self, outcome: Outcome, number: int) -> None:
-        if outcome.done:
+        if outcome.done and not self._without_answer(number):
             self._answered = max(self._answered, self._work_round or 0)
             return
         if outcome.exit_code == RunAborted.exit_code:
@@ -127,14 +132,28 @@ class Supervisor:
             self._not_before = time.monotonic() + 1.0
             self._say(f"silo {self._silo.name}: {outcome.reason}; started again")
             return
+        reason = _NO_ANSWER if outcome.done else outcome.reason
         self._failures = self._failures + 1 if number == self._failed_round else 1
         self._failed_round = number
-        if outcome.permanent or self._failures > self._silo.dispatch.retries:
-            self._give_up(number, outcome.reason)
+        if outcome.permanent:
+            self._give_up(number, reason)
+        elif self._failures > self._silo.dispatch.retries:
+            self._leave_out(number, reason)
         else:
             pause = min(_LONGEST_PAUSE, 0.5 * 2 ** (self._failures - 1))
             self._not_before = time.monotonic() + pause
-            self._say(f"silo {self._silo.name}: {outcome.reason}; restart {self._failures} of {self._silo.dispatch.retries} in {pause:g} s")
+            self._say(f"silo {self._silo.name}: {reason}; restart {self._failures} of {self._silo.dispatch.retries} in {pause:g} s")
+
+    def _without_answer(self, number: int) -> bool:
+        """Whether a worker that says it is done owes the open round its answer: it would be started again for ever."""
+        owed = self._work_round in (None, number) and 1 <= number <= self._rounds
+        return owed and not self._run.answered(self._silo.name, number)
+
+    def _leave_out(self, number: int, reason: str) -> None:
+        """Nobody waits for the silo in round `number`; it comes back in the next."""
+        self._answered = number
+        self._say(f"silo {self._silo.name}: left out of round {number}: {reason}")
+        self._run.mark_absent(self._silo.name, number, reason)
 
     def _give_up(self, number: int, reason: str) -> None:
         self.finished = True

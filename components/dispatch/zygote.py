@@ -166,13 +166,17 @@ def main() -> int:
     """Import what workers need, then serve."""
     parser = argparse.ArgumentParser(prog="python -m fedhelp_components.dispatch.zygote", description=__doc__)
     parser.add_argument("--socket", required=True, help="path of the Unix socket to listen on")
-    zygote = Zygote(parser.parse_args().socket)
+    path = parser.parse_args().socket
+    zygote = Zygote(path)
     # after bind, so that callers can connect while this imports
     import torch._dynamo  # noqa: F401 - an optimizer's first step imports it: 900 modules, here once instead of in every worker
 
     import fedhelp_components.silo_training.worker  # noqa: F401
 
     zygote.serve()
+    with contextlib.suppress(OSError):  # the owner does this too, unless it was killed
+        os.unlink(path)
+        os.rmdir(os.path.dirname(path))
     return 0
 
 

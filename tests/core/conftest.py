@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
-import subprocess
-import sys
-import time
 import tracemalloc
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fedhelp_core.store import Store, open_store
+from tests.s3_server import s3_server
 
 BUCKET = "federation"
 
@@ -23,41 +19,18 @@ BUCKET = "federation"
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an S3 server of our own, with one bucket and credentials in the environment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
-    log = (tmp_path_factory.mktemp("s3") / "server.log").open("w")
-    server = subprocess.Popen([Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", "-p", str(port)], stdout=log, stderr=log)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "silo")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("NO_PROXY", "127.0.0.1")
         patch.delenv("AWS_PROFILE", raising=False)
-        try:
-            _wait_until_it_answers(endpoint)
+        with s3_server(tmp_path_factory.mktemp("s3") / "server.log") as endpoint:
             import boto3
 
             client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
             client.create_bucket(Bucket=BUCKET)
             client.close()
             yield endpoint
-        finally:
-            server.terminate()
-            server.wait(10)
-            log.close()
-
-
-def _wait_until_it_answers(endpoint: str) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            urllib.request.urlopen(endpoint, timeout=1).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -1,0 +1,39 @@
+"""The tiny federation (tiny.py) as fixtures: its input drawn once a session, a new folder for every test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.components import tiny
+from tests.components.tiny import Processes, TinyFederation
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the hospitals' images, the public ones and the teacher. Only to be read."""
+    folder = tmp_path_factory.mktemp("drawn")
+    tiny.draw_input(folder)
+    return folder
+
+
+@pytest.fixture
+def make_tiny(drawn: Path, tmp_path: Path) -> Callable[..., TinyFederation]:
+    """Writes a tiny federation into a folder of its own; arguments are changes, e.g. algorithm__rounds=3."""
+    numbers = itertools.count(1)
+
+    def make(**changes: Any) -> TinyFederation:
+        return TinyFederation.written(tmp_path / f"federation-{next(numbers)}", drawn, **changes)
+
+    return make
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    """Starts real processes; at the end of the test none of them is left."""
+    with tiny.processes() as started:
+        yield started
