@@ -37,6 +37,7 @@ from fedhelp_core.kinds import resolve_kinds
 from fedhelp_core.silo import device_for
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.store import open_store
+from fedhelp_core.weights import fingerprint
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -274,10 +275,10 @@ def _compute(work: _Work, cell: Cell, silos: Silos, on_round: OnRound) -> None:
 
     result = simulate(
         federation, silos, evaluate_every=work.evaluate_every, on_round=after_round, device=device_for(federation.runtime.device))
-    _write_cell(work.paths[cell], cell, silos, result, time.monotonic() - started)
+    _write_cell(work.paths[cell], cell, silos, result, time.monotonic() - started, federation.algorithm.proxy_model)
 
 
-def _write_cell(path: Path, cell: Cell, silos: Silos, result: SimulationResult, seconds: float) -> None:
+def _write_cell(path: Path, cell: Cell, silos: Silos, result: SimulationResult, seconds: float, proxy_model: str) -> None:
     """Atomic: a reader, or a study that was killed here, finds the whole file or none."""
     averaged = METHOD_PARTS[cell.method].averaged
     document = {
@@ -287,6 +288,7 @@ def _write_cell(path: Path, cell: Cell, silos: Silos, result: SimulationResult, 
         "training_samples": {name: len(silo.training.labels_N) for name, silo in silos.items()},
         "scores": {str(facts.round): _without_nan(facts.scores) for facts in result.history if facts.scores},
         "losses": {str(facts.round): facts.losses for facts in result.history},
+        "global_sha256": fingerprint(result.weights, proxy_model) if averaged else None,  # what a run of the pipeline ends with
         "proxy_bytes": sum(array.nbytes for array in result.weights.values()) * len(silos) if averaged else 0,
         "seconds": round(seconds, 2),
     }

@@ -193,13 +193,13 @@ class Processes:
             process.communicate()
 
 
-def ended(process: subprocess.Popen[str], timeout: float = 240.0) -> tuple[int, str]:
+def ended(process: subprocess.Popen[str], timeout: float = 600.0) -> tuple[int, str]:
     """Exit code and everything that `process` printed."""
     output, _ = process.communicate(timeout=timeout)
     return process.returncode, output
 
 
-def succeeded(process: subprocess.Popen[str], timeout: float = 240.0) -> str:
+def succeeded(process: subprocess.Popen[str], timeout: float = 600.0) -> str:
     """What `process` printed, which must end well."""
     code, output = ended(process, timeout)
     assert code == 0, output

@@ -1,0 +1,72 @@
+"""One federation, three ways to run it: in one process, as `fedhelp-compact` in kfp's local runner, as the components of `fedhelp` side by side."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.components.tiny import SILOS, Processes, TinyFederation, last_json, succeeded
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # seconds; minutes on two idle cores, more where others work beside it
+
+
+def simulated_sha256(tiny: TinyFederation, processes: Processes) -> str:
+    """What `fedhelp simulate` ends with; it finds the run's soft labels in the ledger."""
+    algorithm, out = tiny.load().algorithm, tiny.folder / "study"
+    succeeded(processes.fedhelp(
+        "simulate", tiny.path, "--methods", algorithm.method, "--normalisation", algorithm.normalisation, "--seeds", "5", "--workers", "1",
+        "--evaluate-every", "0", "--out", out))
+    (cell,) = out.glob("cells/*.json")
+    return str(json.loads(cell.read_text(encoding="utf-8"))["global_sha256"])
+
+
+def run_components(tiny: TinyFederation, processes: Processes, run_id: str) -> str:
+    """Pipeline `fedhelp` by hand: a silo_training process per silo beside aggregation; the final sha256 that aggregation prints."""
+    checked = last_json(succeeded(processes.component("check", "--federation", tiny.path, "--run-id", run_id)))
+    assert checked["silos"] == list(SILOS)
+    where = ("--store", checked["store"], "--run", run_id)
+    succeeded(processes.component("soft_label_prefetch", *where))
+    silos = [processes.component("silo_training", *where, "--silo", silo) for silo in SILOS]
+    final = succeeded(processes.component("aggregation", *where)).strip().splitlines()[-1]
+    assert [succeeded(silo).strip().splitlines()[-1] for silo in silos] == ["trained"] * len(SILOS)
+    return final
+
+
+@pytest.mark.parametrize("changes", [
+    {"algorithm__normalisation": "silo"},
+    {"algorithm__normalisation": "shared", "algorithm__weighting": "samples"},
+    {"algorithm__method": "fedavg", "silos__0__dispatch__residency": "round", "silos__1__dispatch__residency": "round"},
+], ids=["fedhelp-silo", "fedhelp-shared-samples", "fedavg-residency-round"])
+def test_simulation_compact_pipeline_and_concurrent_components_end_with_the_same_bits(
+    changes: dict[str, object], make_tiny: Callable[..., TinyFederation], processes: Processes,
+) -> None:
+    tiny = make_tiny(**changes)
+    succeeded(processes.fedhelp("run", tiny.path, "--run-id", "compact"))
+    compact = tiny.final_sha256("compact")
+    assert run_components(tiny, processes, "components") == compact
+    assert tiny.final_sha256("components") == compact
+    assert simulated_sha256(tiny, processes) == compact
+
+
+def test_a_finished_run_goes_to_the_registry_and_its_model_is_loaded_by_alias_in_another_process(
+    make_tiny: Callable[..., TinyFederation], processes: Processes, tmp_path: Path,
+) -> None:
+    tiny = make_tiny()
+    output = succeeded(processes.fedhelp("run", tiny.path, "--run-id", "first"))
+    uri = next(line.split("--backend-store-uri ")[1] for line in output.splitlines() if line.startswith("MLflow"))
+    program = tmp_path / "load.py"
+    program.write_text(
+        "import sys, mlflow, torch\nmlflow.set_tracking_uri(sys.argv[1])\nmodel = mlflow.pytorch.load_model('models:/tiny@candidate')\n"
+        "answers = model(torch.full((3, 3, 16, 16), 128.0))\nprint(list(answers.shape), answers.sum(dim=1).sub(1).abs().max().item() < 1e-5)\n",
+        encoding="utf-8")
+    assert succeeded(processes.start(sys.executable, program, uri)).strip().splitlines()[-1] == "[3, 8] True"
+    assert (tiny.store / "runs" / "first" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+    assert "champion is now version 1" in succeeded(processes.fedhelp("promote", tiny.path))
+    succeeded(processes.fedhelp("run", tiny.path, "--run-id", "second", "--set", "runtime.seed=6"))
+    assert "champion is now version 2" in succeeded(processes.fedhelp("promote", tiny.path, "--version", "2"))
+    assert "champion is again version 1" in succeeded(processes.fedhelp("rollback", tiny.path))
