@@ -113,8 +113,7 @@ def static_problems(config: Federation) -> list[FedHelpError]:
     if remote and not config.store.url.startswith("s3://"):
         found.append(ConfigError(
             f"store.url: silo {remote[0]!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix"))
-    looks: list[Callable[[], object]] = [
-        lambda: probe(open_store(config.store.url, endpoint_url=config.store.endpoint_url)), lambda: tracking_uri(config)]
+    looks: list[Callable[[], object]] = [lambda: _require_store(config)]
     if config.uses_public_set and config.public_set is not None:
         looks.append(partial(_require_public_images, config.public_set.images))
     for look in looks:
@@ -135,6 +134,13 @@ def raise_all(problems: Sequence[FedHelpError]) -> None:
         raise problems[0]
     if problems:
         raise ConfigError([str(problem) for problem in problems])
+
+
+def _require_store(config: Federation) -> None:
+    """A store that keeps its promises, and a place for MLflow, which may be that store."""
+    store = open_store(config.store.url, endpoint_url=config.store.endpoint_url)
+    tracking_uri(config)
+    probe(store)
 
 
 def _require_public_images(folder: Path) -> None:

@@ -180,6 +180,7 @@ class ProcessDispatcher:
                 self._exits.setdefault(identity, -int(signal.SIGKILL))
             if self._connection is connection:
                 self._connection = None
+                connection.close()
 
 
 def _connected(path: str) -> socket.socket | None:
