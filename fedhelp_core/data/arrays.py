@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fedhelp_core.config import SiloConfig, TaskConfig
@@ -25,6 +24,7 @@ from fedhelp_core.data.decode import decode_all, preprocessing
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.disk import explained
 from fedhelp_core.errors import DataError, listed
+from fedhelp_core.weights import write_weights
 
 _KEPT_CACHES = 2  # the one in use, and the one before it for a silo that goes back and forth between two configs
 
@@ -63,7 +63,7 @@ def load_silo_arrays(config: SiloConfig, task: TaskConfig) -> SiloArrays:
             folder.mkdir(parents=True, exist_ok=True)
             scratch = path.with_suffix(f".{os.getpid()}.tmp")
             try:
-                save_file(tensors, scratch)
+                write_weights(scratch, {name: tensor.numpy() for name, tensor in tensors.items()}, "silo-images")
                 os.replace(scratch, path)
             finally:
                 scratch.unlink(missing_ok=True)

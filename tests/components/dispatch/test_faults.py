@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_a_silo_that_fails_for_good_is_left_out_with_its_own_words_and_the_run_g
     tiny.write_silo("brno", data__center=77)
     (tiny.folder / "state" / "brno" / "cache").rename(tiny.folder / "gone")
     output = succeeded(processes.component("federation", *where), 900)
-    assert "silo brno: left out from round 1 on: silo brno: " in output
+    assert re.search(r"silo brno: left out from round 1 on: .*no row has center 77", output)
     for number in (1, 2):
         commit = tiny.run("r").commit(number)
         assert commit is not None
@@ -56,7 +57,7 @@ def test_a_lost_quorum_ends_every_component_with_one_clear_message(make_tiny: Ma
     assert code == 17
     [error] = [line for line in output.splitlines() if "error: " in line]
     assert "round 1: " in error
-    assert "at least 3 (protocol.min_silos) expected; brno: silo brno: " in error
+    assert re.search(r"at least 3 \(protocol.min_silos\) expected; brno: .*no row has center 77", error)
     ends = {silo: ended(process, 900) for silo, process in silos.items()}
     assert ends["aachen"][0] == ends["coimbra"][0] == 16, ends
     assert "at least 3 (protocol.min_silos) expected" in ends["aachen"][1]
