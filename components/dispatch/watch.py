@@ -62,7 +62,7 @@ class Handler(Protocol):
         """Everything that is there now."""
 
     def reached(self, namespace: str | None) -> None:
-        """The watch lives: after an event, and every minute."""
+        """The watch lives: when it begins, and with every event."""
 
     def changed(self, kind: str, found: dict[str, Any]) -> None:
         """ADDED, MODIFIED or DELETED."""
@@ -180,6 +180,9 @@ class Watches:
         url = self._url(
             namespace, watch="true", allowWatchBookmarks="true", resourceVersion=version, timeoutSeconds=str(random.randint(*_LIFETIME)))
         async for line in connection.lines(url):
+            if not line:
+                yield version
+                continue
             event = json.loads(line)
             found = event["object"]
             if event["type"] == "ERROR":
@@ -236,9 +239,11 @@ class _Connection:
         return answer
 
     async def lines(self, url: str) -> AsyncIterator[bytes]:
-        """A streamed answer, line by line."""
+        """A streamed answer, line by line; first an empty one, when the server has accepted the request."""
         rest = b""
         async for chunk in self._get(url):
+            if not chunk:
+                yield b""
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 if line:
@@ -255,6 +260,7 @@ class _Connection:
         if status != 200:
             text = b"".join([chunk async for chunk in body])
             raise _Refused(status, _message(text))
+        yield b""
         async for chunk in body:
             yield chunk
 
