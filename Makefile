@@ -9,7 +9,7 @@ RUN := $(UV) run --frozen --no-sync
 DEMO ?= demo
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
-.PHONY: help setup run simulate test check charts format bench bench-peers cluster cluster-down e2e clean
+.PHONY: help setup run simulate test check charts format bench bench-peers images requirements cluster cluster-down e2e clean
 
 ##@ Use
 run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (about 3 minutes)
@@ -40,6 +40,13 @@ bench: setup ## The figures of docs/benchmarks.md, side by side with their yards
 
 bench-peers: setup ## The same round-time measurement for NVFLARE and Flower, in environments of their own
 	@$(RUN) python -m benchmarks --peers
+
+##@ Images
+images: ## Build fedhelp/hub and fedhelp/silo (BASE_IMAGE, IMAGE_REPOSITORY, VERSION, CUDA=no; images/README.md)
+	@images/build.sh
+
+requirements: setup ## Write what the images install, from uv.lock
+	@$(RUN) python images/requirements.py
 
 ##@ Kubernetes
 GRADE ?= 2
@@ -77,4 +84,4 @@ clean: ## Remove what make made, but for the demo's input and results
 	@rm -rf .venv .uv .cache build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 help: ## This help
-	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

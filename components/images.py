@@ -6,5 +6,5 @@ $FEDHELP_HUB_IMAGE and $FEDHELP_SILO_IMAGE replace them, so that a platform team
 import os
 
 VERSION = "0.1.0"
-HUB_IMAGE = os.environ.get("FEDHELP_HUB_IMAGE", f"fedhelp/hub-python:{VERSION}")
-SILO_IMAGE = os.environ.get("FEDHELP_SILO_IMAGE", f"fedhelp/silo-python:{VERSION}")
+HUB_IMAGE = os.environ.get("FEDHELP_HUB_IMAGE", f"fedhelp/hub:{VERSION}")
+SILO_IMAGE = os.environ.get("FEDHELP_SILO_IMAGE", f"fedhelp/silo:{VERSION}")

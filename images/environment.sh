@@ -1,0 +1,25 @@
+# Sourced by the Dockerfile's RUN lines: how packages are installed, with the builder's own index settings and CA certificates.
+# Byte code is made now and never compared with its source later: in a running image nobody can write either.
+export VIRTUAL_ENV=/opt/fedhelp UV_CACHE_DIR=/cache UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 PYC_INVALIDATION_MODE=UNCHECKED_HASH
+if [ -s /run/secrets/index ]; then # lines of NAME=value
+  set -a
+  . /run/secrets/index
+  set +a
+fi
+if [ -s /run/secrets/certificates ]; then
+  export SSL_CERT_FILE=/run/secrets/certificates PIP_CERT=/run/secrets/certificates
+fi
+
+install_locked() { # LIST: exactly what it pins, without the packages' own test suites
+  /tools/bin/uv pip install --quiet --no-deps --require-hashes -r "$1" &&
+    find "$VIRTUAL_ENV"/lib/python3.*/site-packages -type d -name tests -prune -exec rm -r {} +
+}
+
+install_torch_without_cuda() {
+  "$VIRTUAL_ENV"/bin/python3 /images/silo/without_cuda.py list /images/silo/torch.txt >/tmp/torch.txt && install_locked /tmp/torch.txt &&
+    "$VIRTUAL_ENV"/bin/python3 /images/silo/without_cuda.py stand-in "$VIRTUAL_ENV"/lib/python3.*/site-packages
+}
+
+install_wheel() { # WHEEL: ours
+  /tools/bin/uv pip install --quiet --offline --no-cache --no-deps "$1"
+}

@@ -1,0 +1,142 @@
+"""What the images install: in step with the lock, enough for what the code imports, and nothing that the hub need not pull."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import grimp
+import pytest
+
+from fedhelp_components import images as image_names
+from fedhelp_pipelines.graphs import PIPELINES
+
+ROOT = Path(__file__).resolve().parents[2]
+LISTS = ("images/build.txt", "images/hub/requirements.txt", "images/silo/torch.txt", "images/silo/requirements.txt")
+OURS = ("fedhelp_core", "fedhelp_components", "fedhelp_pipelines")
+NOT_ON_THE_HUB = {
+    ("fedhelp_core.tracking", "torch"),  # logging and loading models, which evaluation and teachers do, in the silo image
+}
+
+
+def load(path: str, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def names(text: str) -> set[str]:
+    """The distributions that a list pins."""
+    return set(re.findall(r"^([a-z0-9-]+)==", text, flags=re.MULTILINE))
+
+
+def components(image: str) -> list[str]:
+    """The components whose kfp spec names `image`."""
+    executors = [item for pipeline in PIPELINES.values() for item in pipeline.pipeline_spec.deployment_spec["executors"].items()]
+    return sorted({name.removeprefix("exec-").replace("-", "_") for name, executor in executors if executor["container"]["image"] == image})
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    found = grimp.build_graph(*OURS, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None)
+    for importer, imported in NOT_ON_THE_HUB:
+        found.remove_import(importer=importer, imported=imported)
+    return found
+
+
+def imported_by(graph: grimp.ImportGraph, entries: list[str]) -> set[str]:
+    """Packages that are not ours and that `entries` import, by whatever way and however late."""
+    reached = set[str]().union(*(graph.find_upstream_modules(entry) for entry in entries))
+    return {module for module in reached if not module.startswith(OURS)} - set(sys.stdlib_module_names)
+
+
+def missing_from(pins: str, packages: set[str]) -> Iterator[str]:
+    provided_by = importlib.metadata.packages_distributions()
+    for package in sorted(packages):
+        if not {re.sub(r"[-_.]+", "-", name).lower() for name in provided_by[package]} & names(pins):
+            yield package
+
+
+def test_the_lists_are_what_the_lock_says() -> None:
+    out_of_step = [path.name for path in load("images/requirements.py", "requirements_writer").out_of_step()]
+    assert out_of_step == [], "run: make requirements"
+
+
+def test_every_file_that_is_installed_is_known_by_its_hash() -> None:
+    for path in LISTS:
+        entries = re.split(r"\n(?=\S)", read(path).strip())
+        assert [entry for entry in entries if not entry.startswith("#") and "--hash=sha256:" not in entry] == []
+
+
+def test_no_package_index_and_no_registry_is_written_into_the_build() -> None:
+    files = [path for path in (ROOT / "images").rglob("*") if path.suffix in (".sh", ".txt", ".py") or path.name == "Dockerfile"]
+    assert [path.name for path in files if re.search(r"https?://", path.read_text(encoding="utf-8"))] == []
+
+
+def test_the_build_uses_the_same_uv_as_the_makefile() -> None:
+    version = re.search(r"^UV_VERSION := (\S+)$", read("Makefile"), flags=re.MULTILINE)
+    assert version is not None
+    assert f"uv=={version.group(1)} " in read("images/build.txt")
+
+
+class TestHub:
+    def test_it_runs_everything_but_what_needs_pytorch(self) -> None:
+        assert components(image_names.SILO_IMAGE) == ["evaluation", "soft_label_prefetch"]
+        assert components(image_names.HUB_IMAGE) == ["aggregation", "check", "federation", "promotion", "silo_training"]
+
+    def test_it_has_every_package_that_its_components_and_dispatchers_import(self, graph: grimp.ImportGraph) -> None:
+        entries = [f"fedhelp_components.{name}.__main__" for name in components(image_names.HUB_IMAGE)]
+        entries += [module for module in graph.modules if module.startswith("fedhelp_components.dispatch.") and not module.endswith(".zygote")]
+        assert list(missing_from(read("images/hub/requirements.txt"), imported_by(graph, entries))) == []
+
+    def test_it_has_neither_pytorch_nor_what_else_is_large(self) -> None:
+        heavy = {"torch", "monai", "scipy", "pandas", "pyarrow", "scikit-learn", "matplotlib", "mlflow"}
+        assert names(read("images/hub/requirements.txt")) & heavy == set()
+
+
+class TestSilo:
+    def test_its_two_lists_are_all_that_the_product_depends_on(self) -> None:
+        wanted = {re.split(r"[<>=\[ ]", requirement)[0] for requirement in tomllib.loads(read("pyproject.toml"))["project"]["dependencies"]}
+        assert wanted <= names(read("images/silo/requirements.txt")) | names(read("images/silo/torch.txt"))
+
+    def test_no_package_is_in_both_of_its_lists(self) -> None:
+        assert names(read("images/silo/requirements.txt")) & names(read("images/silo/torch.txt")) == set()
+
+    def test_it_has_every_package_that_the_worker_and_its_components_import(self, graph: grimp.ImportGraph) -> None:
+        entries = [f"fedhelp_components.{name}.__main__" for name in components(image_names.SILO_IMAGE)]
+        packages = imported_by(graph, [*entries, "fedhelp_components.silo_training.worker"])
+        assert list(missing_from(read("images/silo/requirements.txt") + read("images/silo/torch.txt"), packages)) == []
+
+
+class TestWithoutCuda:
+    def test_its_list_is_pytorchs_without_nvidias_packages(self) -> None:
+        full = read("images/silo/torch.txt")
+        kept = load("images/silo/without_cuda.py", "without_cuda").cpu_list(full)
+        assert {name for name in names(full) - names(kept) if not name.startswith(("nvidia-", "cuda-"))} == set()
+        assert {name for name in names(kept) if name.startswith(("nvidia-", "cuda-"))} == {"nvidia-cuda-cupti", "nvidia-cuda-runtime"}
+        assert all(line in full.splitlines() for line in kept.splitlines())
+
+    def test_an_empty_library_loads_and_defines_what_it_was_asked_for(self, tmp_path: Path) -> None:
+        path = tmp_path / "libstand_in.so"
+        path.write_bytes(load("images/silo/without_cuda.py", "without_cuda").empty_library(
+            "libstand_in.so", ["libcublas.so.13"], [("cublasCreate_v2", "libcublas.so.13"), ("ncclSend", "")]))
+        library = ctypes.CDLL(str(path))
+        assert ctypes.c_uint64.in_dll(library, "cublasCreate_v2").value == 0
+        assert ctypes.c_uint64.in_dll(library, "ncclSend").value == 0
+        with pytest.raises(ValueError, match="undefined symbol"):
+            ctypes.c_uint64.in_dll(library, "ncclRecv")
