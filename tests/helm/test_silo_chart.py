@@ -171,7 +171,7 @@ def test_credentials_come_from_the_hospitals_own_secret(render: Render) -> None:
 def test_an_image_can_be_pinned_by_digest(render: Render) -> None:
     image = pod_of(render(SILO, "air-gapped"))["containers"][0]["image"]
 
-    assert image.startswith("registry.waldklinik.example/mirror/fedhelp/silo-python@sha256:")
+    assert image.startswith("registry.waldklinik.example/mirror/fedhelp/silo@sha256:")
 
 
 def test_the_hubs_role_is_what_dispatch_needs_and_no_more(render: Render) -> None:

@@ -5,7 +5,7 @@ A compiled pipeline, made ready for this installation. Takes {"root": $, "name":
 {{- define "hub.pipeline" -}}
 {{- $root := .root -}}
 {{- $text := $root.Files.Get (printf "files/pipelines/%s.yaml" .name) -}}
-{{- range $name, $image := dict "hub-python" $root.Values.image "silo-python" $root.Values.siloImage -}}
+{{- range $name, $image := dict "hub" $root.Values.image "silo" $root.Values.siloImage -}}
 {{- $text = $text | replace (printf "image: fedhelp/%s:%s" $name $root.Chart.AppVersion) (printf "image: %s" (include "hub.image" (dict "root" $root "image" $image))) -}}
 {{- end -}}
 {{- $documents := splitList "\n---\n" $text -}}
