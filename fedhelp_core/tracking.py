@@ -548,6 +548,7 @@ def _prepare() -> None:
     """Quiet settings for mlflow, before it is imported: it reads some at import, some at each call."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])  # where somebody else has imported it before
 
 
 def _client(uri: str) -> Any:
