@@ -9,7 +9,7 @@ RUN := $(UV) run --frozen --no-sync
 DEMO ?= demo
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
-.PHONY: help setup run simulate test check charts format bench bench-peers images requirements cluster cluster-down e2e clean
+.PHONY: help setup run simulate test test-cluster check charts format bench bench-peers images requirements cluster cluster-down e2e clean
 
 ##@ Use
 run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (about 3 minutes)
@@ -21,7 +21,10 @@ simulate: setup ## Compare all methods over five seeds on the demo's data: table
 ##@ Develop
 test: setup check ## Everything that CI checks: lint, types, layers, then all tests
 	@$(RUN) python tests/cluster/build.py --control-plane >/dev/null
-	@$(RUN) pytest tests -m "not e2e"
+	@$(RUN) pytest tests -m "not e2e and not cluster and not long"
+
+test-cluster: setup ## The tests on a real Kubernetes API server (builds it once, some ten minutes), and those that take many minutes
+	@$(RUN) pytest tests -m "(cluster or long) and not e2e"
 
 check: setup .cache/mypy ## The static part: ruff, mypy, import-linter, lock file
 	@$(UV) lock --check --quiet
