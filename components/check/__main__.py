@@ -104,8 +104,8 @@ def static_problems(config: Federation) -> list[str]:
     problems = []
     if config.algorithm.method == "local":
         problems.append("algorithm.method: 'local' has no federation to run; compare it with `fedhelp simulate --methods local,...`")
-    if config.uses_public_set and config.public_set is not None and not config.public_set.images.is_dir():
-        problems.append(f"public_set.images: {config.public_set.images} is not a folder; give the folder of public JPEG/PNG images")
+    if config.uses_public_set and config.public_set is not None and not config.public_set.images.exists():
+        problems.append(f"public_set.images: {config.public_set.images} does not exist; give the public images (docs/architecture.md: softlabels)")
     try:
         open_store(config.store.url, endpoint_url=config.store.endpoint_url).put("probe", b"fedhelp was here")
     except FedHelpError as e:

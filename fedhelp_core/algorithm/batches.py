@@ -7,6 +7,7 @@ images once. Shapes: N images, B batch, C channels, H height, W width, K anythin
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +31,17 @@ def flip_at_random(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     return images_BCHW
 
 
+class Rows(Protocol):
+    """Something per image, (N, ...): a tensor, or rows of files that are read when their batch is made."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, ...)."""
+
+    def __getitem__(self, index_B: Tensor, /) -> Tensor:
+        """The rows at `index_B`, (B, ...)."""
+
+
 class Batches:
     """Batches of (images float32 (B, C, H, W), targets (B, ...)) drawn without replacement, pass after pass.
 
@@ -37,7 +49,7 @@ class Batches:
     """
 
     def __init__(
-        self, images_NCHW: Tensor, targets_NK: Tensor, *, batch_size: int, flips: bool, generator: torch.Generator, device: torch.device,
+        self, images_NCHW: Rows, targets_NK: Rows, *, batch_size: int, flips: bool, generator: torch.Generator, device: torch.device,
     ) -> None:
         self._images = images_NCHW
         self._targets = targets_NK

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedhelp_core.algorithm.batches import to_input
+from fedhelp_core.algorithm.batches import Rows, to_input
 from fedhelp_core.algorithm.local_update import METHOD_PARTS, SiloState, UpdateSettings, Weights, large_model_of, proxy_with
 
 _BATCH = 256  # large enough to keep the arithmetic busy, small enough for any GPU that trains at batch 4
@@ -31,7 +31,7 @@ def probabilities(model: nn.Module, images_NCHW: Tensor, device: torch.device) -
 
 
 @torch.no_grad()
-def recompute_normalisation(model: nn.Module, images_NCHW: Tensor, device: torch.device) -> None:
+def recompute_normalisation(model: nn.Module, images_NCHW: Rows, device: torch.device) -> None:
     """Batch-norm running statistics of `model` replaced by those of `images_NCHW` (cumulative averages), in place.
 
     For a global model made under `normalisation: silo`, which has none of its own: the images are the public ones.
@@ -42,8 +42,8 @@ def recompute_normalisation(model: nn.Module, images_NCHW: Tensor, device: torch
         norm.reset_running_stats()
         norm.momentum = None
     model.train()
-    for part_BCHW in torch.split(images_NCHW, _BATCH):
-        model(to_input(part_BCHW, device))
+    for index_B in torch.split(torch.arange(images_NCHW.shape[0]), _BATCH):
+        model(to_input(images_NCHW[index_B], device))
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum
     model.eval()

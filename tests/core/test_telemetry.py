@@ -43,7 +43,7 @@ def record_one_of_each() -> None:
     telemetry.phase_finished("a", "train", 1.5)
     telemetry.update_sent("a", 4096)
     telemetry.trained("b", loss=0.25, images=300, seconds=1.5)
-    telemetry.teacher_asked("teacher", 64)
+    telemetry.teacher_asked("teacher", 64, 0.2)
 
 
 def samples(text: str) -> dict[str, float]:
