@@ -19,7 +19,7 @@ simulate: setup ## Compare all methods over five seeds on the demo's data: table
 	@$(RUN) fedhelp simulate --demo $(DEMO) --out study
 
 ##@ Develop
-test: setup check ## Everything that CI checks: lint, types, layers, then all tests
+test: setup check ## Everything that CI checks: lint, types, layers, then all tests that need no Kubernetes
 	@$(RUN) python tests/cluster/build.py helm >/dev/null
 	@$(RUN) pytest tests --ignore tests/cluster -m "not e2e and not long"
 
