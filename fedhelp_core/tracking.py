@@ -11,6 +11,7 @@ One MLflow run stands for one run of a federation. It is found again by its tags
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import math
@@ -555,10 +556,29 @@ def _client(uri: str) -> Any:
     _prepare()
     from mlflow import MlflowClient
 
-    folder = _sqlite_folder(uri)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+    if uri.startswith("sqlite:///"):
+        _make_sqlite_whole(Path(uri.removeprefix("sqlite:///")).absolute())
     return MlflowClient(uri)
+
+
+def _make_sqlite_whole(path: Path) -> None:
+    """A new database gets its name when its tables are there: mlflow does not go on where its migrations were killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # ends with this process, however it ends
+        if not path.exists():
+            from mlflow import MlflowClient
+
+            scratch = path.with_name(f"{path.name}.new")
+            for left in path.parent.glob(f"{scratch.name}*"):  # and its journal
+                left.unlink()
+            MlflowClient(f"sqlite:///{scratch}").search_experiments(max_results=1)
+            scratch.rename(path)
+    finally:
+        os.close(folder)
 
 
 def _sqlite_folder(uri: str) -> Path | None:

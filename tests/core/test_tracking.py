@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,15 @@ from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFoun
 from fedhelp_core.models import build_model
 from fedhelp_core.tracking import AsyncTracker, Registry, Tracker, gate, load_pyfunc, save_pyfunc_from_code, tracking_uri
 
+_KILLED_AMID_MIGRATIONS = """
+import os, signal, sys
+from alembic.ddl.impl import DefaultImpl
+from fedhelp_core.config import Federation
+from fedhelp_core.tracking import Tracker
+
+DefaultImpl.drop_table = lambda *args, **kw: os.kill(os.getpid(), signal.SIGKILL)  # the new table is there, the old one not yet gone
+Tracker.for_run(Federation.model_validate_json(sys.argv[2]), "r").log_final({"a": 0.5})
+"""
 NOBODY = "http://127.0.0.1:9"  # the discard port: connections are refused
 
 
@@ -443,6 +453,14 @@ class TestErrors:
         monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
         with pytest.raises(NotFound, match=r"\$MLFLOW_RUN_ID"):
             Tracker.for_run(federation, "r").log_final({"a": 0.5})
+
+    def test_a_process_killed_while_it_made_the_database_leaves_none_that_is_half_made(self, tmp_path: Path) -> None:
+        federation = federation_in(str(tmp_path / "store"))
+        killed = subprocess.run(
+            [sys.executable, "-c", _KILLED_AMID_MIGRATIONS, tracking_uri(federation), federation.model_dump_json()], check=False, timeout=120)
+        assert killed.returncode == -signal.SIGKILL
+        Tracker.for_run(federation, "r").log_final({"a": 0.5})
+        assert [path.name for path in (tmp_path / "store").iterdir()] == ["mlflow.db"]
 
     def test_a_folder_that_nothing_can_be_written_into_is_named(self, federation: Federation) -> None:
         blocked = federation.override(**{"tracking.uri": "sqlite:////proc/nowhere/mlflow.db"})
