@@ -76,6 +76,7 @@ class AlgorithmConfig(_Model):
     local_epochs: int = Field(1, ge=1, le=1000, description="Passes over the private training data per round; paper.")
     batch_size: int = Field(4, ge=2, le=65536, description="Private images per step; paper.")
     public_batch_size: int = Field(4, ge=2, le=65536, description="Public images per step of Eq 2; paper.")
+    public_steps: int = Field(1, ge=1, le=10_000, description="Public batches of Eq 2 after each private batch; paper: 1.")
     optimizer: OptimizerConfig = OptimizerConfig()
     persist_optimizer: bool = Field(True, description="Keep Adam's moments in the silo from round to round.")
     temperature: float = Field(1.0, gt=0, le=1000, description="T of Eq 2-4; paper.")

@@ -7,6 +7,7 @@ Whoever ticks also keeps the lease by which workers know that somebody still wan
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,7 @@ from datetime import UTC, datetime
 
 from fedhelp_components.dispatch.request import Action, Dispatcher, Outcome, Waiting, Work, request_for
 from fedhelp_core.config import Federation, SiloEntry
-from fedhelp_core.errors import JobFailed, RetryableError, RunAborted
+from fedhelp_core.errors import HubSilent, JobFailed, RetryableError, RunAborted
 from fedhelp_core.lease import Lease
 from fedhelp_core.rounds import Commit, Run
 from fedhelp_core.store import Poller
@@ -192,6 +193,12 @@ class CommitWatch:
         self._poller = Poller(run.store)
         self._next = 0.0
         self._latest: Commit | None = None
+        self._since = time.monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since a new commit was seen, or since the beginning."""
+        return time.monotonic() - self._since
 
     def latest(self) -> Commit | None:
         """None before commit 0."""
@@ -199,7 +206,7 @@ class CommitWatch:
             self._run.raise_if_aborted()
             found = self._run.latest_commit()
             if found != self._latest:
-                self._latest = found
+                self._latest, self._since = found, time.monotonic()
                 self._poller.reset()
             self._next = time.monotonic() + self._poller.interval
         return self._latest
@@ -263,20 +270,30 @@ def watch_one(supervisor: Supervisor, silo: str, federation: Federation, run: Ru
     """Tick one supervisor to its end (silo_training).
 
     Raises:
+        HubSilent: no round was committed for twice a round's deadline and a lease: whoever aggregates is gone.
         RunAborted: the run was ended for everyone.
     """
     commits = CommitWatch(run)
+    patience = 2 * federation.protocol.round_deadline + federation.protocol.lease  # an aggregation that starts anew waits anew
     with Lease(run.store, run.run_id, federation.protocol.lease, silo=silo):
         while not supervisor.finished:
             tick_all([supervisor], commits, say)
+            if commits.silent_s > patience:
+                raise HubSilent(
+                    f"no round was committed for {commits.silent_s:.0f} s, though each closes within {federation.protocol.round_deadline:g} s"
+                    " (protocol.round_deadline); look at node aggregation, then start this one again")
             time.sleep(tick_of(federation))
     run.raise_if_aborted()
 
 
 def run_everywhere(
     action: Action, federation: Federation, run: Run, dispatcher: Dispatcher, say: Say, done: Callable[[str], bool],
+    deadline_s: float = math.inf,
 ) -> dict[str, str]:
-    """Start `action` in every silo at once (except those where `done` says so) and wait; silo -> reason for those that failed."""
+    """Start `action` in every silo at once (except those where `done` says so) and wait; silo -> reason for those that failed.
+
+    Who has not ended `deadline_s` seconds after the start is stopped and has failed.
+    """
     failed: dict[str, str] = {}
     failures = dict.fromkeys(federation.silo_names, 0)
     retries = {silo.name: silo.dispatch.retries for silo in federation.silos}
@@ -298,11 +315,18 @@ def run_everywhere(
 
     with Lease(run.store, run.run_id, federation.protocol.lease):
         working = {silo: start(silo) for silo in federation.silo_names if not done(silo)}
+        until = time.monotonic() + deadline_s
         while working:
+            over = time.monotonic() >= until
             for silo, work in list(working.items()):
                 outcome = work.outcome()
-                if outcome is None:
+                if outcome is None and not over:
                     waits.report(silo, work.waiting())
+                    continue
+                if outcome is None:
+                    work.stop()
+                    failed[silo] = f"no answer within {deadline_s:g} s (protocol.round_deadline)"
+                    del working[silo]
                     continue
                 waits.over(silo)
                 del working[silo]

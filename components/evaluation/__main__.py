@@ -17,7 +17,7 @@ from fedhelp_components.dispatch.supervisor import require_none_failed, run_ever
 from fedhelp_components.evaluation.candidate import register_candidate
 from fedhelp_components.evaluation.report import write_report
 from fedhelp_components.session import Session, dispatcher_for, end, open_session, run_parser, say
-from fedhelp_core.errors import NotFound, PermanentError
+from fedhelp_core.errors import NotFound
 from fedhelp_core.facts import write_fact
 from fedhelp_core.rounds import Commit
 
@@ -36,7 +36,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, report_file: str = "") ->
     """Scores of all silos, the registered candidate's version, and the report on disk.
 
     Raises:
-        JobFailed: a silo could not evaluate.
+        JobFailed: fewer than `protocol.min_silos` could evaluate.
         NotFound: the last round is not committed yet.
     """
     session = open_session(store, run_id, endpoint_url)
@@ -65,20 +65,30 @@ def final_commit(session: Session) -> Commit:
 
 
 def evaluate_silos(session: Session) -> dict[str, dict[str, Any]]:
-    """Every silo's evaluation, those that are there already not asked again."""
+    """Evaluations by silo; those that are there already are not asked for again, and a silo that cannot answer is left out.
+
+    Raises:
+        JobFailed: fewer than `protocol.min_silos` could evaluate.
+    """
     federation, run = session.federation, session.run
     dispatcher = dispatcher_for(federation, run.run_id)
     try:
-        failed = run_everywhere("evaluate", federation, run, dispatcher, say, lambda silo: run.evaluation(silo) is not None)
-        require_none_failed(failed, "evaluation")
+        failed = run_everywhere(
+            "evaluate", federation, run, dispatcher, say, lambda silo: run.evaluation(silo) is not None,
+            deadline_s=federation.protocol.round_deadline)
     finally:
         dispatcher.close()
     documents: dict[str, dict[str, Any]] = {}
     for silo in federation.silo_names:
         document = run.evaluation(silo)
         if document is None or not document.get("models"):
-            raise PermanentError(f"silo {silo}: its evaluation holds no scores; look at its log")
-        documents[silo] = document
+            failed.setdefault(silo, "its evaluation holds no scores; look at its log")
+        else:
+            documents[silo] = document
+    if len(documents) < federation.protocol.min_silos:
+        require_none_failed(failed, "evaluation")
+    for silo, reason in failed.items():
+        say(f"silo {silo}: left out of the evaluation: {reason}")
     return documents
 
 
@@ -110,8 +120,6 @@ def summed_confusion(documents: dict[str, dict[str, Any]], classes: int) -> list
             for j, count in enumerate(row):
                 total[i][j] += int(count)
     return total
-
-
 
 
 def main() -> None:

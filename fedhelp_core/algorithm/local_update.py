@@ -264,7 +264,7 @@ class _SmallTrainer(_Trainer):
     def step(self, images_BCHW: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         found = {"private_loss": self._private_step(images_BCHW, labels_B)}
         if self.public is not None:
-            found["public_loss"] = self._public_step(*next(self.public))
+            found["public_loss"] = torch.stack([self._public_step(*next(self.public)) for _ in range(self.algorithm.public_steps)]).mean()
         return found
 
     def _private_step(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
@@ -286,7 +286,7 @@ class _SmallTrainer(_Trainer):
             logits_BP, probabilities_BP, temperature=self.algorithm.temperature, weight=self.algorithm.distillation_weight)
         loss.backward()  # type: ignore[no-untyped-call]
         self.public_optimizer.step()
-        return loss
+        return loss.detach()
 
     def kept(self) -> dict[str, Tensor]:
         kept = super().kept()

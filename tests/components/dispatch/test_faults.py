@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.components.tiny import DELETE, SILOS, Processes, TinyFederation, ended, succeeded, wait_until
+from tests.components.tiny import DELETE, SILOS, Processes, TinyFederation, ended, last_json, succeeded, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 Make = Callable[..., TinyFederation]
@@ -46,6 +46,30 @@ def test_a_silo_that_fails_for_good_is_left_out_with_its_own_words_and_the_run_g
         assert commit is not None
         assert commit.participants == ("aachen", "coimbra")
         assert "no row has center 77" in commit.absent["brno"]
+    output = succeeded(processes.component("evaluation", *where, "--report", tiny.folder / "report.html"), 900)
+    assert re.search(r"silo brno: left out of the evaluation: .*no row has center 77", output)
+    scores = last_json(output)
+    assert scores.keys() == {"aachen", "coimbra", "small_silos_mean", "all_silos_mean", "worst_silo"}
+    assert "brno" in (tiny.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_evaluation_needs_the_quorum_too(make_tiny: Make, processes: Processes) -> None:
+    tiny = make_tiny(**PLAIN, algorithm__rounds=1, protocol__round_deadline=900.0)
+    where = checked(tiny, processes)
+    succeeded(processes.component("federation", *where), 900)
+    tiny.write_silo("brno", data__center=77)
+    (tiny.folder / "state" / "brno" / "cache").rename(tiny.folder / "gone")
+    code, output = ended(processes.component("evaluation", *where), 900)
+    assert code == 19
+    assert re.search(r"silo brno: evaluation failed: .*no row has center 77", output)
+
+
+def test_a_silo_whose_aggregation_is_gone_waits_for_it_only_so_long(make_tiny: Make, processes: Processes) -> None:
+    tiny = make_tiny(**PLAIN, protocol__round_deadline=10.0, protocol__lease=5.0)
+    where = checked(tiny, processes)
+    code, output = ended(processes.component("silo_training", *where, "--silo", "aachen"), 300)
+    assert code == 34
+    assert re.search(r"no round was committed for \d+ s, though each closes within 10 s .* look at node aggregation", output)
 
 
 def test_a_lost_quorum_ends_every_component_with_one_clear_message(make_tiny: Make, processes: Processes) -> None:
