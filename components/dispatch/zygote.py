@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_QUIET = 0.25  # seconds without a request, after which the zygote uses the time
 
 
 @dataclass
@@ -58,9 +59,14 @@ class Zygote:
 
     def serve(self) -> None:
         """Answer until standard input closes; then kill every worker."""
+        warm = False
         while self._running:
-            for key, _ in self._selector.select():
+            events = self._selector.select(None if warm else _QUIET)
+            for key, _ in events:
                 key.data(key.fileobj)
+            if not events:
+                _warm_up()
+                warm = True
         for connection in list(self._connections.values()):
             self._drop(connection)
 
@@ -162,16 +168,18 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _warm_up() -> None:
+    """What only training needs, imported while silos check themselves: an optimizer's first step imports these 900 modules."""
+    import torch._dynamo  # noqa: F401
+
+
 def main() -> int:
     """Import what workers need, then serve."""
     parser = argparse.ArgumentParser(prog="python -m fedhelp_components.dispatch.zygote", description=__doc__)
     parser.add_argument("--socket", required=True, help="path of the Unix socket to listen on")
     path = parser.parse_args().socket
     zygote = Zygote(path)
-    # after bind, so that callers can connect while this imports
-    import torch._dynamo  # noqa: F401 - an optimizer's first step imports it: 900 modules, here once instead of in every worker
-
-    import fedhelp_components.silo_training.worker  # noqa: F401
+    import fedhelp_components.silo_training.worker  # noqa: F401 - after bind, so that callers can connect while this imports
 
     zygote.serve()
     with contextlib.suppress(OSError):  # the owner does this too, unless it was killed

@@ -1,0 +1,76 @@
+"""What README and docs/ tell people to type exists, and what they point at is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from fedhelp_components.cli import main
+
+ROOT = Path(__file__).parent.parent
+_TRACKED = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+_PLACEHOLDER = re.compile(r"<[^>]*>|\.\.\.|…")
+
+
+def pages() -> list[Path]:
+    return [ROOT / name for name in _TRACKED]
+
+
+def commands(program: str) -> Iterator[tuple[str, str]]:
+    """(page, command line) of every console line and code span that starts with `program`."""
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        blocks = re.findall(r"```(?:console|bash|sh)\n(.*?)```", text, re.DOTALL)
+        lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+        spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+        for line in [*lines, *spans]:
+            line = line.removeprefix("$ ").removeprefix(".venv/bin/")
+            if line.startswith(f"{program} "):
+                yield page.relative_to(ROOT).as_posix(), line
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    gone = [t for t in targets if not t.startswith(("http://", "https://", "mailto:", "#")) and not (page.parent / t.partition("#")[0]).exists()]
+    assert not gone
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {(page, word) for page, line in commands("make") for word in shlex.split(line, comments=True)[1:] if re.fullmatch(r"[a-z0-9-]+", word)}
+    assert len(named) > 3
+    assert not {(page, word) for page, word in named if word not in targets}
+
+
+def test_every_fedhelp_command_that_is_shown_takes_its_arguments() -> None:
+    shown = sorted(set(commands("fedhelp")))
+    assert len(shown) > 10
+    wrong = [f"{page}: {line}: {fault}" for page, line in shown if (fault := _fault_of(line))]
+    assert not wrong, "\n".join(wrong)
+
+
+def _fault_of(line: str) -> str | None:
+    """Why the command line of `fedhelp` would be refused, or None. Prose such as `fedhelp run` alone needs no arguments."""
+    words = shlex.split(re.split(r"\s[|>&]", line)[0], comments=True)[1:]
+    command: click.Command = main
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        found = command.commands.get(words[0])
+        if found is None:
+            return f"no command {words[0]!r}"
+        command, words = found, words[1:]
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"-h", "--help"}
+    return next((f"no option {w!r}" for w in words if w.startswith("-") and w.partition("=")[0] not in known and not _PLACEHOLDER.search(w)), None)
+
+
+def test_every_module_that_is_shown_to_be_run_exists() -> None:
+    shown = {(page, match.group(1)) for page, line in commands("python") if (match := re.match(r"python3? -m ([\w.]+)", line))}
+    assert shown
+    assert not {(page, name) for page, name in shown if name.split(".")[0] != "pip" and importlib.util.find_spec(name) is None}
