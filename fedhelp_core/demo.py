@@ -26,7 +26,7 @@ from fedhelp_core.errors import ConfigError
 
 SILOS = ("amsterdam", "barcelona", "coimbra", "dresden", "espoo", "faro")
 IMAGE_SIZE, PUBLIC_IMAGES, TEACHER_IMAGES = 32, 600, 1800
-_FORMAT = "fedhelp-demo/2"
+_FORMAT = "fedhelp-demo/3"
 
 Progress = Callable[[str], None]
 
@@ -75,7 +75,7 @@ def federation_document() -> dict[str, object]:
         "task": {"name": "melanoma", "image_size": IMAGE_SIZE},
         "algorithm": {
             "method": "fedhelp", "rounds": 20, "batch_size": 4, "public_batch_size": 8,
-            "public_steps": 4,  # a hospital of 8 images has 2 private batches a round, the paper's smallest 88: docs/results.md
+            "public_steps": 8,  # a hospital of 8 images has 2 private batches a round, the paper's smallest 88: docs/results.md
             "proxy_model": "resnet8", "large_model": "resnet20", "large_silos": 2,
             "optimizer": {"learning_rate": 2e-3},  # fewer and longer steps than the paper's 50 rounds at 1e-3
         },
