@@ -371,7 +371,7 @@ class _Advance(Protocol):
 
 @contextmanager
 def _progress_bar(console: Console | None, planned: Sequence[Cell], todo: Sequence[Cell], rounds: int) -> Iterator[_Advance]:
-    """A bar over the cost of all rounds still to do; `local` and `fedavg` count less than FedHelp."""
+    """A bar over the cost of all rounds still to do; `local` and `fedavg` count less than FedHelp. A line a cell without a terminal."""
     if console is None or not todo:
         yield lambda _cell, _number: None
         return
@@ -380,7 +380,7 @@ def _progress_bar(console: Console | None, planned: Sequence[Cell], todo: Sequen
     # speed over ten minutes: cells differ, so a shorter window would make the estimate jump
     shown = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
              TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*shown, console=console, speed_estimate_period=600) as bar:
+    with Progress(*shown, console=console, speed_estimate_period=600, disable=not console.is_terminal) as bar:
         kept = f", {len(planned) - len(todo)} known" if len(planned) > len(todo) else ""
         task = bar.add_task(f"{len(todo)} simulations{kept}", total=sum(_cost(cell) * rounds for cell in todo))
         done, lock = 0, threading.Lock()
@@ -391,6 +391,8 @@ def _progress_bar(console: Console | None, planned: Sequence[Cell], todo: Sequen
                 done += number == rounds
                 text = f"{done} of {len(todo)} simulations{kept} · {cell.method} seed {cell.seed}"
                 bar.update(task, advance=_cost(cell), description=text)
+                if number == rounds and not console.is_terminal:
+                    console.print(f"{text} normalisation {cell.normalisation}", highlight=False)
 
         yield advance
 

@@ -136,6 +136,13 @@ def test_workers_find_the_same_numbers_as_this_process(federation: Federation, t
     assert kept[0] == kept[1]
 
 
+def test_without_a_terminal_each_finished_cell_is_a_line(federation: Federation, tmp_path: Path) -> None:
+    out = io.StringIO()
+    run_study(federation, methods=["fedavg"], seeds=[1, 2], out=tmp_path, load=tiny_silos, console=Console(file=out, width=200))
+    assert out.getvalue().splitlines() == [
+        f"{number} of 2 simulations · fedavg seed {number} normalisation silo" for number in (1, 2)]
+
+
 def test_other_data_or_settings_are_other_cells(federation: Federation, tmp_path: Path) -> None:
     one = federation.override(**{"algorithm.rounds": 1})
     for changed, load in ((one, tiny_silos), (one, partial(tiny_silos, 1)), (one.override(**{"algorithm.batch_size": 3}), tiny_silos)):
