@@ -70,8 +70,8 @@ class AlgorithmConfig(_Model):
 
     method: Method = Field("fedhelp", description="Which algorithm: FedHelp, a baseline or an ablation.")
     normalisation: Normalisation = Field(
-        "silo", description="'silo' keeps batch-norm weights and statistics at home (FedBN, evidence in docs/results.md);"
-                            " 'shared' is the paper's: they are averaged like the rest.")
+        "shared", description="'shared' averages batch norms like the rest: the paper's, and best with FedHelp (docs/results.md);"
+                              " 'silo' keeps their weights and statistics at home (FedBN): best without soft labels.")
     rounds: int = Field(50, ge=1, le=100_000, description="Federated rounds R; paper.")
     local_epochs: int = Field(1, ge=1, le=1000, description="Passes over the private training data per round; paper.")
     batch_size: int = Field(4, ge=2, le=65536, description="Private images per step; paper.")

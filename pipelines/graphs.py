@@ -60,10 +60,11 @@ def _graph(train: Training) -> Callable[..., str]:
         federation: str = "/etc/fedhelp/federation.yaml",
         run_id: str = "",
         method: str = "fedhelp",
-        normalisation: str = "silo",
+        normalisation: str = "shared",
         rounds: int = 50,
         local_epochs: int = 1,
         batch_size: int = 4,
+        public_steps: int = 1,
         learning_rate: float = 0.001,
         temperature: float = 1.0,
         distillation_weight: float = 1.0,
@@ -80,10 +81,11 @@ def _graph(train: Training) -> Callable[..., str]:
             federation: Path or s3:// URL of federation.yaml: the silos, the task, the public images and the store.
             run_id: Name of the run. Blank: this job's id. An earlier run's name goes on with that run.
             method: FedHelp, a compared method, or an ablation.
-            normalisation: 'silo' keeps batch norms at home, 'shared' (the paper's) averages them.
+            normalisation: 'shared' (the paper's) averages batch norms, 'silo' keeps them at home.
             rounds: Federated rounds R.
             local_epochs: Passes over a silo's private images per round.
             batch_size: Private images per step.
+            public_steps: Public batches of Eq 2 after each private one; more where hospitals have few images.
             learning_rate: Adam's step size.
             temperature: T of Eq 2-4.
             distillation_weight: Lambda of Eq 2-4.

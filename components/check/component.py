@@ -17,6 +17,7 @@ def check(
     rounds: int,
     local_epochs: int,
     batch_size: int,
+    public_steps: int,
     learning_rate: float,
     temperature: float,
     distillation_weight: float,
@@ -38,6 +39,7 @@ def check(
         rounds: Federated rounds.
         local_epochs: Passes over a silo's private images per round.
         batch_size: Private images per step.
+        public_steps: Public batches of Eq 2 after each private one.
         learning_rate: Adam's step size.
         temperature: T of Eq 2-4.
         distillation_weight: Lambda of Eq 2-4.
@@ -59,7 +61,7 @@ def check(
             federation, run_id or job_id,
             {
                 "method": method, "normalisation": normalisation, "rounds": rounds, "local_epochs": local_epochs,
-                "batch_size": batch_size, "learning_rate": learning_rate, "temperature": temperature,
+                "batch_size": batch_size, "public_steps": public_steps, "learning_rate": learning_rate, "temperature": temperature,
                 "distillation_weight": distillation_weight, "rank_weight": rank_weight, "weighting": weighting, "seed": seed,
                 "min_silos": min_silos, "round_deadline": round_deadline, "promotion_mode": promotion_mode,
             },

@@ -9,6 +9,7 @@ FIELDS = {
     "rounds": "algorithm.rounds",
     "local_epochs": "algorithm.local_epochs",
     "batch_size": "algorithm.batch_size",
+    "public_steps": "algorithm.public_steps",
     "learning_rate": "algorithm.optimizer.learning_rate",
     "temperature": "algorithm.temperature",
     "distillation_weight": "algorithm.distillation_weight",
@@ -23,7 +24,7 @@ FIELDS = {
 # kfp 2.17 cannot express enumerations in Python: `fedhelp compile` writes them into the YAML, and the UI shows menus.
 LITERALS = {
     "method": ["fedhelp", "fedavg", "fedprox", "fedhelp-no-api", "fedhelp-no-rank", "fedhelp-symmetric", "fedhelp-one-way"],
-    "normalisation": ["silo", "shared"],
+    "normalisation": ["shared", "silo"],
     "weighting": ["uniform", "samples"],
     "promotion_mode": ["gate", "manual"],
 }

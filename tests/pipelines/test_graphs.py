@@ -200,8 +200,8 @@ def test_compile_bakes_a_federations_settings_in_as_defaults(tmp_path: Path) -> 
     baked = next(iter(yaml.safe_load_all((tmp_path / "baked.yaml").read_text(encoding="utf-8"))))
     form = baked["root"]["inputDefinitions"]["parameters"]
     assert {name: form[name]["defaultValue"] for name in FIELDS} == {
-        "method": "fedavg", "normalisation": "silo", "rounds": 3, "local_epochs": 1, "batch_size": 4, "learning_rate": 0.02, "temperature": 1.0,
-        "distillation_weight": 1.0, "rank_weight": 0.2, "weighting": "uniform", "seed": 17, "min_silos": 1, "round_deadline": 3600.0,
+        "method": "fedavg", "normalisation": "shared", "rounds": 3, "local_epochs": 1, "batch_size": 4, "public_steps": 1,
+        "learning_rate": 0.02, "temperature": 1.0, "distillation_weight": 1.0, "rank_weight": 0.2, "weighting": "uniform", "seed": 17, "min_silos": 1, "round_deadline": 3600.0,
         "promotion_mode": "gate"}
     images = {executor["container"]["image"] for executor in baked["deploymentSpec"]["executors"].values()}
     assert images == {"registry.hospital/hub:7", "registry.hospital/silo:7"}
