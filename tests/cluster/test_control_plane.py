@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,24 @@ def test_a_privileged_pod_is_refused_where_the_namespace_enforces_the_restricted
         client.CoreV1Api(administrator).create_namespaced_pod(namespace, pod)
 
 
-def test_a_job_runs_on_a_pretended_node(control_plane: ControlPlane, namespace: str) -> None:
-    control_plane.add_kwok_nodes(1)
-    control_plane.kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(job("pretended", "image:1")))
-    control_plane.kubectl("-n", namespace, "wait", "--for=condition=complete", "job/pretended", "--timeout=60s")
+@pytest.fixture(scope="module")
+def disposable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane for what other tests must not meet: nodes that their pods would run on, an API server that goes away."""
+    with ControlPlane(tmp_path_factory.mktemp("disposable")) as cluster:
+        yield cluster
 
 
-@pytest.mark.slow
-def test_the_api_server_comes_back_with_its_data_at_the_same_address(tmp_path: Path) -> None:
-    with ControlPlane(tmp_path / "cluster") as cluster:
-        name = cluster.new_namespace()
-        cluster.stop_api_server()
-        with pytest.raises(OSError, match="refused"):
-            cluster.request("GET", "/readyz")
-        cluster.start_api_server()
-        assert cluster.request("GET", f"/api/v1/namespaces/{name}")["metadata"]["name"] == name
+def test_a_job_runs_on_a_pretended_node(disposable: ControlPlane) -> None:
+    disposable.add_kwok_nodes(1)
+    name = disposable.new_namespace()
+    disposable.kubectl("-n", name, "apply", "-f", "-", input=json.dumps(job("pretended", "image:1")))
+    disposable.kubectl("-n", name, "wait", "--for=condition=complete", "job/pretended", "--timeout=60s")
+
+
+def test_the_api_server_comes_back_with_its_data_at_the_same_address(disposable: ControlPlane) -> None:
+    name = disposable.new_namespace()
+    disposable.stop_api_server()
+    with pytest.raises(OSError, match="refused"):
+        disposable.request("GET", "/readyz")
+    disposable.start_api_server()
+    assert disposable.request("GET", f"/api/v1/namespaces/{name}")["metadata"]["name"] == name

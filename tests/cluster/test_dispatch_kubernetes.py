@@ -1,6 +1,6 @@
 """Dispatch `kubernetes` against a real API server with its own controllers, as the hub's account: what it creates, adopts, sees and ends.
 
-There is no kubelet: pods wait for a node as they do where GPUs are busy, and tests say what their containers did.
+There is no kubelet: the only node has no free GPU, pods wait for it, and tests say what their containers did.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def test_a_job_is_made_of_the_template_waits_for_a_gpu_runs_and_is_done(hospital
     made = job_of(cron_job, request, namespace=hospital.namespace)
     assert {key: job["spec"][key] for key in made["spec"] if key != "template"} == {k: v for k, v in made["spec"].items() if k != "template"}
     assert job["spec"]["template"]["spec"] == made["spec"]["template"]["spec"]
-    assert "no nodes available" in waits_for(work, "no node can take its pod") and "since 20" in str(work.waiting())
+    assert "Insufficient nvidia.com/gpu" in waits_for(work, "no node can take its pod") and "since 20" in str(work.waiting())
     hospital.run_pod()
     assert runs(work)
     hospital.end_pod(0)

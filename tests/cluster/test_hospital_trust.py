@@ -22,7 +22,7 @@ from tests.cluster.build import binary
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.releases import install
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 STORE, ENDPOINT = "s3://federation/melanoma", "http://minio.storage:9000"
 FORBIDDEN = "is forbidden"

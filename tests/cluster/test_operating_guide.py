@@ -13,7 +13,7 @@ import pytest
 from tests.cluster.build import binary
 from tests.cluster.control_plane import ControlPlane
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "operating.md"
