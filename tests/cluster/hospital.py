@@ -129,7 +129,8 @@ class Hospital:
         pod = self.pod()
         path = f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}"
         if "nodeName" not in pod["spec"]:  # else the scheduler, trying again, would write over what is said here
-            self.cluster.request("POST", f"{path}/binding", {"metadata": pod["metadata"], "target": {"kind": "Node", "name": self._node}})
+            bound = {"metadata": {"name": pod["metadata"]["name"]}, "target": {"kind": "Node", "name": self._node}}
+            self.cluster.request("POST", f"{path}/binding", bound)
         status = {"phase": phase, "startTime": _now(), "conditions": [*conditions, *further], "containerStatuses": [container]}
         self.cluster.request("PATCH", f"{path}/status", {"status": status}, "application/strategic-merge-patch+json")
 

@@ -66,12 +66,12 @@ def test_an_upgrade_changes_the_template(said: dict[str, str]) -> None:
 
 def test_after_uninstalling_only_the_state_volume_is_left(said: dict[str, str], control_plane: ControlPlane) -> None:
     assert "fedhelp-state" in said["uninstall"]
-    kinds = control_plane.kubectl("api-resources", "--verbs=list", "-o", "name").split()
-    labelled = control_plane.kubectl("get", ",".join(kinds), "--all-namespaces", "-l", "app.kubernetes.io/part-of=fedhelp", "-o", "name", check=False)
-    own = [line for line in labelled.splitlines() if line and not line.startswith("persistentvolumeclaim/")]
+    kinds = control_plane.kubectl("api-resources", "--verbs=list", "--namespaced", "-o", "name").split()
+    look = ("get", ",".join(kinds), "-l", "app.kubernetes.io/part-of=fedhelp", "-o", "name")
+    found = [line for place in ("fedhelp", "charite") for line in control_plane.kubectl(*look, "-n", place, check=False).split()]
     policies = control_plane.kubectl("get", "validatingadmissionpolicies,validatingadmissionpolicybindings", "-o", "name")
 
-    assert not [line for line in own if "hospital" not in line]
+    assert [line for line in found if not line.startswith("persistentvolumeclaim/")] == []
     assert "fedhelp-worker.charite" not in policies
 
 

@@ -77,6 +77,10 @@ class Hospital:
             "hub": {"subjects": subjects} if subjects else {"serviceAccount": {"create": True}},
         }
 
+    def upgrade(self, **changes: Any) -> None:
+        """What the hospital's IT does to change its values: those that it installed with, and `changes`."""
+        self.helm("upgrade", "fedhelp-silo", str(REPOSITORY / "helm" / "fedhelp-silo"), "--reuse-values", values=changes)
+
     def helm(self, *arguments: str, values: Mapping[str, Any] | None = None) -> str:
         """Run helm in the hospital's namespace."""
         return helm(self.cluster, self.namespace, *arguments, values=values)

@@ -41,15 +41,15 @@ def running(world: World, run_id: str, **changes: object) -> Iterator[GraphRun]:
         future.result()
 
 
-def training_job(hospital: Hospital, run_id: str) -> str:
-    """The name of the Job that trains there now."""
+def job_of(hospital: Hospital, run_id: str, action: str) -> str:
+    """The name of the Job that does `action` there, once it is made."""
     found: list[str] = []
 
     def there() -> bool:
-        found[:] = [one["metadata"]["name"] for one in hospital.jobs(f"fedhelp.io/run={run_id},fedhelp.io/action=train")]
+        found[:] = [one["metadata"]["name"] for one in hospital.jobs(f"fedhelp.io/run={run_id},fedhelp.io/action={action}")]
         return bool(found)
 
-    assert wait_for(there, 300, pause=0.5), f"no training Job in {hospital.namespace}"
+    assert wait_for(there, 300, pause=0.5), f"no Job for {action} in {hospital.namespace}"
     return found[0]
 
 
@@ -67,14 +67,55 @@ def stop_api_server(hospital: Hospital, _name: str) -> None:
     hospital.cluster.start_api_server()
 
 
-@pytest.mark.parametrize(("silo", "fault"), [("north", kill_pod), ("south", delete_job), ("west", stop_api_server)])
+def drain_node(hospital: Hospital, _name: str) -> None:
+    """Evict everything from the hospital's node, as for a kernel update, and bring it back."""
+    kubectl = hospital.cluster.kubectl
+    kubectl("drain", hospital.node.name, "--force", "--delete-emptydir-data", "--timeout=120s")
+    kubectl("uncordon", hospital.node.name)
+
+
+@pytest.mark.parametrize(
+    ("silo", "fault"), [("north", kill_pod), ("south", delete_job), ("west", stop_api_server), ("west", drain_node)])
 def test_a_disturbed_run_ends_in_the_same_model(world: World, expected: str, silo: str, fault: Callable[[Hospital, str], None]) -> None:
     run_id = fault.__name__.replace("_", "-")
     with running(world, run_id):
-        name = training_job(world.hospital(silo), run_id)
+        name = job_of(world.hospital(silo), run_id, "train")
         world.wait_for_round(run_id, 1)
         fault(world.hospital(silo), name)
     assert world.final_sha256(run_id) == expected
+
+
+def test_a_job_that_kueue_admits_evicts_and_admits_again_ends_in_the_same_model(world: World, expected: str) -> None:
+    """Kueue's part is played by the administrator: its controller does no more to a Job than set spec.suspend."""
+    south = world.hospital("south")
+
+    def suspend(name: str, wanted: bool) -> None:
+        patch = json.dumps({"spec": {"suspend": wanted}})
+        south.cluster.kubectl("-n", south.namespace, "patch", "job", name, "--type=merge", "--patch", patch)
+
+    def admit(run_id: str, action: str) -> str:
+        """Admit the Job once its supervisor has said that it waits; the Job's name."""
+        name = job_of(south, run_id, action)
+        assert world.node.cluster.kubectl("-n", south.namespace, "get", "job", name, "-o", "jsonpath={.spec.suspend}") == "true"
+        suspend(name, False)
+        return name
+
+    south.upgrade(kueue={"queueName": "gpus"})
+    try:
+        with running(world, "queued") as run:
+            admit("queued", "check")
+            assert wait_for(lambda: any(one.task == "silo-training" and one.item == "south" for one in run.tasks), 300, pause=1)
+            pod = run.task("silo-training", "south").pod
+            assert wait_for(lambda: "queued by Kueue in queue 'gpus' (since 20" in log_of(world, pod), 120, pause=1), log_of(world, pod)
+            name = admit("queued", "train")
+            world.wait_for_round("queued", 1)
+            suspend(name, True)
+            assert wait_for(lambda: log_of(world, pod).count("queued by Kueue in queue 'gpus'") == 2, 120, pause=1), log_of(world, pod)
+            suspend(name, False)
+            admit("queued", "evaluate")
+    finally:
+        south.upgrade(kueue={"queueName": ""})
+    assert world.final_sha256("queued") == expected
 
 
 def test_a_run_whose_hub_pods_were_killed_goes_on_where_it_was_when_it_is_started_again(world: World, expected: str) -> None:
@@ -94,7 +135,7 @@ def kill_hub_in_round_2(world: World, run_id: str) -> None:
 def test_a_silo_that_is_frozen_past_the_deadline_is_left_out_and_named(world: World) -> None:
     west = world.hospital("west")
     with running(world, "frozen", round_deadline=25.0):
-        name = training_job(west, "frozen")
+        name = job_of(west, "frozen", "train")
         world.wait_for_round("frozen", 1)
         west.node.freeze(west.namespace, name)
     last = Run(world.store(), "frozen").latest_commit()
