@@ -17,7 +17,7 @@ from torch.nn import functional
 from benchmarks.figures import Figure, run_alone, spread
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic, generator_for
-from fedhelp_core.config import AlgorithmConfig
+from fedhelp_core.config import AlgorithmConfig, TaskConfig
 from fedhelp_core.models import build_model, build_public_head
 
 CLASSES, PUBLIC_CLASSES, IMAGES = 8, 10, 96
@@ -102,8 +102,8 @@ def measure(kind: str, repeat: int) -> Figure:
     """One kind of silo: the ratio of medians."""
     config = AlgorithmConfig(proxy_model="resnet20", large_model="resnet32", batch_size=4, augmentation="none", normalisation="shared")
     data = silo_data()
-    settings = UpdateSettings(algorithm=config, classes=CLASSES, seed=SEED, silo=SILO, kind=kind)
-    weights = initial_weights(config, classes=CLASSES, seed=SEED)
+    settings = UpdateSettings(algorithm=config, task=TaskConfig(), seed=SEED, silo=SILO, kind=kind)
+    weights = initial_weights(config, TaskConfig(), seed=SEED)
 
     def ours() -> None:
         local_update(weights, SiloState.empty(), data, settings, round_number=1)

@@ -33,14 +33,14 @@ console = Console(stderr=True)
 _LOOK = 0.25  # seconds between looks at the store for the progress bar
 
 
-def prepared_demo(folder: Path) -> Path:
+def prepared_demo(folder: Path, task: str = "melanoma") -> Path:
     """The demo's federation.yaml, its input made first where it is not there yet."""
     from fedhelp_core.demo import prepare_demo
 
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=False) as progress:
-        task = progress.add_task("demo input")
-        paths = prepare_demo(folder.resolve(), progress=lambda what: progress.update(task, description=f"demo input: {what}"))
-        progress.update(task, description=f"demo input: ready in {folder}")
+        bar = progress.add_task("demo input")
+        paths = prepare_demo(folder.resolve(), task=task, progress=lambda what: progress.update(bar, description=f"demo input: {what}"))
+        progress.update(bar, description=f"demo input: ready in {folder}")
     return paths.federation
 
 

@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.tasks import TASKS
 
 Method = Literal[
     "local", "fedavg", "fedprox", "fedhelp",
@@ -38,23 +39,49 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_strip_whitespace=True)
 
 
+class VolumeConfig(_Model):
+    """How volumes are prepared, cut and put together again; read by tasks of three dimensions only."""
+
+    spacing: float = Field(1.0, gt=0, le=100, description="Side of a voxel in mm after resampling; FreeSurfer conforms to 1 mm too.")
+    patch_size: int = Field(64, ge=8, le=512, description="Side in voxels of the patches that are trained on.")
+    patches: int = Field(1, ge=1, le=1000, description="Patches of each volume in a local epoch.")
+    window_size: int = Field(64, ge=8, le=512, description="Side in voxels of the sliding window that a whole volume is answered with.")
+    window_overlap: float = Field(0.25, ge=0, lt=1, description="Share of a window that its neighbour covers too; MONAI's default.")
+    windows: int = Field(4, ge=1, le=1024, description="Windows answered at a time; fewer need less memory.")
+
+
 class TaskConfig(_Model):
     """What is learnt."""
 
     name: str = Field("melanoma", description="Key of the task registry (fedhelp_core/tasks).")
     classes: tuple[str, ...] = Field(
-        ("melanoma", "nevus", "basal-cell-carcinoma", "actinic-keratosis", "benign-keratosis", "dermatofibroma",
-         "vascular-lesion", "squamous-cell-carcinoma"),
-        description="Class names in the order of the integer labels; default: Fed-ISIC2019's eight.",
-    )
-    image_size: int = Field(32, ge=8, le=1024, description="Side in pixels that images are resized to before training.")
+        (), description="Class names in the order of the integer labels, of a mask: background, foreground; default: the task's own.")
+    image_size: int = Field(
+        32, ge=8, le=1024, description="Side in pixels (of volumes: in voxels) that images are brought to before training.")
+    volume: VolumeConfig = VolumeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_classes(cls, document: Any) -> Any:
+        task = TASKS.get(str(document.get("name", "melanoma"))) if isinstance(document, dict) else None
+        return {"classes": task.classes, **document} if task is not None else document
 
     @model_validator(mode="after")
-    def _classes_make_sense(self) -> Self:
+    def _fields_make_sense(self) -> Self:
+        if self.name not in TASKS:
+            near = _nearest(self.name, list(TASKS))
+            raise ValueError(f"name: one of {', '.join(TASKS)} expected, got {self.name!r}" + (f"; did you mean {near!r}?" if near else ""))
         if len(self.classes) < 2:
             raise ValueError(f"classes: at least 2 names expected, got {len(self.classes)}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: names must differ from each other")
+        task = TASKS[self.name]
+        if task.form == "mask" and len(self.classes) != 2:
+            raise ValueError(f"classes: {self.name} tells one foreground from its background, so 2 names expected, got {len(self.classes)}")
+        if task.dimensions == 3:
+            largest = max(self.volume.patch_size, self.volume.window_size)
+            if largest > self.image_size:
+                raise ValueError(f"volume: patch_size and window_size of at most image_size ({self.image_size}) expected, got {largest}")
         return self
 
 
@@ -82,14 +109,14 @@ class AlgorithmConfig(_Model):
     temperature: float = Field(1.0, gt=0, le=1000, description="T of Eq 2-4; paper.")
     distillation_weight: float = Field(1.0, ge=0, le=1e6, description="λ of Eq 2-4; paper.")
     rank_weight: float = Field(0.2, ge=0, le=1e6, description="γ of Eq 4; paper.")
-    rank_top_k: int = Field(5, ge=1, description="k of Eq 5: how many of the proxy's favourites; paper: 5 of 8 classes.")
+    rank_top_k: int = Field(5, ge=1, description="k of Eq 5: how many of the proxy's favourites; paper: 5 of 8 classes, 1 of 2.")
     rank_margin: float = Field(0.0, ge=0, le=1e6, description="m of Eq 5.")
     proximal_weight: float = Field(0.01, ge=0, le=1e6, description="μ of FedProx (Li et al. 2020).")
     weighting: Literal["uniform", "samples"] = Field("uniform", description="a_k of Eq 7: 1/K (paper) or n_k/Σn.")
     large_silos: int = Field(2, ge=0, description="How many silos of kind `auto` with most training images are large; paper.")
     proxy_model: str = Field("resnet20", description="Key of the model registry: the model that travels; paper.")
     large_model: str = Field("resnet110", description="Key of the model registry: stays in large silos; paper.")
-    augmentation: Literal["none", "flips"] = Field("flips", description="Random horizontal and vertical flips, or none.")
+    augmentation: Literal["none", "mirror", "flips"] = Field("flips", description="Random flips: along every side, left-right alone, or none.")
 
 
 class ProtocolConfig(_Model):
@@ -221,6 +248,15 @@ class Federation(_Model):
         """Names in the order of the file: the order in which updates are summed."""
         return tuple(silo.name for silo in self.silos)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_task(cls, document: Any) -> Any:
+        """What the file leaves open in `algorithm`, as its task has it."""
+        chosen = document.get("task") if isinstance(document, dict) else None
+        task = TASKS.get(str(chosen.get("name", "melanoma"))) if isinstance(chosen, dict) else None
+        algorithm = document.get("algorithm", {}) if task is not None else None
+        return {**document, "algorithm": {**task.defaults, **algorithm}} if task is not None and isinstance(algorithm, dict) else document
+
     @property
     def uses_public_set(self) -> bool:
         """Whether the method runs Eq 2 and so needs soft labels."""
@@ -281,12 +317,38 @@ class DatalistData(_Model):
     root: Path | None = Field(None, description="Folder that image paths are relative to; null: the datalist's folder.")
 
 
+class Share(_Model):
+    """Which part of a public data set is this hospital's, where the data set itself knows no hospitals.
+
+    Subjects are dealt out by the hash of their names, class by class, so that the same files always fall to the same hospital.
+    """
+
+    number: int = Field(ge=0, description="This hospital's place in `sizes`, from 0.")
+    sizes: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (9930, 3163, 2691, 1807, 655, 351), min_length=1, max_length=1000,
+        description="Relative sizes of all hospitals; default: Fed-ISIC2019's training sets, the paper's skew.")
+
+    @model_validator(mode="after")
+    def _number_is_a_place(self) -> Self:
+        if self.number >= len(self.sizes):
+            raise ValueError(f"number: 0 to {len(self.sizes) - 1} expected for {len(self.sizes)} sizes, got {self.number}")
+        return self
+
+
+class ChestXrayData(_Model):
+    """Paediatric chest X-rays in their own layout: train|val|test / NORMAL|PNEUMONIA / *.jpeg, shared out to hospitals."""
+
+    layout: Literal["chest-xray"]
+    root: Path = Field(description="Folder with train, val and test.")
+    share: Share
+
+
 class SiloConfig(_Model):
     """What a hospital knows about itself: `silo.yaml`. Never leaves the silo."""
 
     version: Literal[1] = 1
     name: SiloName
-    data: Annotated[FedIsicData | DatalistData, Field(discriminator="layout")]
+    data: Annotated[FedIsicData | DatalistData | ChestXrayData, Field(discriminator="layout")]
     state: Path = Field(description="Folder on the silo's own volume: large model, heads, optimizer, caches, egress ledger.")
 
 
@@ -321,6 +383,7 @@ def parse_federation(document: Any, *, source: str) -> Federation:
     return _validate(Federation, document, source)
 
 
+_LAYOUTS = ("'fed-isic2019'", "'datalist'", "'chest-xray'")
 _FEDERATION_FILES = ("silos.*.dispatch.job_template",)
 _FEDERATION_PATHS = ("public_set.images", "public_set.teachers.*.uri", "silos.*.dispatch.silo_config", "store.url", *_FEDERATION_FILES)
 _SILO_PATHS = ("data.images", "data.split_csv", "data.datalist", "data.root", "state")
@@ -429,7 +492,7 @@ def _sentences(model: type[BaseModel], error: Any) -> list[str]:
         hint = f"; did you mean {near!r}?" if near else ""
         return [f"{field}{'' if kind == 'literal_error' else '.layout'}: one of {expected} expected, got {got!r}{hint}"]
     if kind == "union_tag_not_found":
-        return [f"{field}.layout: missing; 'fed-isic2019' or 'datalist' expected"]
+        return [f"{field}.layout: missing; one of {', '.join(_LAYOUTS)} expected"]
     said = re.sub(r" or instance of \w+| or object to extract fields from| for <class '[\w.]+'>| after validation, not \d+", "", error["msg"])
     said = said.replace("Tuple", "List").replace("tuple", "list").replace("dictionary", "mapping")  # YAML's words
     return [f"{field}: {said[0].lower()}{said[1:]}, got {_short(got)}"]

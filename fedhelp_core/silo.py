@@ -15,19 +15,18 @@ from pathlib import Path
 import torch
 import yaml
 
-from fedhelp_core.algorithm.inference import deployed_models, probabilities
+from fedhelp_core.algorithm.inference import deployed_models
 from fedhelp_core.algorithm.local_update import METHOD_PARTS, SiloData, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config import Federation, SiloConfig, parse_federation
 from fedhelp_core.data.arrays import ImageArrays, SiloArrays, load_silo_arrays
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.facts import read_fact
-from fedhelp_core.metrics import classification_scores, confusion_matrix
-from fedhelp_core.models import build_model
 from fedhelp_core.rounds import Commit, Run, UpdateManifest
 from fedhelp_core.silo_state import LedgeredStore, StateFolder
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.store import Store
+from fedhelp_core.tasks.objective import objective_of
 from fedhelp_core.weights import fingerprint
 
 Event = Callable[[dict[str, object]], None]
@@ -65,8 +64,8 @@ class Silo:
         """Decode every image once (and cache that), draw the start model, and report counts and hashes: no image, no name of one."""
         splits = {name: getattr(self.arrays, name) for name in ("training", "validation", "test")}
         classes = len(self.federation.task.classes)
-        start = initial_weights(self.federation.algorithm, classes=classes, seed=self.federation.runtime.seed)
-        build_model(self.federation.algorithm.large_model, outputs=classes)
+        start = initial_weights(self.federation.algorithm, self.federation.task, seed=self.federation.runtime.seed)
+        objective_of(self.federation.task).build(self.federation.algorithm.large_model)
         self.run.initialise(start, self.federation.algorithm.proxy_model)
         report: dict[str, object] = {
             "silo": self.config.name,
@@ -134,11 +133,9 @@ class Silo:
         weights = self.run.global_weights(commit, max_bytes=self.federation.protocol.max_update_bytes)
         test = self.arrays.test
         models: dict[str, object] = {}
-        classes = len(self.federation.task.classes)
         for name, model in deployed_models(weights, self.state.before(commit.round + 1), self.settings).items():
-            answers_NC = probabilities(model, test.images_NCHW, self.device).numpy()
-            confusion = confusion_matrix(test.labels_N.numpy(), answers_NC.argmax(axis=1), classes)
-            models[name] = {"scores": classification_scores(test.labels_N.numpy(), answers_NC), "confusion": confusion.tolist()}
+            found = self.settings.objective.scored(model, test.images_NCHW, test.labels_N, self.device)
+            models[name] = {"scores": found.scores, "confusion": found.confusion_CC.tolist()}
         document: dict[str, object] = {
             "silo": self.config.name, "kind": self.settings.kind, "round": commit.round, "global_sha256": commit.global_sha256,
             "test_samples": len(test.labels_N), "test_sha256": _content_digest(test), "models": models,
@@ -168,7 +165,7 @@ class Silo:
         """What this silo's local updates depend on, its kind included."""
         kind = read_fact(self.run.store, self.run.run_id, "kinds")[self.config.name]
         return UpdateSettings(
-            algorithm=self.federation.algorithm, classes=len(self.federation.task.classes), seed=self.federation.runtime.seed,
+            algorithm=self.federation.algorithm, task=self.federation.task, seed=self.federation.runtime.seed,
             silo=self.config.name, kind=kind, device=self.device)
 
     def _progress(self, number: int) -> Callable[[int, int], None]:

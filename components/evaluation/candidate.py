@@ -77,7 +77,7 @@ def build_classifier(session: Session, final: Commit) -> tuple[ImageClassifier, 
     """The final model, and how its batch-norm statistics were made: 'averaged', 'public-images' or 'none'."""
     federation = session.federation
     settings = UpdateSettings(
-        algorithm=federation.algorithm, classes=len(federation.task.classes), seed=federation.runtime.seed, silo="hub", kind="small")
+        algorithm=federation.algorithm, task=federation.task, seed=federation.runtime.seed, silo="hub", kind="small")
     weights = session.run.global_weights(final, max_bytes=federation.protocol.max_update_bytes)
     proxy = proxy_with(weights, SiloState.empty(), settings).eval()
     statistics = "averaged"

@@ -1,6 +1,6 @@
-"""Which model a silo deploys, and its answers on a set of images. Called by simulate and by the silo's evaluation.
+"""Which model a silo deploys, and normalisation for a model that has none. Called by simulate and by the silo's evaluation.
 
-Shapes: N images, C classes.
+Shapes: N images.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedhelp_core.algorithm.batches import to_input
 from fedhelp_core.algorithm.local_update import METHOD_PARTS, SiloState, UpdateSettings, Weights, large_model_of, proxy_with
 
-_BATCH = 256  # large enough to keep the arithmetic busy, small enough for any GPU that trains at batch 4
+_BATCH_PIXELS = 2**18  # a batch's images: large enough to keep the arithmetic busy, small enough for any GPU that trains
 
 
 def deployed_models(global_weights: Weights, state: SiloState, settings: UpdateSettings) -> dict[str, nn.Module]:
@@ -20,14 +20,6 @@ def deployed_models(global_weights: Weights, state: SiloState, settings: UpdateS
     if settings.kind == "large" and METHOD_PARTS[settings.algorithm.method].large_model:
         models = {"large": large_model_of(state, settings)} | models
     return models
-
-
-@torch.no_grad()
-def probabilities(model: nn.Module, images_NCHW: Tensor, device: torch.device) -> Tensor:
-    """Class probabilities (N, C) float32 on the CPU for uint8 images (N, 3, H, W); the model is left in eval mode."""
-    model.eval()
-    answers = [model(to_input(part_BCHW, device)).float().softmax(dim=-1).cpu() for part_BCHW in torch.split(images_NCHW, _BATCH)]
-    return torch.cat(answers)
 
 
 @torch.no_grad()
@@ -42,7 +34,7 @@ def recompute_normalisation(model: nn.Module, images_NCHW: Tensor, device: torch
         norm.reset_running_stats()
         norm.momentum = None
     model.train()
-    for part_BCHW in torch.split(images_NCHW, _BATCH):
+    for part_BCHW in torch.split(images_NCHW, max(1, _BATCH_PIXELS // images_NCHW[0, 0].numel())):
         model(to_input(part_BCHW, device))
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum

@@ -1,4 +1,4 @@
-"""A silo's work in one round: Eq 1-2 in a small silo, Eq 3-5 in a large one, and the compared methods.
+"""A silo's work in one round: Eq 1-2 in a small silo, Eq 3-5 in a large one, and the compared methods, for any task.
 
 `local_update` is a pure function (global weights, silo state, data, settings) -> (new weights, new state, facts); it does
 no I/O and draws all randomness from generators made of (seed, silo, round). Called by simulate and by the silo's worker.
@@ -20,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from fedhelp_core.algorithm import losses
-from fedhelp_core.algorithm.batches import Batches
+from fedhelp_core.algorithm.batches import Batches, memory_format
 from fedhelp_core.algorithm.randomness import generator_for
-from fedhelp_core.config import AlgorithmConfig
+from fedhelp_core.config import AlgorithmConfig, TaskConfig
 from fedhelp_core.errors import DataError, WeightsError
-from fedhelp_core.models import build_model, build_public_head, normalisation_keys
+from fedhelp_core.models import build_public_head, normalisation_keys
+from fedhelp_core.tasks import TASKS
+from fedhelp_core.tasks.objective import Objective, objective_of
 
 Weights = dict[str, npt.NDArray[np.generic]]
 CPU = torch.device("cpu")
@@ -64,7 +66,11 @@ METHOD_PARTS: dict[str, MethodParts] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SiloData:
-    """What a silo trains on: private images uint8 (N, C, H, W), labels int64 (N,), and the public set where Eq 2 runs."""
+    """What a silo trains on: private images uint8 (N, C, H, W), their labels, and the public set where Eq 2 runs.
+
+    Volumes have D, H, W for H, W. Labels are class numbers int64 (N,), or masks uint8 (N, 1, H, W) of 0 and 1; the teachers'
+    answers class probabilities (M, P), or foreground probabilities (M, 1, H, W).
+    """
 
     images_NCHW: Tensor
     labels_N: Tensor
@@ -77,12 +83,17 @@ class UpdateSettings:
     """Everything besides data and weights that a local update depends on."""
 
     algorithm: AlgorithmConfig
-    classes: int
+    task: TaskConfig
     seed: int
     silo: str
     kind: str
     """'small' or 'large'; never 'auto' here."""
     device: torch.device = CPU
+
+    @property
+    def objective(self) -> Objective:
+        """The task's mathematics."""
+        return objective_of(self.task)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +121,9 @@ class LocalResult:
     """Mean losses of the last local epoch, by name."""
 
 
-def initial_weights(algorithm: AlgorithmConfig, *, classes: int, seed: int) -> Weights:
+def initial_weights(algorithm: AlgorithmConfig, task: TaskConfig, *, seed: int) -> Weights:
     """w_0: the seeded proxy, as it travels (without batch norms under `normalisation: silo`)."""
-    model = build_model(algorithm.proxy_model, outputs=classes, generator=generator_for(seed, "server", 0, "proxy"))
+    model = objective_of(task).build(algorithm.proxy_model, generator_for(seed, "server", 0, "proxy"))
     return travelling_weights(model, algorithm)
 
 
@@ -128,7 +139,7 @@ def proxy_with(global_weights: Weights, state: SiloState, settings: UpdateSettin
     Raises:
         WeightsError: the weights do not fit `algorithm.proxy_model`.
     """
-    model = build_model(settings.algorithm.proxy_model, outputs=settings.classes)
+    model = settings.objective.build(settings.algorithm.proxy_model)
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in global_weights.items()}
     if settings.algorithm.normalisation == "silo":
         tensors.update(_group(state.tensors, "normalisation") or _fresh_normalisation(model))
@@ -137,18 +148,24 @@ def proxy_with(global_weights: Weights, state: SiloState, settings: UpdateSettin
     try:
         model.load_state_dict(tensors)
     except RuntimeError as e:
-        raise WeightsError(f"global weights do not fit model {settings.algorithm.proxy_model!r} with {settings.classes} classes: {e}") from e
-    return model.to(settings.device).to(memory_format=torch.channels_last)
+        classes = len(settings.task.classes)
+        raise WeightsError(f"global weights do not fit model {settings.algorithm.proxy_model!r} with {classes} classes: {e}") from e
+    return _placed(model, settings)
 
 
 def large_model_of(state: SiloState, settings: UpdateSettings) -> nn.Module:
     """The silo's large model f as its state has it, or freshly seeded before the first round."""
     generator = generator_for(settings.seed, settings.silo, 0, "large")
     kept = _group(state.tensors, "large")
-    model = build_model(settings.algorithm.large_model, outputs=settings.classes, generator=None if kept else generator)
+    model = settings.objective.build(settings.algorithm.large_model, None if kept else generator)
     if kept:
         model.load_state_dict(kept)
-    return model.to(settings.device).to(memory_format=torch.channels_last)
+    return _placed(model, settings)
+
+
+def _placed(model: nn.Module, settings: UpdateSettings) -> nn.Module:
+    """`model` on the silo's device, convolution weights in the memory order of its images."""
+    return model.to(settings.device).to(memory_format=memory_format(TASKS[settings.task.name].dimensions))
 
 
 def local_update(
@@ -173,6 +190,7 @@ class _Trainer:
         self.algorithm = settings.algorithm
         self.parts = METHOD_PARTS[self.algorithm.method]
         self.settings = settings
+        self.objective = settings.objective
         self.state = state
         self.round = round_number
         self.data = data
@@ -182,8 +200,9 @@ class _Trainer:
 
     def _batches(self, images: Tensor, targets: Tensor, batch_size: int, purpose: str) -> Batches:
         generator = generator_for(self.settings.seed, self.settings.silo, self.round, purpose)
-        flips = self.algorithm.augmentation == "flips"
-        return Batches(images, targets, batch_size=batch_size, flips=flips, generator=generator, device=self.settings.device)
+        augment = self.objective.augmentation(self.algorithm.augmentation)
+        return Batches(
+            images, targets, batch_size=batch_size, augment=augment, generator=generator, device=self.settings.device, visits=self.objective.visits)
 
     def _optimizer(self, name: str, *modules: nn.Module) -> torch.optim.Adam:
         """Adam over `modules`, with the moments that the state keeps under `optimizer_<name>/`."""
@@ -196,7 +215,7 @@ class _Trainer:
         return optimizer
 
     def run(self, progress: Progress | None) -> LocalResult:
-        batches = math.ceil(len(self.data.labels_N) / self.algorithm.batch_size)
+        batches = len(self.private)
         total, done = batches * self.algorithm.local_epochs, 0
         sums: dict[str, Tensor] = {}
         for _ in range(self.algorithm.local_epochs):
@@ -253,13 +272,13 @@ class _SmallTrainer(_Trainer):
             self.public_head = self._public_head(data.public_probabilities_MP.shape[1])
             self.public_optimizer = self._optimizer("public", self.proxy.backbone, self.public_head)  # type: ignore[arg-type]
 
-    def _public_head(self, classes: int) -> nn.Linear:
+    def _public_head(self, classes: int) -> nn.Module:
         kept = _group(self.state.tensors, "public_head")
         generator = generator_for(self.settings.seed, "server", 0, "public_head")  # equal everywhere, so that averaged backbones agree
         head = build_public_head(self.proxy, outputs=classes, generator=None if kept else generator)
         if kept:
             head.load_state_dict(kept)
-        return head.to(self.settings.device)
+        return _placed(head, self.settings)
 
     def step(self, images_BCHW: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         found = {"private_loss": self._private_step(images_BCHW, labels_B)}
@@ -270,7 +289,7 @@ class _SmallTrainer(_Trainer):
     def _private_step(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """Eq 1, with FedProx's pull where the method asks for it."""
         self.private_optimizer.zero_grad(set_to_none=True)
-        loss = losses.supervised_loss(self.proxy(images_BCHW), labels_B)
+        loss = self.objective.form.supervised(self.proxy(images_BCHW), labels_B)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.parts.proximal:
             losses.proximal_gradient_(self.parameters, self.anchor, weight=self.algorithm.proximal_weight)
@@ -283,7 +302,8 @@ class _SmallTrainer(_Trainer):
         with running_statistics_untouched(self.proxy):
             logits_BP = self.public_head(self.proxy.backbone(images_BCHW))  # type: ignore[operator]
         loss = losses.soft_label_loss(
-            logits_BP, probabilities_BP, temperature=self.algorithm.temperature, weight=self.algorithm.distillation_weight)
+            logits_BP, probabilities_BP, temperature=self.algorithm.temperature, weight=self.algorithm.distillation_weight,
+            form=self.objective.form)
         loss.backward()  # type: ignore[no-untyped-call]
         self.public_optimizer.step()
         return loss.detach()
@@ -310,7 +330,8 @@ class _LargeTrainer(_Trainer):
         self.large_optimizer.zero_grad(set_to_none=True)
         proxy_logits_BC, large_logits_BC = self.proxy(images_BCHW), self.large(images_BCHW)
         proxy_loss = losses.proxy_loss(
-            proxy_logits_BC, large_logits_BC, labels_B, temperature=algorithm.temperature, weight=algorithm.distillation_weight)
+            proxy_logits_BC, large_logits_BC, labels_B, temperature=algorithm.temperature, weight=algorithm.distillation_weight,
+            form=self.objective.form)
         proxy_loss.backward()  # type: ignore[no-untyped-call]
         large_loss = self._large_loss(large_logits_BC, proxy_logits_BC, labels_B)
         large_loss.backward()  # type: ignore[no-untyped-call]
@@ -320,12 +341,12 @@ class _LargeTrainer(_Trainer):
 
     def _large_loss(self, large_logits_BC: Tensor, proxy_logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         if not self.parts.help_large:
-            return losses.supervised_loss(large_logits_BC, labels_B)
+            return self.objective.form.supervised(large_logits_BC, labels_B)
         return losses.large_loss(
             large_logits_BC, proxy_logits_BC, labels_B,
             temperature=self.algorithm.temperature, weight=self.algorithm.distillation_weight,
-            rank_weight=self.algorithm.rank_weight if self.parts.rank else 0.0,
-            top_k=self.algorithm.rank_top_k, margin=self.algorithm.rank_margin)
+            rank_weight=self.algorithm.rank_weight if self.parts.rank and self.objective.ranks else 0.0,
+            top_k=self.algorithm.rank_top_k, margin=self.algorithm.rank_margin, form=self.objective.form)
 
     def kept(self) -> dict[str, Tensor]:
         return super().kept() | {f"large/{k}": v for k, v in self.large.state_dict().items()}

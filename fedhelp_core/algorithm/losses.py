@@ -1,5 +1,8 @@
 """Equations 1-5 of FedHelp (arXiv 2412.19654; numbers as in docs/algorithm.md), one function each. Called by local_update.
 
+Eq 1-4 are written over a `Form`: what supervision, softened answers and divergence are for one kind of answer. `CLASSES`, the
+default, is classification's; Eq 6 (voxel_losses.py) is the form of segmentation.
+
 Shapes: B batch, C the task's classes, P the teacher's classes (C_pub). Logits are unnormalised; probabilities sum to 1
 over the last dimension. Every function returns a scalar tensor, the mean over the batch. "Fixed" arguments receive no
 gradient, whether or not the caller detached them.
@@ -7,11 +10,24 @@ gradient, whether or not the caller detached them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Form:
+    """What Eq 1-4 are made of for one kind of answer. Shapes in brackets are those of `CLASSES`."""
+
+    supervised: Callable[[Tensor, Tensor], Tensor]
+    """(logits (B, C), targets (B,)) -> the private step's loss."""
+    softened: Callable[[Tensor, float], Tensor]
+    """(logits of the model that is fixed in this step, T) -> its probabilities at T, without gradient."""
+    divergence: Callable[[Tensor, Tensor, float], Tensor]
+    """(target probabilities, logits, T) -> T² KL(target ‖ probabilities of logits / T)."""
 
 
 def supervised_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
@@ -19,24 +35,43 @@ def supervised_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     return functional.cross_entropy(logits_BC, labels_B)
 
 
-def soft_label_loss(public_logits_BP: Tensor, teacher_probabilities_BP: Tensor, *, temperature: float, weight: float) -> Tensor:
+def _softened(fixed_logits_BC: Tensor, temperature: float) -> Tensor:
+    """softmax(logits / T) of the model that is fixed in this step: no gradient flows."""
+    return functional.softmax(fixed_logits_BC.detach() / temperature, dim=-1)
+
+
+def _scaled_divergence(target_BC: Tensor, logits_BC: Tensor, temperature: float) -> Tensor:
+    """T² KL(target ‖ softmax(logits / T)): summed over classes, mean over the batch."""
+    log_probabilities_BC = functional.log_softmax(logits_BC / temperature, dim=-1)
+    divergence = functional.kl_div(log_probabilities_BC, target_BC.detach(), reduction="sum") / logits_BC.shape[0]
+    return divergence * temperature**2
+
+
+CLASSES = Form(supervised=supervised_loss, softened=_softened, divergence=_scaled_divergence)
+
+
+def soft_label_loss(
+    public_logits_BP: Tensor, teacher_probabilities_BP: Tensor, *, temperature: float, weight: float, form: Form = CLASSES,
+) -> Tensor:
     """Eq 2: λ T² KL(q(u) ‖ softmax(g(θ(u)) / T)); the teacher's answers are probabilities, never logits."""
-    return weight * _scaled_divergence(teacher_probabilities_BP, public_logits_BP, temperature)
+    return weight * form.divergence(teacher_probabilities_BP, public_logits_BP, temperature)
 
 
-def proxy_loss(proxy_logits_BC: Tensor, large_logits_BC: Tensor, labels_B: Tensor, *, temperature: float, weight: float) -> Tensor:
+def proxy_loss(
+    proxy_logits_BC: Tensor, large_logits_BC: Tensor, labels_B: Tensor, *, temperature: float, weight: float, form: Form = CLASSES,
+) -> Tensor:
     """Eq 3: CE(p, y) + λ T² KL(softmax(f / T) ‖ softmax(p / T)); the large model f is fixed."""
-    taught = _scaled_divergence(_softened(large_logits_BC, temperature), proxy_logits_BC, temperature)
-    return supervised_loss(proxy_logits_BC, labels_B) + weight * taught
+    taught = form.divergence(form.softened(large_logits_BC, temperature), proxy_logits_BC, temperature)
+    return form.supervised(proxy_logits_BC, labels_B) + weight * taught
 
 
 def large_loss(
     large_logits_BC: Tensor, proxy_logits_BC: Tensor, labels_B: Tensor, *,
-    temperature: float, weight: float, rank_weight: float, top_k: int, margin: float,
+    temperature: float, weight: float, rank_weight: float, top_k: int, margin: float, form: Form = CLASSES,
 ) -> Tensor:
     """Eq 4: CE(f, y) + λ T² KL(softmax(p / T) ‖ softmax(f / T)) + γ rank(p, f); the proxy p is fixed."""
-    helped = _scaled_divergence(_softened(proxy_logits_BC, temperature), large_logits_BC, temperature)
-    loss = supervised_loss(large_logits_BC, labels_B) + weight * helped
+    helped = form.divergence(form.softened(proxy_logits_BC, temperature), large_logits_BC, temperature)
+    loss = form.supervised(large_logits_BC, labels_B) + weight * helped
     if rank_weight:
         loss = loss + rank_weight * rank_loss(proxy_logits_BC, large_logits_BC, top_k=top_k, margin=margin)
     return loss
@@ -57,18 +92,6 @@ def rank_loss(proxy_logits_BC: Tensor, large_logits_BC: Tensor, *, top_k: int, m
     ranked_BC = large_logits_BC.gather(-1, order_BC)
     favourites_BK1, others_B1J = ranked_BC[:, :top_k].unsqueeze(2), ranked_BC[:, top_k:].unsqueeze(1)
     return functional.relu(margin + others_B1J - favourites_BK1).mean()
-
-
-def _softened(fixed_logits_BC: Tensor, temperature: float) -> Tensor:
-    """softmax(logits / T) of the model that is fixed in this step: no gradient flows."""
-    return functional.softmax(fixed_logits_BC.detach() / temperature, dim=-1)
-
-
-def _scaled_divergence(target_BC: Tensor, logits_BC: Tensor, temperature: float) -> Tensor:
-    """T² KL(target ‖ softmax(logits / T)): summed over classes, mean over the batch."""
-    log_probabilities_BC = functional.log_softmax(logits_BC / temperature, dim=-1)
-    divergence = functional.kl_div(log_probabilities_BC, target_BC.detach(), reduction="sum") / logits_BC.shape[0]
-    return divergence * temperature**2
 
 
 def proximal_gradient_(parameters: Sequence[Tensor], anchor: Sequence[Tensor], *, weight: float) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedhelp_core.algorithm.averaging import average_arrays, shares_of
-from fedhelp_core.algorithm.inference import deployed_models, probabilities
+from fedhelp_core.algorithm.inference import deployed_models
 from fedhelp_core.algorithm.local_update import (
     CPU,
     METHOD_PARTS,
@@ -25,12 +25,11 @@ from fedhelp_core.algorithm.local_update import (
     local_update,
 )
 from fedhelp_core.config import Federation
-from fedhelp_core.metrics import classification_scores
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedSilo:
-    """A silo's data in memory. Images uint8 (N, 3, H, W), labels int64 (N,)."""
+    """A silo's data in memory; shapes as in SiloData."""
 
     kind: str
     training: SiloData
@@ -56,9 +55,10 @@ class SimulationResult:
     states: dict[str, SiloState]
     history: list[RoundFacts]
 
-    def final_scores(self, metric: str = "balanced_accuracy") -> dict[str, float]:
-        """Each silo's score with the model that it deploys, after the last round."""
-        return {silo: next(iter(models.values()))[metric] for silo, models in self.history[-1].scores.items()}
+    def final_scores(self, metric: str | None = None) -> dict[str, float]:
+        """Each silo's score with the model that it deploys, after the last round; by the task's main metric where none is named."""
+        deployed = {silo: next(iter(models.values())) for silo, models in self.history[-1].scores.items()}
+        return {silo: scores[metric or next(iter(scores))] for silo, scores in deployed.items()}
 
 
 def simulate(
@@ -70,12 +70,12 @@ def simulate(
     Scores are taken after the last round, and every `evaluate_every` rounds where that is not 0. Silos that lack soft
     labels simply skip Eq 2, so `public_*` of their data must be set for the methods that use it.
     """
-    algorithm, seed, classes = federation.algorithm, federation.runtime.seed, len(federation.task.classes)
+    algorithm, seed, task = federation.algorithm, federation.runtime.seed, federation.task
     settings = {
-        name: UpdateSettings(algorithm=algorithm, classes=classes, seed=seed, silo=name, kind=silos[name].kind, device=device)
+        name: UpdateSettings(algorithm=algorithm, task=task, seed=seed, silo=name, kind=silos[name].kind, device=device)
         for name in federation.silo_names
     }
-    weights = initial_weights(algorithm, classes=classes, seed=seed)
+    weights = initial_weights(algorithm, task, seed=seed)
     states = {name: SiloState.empty() for name in federation.silo_names}
     history: list[RoundFacts] = []
     for number in range(1, algorithm.rounds + 1):
@@ -97,7 +97,6 @@ def simulate(
 
 def _scores(weights: Weights, state: SiloState, silo: SimulatedSilo, settings: UpdateSettings) -> dict[str, dict[str, float]]:
     return {
-        name: classification_scores(
-            silo.test_labels_N.numpy(), probabilities(model, silo.test_images_NCHW, settings.device).numpy())
+        name: settings.objective.scored(model, silo.test_images_NCHW, silo.test_labels_N, settings.device).scores
         for name, model in deployed_models(weights, state, settings).items()
     }

@@ -23,7 +23,8 @@ from fedhelp_core.data.datalist import Manifest, manifest_of
 from fedhelp_core.data.decode import decode_all, preprocessing
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.disk import explained
-from fedhelp_core.errors import DataError, listed
+from fedhelp_core.errors import ConfigError, DataError, listed
+from fedhelp_core.tasks import TASKS
 from fedhelp_core.weights import write_weights
 
 _KEPT_CACHES = 2  # the one in use, and the one before it for a silo that goes back and forth between two configs
@@ -50,9 +51,12 @@ def load_silo_arrays(config: SiloConfig, task: TaskConfig) -> SiloArrays:
     """Every image of the silo, from the cache where it is still true.
 
     Raises:
+        ConfigError: a task whose files cannot be read.
         DataError: labels, lists or images cannot be used; everything wrong is listed.
         StorageFull: no room for the cache.
     """
+    if TASKS[task.name].form != "classes":
+        raise ConfigError(f"task.name: this version reads no files of {task.name}; its mathematics runs on arrays (algorithm/simulate.py) only")
     manifest = manifest_of(config, len(task.classes))
     folder = config.state / "cache"
     path = folder / f"arrays-{_digest(config.name, manifest, task.image_size)}.safetensors"

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedhelp_core.config import DatalistData, FedIsicData, SiloConfig
+from fedhelp_core.config import ChestXrayData, DatalistData, FedIsicData, SiloConfig
+from fedhelp_core.data.chest_xray import read_chest_xray
 from fedhelp_core.data.fed_isic import read_fed_isic
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.errors import DataError, listed
@@ -48,6 +49,9 @@ def manifest_of(config: SiloConfig, classes: int) -> Manifest:
     if isinstance(data, FedIsicData):
         training, validation, test, problems = read_fed_isic(data)
         found = Manifest(f"{data.split_csv}, center {data.center}", training, validation, test, tuple(problems))
+    elif isinstance(data, ChestXrayData):
+        parts = read_chest_xray(data)
+        found = Manifest(f"{data.root}, share {data.share.number}", parts["training"], parts["validation"], parts["test"])
     else:
         found = read_datalist(data)
     problems = [*found.problems, *_problems_of(found, classes)]

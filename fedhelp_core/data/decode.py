@@ -62,8 +62,8 @@ def decode(path: Path, size: int) -> Decoded:
 
 
 def square(pixels_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Pixels (H, W, 3) prepared as files are."""
-    return _fitted(Image.fromarray(pixels_HWC), size)
+    """Pixels (H, W, 3), or grey (H, W), prepared as files are."""
+    return _fitted(_as_rgb(Image.fromarray(pixels_HWC)), size)
 
 
 def _fitted(image: Image.Image, size: int) -> NDArray[np.uint8]:

@@ -8,7 +8,6 @@ Shapes: B batch, C channels, H height, W width, F features (64), K outputs.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -78,15 +77,3 @@ class Classifier(nn.Module):
         """(B, C, H, W) float32 -> logits (B, K) float32."""
         logits: Tensor = self.head(self.backbone(images_BCHW))
         return logits
-
-
-def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """He initialisation of convolutions, Xavier-uniform of linear layers, ones and zeros of batch norms, in place."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-        elif isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight, generator=generator)
-            nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.BatchNorm2d):
-            layer.reset_parameters()

@@ -10,25 +10,25 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from fedhelp_core.algorithm.batches import to_input
+from fedhelp_core.algorithm.batches import memory_format, to_input
 from fedhelp_core.algorithm.randomness import fix_arithmetic
-from fedhelp_core.models import build_model
+from fedhelp_core.config import TaskConfig
+from fedhelp_core.tasks.objective import objective_of
 
-ARCHITECTURE = "resnet8"
 _BATCH, _EPOCHS, _PEAK_RATE = 32, 14, 6e-3
 
 Progress = Callable[[str], None]
 
 
 def train_teacher(
-    images_NCHW: Tensor, labels_N: Tensor, *, classes: int, seed: int, progress: Progress | None = None,
+    architecture: str, images_NCHW: Tensor, labels_N: Tensor, *, task: TaskConfig, seed: int, progress: Progress | None = None,
 ) -> torch.nn.Module:
-    """A classifier of the public classes, in eval mode. Images uint8 (N, 3, S, S), labels int64 (N,)."""
+    """A model of the public classes (`task.classes`), in eval mode. Images uint8 (N, 3, S, S), labels int64 (N,)."""
     fix_arithmetic(threads=1)  # the same teacher on every machine, and no slower where others work beside it
     generator = torch.Generator().manual_seed(seed)
-    model = build_model(ARCHITECTURE, outputs=classes, generator=generator).to(memory_format=torch.channels_last)
+    objective = objective_of(task)
+    model = objective.build(architecture, generator).to(memory_format=memory_format(images_NCHW.dim() - 2))
     optimizer = torch.optim.AdamW(model.parameters(), lr=_PEAK_RATE, weight_decay=1e-2)
     steps = _EPOCHS * (len(labels_N) // _BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_PEAK_RATE, total_steps=steps)
@@ -40,7 +40,7 @@ def train_teacher(
             for dim in (2, 3):
                 if torch.rand((), generator=generator) < 0.5:
                     images = images.flip(dim)
-            loss = functional.cross_entropy(model(to_input(images, torch.device("cpu"))), labels_N[chosen])
+            loss = objective.form.supervised(model(to_input(images, torch.device("cpu"))), labels_N[chosen])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -50,16 +50,17 @@ def train_teacher(
     return model.eval()
 
 
-def save_teacher(model: torch.nn.Module, folder: Path, *, classes: int) -> None:
+def save_teacher(model: torch.nn.Module, folder: Path, *, architecture: str, task: TaskConfig) -> None:
     """Write `model` as an MLflow pyfunc folder that `mlflow.pyfunc.load_model` reads."""
     from fedhelp_core.tracking import save_pyfunc_from_code
     from fedhelp_core.weights import write_weights
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     weights = folder.parent / "teacher.safetensors"
-    write_weights(weights, {name: tensor.numpy() for name, tensor in model.state_dict().items()}, ARCHITECTURE)
+    write_weights(weights, {name: tensor.numpy() for name, tensor in model.state_dict().items()}, architecture)
     try:
         save_pyfunc_from_code(
-            folder, code=Path(__file__).with_name("pyfunc_teacher.py"), artifacts={"weights": weights}, settings={"classes": classes})
+            folder, code=Path(__file__).with_name("pyfunc_teacher.py"), artifacts={"weights": weights},
+            settings={"architecture": architecture, "task": task.model_dump(mode="json")})
     finally:
         weights.unlink()

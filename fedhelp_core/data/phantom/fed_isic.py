@@ -11,20 +11,15 @@ measure little. Every center has its own camera and its own mix of classes.
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from fedhelp_core.data.fed_isic import COLUMNS
 from fedhelp_core.data.phantom.dermoscopy import LESIONS, PUBLIC_LESIONS, Camera, Lesion, draw
-
-_QUALITY = 92  # JPEG
-_PUBLIC_STREAM, _TEACHER_STREAM = 1001, 1002  # keep apart the random streams of centers, public images, teacher's images
+from fedhelp_core.data.phantom.drawing import Progress, Public, chance, draw_all, save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +43,13 @@ SITES: tuple[Site, ...] = (
          camera=Camera(red=1.05, blue=1.05, exposure=0.93, vignette=0.4, size=0.45, hair=1.5, noise=0.02)),
 )
 
-Progress = Callable[[str], None]
-
 
 def write_fed_isic(folder: Path, *, seed: int, sites: Sequence[Site] = SITES, progress: Progress | None = None) -> None:
     """Draw `sites` below `folder`. The same seed draws the same pixels."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, int, int, str, str]] = []
-    jobs: list[_Job] = []
+    jobs: list[tuple[Path, Lesion, Camera, np.random.Generator]] = []
     for center, site in enumerate(sites):
         for fold, count in (("train", site.train), ("test", site.test)):
             labels = _labels(count, site.mix, np.random.default_rng([seed, center, len(fold)]))
@@ -64,32 +57,12 @@ def write_fed_isic(folder: Path, *, seed: int, sites: Sequence[Site] = SITES, pr
                 number = len(rows)
                 name = f"ISIC_{number:07d}"
                 rows.append((name, label, center, fold, f"{fold}_{center}"))
-                jobs.append(_Job(images / f"{name}.jpg", _by_number(LESIONS, label), site.camera, (seed, center, number)))
-    _draw_all(jobs, "hospital", progress)
+                jobs.append((images / f"{name}.jpg", _by_number(LESIONS, label), site.camera, chance(seed, center, number)))
+    draw_all(_draw_one, jobs, "hospital", progress)
     with (folder / "train_test_split.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(rows)
-
-
-def write_public_images(folder: Path, *, count: int, seed: int, progress: Progress | None = None) -> None:
-    """`count` unlabelled drawings of the public classes, each through a camera of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs = [
-        _Job(folder / f"public_{i:05d}.jpg", _by_number(PUBLIC_LESIONS, i % len(PUBLIC_LESIONS)), None, (seed, _PUBLIC_STREAM, i))
-        for i in range(count)
-    ]
-    _draw_all(jobs, "public", progress)
-
-
-def labelled_public_images(count: int, seed: int) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], list[int]]:
-    """What the demo's teacher learns from: (images (N, H, W, 3) uint8, class numbers), none of them among the public images."""
-    labels = [i % len(PUBLIC_LESIONS) for i in range(count)]
-    pixels = []
-    for i, label in enumerate(labels):
-        rng = np.random.default_rng([seed, _TEACHER_STREAM, i])
-        pixels.append(draw(_by_number(PUBLIC_LESIONS, label), any_camera(rng), rng))
-    return np.stack(pixels), labels
 
 
 def any_camera(rng: np.random.Generator) -> Camera:
@@ -100,26 +73,9 @@ def any_camera(rng: np.random.Generator) -> Camera:
         vignette=rng.uniform(0, 0.7), tilt=rng.uniform(-0.2, 0.2), noise=rng.uniform(0.005, 0.03))
 
 
-@dataclass(frozen=True)
-class _Job:
-    path: Path
-    lesion: Lesion
-    camera: Camera | None
-    entropy: tuple[int, ...]
-
-
-def _draw_all(jobs: Sequence[_Job], what: str, progress: Progress | None) -> None:
-    # numpy and Pillow leave the interpreter's lock for most of the work
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for done, _ in enumerate(pool.map(_draw_one, jobs), start=1):
-            if progress is not None and (done % 50 == 0 or done == len(jobs)):
-                progress(f"{what} images {done}/{len(jobs)}")
-
-
-def _draw_one(job: _Job) -> None:
-    rng = np.random.default_rng(job.entropy)
-    camera = job.camera or any_camera(rng)
-    Image.fromarray(draw(job.lesion, camera, rng)).save(job.path, quality=_QUALITY)
+def _draw_one(job: tuple[Path, Lesion, Camera, np.random.Generator]) -> None:
+    path, lesion, camera, rng = job
+    save(draw(lesion, camera, rng), path)
 
 
 def _labels(count: int, mix: Sequence[float], rng: np.random.Generator) -> list[int]:
@@ -134,3 +90,8 @@ def _labels(count: int, mix: Sequence[float], rng: np.random.Generator) -> list[
 
 def _by_number(lesions: Mapping[str, Lesion], number: int) -> Lesion:
     return list(lesions.values())[number]
+
+
+PUBLIC = Public(
+    classes=tuple(PUBLIC_LESIONS),
+    draw=lambda number, rng: draw(_by_number(PUBLIC_LESIONS, number % len(PUBLIC_LESIONS)), any_camera(rng), rng))

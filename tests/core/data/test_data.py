@@ -17,7 +17,7 @@ from fedhelp_core.data import arrays
 from fedhelp_core.data.arrays import load_silo_arrays
 from fedhelp_core.data.datalist import manifest_of, write_datalist
 from fedhelp_core.data.phantom.dermoscopy import LESIONS, PUBLIC_LESIONS, Camera, draw
-from fedhelp_core.data.phantom.fed_isic import SITES, write_fed_isic, write_public_images
+from fedhelp_core.data.phantom.fed_isic import PUBLIC, SITES, write_fed_isic
 from fedhelp_core.errors import DataError
 
 TASK = TaskConfig(image_size=16)
@@ -243,5 +243,5 @@ class TestPhantom:
     def test_public_classes_are_others(self, tmp_path: Path) -> None:
         assert not set(PUBLIC_LESIONS) & set(LESIONS)
         assert not set(PUBLIC_LESIONS.values()) & set(LESIONS.values())
-        write_public_images(tmp_path, count=5, seed=1)
+        PUBLIC.write(tmp_path, count=5, seed=1)
         assert len(list(tmp_path.glob("*.jpg"))) == 5

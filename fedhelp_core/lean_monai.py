@@ -1,0 +1,55 @@
+"""What FedHelp uses of MONAI. The only file that imports it, and only segmentation imports this file.
+
+MONAI imports whatever it finds installed: MLflow, pandas, matplotlib, half of SciPy, which more than doubles the seconds that
+each process of a run waits. None of that is used here, so it is hidden while MONAI is imported; what is loaded already stays.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_NOT_USED = (
+    "IPython", "ignite", "itk", "matplotlib", "mlflow", "pandas", "scipy.signal", "scipy.stats", "skimage", "sklearn", "tensorboard",
+    "torchvision", "transformers",
+)
+
+
+@contextmanager
+def _hidden(names: tuple[str, ...]) -> Iterator[None]:
+    """`import name` fails inside, for those of `names` that are not imported yet."""
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None is how Python marks what cannot be imported
+    try:
+        yield
+    finally:
+        for name in absent:
+            if sys.modules.get(name) is None:
+                del sys.modules[name]
+
+
+with _hidden(_NOT_USED):
+    from monai.data import PydicomReader, set_track_meta
+    from monai.inferers import sliding_window_inference
+    from monai.losses import DiceLoss
+    from monai.metrics import compute_dice, compute_hausdorff_distance
+    from monai.networks.blocks import ADN
+    from monai.networks.nets import UNet
+    from monai.transforms import (
+        Compose,
+        EnsureChannelFirstd,
+        LoadImaged,
+        Orientationd,
+        RandFlipd,
+        RandSpatialCropd,
+        ResizeWithPadOrCropd,
+        ScaleIntensityRangePercentilesd,
+        Spacingd,
+    )
+
+__all__ = [
+    "ADN", "Compose", "DiceLoss", "EnsureChannelFirstd", "LoadImaged", "Orientationd", "PydicomReader", "RandFlipd", "RandSpatialCropd",
+    "ResizeWithPadOrCropd", "ScaleIntensityRangePercentilesd", "Spacingd", "UNet", "compute_dice", "compute_hausdorff_distance",
+    "set_track_meta", "sliding_window_inference",
+]
