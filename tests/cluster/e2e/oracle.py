@@ -10,10 +10,10 @@ import torch
 import yaml
 
 from fedhelp_core.algorithm.simulate import simulate
-from fedhelp_core.config import load_federation
+from fedhelp_core.config import TaskConfig, load_federation
 from fedhelp_core.data.decode import square
 from fedhelp_core.data.phantom.dermoscopy import PUBLIC_LESIONS
-from fedhelp_core.data.phantom.fed_isic import SITES, labelled_public_images, write_fed_isic, write_public_images
+from fedhelp_core.data.phantom.fed_isic import PUBLIC, SITES, write_fed_isic
 from fedhelp_core.softlabels.demo_teacher import save_teacher, train_teacher
 from fedhelp_core.softlabels.prefetch import prefetch
 from fedhelp_core.store import open_store
@@ -27,11 +27,12 @@ TEACHER_CLASSES = len(PUBLIC_LESIONS)
 def draw_input(folder: Path) -> None:
     """`hospitals/`: three centers in Fed-ISIC2019's layout; `public/`: unlabelled images, and the teacher that is asked about them."""
     write_fed_isic(folder / "hospitals", seed=1, sites=SITES[1:4])
-    write_public_images(folder / "public", count=48, seed=1)
-    images_NHWC, labels = labelled_public_images(64, 1)
-    images_NCHW = torch.stack([torch.from_numpy(square(image, IMAGE_SIZE)).permute(2, 0, 1) for image in images_NHWC]).contiguous()
-    model = train_teacher(images_NCHW, torch.tensor(labels), classes=TEACHER_CLASSES, seed=1)
-    save_teacher(model, folder / "public" / "teacher", classes=TEACHER_CLASSES)
+    PUBLIC.write(folder / "public", count=48, seed=1)
+    images, labels = PUBLIC.labelled(64, 1)
+    images_NCHW = torch.stack([torch.from_numpy(square(image, IMAGE_SIZE)).permute(2, 0, 1) for image in images]).contiguous()
+    task = TaskConfig(classes=PUBLIC.classes, image_size=IMAGE_SIZE)
+    model = train_teacher("resnet8", images_NCHW, torch.tensor(labels), task=task, seed=1)
+    save_teacher(model, folder / "public" / "teacher", architecture="resnet8", task=task)
 
 
 def simulated_sha256(document: Mapping[str, Any], centers: Mapping[str, int], folder: Path) -> str:

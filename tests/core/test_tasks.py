@@ -1,0 +1,145 @@
+"""The task registry: what a file leaves open follows its task; classification never imports MONAI; segmentation learns by Eq 6."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update
+from fedhelp_core.config import AlgorithmConfig, Federation, SiloConfig, TaskConfig, parse_federation
+from fedhelp_core.data.arrays import load_silo_arrays
+from fedhelp_core.errors import ConfigError
+from fedhelp_core.tasks import TASKS
+from fedhelp_core.tasks.objective import objective_of
+
+
+def federation(task: dict[str, object], **algorithm: object) -> Federation:
+    return parse_federation({
+        "name": "test", "task": task, "algorithm": {"method": "fedavg", **algorithm}, "store": {"url": "store"},
+        "silos": [{"name": "a", "dispatch": {"silo_config": "a.yaml"}}]}, source="test")
+
+
+def test_what_a_file_leaves_open_follows_its_task() -> None:
+    found = federation({"name": "pneumonia"})
+    assert (found.task.classes, found.algorithm.rank_top_k, found.algorithm.augmentation) == (("normal", "pneumonia"), 1, "mirror")
+    assert federation({"name": "lung-segmentation"}).algorithm.proxy_model == "unet2d"
+    assert len(federation({}).task.classes) == 8
+
+
+def test_what_a_file_says_counts_more_than_its_task() -> None:
+    assert federation({"name": "pneumonia", "classes": ["b", "a"]}, augmentation="none").algorithm.augmentation == "none"
+
+
+@pytest.mark.parametrize(("task", "words"), [
+    ({"name": "pnemonia"}, "did you mean 'pneumonia'"),
+    ({"name": "lung-segmentation", "classes": ["background", "left", "right"]}, "2 names expected, got 3"),
+    ({"name": "brain-segmentation", "image_size": 48}, r"at most image_size \(48\) expected, got 64"),
+])
+def test_a_task_that_cannot_be_is_refused_with_the_reason(task: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        federation(task)
+
+
+def test_every_tasks_defaults_make_a_valid_federation() -> None:
+    for name in TASKS:
+        federation({"name": name, "image_size": 64})
+
+
+def test_a_model_of_another_form_is_refused_with_those_that_fit() -> None:
+    with pytest.raises(ConfigError, match="'unet2d' is not registered for classes of 2D images; known models: resnet8"):
+        objective_of(TaskConfig()).build("unet2d")
+
+
+def test_files_of_segmentation_are_refused_before_anything_is_read(tmp_path) -> None:
+    silo = SiloConfig.model_validate({"name": "a", "state": tmp_path, "data": {"layout": "datalist", "datalist": tmp_path / "none.json"}})
+    with pytest.raises(ConfigError, match="reads no files of lung-segmentation"):
+        load_silo_arrays(silo, TaskConfig(name="lung-segmentation"))
+
+
+@pytest.mark.slow
+def test_classification_never_imports_monai_and_segmentation_not_what_monai_drags_in() -> None:
+    code = """
+import sys
+from fedhelp_core.config import TaskConfig
+from fedhelp_core.tasks.objective import objective_of
+objective_of(TaskConfig(name="pneumonia")).build("resnet8")
+assert "monai" not in sys.modules
+objective_of(TaskConfig(name="lung-segmentation"))
+assert "monai" in sys.modules and not {"mlflow", "pandas", "matplotlib"} & set(sys.modules)
+import matplotlib
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def mask_data(dimensions: int, count: int = 5, side: int = 16) -> SiloData:
+    """Bright squares (or cubes) on dark ground, and where they are; the same with soft answers as public images."""
+    generator = torch.Generator().manual_seed(dimensions)
+    masks = torch.zeros((count, 1) + (side,) * dimensions, dtype=torch.uint8)
+    for number in range(count):
+        first = [int(torch.randint(0, side // 2, (), generator=generator)) for _ in range(dimensions)]
+        masks[(number, 0, *(slice(begin, begin + side // 2) for begin in first))] = 1
+    images = (masks * 120 + torch.randint(0, 60, masks.shape, generator=generator, dtype=torch.uint8)).to(torch.uint8)
+    return SiloData(images_NCHW=images, labels_N=masks, public_images_MCHW=images.flip(0), public_probabilities_MP=masks.flip(0) * 0.8 + 0.1)
+
+
+def mask_settings(dimensions: int, kind: str, augmentation: str = "flips") -> UpdateSettings:
+    volume = {"patch_size": 8, "window_size": 8, "patches": 2}
+    task = TaskConfig.model_validate({
+        "name": "lung-segmentation" if dimensions == 2 else "brain-segmentation", "image_size": 16, "volume": volume})
+    model = f"unet{dimensions}d-tiny"
+    algorithm = AlgorithmConfig(proxy_model=model, large_model=model, batch_size=2, public_batch_size=2, augmentation=augmentation, local_epochs=6)
+    return UpdateSettings(algorithm=algorithm, task=task, seed=1, silo="a", kind=kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["small", "large"])
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_segmentation_runs_through_the_same_local_update_and_gives_the_same_bits_twice(dimensions: int, kind: str) -> None:
+    data, settings = mask_data(dimensions), mask_settings(dimensions, kind)
+    start = initial_weights(settings.algorithm, settings.task, seed=1)
+
+    def update():
+        return local_update(start, SiloState.empty(), data, settings, round_number=1)
+
+    first, second = update(), update()
+    assert all(np.array_equal(first.weights[name], second.weights[name]) for name in first.weights)
+    assert set(first.metrics) == ({"private_loss", "public_loss"} if kind == "small" else {"proxy_loss", "large_loss"})
+    visits = 1 if dimensions == 2 else 2
+    assert first.steps == 6 * -(-len(data.labels_N) * visits // 2)
+
+
+@pytest.mark.slow
+def test_image_and_mask_are_cut_and_flipped_together() -> None:
+    for dimensions in (2, 3):
+        data = mask_data(dimensions)
+        augment = objective_of(mask_settings(dimensions, "small").task).augmentation("flips")
+        assert augment is not None
+        images, masks = augment(data.images_NCHW, data.labels_N, torch.Generator().manual_seed(5))
+        assert images.shape[2:] == ((16, 16) if dimensions == 2 else (8, 8, 8))
+        assert torch.equal(images >= 120, masks == 1)
+        again, _ = augment(data.images_NCHW, data.labels_N, torch.Generator().manual_seed(5))
+        assert torch.equal(images, again)
+
+
+class _Threshold(torch.nn.Module):
+    """Answers foreground where the input is bright: a prediction known by hand."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (images > 0) * 20.0 - 10.0
+
+
+@pytest.mark.slow
+def test_scores_of_a_known_prediction_image_by_image() -> None:
+    objective = objective_of(TaskConfig(name="lung-segmentation", image_size=16))
+    masks = torch.zeros((2, 1, 16, 16), dtype=torch.uint8)
+    masks[:, :, 4:8, 4:8] = 1
+    images = masks * 255
+    images[1] = 0
+    images[1, :, 4:8, 4:6] = 255  # half of the second square is found
+    found = objective.scored(_Threshold(), images, masks, torch.device("cpu"))
+    assert found.scores["dice"] == pytest.approx((1 + 2 * 8 / (16 + 8)) / 2)
+    assert found.confusion_CC.tolist() == [[2 * 256 - 32, 0], [8, 24]]
+    nothing = objective.scored(_Threshold(), images * 0, masks, torch.device("cpu"))
+    assert nothing.scores == {"dice": 0.0, "hausdorff95": pytest.approx(np.hypot(16, 16))}
