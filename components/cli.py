@@ -106,6 +106,26 @@ def simulate(
         workers=workers, evaluate_every=evaluate_every, out=out, dry_run=dry_run)
 
 
+@main.group()
+def data() -> None:
+    """Data sets: draw small ones in the formats of the real ones."""
+
+
+@data.command(epilog=_EXIT_CODES)
+@click.argument("task")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@_explained
+def phantom(task: str, folder: Path) -> None:
+    """Draw TASK's hospitals, public images and teacher in FOLDER, in the real data set's layout, with a federation.yaml that uses them.
+
+    TASK is melanoma or pneumonia. No patient was ever involved. Made once; what is there is used again.
+    """
+    from fedhelp_components.local_run import prepared_demo
+
+    path = prepared_demo(folder, task)
+    click.echo(f"{path}: run it with: fedhelp run {path}, or compare methods with: fedhelp simulate {path}")
+
+
 @main.command("compile", epilog=_EXIT_CODES)
 @click.option("--pipeline", type=click.Choice(["fedhelp", "fedhelp-compact"]), default="fedhelp", show_default=True)
 @click.option("--federation", type=click.Path(dir_okay=False, path_type=Path), help="Bake this file's settings in as the form's defaults.")
