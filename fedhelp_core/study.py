@@ -37,6 +37,7 @@ from fedhelp_core.kinds import resolve_kinds
 from fedhelp_core.silo import device_for
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.store import open_store
+from fedhelp_core.tasks import TASKS
 from fedhelp_core.weights import fingerprint
 
 if TYPE_CHECKING:
@@ -306,6 +307,8 @@ def _write_cell(path: Path, cell: Cell, silos: Silos, result: SimulationResult, 
 def _cell_digest(federation: Federation, data_digest: str, evaluate_every: int) -> str:
     """Name of a cell: everything that its numbers depend on, and nothing (paths, store, tracking) that they do not."""
     document = federation.model_dump(mode="json", include={"task", "algorithm", "runtime"})
+    if TASKS[federation.task.name].dimensions == 2:
+        del document["task"]["volume"]  # which only volumes depend on
     document |= {"silos": list(federation.silo_names), "data": data_digest, "evaluate_every": evaluate_every, "format": _FORMAT}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
 

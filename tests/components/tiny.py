@@ -23,7 +23,7 @@ import yaml
 
 from fedhelp_core.config import Federation, load_federation
 from fedhelp_core.data.phantom.dermoscopy import Camera
-from fedhelp_core.data.phantom.fed_isic import Site, write_fed_isic, write_public_images
+from fedhelp_core.data.phantom.fed_isic import PUBLIC, Site, write_fed_isic
 from fedhelp_core.rounds import Run
 from fedhelp_core.store import open_store
 from fedhelp_core.tracking import save_pyfunc_from_code
@@ -42,7 +42,7 @@ _SITES = (
 def draw_input(folder: Path) -> None:
     """`data/`, `public/` and `teacher/` below `folder`."""
     write_fed_isic(folder / "data", seed=7, sites=_SITES)
-    write_public_images(folder / "public", count=12, seed=7)
+    PUBLIC.write(folder / "public", count=12, seed=7)
     write_teacher(folder / "teacher", classes=TEACHER_CLASSES)
 
 
