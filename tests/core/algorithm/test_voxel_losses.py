@@ -19,7 +19,7 @@ def mask():
 
 
 def voxels(*values):
-    return torch.tensor(values, dtype=torch.float64, requires_grad=True).reshape(1, 1, 1, len(values))
+    return torch.tensor(values, dtype=torch.float64).reshape(1, 1, 1, len(values)).requires_grad_()
 
 
 def test_eq6_supervision_is_bce_plus_soft_dice(mask):
