@@ -134,7 +134,7 @@ BAD_SILOS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no state": ({"state": MISSING}, ("state: missing",)),
     "no data": ({"data": MISSING}, ("data: missing",)),
     "data as text": ({"data": "images"}, ("data: ", "mapping", "got 'images'")),
-    "no layout": ({"data.layout": MISSING}, ("data.layout: missing", "'fed-isic2019' or 'datalist' expected")),
+    "no layout": ({"data.layout": MISSING}, ("data.layout: missing", "one of 'fed-isic2019', 'datalist', ")),
     "unknown layout": (
         {"data.layout": "datalst"}, ("data.layout: ", "'fed-isic2019', 'datalist' expected", "got 'datalst'", "did you mean 'datalist'?")),
     "no datalist": ({"data": {"layout": "datalist"}}, ("data.datalist: missing",)),
