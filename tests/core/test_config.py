@@ -136,7 +136,7 @@ BAD_SILOS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "data as text": ({"data": "images"}, ("data: ", "mapping", "got 'images'")),
     "no layout": ({"data.layout": MISSING}, ("data.layout: missing", "one of 'fed-isic2019', 'datalist', ")),
     "unknown layout": (
-        {"data.layout": "datalst"}, ("data.layout: ", "'fed-isic2019', 'datalist' expected", "got 'datalst'", "did you mean 'datalist'?")),
+        {"data.layout": "datalst"}, ("data.layout: ", "one of 'fed-isic2019', 'datalist', ", "got 'datalst'", "did you mean 'datalist'?")),
     "no datalist": ({"data": {"layout": "datalist"}}, ("data.datalist: missing",)),
     "datalist as number": ({"data": {"layout": "datalist", "datalist": 3}}, ("data.datalist: ", "path", "got 3")),
     "no center": ({"data.center": MISSING}, ("data.center: missing",)),
