@@ -343,12 +343,37 @@ class ChestXrayData(_Model):
     share: Share
 
 
+class PicturesAndMasks(_Model):
+    """Grey pictures in one folder and their masks in another, as the public lung sets are published, shared out to hospitals.
+
+    The mask of `<name>.png` is `<name>.png` or `<name>_mask.png`. Test and validation pictures are chosen by the hash of their names.
+    """
+
+    layout: Literal["pictures-and-masks"]
+    images: Path = Field(description="Folder of PNG or JPEG pictures.")
+    masks: Path = Field(description="Folder of PNG masks: background 0, foreground one other value.")
+    prefix: str = Field("", description="Only pictures whose names begin so: sets that were merged keep their sources' prefixes.")
+    share: Share | None = Field(None, description="Which part is this hospital's; null: all of it.")
+    test_fraction: float = Field(0.2, gt=0, lt=1, description="Share of the pictures held out for the test.")
+    validation_fraction: float = Field(0.0, ge=0, lt=1, description="Share of the others held out for validation.")
+
+
+class FedIxiData(_Model):
+    """Fed-IXI's own layout: a folder a subject (IXI002-Guys-0828) with T1/*.nii.gz and label/*.nii.gz, and FLamby's split CSV."""
+
+    layout: Literal["fed-ixi"]
+    root: Path = Field(description="Folder of the subjects' folders.")
+    split_csv: Path = Field(description="CSV with columns Patient ID and Split (train or test).")
+    hospital: Literal["Guys", "HH", "IOP"] = Field(description="Which subjects are this hospital's.")
+    validation_fraction: float = Field(0.0, ge=0, lt=1, description="Share of the training subjects held out, chosen by hash of the subject.")
+
+
 class SiloConfig(_Model):
     """What a hospital knows about itself: `silo.yaml`. Never leaves the silo."""
 
     version: Literal[1] = 1
     name: SiloName
-    data: Annotated[FedIsicData | DatalistData | ChestXrayData, Field(discriminator="layout")]
+    data: Annotated[FedIsicData | DatalistData | ChestXrayData | PicturesAndMasks | FedIxiData, Field(discriminator="layout")]
     state: Path = Field(description="Folder on the silo's own volume: large model, heads, optimizer, caches, egress ledger.")
 
 
@@ -383,10 +408,10 @@ def parse_federation(document: Any, *, source: str) -> Federation:
     return _validate(Federation, document, source)
 
 
-_LAYOUTS = ("'fed-isic2019'", "'datalist'", "'chest-xray'")
+_LAYOUTS = ("'fed-isic2019'", "'datalist'", "'chest-xray'", "'pictures-and-masks'", "'fed-ixi'")
 _FEDERATION_FILES = ("silos.*.dispatch.job_template",)
 _FEDERATION_PATHS = ("public_set.images", "public_set.teachers.*.uri", "silos.*.dispatch.silo_config", "store.url", *_FEDERATION_FILES)
-_SILO_PATHS = ("data.images", "data.split_csv", "data.datalist", "data.root", "state")
+_SILO_PATHS = ("data.images", "data.split_csv", "data.datalist", "data.root", "data.masks", "state")
 
 
 def _read_yaml(path: Path) -> Any:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import yaml
 
+from fedhelp_core.data.phantom.drawing import Public
 from fedhelp_core.drawn import DrawnTask, drawn_task
 from fedhelp_core.errors import ConfigError
 
@@ -59,8 +60,10 @@ def prepare_demo(folder: Path, *, task: str = "melanoma", seed: int = 1, progres
             f"{folder}: holds {mark.read_text(encoding='utf-8')!r}, expected {identity!r} (format, task); delete the folder, or give another")
     mark.write_text(identity, encoding="utf-8")
     _once(folder / "data", lambda path: drawn.write(path, seed, say))
-    _once(folder / "public", lambda path: drawn.public.write(path, count=drawn.public_images, seed=seed, progress=say))
-    _once(folder / "teacher", lambda path: _write_teacher(path, drawn, seed, say))
+    public = drawn.public
+    if public is not None:
+        _once(folder / "public", lambda path: public.write(path, count=drawn.public_images, seed=seed, progress=say))
+        _once(folder / "teacher", lambda path: _write_teacher(path, drawn, public, seed, say))
     (folder / "silos").mkdir(exist_ok=True)
     for number, silo in enumerate(drawn.silos):
         _once(folder / "silos" / f"{silo}.yaml", partial(_write_yaml, head=_SILO_HEAD, document=silo_document(drawn, number)))
@@ -83,13 +86,17 @@ def federation_document(drawn: DrawnTask) -> dict[str, object]:
         },
         "protocol": {"min_silos": max(1, len(drawn.silos) - 2), "round_deadline": 300.0},
         "runtime": {"seed": 1, "threads": 1, "device": "auto"},
-        "public_set": {
-            "images": "public",
-            "teachers": [{"name": "drawn", "kind": "mlflow", "uri": "teacher", "version": "1", "classes": len(drawn.public.classes)}],
-        },
+        **_public_section(drawn.public),
         "store": {"url": "store"},
         "silos": [{"name": silo, "dispatch": {"kind": "process", "silo_config": f"silos/{silo}.yaml"}} for silo in drawn.silos],
     }
+
+
+def _public_section(public: Public | None) -> dict[str, object]:
+    if public is None:
+        return {}
+    teacher = {"name": "drawn", "kind": "mlflow", "uri": "teacher", "version": "1", "classes": len(public.classes)}
+    return {"public_set": {"images": "public", "teachers": [teacher]}}
 
 
 def silo_document(drawn: DrawnTask, number: int) -> dict[str, object]:
@@ -116,7 +123,7 @@ def _write_yaml(path: Path, *, head: str, document: dict[str, object]) -> None:
     path.write_text(head + yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
 
 
-def _write_teacher(path: Path, drawn: DrawnTask, seed: int, say: Progress) -> None:
+def _write_teacher(path: Path, drawn: DrawnTask, public: Public, seed: int, say: Progress) -> None:
     import torch
 
     from fedhelp_core.config import TaskConfig
@@ -124,8 +131,8 @@ def _write_teacher(path: Path, drawn: DrawnTask, seed: int, say: Progress) -> No
     from fedhelp_core.softlabels.demo_teacher import save_teacher, train_teacher
 
     say("teacher's labelled images")
-    task = TaskConfig.model_validate({**drawn.task, "classes": drawn.public.classes})
-    images, labels = drawn.public.labelled(drawn.teacher_images, seed)
+    task = TaskConfig.model_validate({**drawn.task, "classes": public.classes})
+    images, labels = public.labelled(drawn.teacher_images, seed)
     images_NCHW = torch.stack([torch.from_numpy(square(image, task.image_size)).permute(2, 0, 1) for image in images])
     model = train_teacher(drawn.teacher, images_NCHW.contiguous(), torch.tensor(labels), task=task, seed=seed, progress=say)
     save_teacher(model, path, architecture=drawn.teacher, task=task)

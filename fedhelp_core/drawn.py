@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedhelp_core.data.phantom import chest_xray, fed_isic
+from fedhelp_core.data.phantom import chest_xray, fed_isic, fed_ixi, lungs
 from fedhelp_core.data.phantom.drawing import Progress, Public
 from fedhelp_core.errors import ConfigError
 
@@ -27,8 +27,9 @@ class DrawnTask:
     """Number of a silo -> the `data` section of its silo.yaml; paths are relative to <demo>/silos."""
     write: Callable[[Path, int, Progress], None]
     """(folder, seed, progress): draw all hospitals' data."""
-    public: Public
-    teacher: str
+    public: Public | None = None
+    """None: no soft labels, so that Eq 2 is left out."""
+    teacher: str = ""
     """Architecture, from the model registry."""
     public_images: int = 600
     teacher_images: int = 2400
@@ -41,6 +42,17 @@ def _melanoma_data(number: int) -> dict[str, object]:
             "validation_fraction": 0.0}  # nothing is tuned in the demo, and every training image counts
 
 
+def _lung_data(number: int) -> dict[str, object]:
+    return {"layout": "pictures-and-masks", "images": "../data/images", "masks": "../data/masks", "prefix": list(lungs.COUNTS)[number],
+            "test_fraction": (0.4, 0.6, 0.8)[number]}  # 70, 23 and 9 pictures or so to train on
+
+
+def _brain_data(number: int) -> dict[str, object]:
+    return {"layout": "fed-ixi", "root": "../data/subjects", "split_csv": "../data/metadata_tiny.csv", "hospital": list(fed_ixi.COUNTS)[number]}
+
+
+_WITHOUT_SOFT_LABELS: Mapping[str, object] = {"method": "fedhelp-no-api"}
+
 DRAWN: Mapping[str, DrawnTask] = {
     "melanoma": DrawnTask(
         task={"name": "melanoma", "image_size": 32}, silos=SIX_SILOS, silo_data=_melanoma_data,
@@ -51,6 +63,15 @@ DRAWN: Mapping[str, DrawnTask] = {
         silo_data=lambda number: {"layout": "chest-xray", "root": "../data", "share": {"number": number}},
         write=lambda folder, seed, say: chest_xray.write_chest_xray(folder, seed=seed, progress=say), public=chest_xray.PUBLIC, teacher="resnet8",
         public_images=400, teacher_images=1600),
+    "lung-segmentation": DrawnTask(
+        task={"name": "lung-segmentation", "image_size": 48}, silos=("shenzhen", "montgomery", "tokyo"), silo_data=_lung_data,
+        write=lambda folder, seed, say: lungs.write_lungs(folder, seed=seed, progress=say),
+        algorithm={**_WITHOUT_SOFT_LABELS, "large_silos": 1, "proxy_model": "unet2d-tiny", "large_model": "unet2d"}),
+    "brain-segmentation": DrawnTask(
+        task={"name": "brain-segmentation", "image_size": 32, "volume": {"spacing": 6.0, "patch_size": 16, "patches": 2, "window_size": 32}},
+        silos=("guys", "hammersmith", "iop"), silo_data=_brain_data,
+        write=lambda folder, seed, say: fed_ixi.write_fed_ixi(folder, seed=seed, progress=say),
+        algorithm={**_WITHOUT_SOFT_LABELS, "large_silos": 1, "batch_size": 2, "proxy_model": "unet3d-tiny", "large_model": "unet3d"}),
 }
 
 

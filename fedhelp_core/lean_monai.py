@@ -30,7 +30,7 @@ def _hidden(names: tuple[str, ...]) -> Iterator[None]:
 
 
 with _hidden(_NOT_USED):
-    from monai.data import PydicomReader, set_track_meta
+    from monai.data import MetaTensor, PydicomReader, get_track_meta, set_track_meta
     from monai.inferers import sliding_window_inference
     from monai.losses import DiceLoss
     from monai.metrics import compute_dice, compute_hausdorff_distance
@@ -38,18 +38,16 @@ with _hidden(_NOT_USED):
     from monai.networks.nets import UNet
     from monai.transforms import (
         Compose,
-        EnsureChannelFirstd,
-        LoadImaged,
-        Orientationd,
+        Orientation,
         RandFlipd,
         RandSpatialCropd,
-        ResizeWithPadOrCropd,
-        ScaleIntensityRangePercentilesd,
-        Spacingd,
+        ResizeWithPadOrCrop,
+        ScaleIntensityRangePercentiles,
+        Spacing,
     )
 
 __all__ = [
-    "ADN", "Compose", "DiceLoss", "EnsureChannelFirstd", "LoadImaged", "Orientationd", "PydicomReader", "RandFlipd", "RandSpatialCropd",
-    "ResizeWithPadOrCropd", "ScaleIntensityRangePercentilesd", "Spacingd", "UNet", "compute_dice", "compute_hausdorff_distance",
-    "set_track_meta", "sliding_window_inference",
+    "ADN", "Compose", "DiceLoss", "MetaTensor", "Orientation", "PydicomReader", "RandFlipd", "RandSpatialCropd", "ResizeWithPadOrCrop",
+    "ScaleIntensityRangePercentiles", "Spacing", "UNet", "compute_dice", "compute_hausdorff_distance", "get_track_meta", "set_track_meta",
+    "sliding_window_inference",
 ]

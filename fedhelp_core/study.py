@@ -163,6 +163,7 @@ def run_study(
         soft_labels = any(METHOD_PARTS[cell.method].soft_labels for cell in planned)
         sha256 = distillation_sha256 or (_prefetched(federation) if soft_labels else None)
         load = partial(load_simulated_silos, federation, distillation_sha256=sha256)
+    fix_arithmetic(federation.runtime.threads)  # volumes are resampled with PyTorch
     silos = load()
     data_digest = digest_of_data(silos)
     folder = out / "cells"

@@ -22,18 +22,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fedhelp_components.silo_training import SILO_CONFIG_VARIABLE
-from fedhelp_core.config import SiloConfig, load_silo
+from fedhelp_core.config import SiloConfig, TaskConfig, load_silo
 from fedhelp_core.data.datalist import manifest_of
-from fedhelp_core.data.decode import decode_all
+from fedhelp_core.data.decode import SUFFIXES
+from fedhelp_core.data.examples import read_examples
+from fedhelp_core.data.items import Item
 from fedhelp_core.disk import explained
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, PermanentError, StorageFull, StoreUnavailable, listed
 from fedhelp_core.store import is_local, open_store, probe
 
 _SAMPLES = 32  # images of each split that are decoded; `check` decodes all of them when a run starts
 _SAMPLE_SIZE = 32  # pixels; only whether an image decodes is asked here
+_SAMPLE_SIDE = 128  # pixels or voxels; of a mask something must be left
 _LEAST_FREE = 2**30  # bytes: two versions of a large model with optimizer state, caches and some room
 _LARGEST_SKEW = 300.0  # seconds; S3 servers refuse signatures of clocks further off than 5 to 15 minutes
-_NO_CLASS_LIMIT = sys.maxsize  # how many classes the task has is the hub's to say; `check` compares
 
 Finding = Iterator[str]
 """Sentences about what is in order; a FedHelpError says what is not."""
@@ -63,14 +65,22 @@ def look_at_data(silo: SiloConfig) -> Finding:
     Raises:
         DataError: everything that is wrong with them.
     """
-    manifest = manifest_of(silo, _NO_CLASS_LIMIT)
+    manifest = manifest_of(silo, None)
     counts = ", ".join(f"{len(items)} {name}" for name, items in manifest.splits())
     yield f"{manifest.source} lists {counts} images"
-    sample = [item.image for _, items in manifest.splits() for item in items[:_SAMPLES]]
-    problems = [decoded.problem for decoded in decode_all(sample, _SAMPLE_SIZE) if decoded.problem]
+    sample = [item for _, items in manifest.splits() for item in items[:_SAMPLES]]
+    problems = [example.problem for example in read_examples(sample, _task_of(sample)) if example.problem]
     if problems:
         raise DataError(listed(problems))
     yield f"the first {len(sample)} of them open as images"
+
+
+def _task_of(items: Sequence[Item]) -> TaskConfig:
+    """A task that reads such files; which one it is is the hub's to say, and `check` compares."""
+    if not items or items[0].mask is None:
+        return TaskConfig(name="melanoma", image_size=_SAMPLE_SIZE)
+    picture = items[0].image.suffix.lower() in SUFFIXES
+    return TaskConfig(name="lung-segmentation" if picture else "brain-segmentation", image_size=_SAMPLE_SIDE)
 
 
 def look_at_state(silo: SiloConfig) -> Finding:

@@ -20,11 +20,10 @@ from torch import Tensor
 
 from fedhelp_core.config import SiloConfig, TaskConfig
 from fedhelp_core.data.datalist import Manifest, manifest_of
-from fedhelp_core.data.decode import decode_all, preprocessing
+from fedhelp_core.data.examples import image_shape, preparation, read_examples, target_shape
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.disk import explained
-from fedhelp_core.errors import ConfigError, DataError, listed
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.errors import DataError, listed
 from fedhelp_core.weights import write_weights
 
 _KEPT_CACHES = 2  # the one in use, and the one before it for a silo that goes back and forth between two configs
@@ -32,7 +31,7 @@ _KEPT_CACHES = 2  # the one in use, and the one before it for a silo that goes b
 
 @dataclass(frozen=True)
 class ImageArrays:
-    """One split: images uint8 (N, 3, S, S), labels int64 (N,)."""
+    """One split: images uint8 (N, C, S, S) (volumes: (N, 1, S, S, S)); labels int64 (N,), or masks uint8 (N, 1, S, S) of 0 and 1."""
 
     images_NCHW: Tensor
     labels_N: Tensor
@@ -51,18 +50,16 @@ def load_silo_arrays(config: SiloConfig, task: TaskConfig) -> SiloArrays:
     """Every image of the silo, from the cache where it is still true.
 
     Raises:
-        ConfigError: a task whose files cannot be read.
+        ConfigError: a layout that this task has no use for.
         DataError: labels, lists or images cannot be used; everything wrong is listed.
         StorageFull: no room for the cache.
     """
-    if TASKS[task.name].form != "classes":
-        raise ConfigError(f"task.name: this version reads no files of {task.name}; its mathematics runs on arrays (algorithm/simulate.py) only")
-    manifest = manifest_of(config, len(task.classes))
+    manifest = manifest_of(config, task)
     folder = config.state / "cache"
-    path = folder / f"arrays-{_digest(config.name, manifest, task.image_size)}.safetensors"
-    found = _read(path, manifest, task.image_size)
+    path = folder / f"arrays-{_digest(config.name, manifest, task)}.safetensors"
+    found = _read(path, manifest, task)
     if found is None:
-        tensors = _decoded(config.name, manifest, task.image_size)
+        tensors = _decoded(config.name, manifest, task)
         with explained(path):
             folder.mkdir(parents=True, exist_ok=True)
             scratch = path.with_suffix(f".{os.getpid()}.tmp")
@@ -72,42 +69,43 @@ def load_silo_arrays(config: SiloConfig, task: TaskConfig) -> SiloArrays:
             finally:
                 scratch.unlink(missing_ok=True)
             _drop_old_caches(folder, path)
-        found = _read(path, manifest, task.image_size)
+        found = _read(path, manifest, task)
         if found is None:
             raise DataError(f"{path}: could not be read back after it was written; check the silo's volume")
     return found
 
 
-def _decoded(silo: str, manifest: Manifest, size: int) -> dict[str, Tensor]:
-    """Images and labels of all splits, by name.
+def _decoded(silo: str, manifest: Manifest, task: TaskConfig) -> dict[str, Tensor]:
+    """Images and targets of all splits, by name.
 
     Raises:
-        DataError: with every image that cannot be read.
+        DataError: with every file that cannot be used.
     """
     tensors: dict[str, Tensor] = {}
     problems: list[str] = []
     for name, items in manifest.splits():
-        pixels_NSSC = np.zeros((len(items), size, size, 3), np.uint8)
-        for i, image in enumerate(decode_all([item.image for item in items], size)):
-            if image.pixels_SSC is None:
-                problems.append(f"silo {silo}: {image.problem}")
+        images = np.zeros((len(items), *image_shape(task)), np.uint8)
+        targets = np.zeros((len(items), *target_shape(task)), np.uint8 if target_shape(task) else np.int64)
+        for i, example in enumerate(read_examples(items, task)):
+            if example.image_CHW is None:
+                problems.append(f"silo {silo}: {example.problem}")
             else:
-                pixels_NSSC[i] = image.pixels_SSC
-        tensors[f"{name}.images"] = torch.from_numpy(pixels_NSSC).permute(0, 3, 1, 2).contiguous()
-        tensors[f"{name}.labels"] = torch.tensor([item.label for item in items], dtype=torch.int64)
+                images[i], targets[i] = example.image_CHW, example.target
+        tensors[f"{name}.images"], tensors[f"{name}.labels"] = torch.from_numpy(images), torch.from_numpy(targets)
     if problems:
         raise DataError(listed(problems))
     return tensors
 
 
-def _read(path: Path, manifest: Manifest, size: int) -> SiloArrays | None:
+def _read(path: Path, manifest: Manifest, task: TaskConfig) -> SiloArrays | None:
     """The cache at `path`; None where there is none, or a damaged one."""
     splits: dict[str, ImageArrays] = {}
     try:
         with safe_open(path, framework="pt") as file:
             for name, items in manifest.splits():
                 images, labels = file.get_tensor(f"{name}.images"), file.get_tensor(f"{name}.labels")
-                if tuple(images.shape) != (len(items), 3, size, size) or images.dtype != torch.uint8 or labels.shape != (len(items),):
+                right = images.shape == (len(items), *image_shape(task)) and labels.shape == (len(items), *target_shape(task))
+                if not right or images.dtype != torch.uint8:
                     return None
                 splits[name] = ImageArrays(images, labels)
     except (FileNotFoundError, SafetensorError):
@@ -115,20 +113,23 @@ def _read(path: Path, manifest: Manifest, size: int) -> SiloArrays | None:
     return SiloArrays(**splits)
 
 
-def _digest(silo: str, manifest: Manifest, size: int) -> str:
+def _digest(silo: str, manifest: Manifest, task: TaskConfig) -> str:
     """Name of the cache.
 
     Raises:
         DataError: with every file that is not there.
     """
-    facts: list[object] = ["arrays/1", preprocessing(size)]
+    facts: list[object] = ["arrays/1", preparation(task)]
     problems: list[str] = []
     for name, item in _items(manifest):
-        try:
-            stat = item.image.stat()
-            facts.append([name, str(item.image), item.label, stat.st_size, stat.st_mtime_ns])
-        except OSError as e:
-            problems.append(f"silo {silo}: {item.image}: no such image file ({e.strerror}); listed in {manifest.source}")
+        for path in (item.image, item.mask):
+            if path is None:
+                continue
+            try:
+                stat = path.stat()
+                facts.append([name, str(path), item.label, stat.st_size, stat.st_mtime_ns])
+            except OSError as e:
+                problems.append(f"silo {silo}: {path}: no such image file ({e.strerror}); listed in {manifest.source}")
     if problems:
         raise DataError(listed(problems))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""A silo's manifest: a MONAI datalist, JSON with lists `training`, `validation` and `test` of {"image": path, "label": int}.
+"""A silo's manifest: a MONAI datalist, JSON with lists `training`, `validation` and `test` of {"image": path, "label": int or mask's path}.
 
 `manifest_of` turns whatever layout silo.yaml names into one; `arrays` decodes it. The file is what MONAI's
 `load_decathlon_datalist` reads, so a hospital can use the same list elsewhere.
@@ -7,17 +7,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedhelp_core.config import ChestXrayData, DatalistData, FedIsicData, SiloConfig
+from fedhelp_core.config import ChestXrayData, DatalistData, FedIsicData, FedIxiData, PicturesAndMasks, SiloConfig, TaskConfig
 from fedhelp_core.data.chest_xray import read_chest_xray
 from fedhelp_core.data.fed_isic import read_fed_isic
+from fedhelp_core.data.fed_ixi import read_fed_ixi
 from fedhelp_core.data.items import SPLITS, Item
-from fedhelp_core.errors import DataError, listed
+from fedhelp_core.data.pictures_and_masks import read_pictures_and_masks
+from fedhelp_core.errors import ConfigError, DataError, listed
+from fedhelp_core.tasks import TASKS
 
 _MAX_BYTES = 2**30
 
@@ -39,29 +43,50 @@ class Manifest:
             yield name, getattr(self, name)
 
 
-def manifest_of(config: SiloConfig, classes: int) -> Manifest:
+def manifest_of(config: SiloConfig, task: TaskConfig | None) -> Manifest:
     """The manifest of the layout in silo.yaml, checked as far as it can be without opening images.
 
+    `task` None: what the layout has, without regard to what a federation needs.
+
     Raises:
+        ConfigError: the layout holds no such answers as the task's.
         DataError: with everything that is wrong.
     """
     data = config.data
-    if isinstance(data, FedIsicData):
-        training, validation, test, problems = read_fed_isic(data)
-        found = Manifest(f"{data.split_csv}, center {data.center}", training, validation, test, tuple(problems))
-    elif isinstance(data, ChestXrayData):
-        parts = read_chest_xray(data)
-        found = Manifest(f"{data.root}, share {data.share.number}", parts["training"], parts["validation"], parts["test"])
-    else:
-        found = read_datalist(data)
-    problems = [*found.problems, *_problems_of(found, classes)]
+    masks = None if task is None else TASKS[task.name].form == "mask"
+    if task is not None and not isinstance(data, DatalistData) and masks != isinstance(data, PicturesAndMasks | FedIxiData):
+        kind = "masks" if masks else "class numbers"
+        raise ConfigError(f"silo {config.name}: data.layout {data.layout!r} has no {kind}, which task {task.name} needs; choose another layout")
+    found = _manifest(data, masks)
+    problems = [*found.problems, *_problems_of(found, sys.maxsize if task is None else len(task.classes))]
     if problems:
         raise DataError([f"silo {config.name}: {problem}" for problem in listed(problems)])
     return found
 
 
-def read_datalist(data: DatalistData) -> Manifest:
+def _manifest(data: FedIsicData | DatalistData | ChestXrayData | PicturesAndMasks | FedIxiData, masks: bool | None) -> Manifest:
+    if isinstance(data, FedIsicData):
+        training, validation, test, problems = read_fed_isic(data)
+        return Manifest(f"{data.split_csv}, center {data.center}", training, validation, test, tuple(problems))
+    if isinstance(data, ChestXrayData):
+        return _split(f"{data.root}, share {data.share.number}", read_chest_xray(data))
+    if isinstance(data, PicturesAndMasks):
+        parts, problems = read_pictures_and_masks(data)
+        return _split(str(data.images), parts, problems)
+    if isinstance(data, FedIxiData):
+        parts, problems = read_fed_ixi(data)
+        return _split(f"{data.root}, hospital {data.hospital}", parts, problems)
+    return read_datalist(data, masks=masks)
+
+
+def _split(source: str, parts: Mapping[str, tuple[Item, ...]], problems: Sequence[str] = ()) -> Manifest:
+    return Manifest(source, parts.get("training", ()), parts.get("validation", ()), parts.get("test", ()), tuple(problems))
+
+
+def read_datalist(data: DatalistData, *, masks: bool | None = None) -> Manifest:
     """The datalist as it is written; `problems` names every item that cannot be used.
+
+    `masks`: labels are paths of masks, not class numbers; None: either, as each row has it.
 
     Raises:
         DataError: no file, or not a JSON mapping.
@@ -75,16 +100,17 @@ def read_datalist(data: DatalistData) -> Manifest:
         if not isinstance(rows, list):
             problems.append(f"{data.datalist}: {split} should be a list, got {type(rows).__name__}")
             continue
-        items = [_item(row, root) for row in rows]
+        items = [_item(row, root, masks) for row in rows]
         problems += [f"{data.datalist}: {split}[{i}]: {item}" for i, item in enumerate(items) if isinstance(item, str)]
         splits[split] = tuple(item for item in items if isinstance(item, Item))
-    return Manifest(str(data.datalist), problems=tuple(problems), **splits)
+    return _split(str(data.datalist), splits, problems)
 
 
 def write_datalist(path: Path, manifest: Manifest, *, root: Path) -> None:
     """Write `manifest` as a MONAI datalist, image paths relative to `root`."""
     document = {
-        name: [{"image": item.image.relative_to(root).as_posix(), "label": item.label} for item in items]
+        name: [{"image": item.image.relative_to(root).as_posix(),
+                "label": item.label if item.mask is None else item.mask.relative_to(root).as_posix()} for item in items]
         for name, items in manifest.splits()
     }
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -104,24 +130,36 @@ def _json(path: Path) -> Mapping[str, Any]:
     return document
 
 
-def _item(row: Any, root: Path) -> Item | str:
+def _item(row: Any, root: Path, masks: bool | None) -> Item | str:
     """The item that `row` describes, or what is wrong with it. Paths must stay below `root`."""
+    what = "mask's path" if masks else "class number"
     if not isinstance(row, dict) or not isinstance(row.get("image"), str):
-        return f'{{"image": path, "label": class number}} expected, got {str(row)[:80]}'
+        return f'{{"image": path, "label": {what}}} expected, got {str(row)[:80]}'
     label = row.get("label")
-    if isinstance(label, bool) or not isinstance(label, int):
+    if masks is None:
+        masks = isinstance(label, str)
+    if masks and not isinstance(label, str):
+        return f"label: the mask's path expected, got {label!r}"
+    if not masks and (isinstance(label, bool) or not isinstance(label, int)):
         return f"label: a whole number expected, got {label!r}"
-    path = root / row["image"]
-    if not path.resolve().is_relative_to(root.resolve()):
-        return f"image {row['image']!r} lies outside {root}; keep images below data.root"
-    return Item(path, label)
+    for name in (row["image"], *([label] if masks else [])):
+        if not _is_below(root / name, root):
+            return f"image {name!r} lies outside {root}; keep images below data.root"
+    return Item(root / row["image"], mask=root / str(label)) if masks else Item(root / row["image"], int(str(label)))
+
+
+def _is_below(path: Path, root: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a loop of links, which leads nowhere
+        return False
 
 
 def _problems_of(manifest: Manifest, classes: int) -> Iterator[str]:
-    """What no split may have: labels out of range, images twice, too few of them."""
+    """What no split may have: class numbers out of range, images twice, too few of them."""
     for name, items in manifest.splits():
         for item in items:
-            if not 0 <= item.label < classes:
+            if item.mask is None and not 0 <= item.label < classes:
                 yield f"{manifest.source}: {item.image.name} ({name}) has label {item.label}, expected 0 to {classes - 1} (task.classes)"
     places: dict[Path, list[str]] = {}
     for name, items in manifest.splits():

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 # What Pillow raises for damaged files: SyntaxError for a broken PNG, struct.error and TypeError for EXIF tags of another type.
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError)
+BROKEN = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError)
 
 
 def preprocessing(image_size: int) -> str:
@@ -56,7 +56,7 @@ def decode(path: Path, size: int) -> Decoded:
             pixels_SSC = _fitted(_as_rgb(ImageOps.exif_transpose(image)), size)
     except FileNotFoundError:
         return Decoded(path, problem=f"{path}: no such image file; correct the list or the images folder")
-    except _BROKEN as e:
+    except BROKEN as e:
         return Decoded(path, problem=f"{path}: cannot be read as an image ({e}); replace or remove it")
     return Decoded(path, hashlib.sha256(raw).hexdigest(), pixels_SSC)
 

@@ -8,11 +8,11 @@ held out on every machine, and adding images moves none.
 from __future__ import annotations
 
 import csv
-import hashlib
 from pathlib import Path
 
 from fedhelp_core.config import FedIsicData
 from fedhelp_core.data.items import Item
+from fedhelp_core.data.sharing import share_of_name
 from fedhelp_core.errors import DataError
 
 COLUMNS = ("image", "target", "center", "fold", "fold2")
@@ -40,7 +40,7 @@ def read_fed_isic(data: FedIsicData) -> Splits:
         elif row["fold"] == "test":
             splits["test"].append(item)
         elif row["fold"] == "train":
-            held_out = _share(row["image"]) < data.validation_fraction
+            held_out = share_of_name(row["image"]) < data.validation_fraction
             splits["validation" if held_out else "training"].append(item)
         else:
             problems.append(f"{where}: fold should be train or test, got {row['fold']!r}")
@@ -87,7 +87,3 @@ def _number(text: str) -> int | None:
         return None
     return int(value) if value.is_integer() else None
 
-
-def _share(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

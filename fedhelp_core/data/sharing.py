@@ -31,3 +31,8 @@ def hand_sizes(total: int, sizes: Sequence[float]) -> list[int]:
     for number in by_remainder[: total - sum(counts)]:
         counts[number] += 1
     return counts
+
+
+def share_of_name(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

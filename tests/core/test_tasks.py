@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update
-from fedhelp_core.config import AlgorithmConfig, Federation, SiloConfig, TaskConfig, parse_federation
-from fedhelp_core.data.arrays import load_silo_arrays
+from fedhelp_core.config import AlgorithmConfig, Federation, TaskConfig, parse_federation
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.tasks import TASKS
 from fedhelp_core.tasks.objective import objective_of
@@ -50,12 +49,6 @@ def test_every_tasks_defaults_make_a_valid_federation() -> None:
 def test_a_model_of_another_form_is_refused_with_those_that_fit() -> None:
     with pytest.raises(ConfigError, match="'unet2d' is not registered for classes of 2D images; known models: resnet8"):
         objective_of(TaskConfig()).build("unet2d")
-
-
-def test_files_of_segmentation_are_refused_before_anything_is_read(tmp_path) -> None:
-    silo = SiloConfig.model_validate({"name": "a", "state": tmp_path, "data": {"layout": "datalist", "datalist": tmp_path / "none.json"}})
-    with pytest.raises(ConfigError, match="reads no files of lung-segmentation"):
-        load_silo_arrays(silo, TaskConfig(name="lung-segmentation"))
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from fedhelp_core.data.phantom.chest_xray import SCANNERS, write_chest_xray
 from fedhelp_core.data.sharing import hand_sizes, owners
 from fedhelp_core.errors import DataError
 
+PNEUMONIA = TaskConfig(name="pneumonia")
 COUNTS = {"training": (14, 16), "validation": (2, 2), "test": (7, 7)}
 
 
@@ -31,7 +32,7 @@ def silo(root: Path, number: int, state: Path) -> SiloConfig:
 
 
 def manifests(root: Path, state: Path) -> list[Manifest]:
-    return [manifest_of(silo(root, number, state), 2) for number in range(6)]
+    return [manifest_of(silo(root, number, state), PNEUMONIA) for number in range(6)]
 
 
 def test_every_image_falls_to_one_hospital_and_everybody_sees_both_classes(drawn: Path, tmp_path: Path) -> None:
@@ -81,12 +82,12 @@ def test_images_are_decoded_to_the_tasks_size(drawn: Path, tmp_path: Path) -> No
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "train" / "NORMAL").mkdir(parents=True)
     with pytest.raises(DataError, match=r"there is no .*train/PNEUMONIA, .*test/PNEUMONIA; correct data.root"):
-        manifest_of(silo(tmp_path, 0, tmp_path), 2)
+        manifest_of(silo(tmp_path, 0, tmp_path), PNEUMONIA)
 
 
 def test_a_zero_byte_image_is_named(drawn: Path, tmp_path: Path) -> None:
     write_chest_xray(tmp_path / "set", seed=3, counts={"training": (6, 6), "validation": (0, 0), "test": (6, 6)})
-    damaged = manifest_of(silo(tmp_path / "set", 0, tmp_path), 2).training[0].image
+    damaged = manifest_of(silo(tmp_path / "set", 0, tmp_path), PNEUMONIA).training[0].image
     damaged.write_bytes(b"")
     with pytest.raises(DataError, match=f"{damaged.name}: cannot be read as an image"):
         load_silo_arrays(silo(tmp_path / "set", 0, tmp_path), TaskConfig(name="pneumonia", image_size=24))

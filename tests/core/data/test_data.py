@@ -58,25 +58,25 @@ def copy(drawn: Path, tmp_path: Path) -> Path:
 
 class TestFedIsic:
     def test_only_the_centers_own_rows_are_read(self, drawn: Path, tmp_path: Path) -> None:
-        first = manifest_of(silo(drawn, tmp_path), 8)
-        second = manifest_of(silo(drawn, tmp_path, center=1), 8)
+        first = manifest_of(silo(drawn, tmp_path), TASK)
+        second = manifest_of(silo(drawn, tmp_path, center=1), TASK)
         assert len(first.training) + len(first.validation) == 10
         assert len(first.test) == 9
         assert not {i.image for _, items in first.splits() for i in items} & {i.image for _, items in second.splits() for i in items}
 
     def test_what_is_held_out_depends_on_names_alone(self, copy: Path, tmp_path: Path) -> None:
         half = silo(copy, tmp_path, validation_fraction=0.5)
-        before = manifest_of(half, 8)
+        before = manifest_of(half, TASK)
         assert len(before.validation) > 0
         rewrite(copy, lambda rows: rows[::-1])
-        after = manifest_of(half, 8)
+        after = manifest_of(half, TASK)
         assert set(after.validation) == set(before.validation)
         assert not set(before.validation) & set(before.training)
 
     def test_the_benchmarks_own_csv_is_read_as_it_is(self, copy: Path, tmp_path: Path) -> None:
         """FLamby's file has an index column, and numbers as pandas writes them."""
         rewrite(copy, lambda rows: [{"": str(i), **row, "target": f"{float(row['target'])}"} for i, row in enumerate(rows)])
-        assert len(manifest_of(silo(copy, tmp_path), 8).test) == 9
+        assert len(manifest_of(silo(copy, tmp_path), TASK).test) == 9
 
     @pytest.mark.parametrize(("change", "words"), [
         (lambda rows: [{**r, "target": "8"} for r in rows], "has label 8, expected 0 to 7"),
@@ -95,19 +95,19 @@ class TestFedIsic:
     ) -> None:
         rewrite(copy, change)
         with pytest.raises(DataError, match=words):
-            manifest_of(silo(copy, tmp_path), 8)
+            manifest_of(silo(copy, tmp_path), TASK)
 
     def test_missing_paths_are_named(self, drawn: Path, tmp_path: Path) -> None:
         config = silo(drawn, tmp_path)
         for field, name in (("images", "data.images"), ("split_csv", "data.split_csv")):
             wrong = config.model_copy(update={"data": config.data.model_copy(update={field: tmp_path / "none"})})
             with pytest.raises(DataError, match=f"none: no such .* {name}"):
-                manifest_of(wrong, 8)
+                manifest_of(wrong, TASK)
 
     def test_binary_rubbish_for_a_csv_is_a_data_error(self, copy: Path, tmp_path: Path) -> None:
         (copy / "train_test_split.csv").write_bytes(bytes(range(256)))
         with pytest.raises(DataError, match=r"train_test_split\.csv"):
-            manifest_of(silo(copy, tmp_path), 8)
+            manifest_of(silo(copy, tmp_path), TASK)
 
 
 class TestDatalist:
@@ -117,17 +117,17 @@ class TestDatalist:
         return SiloConfig(name="espoo", data=DatalistData(layout="datalist", datalist=path), state=folder / "state")
 
     def test_a_manifest_survives_being_written(self, drawn: Path, tmp_path: Path) -> None:
-        manifest = manifest_of(silo(drawn, tmp_path), 8)
+        manifest = manifest_of(silo(drawn, tmp_path), TASK)
         path = drawn / "datalist.json"
         write_datalist(path, manifest, root=drawn)
-        again = manifest_of(SiloConfig(name="a", data=DatalistData(layout="datalist", datalist=path), state=tmp_path), 8)
+        again = manifest_of(SiloConfig(name="a", data=DatalistData(layout="datalist", datalist=path), state=tmp_path), TASK)
         assert [(n, items) for n, items in again.splits()] == [(n, items) for n, items in manifest.splits()]
 
     @pytest.mark.slow
     def test_monai_reads_what_we_write(self, drawn: Path, tmp_path: Path) -> None:
         from monai.data import load_decathlon_datalist
 
-        manifest = manifest_of(silo(drawn, tmp_path), 8)
+        manifest = manifest_of(silo(drawn, tmp_path), TASK)
         path = drawn / "for_monai.json"
         write_datalist(path, manifest, root=drawn)
         read = load_decathlon_datalist(str(path), data_list_key="training", base_dir=str(drawn))
@@ -147,19 +147,19 @@ class TestDatalist:
     ])
     def test_wrong_lists_are_named(self, tmp_path: Path, document: object, words: str) -> None:
         with pytest.raises(DataError, match=words):
-            manifest_of(self.write(tmp_path, document), 8)
+            manifest_of(self.write(tmp_path, document), TASK)
 
     def test_not_json(self, tmp_path: Path) -> None:
         config = self.write(tmp_path, {})
         (tmp_path / "datalist.json").write_text("{")
         with pytest.raises(DataError, match="cannot be read as JSON"):
-            manifest_of(config, 8)
+            manifest_of(config, TASK)
 
 
 class TestArrays:
     def test_images_and_labels_as_they_lie_on_disk(self, drawn: Path, tmp_path: Path) -> None:
         config = silo(drawn, tmp_path)
-        loaded, manifest = load_silo_arrays(config, TASK), manifest_of(config, 8)
+        loaded, manifest = load_silo_arrays(config, TASK), manifest_of(config, TASK)
         assert loaded.training.images_NCHW.shape == (len(manifest.training), 3, 16, 16)
         assert loaded.test.labels_N.tolist() == [item.label for item in manifest.test]
         with Image.open(manifest.test[4].image) as image:
@@ -173,7 +173,7 @@ class TestArrays:
         first = load_silo_arrays(config, TASK)
         load_silo_arrays(config, TASK)
         assert sum(decoded) == 19
-        path = manifest_of(config, 8).test[0].image
+        path = manifest_of(config, TASK).test[0].image
         Image.new("RGB", (90, 70), (255, 0, 0)).save(path)
         changed = load_silo_arrays(config, TASK)
         assert sum(decoded) == 38
@@ -193,7 +193,7 @@ class TestArrays:
         assert len(list((tmp_path / "cache").iterdir())) == 2
 
     def test_every_bad_image_is_listed(self, copy: Path, tmp_path: Path) -> None:
-        items = manifest_of(silo(copy, tmp_path), 8).training
+        items = manifest_of(silo(copy, tmp_path), TASK).training
         items[0].image.write_bytes(items[0].image.read_bytes()[:200])
         items[1].image.write_bytes(b"GIF89a")
         with pytest.raises(DataError) as caught:
@@ -201,7 +201,7 @@ class TestArrays:
         assert [path.name in problem for path, problem in zip((items[0].image, items[1].image), caught.value.problems, strict=True)] == [True, True]
 
     def test_missing_files_are_found_before_decoding(self, copy: Path, tmp_path: Path) -> None:
-        items = manifest_of(silo(copy, tmp_path), 8).training
+        items = manifest_of(silo(copy, tmp_path), TASK).training
         items[0].image.unlink()
         with pytest.raises(DataError, match=f"{items[0].image.name}: no such image file"):
             load_silo_arrays(silo(copy, tmp_path), TASK)
@@ -209,7 +209,7 @@ class TestArrays:
     def test_a_long_list_of_problems_is_cut(self, copy: Path, tmp_path: Path) -> None:
         rewrite(copy, lambda rows: [{**rows[0], "image": f"x{i}", "target": "99"} for i in range(70)])
         with pytest.raises(DataError) as caught:
-            manifest_of(silo(copy, tmp_path), 8)
+            manifest_of(silo(copy, tmp_path), TASK)
         assert len(caught.value.problems) == 51
         assert "21 more" in caught.value.problems[-1]
 

@@ -1,0 +1,89 @@
+"""Files as a task's examples: a prepared image, and beside it a class number or a prepared mask. Called by `arrays` and `ingest`.
+
+Every problem is a sentence in the result, so that all of a silo's problems can be listed at once. Shapes: C channels, then the
+spatial sides: S, S of a picture, S, S, S of a volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhelp_core.config import TaskConfig
+from fedhelp_core.data import decode
+from fedhelp_core.data.items import Item
+from fedhelp_core.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item: its image (C, ...) uint8 and target, or what is wrong with it. The target of a mask task is (1, ...) uint8 of 0 and 1."""
+
+    image_CHW: NDArray[np.uint8] | None = None
+    target: int | NDArray[np.uint8] = 0
+    problem: str = ""
+
+
+def image_shape(task: TaskConfig) -> tuple[int, ...]:
+    """(C, S, S), or (C, S, S, S) of volumes."""
+    entry = TASKS[task.name]
+    return (entry.channels, *(task.image_size,) * entry.dimensions)
+
+
+def target_shape(task: TaskConfig) -> tuple[int, ...]:
+    """() of a class number; (1, ...) of a mask."""
+    return () if TASKS[task.name].form == "classes" else (1, *image_shape(task)[1:])
+
+
+def preparation(task: TaskConfig) -> str:
+    """How this task's files are prepared, in words: part of the name under which prepared images are kept."""
+    if TASKS[task.name].form == "classes":
+        return decode.preprocessing(task.image_size)
+    if TASKS[task.name].dimensions == 2:
+        return f"grey8, shorter side {task.image_size}, bicubic, centre crop; mask nearest"
+    return (f"grey8 between the 0.5th and 99.5th percentile, RAS, {task.volume.spacing:g} mm, bilinear, padded or cropped to {task.image_size};"
+            " mask nearest")
+
+
+def read_examples(items: Sequence[Item], task: TaskConfig) -> Iterator[Example]:
+    """The examples of `items`, in order."""
+    entry = TASKS[task.name]
+    if entry.form == "classes":
+        for item, found in zip(items, decode.decode_all([item.image for item in items], task.image_size), strict=True):
+            pixels = None if found.pixels_SSC is None else found.pixels_SSC.transpose(2, 0, 1)
+            yield Example(pixels, item.label, found.problem)
+    elif entry.dimensions == 2:
+        from fedhelp_core.data.pictures import read_picture
+
+        for item in items:
+            yield read_picture(item, task.image_size)
+    else:
+        from fedhelp_core.data.volumes import VolumeReader  # with MONAI, which classification never waits for
+
+        reader = VolumeReader(task)
+        for item in items:
+            yield reader.read(item)
+
+
+def mask_problem(mask: NDArray[np.generic], image_sides: tuple[int, ...], path: Path, foreground: str) -> str:
+    """What makes `mask`, the array of the file `path`, no mask of an image of `image_sides`; '' if it is one."""
+    if mask.shape != image_sides:
+        return f"{path}: the mask is {_sides(mask.shape)}, its image {_sides(image_sides)}; both must have the same grid"
+    values = np.unique(mask[:: max(1, mask.shape[0] // 4096)]) if mask.dtype.kind == "f" else np.unique(mask)
+    if not np.isfinite(values).all():
+        return f"{path}: the mask holds NaN or infinity; background 0 and one value for {foreground} expected"
+    marks = values[values != 0]
+    if not len(marks):
+        return f"{path}: the mask is empty, no {foreground} in it; mark it, or remove image and mask from the list"
+    if len(marks) > 1:
+        shown = ", ".join(f"{value:g}" for value in values[:6]) + (", ..." if len(values) > 6 else "")
+        return f"{path}: the mask holds {len(values)} labels ({shown}); two declared in task.classes: background 0 and one value for {foreground}"
+    return ""
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(side) for side in shape)
