@@ -118,7 +118,8 @@ def data() -> None:
 def phantom(task: str, folder: Path) -> None:
     """Draw TASK's hospitals, public images and teacher in FOLDER, in the real data set's layout, with a federation.yaml that uses them.
 
-    TASK is melanoma, pneumonia, lung-segmentation or brain-segmentation. No patient was ever involved. Made once; what is there is used again.
+    TASK is melanoma, pneumonia, lung-segmentation or brain-segmentation (whose runs cannot be scored yet). No patient was ever
+    involved. Made once; what is there is used again.
     """
     from fedhelp_components.local_run import prepared_demo
 

@@ -114,6 +114,7 @@ def _nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     import nibabel
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
 
     if not path.name.endswith(SUFFIXES):
         raise _Unusable(f"{path}: a NIfTI file ({', '.join(SUFFIXES)}) or a folder of DICOM slices expected")
@@ -123,7 +124,7 @@ def _nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
             codes = int(file.header["qform_code"]), int(file.header["sform_code"])
             affine = np.asarray(file.affine, dtype=np.float64)
             voxels = np.asarray(file.dataobj, dtype=np.float32)
-        except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as e:
+        except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError) as e:
             raise _Unusable(f"{path}: cannot be read as NIfTI ({_first_line(e)}); replace or remove it") from None
     if codes == (0, 0):
         raise _Unusable(f"{path}: has no affine (qform and sform codes are 0), so nobody knows how it lies; convert it again")

@@ -13,6 +13,7 @@ import csv
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,8 @@ def save_volume(voxels: NDArray[np.generic], affine: NDArray[np.float64], path: 
     """A NIfTI file whose qform and sform say `affine`; the same voxels, the same bytes."""
     import nibabel
 
-    image = nibabel.Nifti1Image(voxels, affine)
+    volume: Any = nibabel.Nifti1Image
+    image = volume(voxels, affine)
     image.set_qform(affine, code="scanner")
     image.set_sform(affine, code="scanner")
     image.to_filename(path)

@@ -121,7 +121,8 @@ def write_series(folder: Path, volume: np.ndarray) -> None:
         meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         one = FileDataset(str(folder / f"{z}.dcm"), {}, file_meta=meta, preamble=b"\0" * 128)
-        one.SOPClassUID, one.SOPInstanceUID, one.SeriesInstanceUID, one.StudyInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID, series, study
+        one.SOPClassUID, one.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        one.SeriesInstanceUID, one.StudyInstanceUID = series, study
         one.Modality, one.InstanceNumber = "CT", z + 1
         one.ImagePositionPatient, one.ImageOrientationPatient, one.PixelSpacing, one.SliceThickness = [0, 0, 3.0 * z], [1, 0, 0, 0, 1, 0], [2, 2], 3
         one.Rows, one.Columns = volume.shape[1], volume.shape[0]
@@ -313,7 +314,7 @@ def hospital_without_subjects(folder: Path) -> SiloConfig:
 @case(HEAD_CASES, "columns Patient ID and Split expected, but Split missing")
 def csv_without_splits(folder: Path) -> None:
     path = folder / "heads/metadata_tiny.csv"
-    rows = list(csv.reader(path.open()))
+    rows = list(csv.reader(path.read_text().splitlines()))
     path.write_text("\n".join(",".join(row[:2]) for row in rows))
 
 
