@@ -19,12 +19,11 @@ simulate: setup ## Compare all methods over five seeds on the demo's data: table
 	@$(RUN) fedhelp simulate --demo $(DEMO) --out study
 
 ##@ Develop
-test: setup check ## Everything that CI checks: lint, types, layers, all tests but end-to-end ones, Kubernetes' last
+test: setup check ## Everything that CI checks: lint, types, layers, then all tests that need no Kubernetes
 	@$(RUN) python tests/cluster/build.py helm >/dev/null
 	@$(RUN) pytest tests --ignore tests/cluster -m "not e2e"
-	@$(MAKE) --no-print-directory test-cluster
 
-test-cluster: setup ## The part of it on a real Kubernetes API server, which is built first, once (some ten minutes)
+test-cluster: setup ## The tests on a real Kubernetes API server, which is built first, once (ten minutes on idle cores, more on busy ones)
 	@$(RUN) python tests/cluster/build.py --control-plane >/dev/null
 	@$(RUN) pytest tests/cluster -m "not e2e"
 
