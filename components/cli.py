@@ -1,4 +1,4 @@
-"""The `fedhelp` command: run, simulate, compile, register, submit, check, jobs, promote, rollback.
+"""The `fedhelp` command: run, simulate, data, compile, register, submit, check, jobs, promote, rollback.
 
 Only click and the standard library are imported here; each command imports what it needs when it is called, so that
 `fedhelp --help` answers at once.
@@ -68,8 +68,8 @@ _SET_HELP = "Replace a field of the file, e.g. --set algorithm.rounds=3 (repeata
 def run(federation: Path | None, demo: Path | None, run_id: str | None, changes: tuple[str, ...], dry_run: bool) -> None:
     """Run pipeline fedhelp-compact on this machine, through kfp's local runner.
 
-    FEDERATION is a federation.yaml (examples/ has one): its silos work as processes here, or as Jobs in their clusters. Whatever
-    kills the run, the same command again goes on after the last finished round and ends with the same model.
+    FEDERATION is a federation.yaml (`fedhelp data phantom melanoma FOLDER` writes one): its silos work as processes here, or
+    as Jobs in their clusters. Whatever kills the run, the same command again goes on after the last finished round and ends with the same model.
     """
     from fedhelp_components.local_run import run_locally
 
@@ -106,7 +106,7 @@ def simulate(
         workers=workers, evaluate_every=evaluate_every, out=out, dry_run=dry_run)
 
 
-@main.group()
+@main.group(epilog=_EXIT_CODES)
 def data() -> None:
     """Data sets: draw small ones in the formats of the real ones."""
 

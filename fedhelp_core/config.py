@@ -93,12 +93,12 @@ class OptimizerConfig(_Model):
 
 
 class AlgorithmConfig(_Model):
-    """Hyper-parameters of ALGORITHM.md; every default is the paper's unless said otherwise."""
+    """Hyper-parameters of docs/algorithm.md; every default is the paper's unless said otherwise."""
 
     method: Method = Field("fedhelp", description="Which algorithm: FedHelp, a baseline or an ablation.")
     normalisation: Normalisation = Field(
-        "shared", description="'shared' averages batch norms like the rest: the paper's, and best with FedHelp (docs/results.md);"
-                              " 'silo' keeps their weights and statistics at home (FedBN): best without soft labels.")
+        "shared", description="'shared' averages batch norms like the rest; paper. 'silo' keeps their weights and statistics at home"
+                              " (FedBN): better without soft labels (docs/results.md).")
     rounds: int = Field(50, ge=1, le=100_000, description="Federated rounds R; paper.")
     local_epochs: int = Field(1, ge=1, le=1000, description="Passes over the private training data per round; paper.")
     batch_size: int = Field(4, ge=2, le=65536, description="Private images per step; paper.")
@@ -418,7 +418,7 @@ def _read_yaml(path: Path) -> Any:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
-        raise ConfigError(f"{path}: no such file; give the path of a YAML file (examples/ has some)") from e
+        raise ConfigError(f"{path}: no such file; give the path of a YAML file (`fedhelp data phantom melanoma FOLDER` writes one)") from e
     except IsADirectoryError as e:
         raise ConfigError(f"{path}: is a folder; give the path of a YAML file inside it") from e
     except (OSError, UnicodeDecodeError) as e:

@@ -39,7 +39,7 @@ class BasicBlock(nn.Module):
 
 
 class Backbone(nn.Module):
-    """θ of ALGORITHM.md: images (B, C, H, W) float -> features (B, 64)."""
+    """θ of docs/algorithm.md: images (B, C, H, W) float -> features (B, 64)."""
 
     def __init__(self, depth: int, in_channels: int) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from fedhelp_components.check.form import FIELDS, LITERALS
 from fedhelp_core.config import METHODS, AlgorithmConfig, Federation, Normalisation, PromotionConfig, parse_federation
 
 HEAVY = ("torch", "mlflow", "boto3", "matplotlib", "monai", "kubernetes")
-COMMANDS = ("run", "simulate", "compile", "register", "submit", "check", "jobs", "promote", "rollback")
+COMMANDS = ("run", "simulate", "data", "compile", "register", "submit", "check", "jobs", "promote", "rollback")
 NAMES = ("fedhelp", "fedhelp-compact")
 REQUIRED: set[str] = set()
 """Parameters of the form that must be filled in: none, since the chart mounts federation.yaml where the default says."""
@@ -254,7 +254,8 @@ def test_every_option_is_documented() -> None:
     from fedhelp_components.cli import main
 
     assert set(main.commands) == set(COMMANDS)
-    for name, command in main.commands.items():
+    groups = {name: command.commands for name, command in main.commands.items() if isinstance(command, click.Group)}
+    for name, command in [*main.commands.items(), *(pair for group in groups.values() for pair in group.items())]:
         for option in command.params:
             if isinstance(option, click.Option) and not isinstance(option.type, click.Choice):
                 assert option.help, f"fedhelp {name} {option.opts[0]}"
