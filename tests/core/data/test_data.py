@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fedhelp_core.config import DatalistData, FedIsicData, SiloConfig, TaskConfig
-from fedhelp_core.data import arrays
+from fedhelp_core.data import decode
 from fedhelp_core.data.arrays import load_silo_arrays
 from fedhelp_core.data.datalist import manifest_of, write_datalist
 from fedhelp_core.data.phantom.dermoscopy import LESIONS, PUBLIC_LESIONS, Camera, draw
@@ -167,8 +167,8 @@ class TestArrays:
 
     def test_decoded_once_and_anew_when_a_file_changes(self, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         decoded: list[int] = []
-        real = arrays.decode_all
-        monkeypatch.setattr(arrays, "decode_all", lambda paths, size: decoded.append(len(paths)) or real(paths, size))
+        real = decode.decode_all
+        monkeypatch.setattr(decode, "decode_all", lambda paths, size: decoded.append(len(paths)) or real(paths, size))
         config = silo(copy, tmp_path / "state")
         first = load_silo_arrays(config, TASK)
         load_silo_arrays(config, TASK)
