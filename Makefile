@@ -21,11 +21,11 @@ simulate: setup ## Compare all methods over five seeds on the demo's data: table
 ##@ Develop
 test: setup check ## Everything that CI checks: lint, types, layers, then all tests that need no Kubernetes
 	@$(RUN) python tests/cluster/build.py helm >/dev/null
-	@$(RUN) pytest tests --ignore tests/cluster -m "not e2e"
+	@$(RUN) pytest tests --ignore tests/cluster -m "not e2e and not long"
 
-test-cluster: setup ## The tests on a real Kubernetes API server, which is built first, once (ten minutes on idle cores, more on busy ones)
+test-cluster: setup ## The twenty kills, and the tests on a real Kubernetes API server, which is built first, once (ten minutes on idle cores)
 	@$(RUN) python tests/cluster/build.py --control-plane >/dev/null
-	@$(RUN) pytest tests/cluster -m "not e2e"
+	@$(RUN) pytest tests/cluster tests/components/test_kill.py -m "not e2e"
 
 check: setup .cache/mypy ## The static part: ruff, mypy, import-linter, lock file
 	@$(UV) lock --check --quiet
