@@ -7,10 +7,12 @@ Shapes: H, W the image's sides.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedhelp_core.data.phantom.amounts import drawn_around
 
 HEIGHT, WIDTH = 96, 112  # pixels; wider than high, so that readers must crop
 SPREAD = 0.22  # standard deviation of an image's amounts around its class's
@@ -80,8 +82,7 @@ PUBLIC_FINDINGS: dict[str, Finding] = {
 
 def draw(finding: Finding, scanner: Scanner, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """(image (H, W) uint8, mask of the lungs (H, W) uint8 of 0 and 1); all chance comes from `rng`."""
-    amount = Finding(**{
-        f.name: float(np.clip(mean + rng.normal(0, SPREAD), 0, 1)) for f, mean in zip(fields(finding), astuple(finding), strict=True)})
+    amount = drawn_around(finding, SPREAD, rng)
     y, x = _plane(scanner, rng)
     soft = 0.035 + 0.1 * scanner.blur
     left, right, heart = _organs(amount, y, x, soft, rng)

@@ -7,10 +7,12 @@ white balance and exposure differ more between sites than between classes. Shape
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedhelp_core.data.phantom.amounts import drawn_around
 
 HEIGHT, WIDTH = 64, 80  # pixels; wider than high, as cameras are, so that readers must crop
 SPREAD = 0.20  # standard deviation of an image's amounts around its class's
@@ -102,8 +104,7 @@ PUBLIC_LESIONS: dict[str, Lesion] = {
 
 def draw(lesion: Lesion, camera: Camera, rng: np.random.Generator) -> NDArray[np.uint8]:
     """One image (HEIGHT, WIDTH, 3) uint8 of `lesion` through `camera`; all chance comes from `rng`."""
-    amount = Lesion(**{
-        f.name: float(np.clip(mean + rng.normal(0, SPREAD), 0, 1)) for f, mean in zip(fields(lesion), astuple(lesion), strict=True)})
+    amount = drawn_around(lesion, SPREAD, rng)
     y, x = _plane(camera, rng)
     inside, depth, angle = _outline(amount, y, x, rng)
     skin = np.array(camera.skin) * rng.normal(1, 0.03, 3)
