@@ -320,13 +320,13 @@ def run_everywhere(
             over = time.monotonic() >= until
             for silo, work in list(working.items()):
                 outcome = work.outcome()
-                if outcome is None and not over:
-                    waits.report(silo, work.waiting())
-                    continue
                 if outcome is None:
-                    work.stop()
-                    failed[silo] = f"no answer within {deadline_s:g} s (protocol.round_deadline)"
-                    del working[silo]
+                    if over:
+                        work.stop()
+                        failed[silo] = f"no answer within {deadline_s:g} s (protocol.round_deadline)"
+                        del working[silo]
+                    else:
+                        waits.report(silo, work.waiting())
                     continue
                 waits.over(silo)
                 del working[silo]

@@ -126,6 +126,8 @@ class Zygote:
                     return
 
     def _fork(self, argv: list[str], log: str) -> int:
+        if argv[:1] == ["train"]:
+            _warm_up()  # where no quiet moment came before: once here instead of in every worker
         pid = os.fork()
         if pid:
             return pid
