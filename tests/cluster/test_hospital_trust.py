@@ -188,6 +188,8 @@ OTHER_SHAPES: dict[str, tuple[Change, str]] = {
         lambda job: pod_of(job).update(restartPolicy="OnFailure") or job["spec"].pop("podFailurePolicy"), "fixes spec.podFailurePolicy"),
     "many pods at once": (
         lambda job: job["spec"].update(parallelism=50), "fixes spec.parallelism"),
+    "many pods one after another": (
+        lambda job: job["spec"].update(completions=50), "fixes spec.completions"),
     "pods that are somebody else's": (
         lambda job: job["spec"].update(manualSelector=True, selector={"matchLabels": {"app": "database"}}) or
         job["spec"]["template"]["metadata"]["labels"].update(app="database"), "does not allow these labels of spec.template: app"),

@@ -29,7 +29,7 @@ def said(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) 
     environment = {
         **os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "KUBECONFIG": str(control_plane.kubeconfig()),
         "HUB_OPTIONS": "--set pipelines.enabled=false"}
-    printed: dict[str, str] = {}
+    printed = {"before": of_fedhelp_in_the_cluster(control_plane)}
     try:
         for block in _BLOCK.finditer(GUIDE.read_text(encoding="utf-8")):
             done = subprocess.run(
@@ -42,8 +42,14 @@ def said(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) 
             control_plane.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
 
 
+def of_fedhelp_in_the_cluster(control_plane: ControlPlane) -> str:
+    """Names, one a line, of what belongs to FedHelp and to no namespace: other tests' hospitals have theirs too."""
+    kinds = control_plane.kubectl("api-resources", "--verbs=list", "--namespaced=false", "-o", "name").split()
+    return control_plane.kubectl("get", ",".join(kinds), "-l", "app.kubernetes.io/part-of=fedhelp", "-o", "name", check=False)
+
+
 def test_every_step_of_the_guide_works(said: dict[str, str]) -> None:
-    assert list(said) == ["hub", "silo", "look", "upgrade", "uninstall", "forget"]
+    assert list(said) == ["before", "hub", "silo", "look", "upgrade", "uninstall", "forget"]
 
 
 def test_the_hub_says_what_to_do_next(said: dict[str, str]) -> None:
@@ -72,6 +78,7 @@ def test_after_uninstalling_only_the_state_volume_is_left(said: dict[str, str], 
     policies = control_plane.kubectl("get", "validatingadmissionpolicies,validatingadmissionpolicybindings", "-o", "name")
 
     assert [line for line in found if not line.startswith("persistentvolumeclaim/")] == []
+    assert set(of_fedhelp_in_the_cluster(control_plane).split()) <= set(said["before"].split())
     assert "fedhelp-worker.charite" not in policies
 
 
