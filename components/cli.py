@@ -39,7 +39,7 @@ def _explained(function: _F) -> _F:
     def wrapper(*args: Any, **kwargs: Any) -> None:
         from fedhelp_components.entry import exit_code_of
 
-        name = f"fedhelp {click.get_current_context().info_name}"
+        name = " ".join(("fedhelp", *click.get_current_context().command_path.split()[1:]))
         sys.exit(exit_code_of(lambda: function(*args, **kwargs), program=name))
 
     return wrapper  # type: ignore[return-value]
@@ -122,9 +122,13 @@ def phantom(task: str, folder: Path) -> None:
     involved. Made once; what is there is used again.
     """
     from fedhelp_components.local_run import prepared_demo
+    from fedhelp_core.tasks import TASKS
 
     path = prepared_demo(folder, task)
-    click.echo(f"{path}: run it with: fedhelp run {path}, or compare methods with: fedhelp simulate {path}")
+    if TASKS[task].form == "mask":
+        click.echo(f"{path}: drawn; its runs cannot be scored yet")
+    else:
+        click.echo(f"{path}: run it with: fedhelp run {path}, or compare methods with: fedhelp simulate {path}")
 
 
 @main.command("compile", epilog=_EXIT_CODES)

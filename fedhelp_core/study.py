@@ -37,7 +37,7 @@ from fedhelp_core.kinds import resolve_kinds
 from fedhelp_core.silo import device_for
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.store import open_store
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.tasks import TASKS, require_scores
 from fedhelp_core.weights import fingerprint
 
 if TYPE_CHECKING:
@@ -154,9 +154,10 @@ def run_study(
     by default the `process` silos' own files and the distillation set `distillation_sha256`, asked from the teachers if None.
 
     Raises:
-        ConfigError: an unknown method, or a federation whose silos' data is not on this machine.
+        ConfigError: an unknown method, a task that cannot be scored yet, or a federation whose silos' data is not on this machine.
         RetryableError: a worker was killed; what is finished is kept.
     """
+    require_scores(federation.task.name)
     planned = planned_cells(methods, seeds, normalisations)
     federations = {cell: federation_of(federation, cell) for cell in planned}
     if load is None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fedhelp_core.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -50,3 +52,14 @@ _ALL = (
                   "proxy_model": "unet3d", "large_model": "unet3d-large"}),
 )
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
+
+
+def require_scores(name: str) -> None:
+    """Nothing where runs and studies can score the task.
+
+    Raises:
+        ConfigError: its masks have no place in tables, report and gate yet.
+    """
+    if TASKS[name].form == "mask":
+        able = ", ".join(task.name for task in _ALL if task.form != "mask")
+        raise ConfigError(f"task.name: runs and studies can score class numbers, not the masks of {name!r} yet; choose one of {able}")

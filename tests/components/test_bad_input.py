@@ -191,6 +191,13 @@ def nothing_to_federate(scene: Scene) -> tuple[int, str]:
     return scene.check(scene.make(algorithm__method="local"))
 
 
+@case(CONFIG, r"task\.name: runs and studies can score class numbers, not the masks of 'lung-segmentation' yet; choose one of melanoma, pneumonia")
+def a_task_that_cannot_be_scored_yet(scene: Scene) -> tuple[int, str]:
+    return scene.check(scene.make(
+        task__name="lung-segmentation", algorithm__method="fedavg", algorithm__proxy_model="unet2d", algorithm__large_model="unet2d",
+        public_set=DELETE))
+
+
 @case(CONFIG, r".*store\.url.*: expected a folder, file:///folder or s3://bucket/prefix|store url 'ftp://x/y': expected .*")
 def store_of_no_kind(scene: Scene) -> tuple[int, str]:
     return scene.check(scene.make(store__url="ftp://x/y"))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.config import AlgorithmConfig, Federation, TaskConfig, parse_federation
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.study import run_study
 from fedhelp_core.tasks import TASKS
 from fedhelp_core.tasks.objective import objective_of
 
@@ -44,6 +46,11 @@ def test_a_task_that_cannot_be_is_refused_with_the_reason(task: dict[str, object
 def test_every_tasks_defaults_make_a_valid_federation() -> None:
     for name in TASKS:
         federation({"name": name, "image_size": 64})
+
+
+def test_a_study_of_what_cannot_be_scored_yet_ends_before_any_data_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not the masks of 'lung-segmentation' yet; choose one of melanoma, pneumonia"):
+        run_study(federation({"name": "lung-segmentation"}), methods=["fedavg"], seeds=[1], out=tmp_path)
 
 
 def test_a_model_of_another_form_is_refused_with_those_that_fit() -> None:
