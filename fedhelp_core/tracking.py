@@ -556,8 +556,9 @@ def _client(uri: str) -> Any:
     _prepare()
     from mlflow import MlflowClient
 
-    if uri.startswith("sqlite:///"):
-        _make_sqlite_whole(Path(uri.removeprefix("sqlite:///")).absolute())
+    path = _sqlite_path(uri)
+    if path is not None:
+        _make_sqlite_whole(path)
     return MlflowClient(uri)
 
 
@@ -581,8 +582,8 @@ def _make_sqlite_whole(path: Path) -> None:
         os.close(folder)
 
 
-def _sqlite_folder(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")).absolute().parent if uri.startswith("sqlite:///") else None
+def _sqlite_path(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
 
 
 def _on_server(uri: str) -> bool:
@@ -597,9 +598,9 @@ def _experiment(client: Any, uri: str, name: str) -> str:
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        folder = _sqlite_folder(uri)
+        path = _sqlite_path(uri)
         try:
-            return str(client.create_experiment(name, artifact_location=None if folder is None else str(folder / "mlartifacts")))
+            return str(client.create_experiment(name, artifact_location=None if path is None else str(path.with_name("mlartifacts"))))
         except MlflowException as e:
             found = client.get_experiment_by_name(name) if e.error_code == "RESOURCE_ALREADY_EXISTS" else None
             if found is None:
