@@ -14,7 +14,7 @@ import pytest
 
 from tests.components.tiny import Processes, TinyFederation, succeeded
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(2400)]  # seconds; some eight minutes on two idle cores
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(2400)]  # seconds; more than ten minutes on two idle cores
 
 MOMENTS = 20
 VICTIMS = ("zygote", "executor_main", "fedhelp run", "any")
