@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedhelp_core.config import load_silo
+from fedhelp_core.config import SiloConfig, load_silo
 from fedhelp_core.errors import PERMANENT_EXIT_CODES
 from tests.helm.conftest import OPTIONAL_APIS, SILO, Rendered, helm, variants
 
@@ -155,6 +155,40 @@ def test_silo_yaml_is_one_that_the_worker_takes(variant: str, render: Render, tm
         assert config.data.center == 1  # type: ignore[union-attr]
 
 
+_LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    # layout -> (values of `data`, the `data` of silo.yaml)
+    "datalist": ({"datalist": "lists/a.json"}, {"datalist": "/data/lists/a.json", "root": None}),
+    "fed-isic2019": (
+        {"center": 3}, {"images": "/data/images", "split_csv": "/data/train_test_split.csv", "center": 3, "validation_fraction": 0.1}),
+    "chest-xray": ({"share": {"number": 0, "sizes": [3, 1]}}, {"root": "/data", "share": {"number": 0, "sizes": [3.0, 1.0]}}),
+    "pictures-and-masks": (
+        {"masks": "marks", "prefix": "JPCLN", "testFraction": 0.5, "validationFraction": 0.25},
+        {"images": "/data/images", "masks": "/data/marks", "prefix": "JPCLN", "share": None, "test_fraction": 0.5, "validation_fraction": 0.25}),
+    "fed-ixi": (
+        {"root": "subjects", "hospital": "IOP", "validationFraction": 0},
+        {"root": "/data/subjects", "split_csv": "/data/metadata_tiny.csv", "hospital": "IOP", "validation_fraction": 0.0}),
+}
+
+
+def test_the_chart_takes_every_layout_that_silo_yaml_takes() -> None:
+    import json
+
+    known = {member.model_fields["layout"].annotation.__args__[0] for member in SiloConfig.model_fields["data"].annotation.__args__}  # type: ignore[union-attr]
+    taken = json.loads((SILO / "values.schema.json").read_text())["properties"]["data"]["properties"]["layout"]["enum"]
+
+    assert set(taken) == known == set(_LAYOUTS)
+
+
+@pytest.mark.parametrize("layout", _LAYOUTS)
+def test_a_layouts_values_become_its_fields_in_silo_yaml(layout: str, render: Render, tmp_path: Any) -> None:
+    values, expected = _LAYOUTS[layout]
+    path = tmp_path / "silo.yaml"
+    path.write_text(render(SILO, "kueue", {"data": {"share": {"number": ""}, "root": "", "layout": layout, **values}}).one(
+        "ConfigMap", "fedhelp-silo")["data"]["silo.yaml"])
+
+    assert load_silo(path).data.model_dump(mode="json") == {"layout": layout, **expected}
+
+
 def test_the_worker_finds_silo_yaml_where_it_is_mounted(render: Render) -> None:
     objects = render(SILO, "shared-cluster")
     folder = next(m["mountPath"] for m in pod_of(objects)["containers"][0]["volumeMounts"] if m["name"] == "config")
@@ -295,6 +329,12 @@ def test_each_part_of_the_fence_can_be_left_to_the_cluster(switch: str, kind: st
     ({"data": {"datalist": "../other/datalist.json"}}, "/data/datalist"),
     ({"data": {"datalist": "/etc/passwd"}}, "/data/datalist"),
     ({"data": {"layout": "dicom"}}, "/data/layout"),
+    ({"data": {"layout": "chest-xray"}}, "data.share.number: layout chest-xray knows no hospitals"),
+    ({"data": {"layout": "chest-xray", "share": {"number": -1}}}, "/data/share/number"),
+    ({"data": {"layout": "fed-ixi"}}, "data.hospital: layout fed-ixi needs one of Guys, HH, IOP"),
+    ({"data": {"layout": "fed-ixi", "hospital": "Charité"}}, "/data/hospital"),
+    ({"data": {"layout": "pictures-and-masks", "masks": "/etc"}}, "/data/masks"),
+    ({"data": {"layout": "pictures-and-masks", "testFraction": 0}}, "/data/testFraction"),
     ({"store": {"url": "https://s3.hub.example/federation"}}, "/store/url"),
     ({"store": {"network": [{"cidr": "s3.hub.example", "ports": [443]}]}}, "/store/network/0"),
     ({"store": {"network": [{"cidr": "10.0.0.0/8", "ports": []}]}}, "/store/network/0"),

@@ -1,0 +1,107 @@
+"""Every file of examples/ is a federation that its own comments lead to: parsed, with the paper's settings, and checked on drawn data."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedhelp_components.check.__main__ import static_problems
+from fedhelp_components.check_command import check_and_print
+from fedhelp_core.config import AlgorithmConfig, Federation, load_federation, load_silo
+from fedhelp_core.data.arrays import load_silo_arrays
+from fedhelp_core.data.phantom import chest_xray, fed_isic, fed_ixi, lungs
+from fedhelp_core.demo import silo_document
+from fedhelp_core.drawn import DRAWN
+from fedhelp_core.kinds import resolve_kinds
+from fedhelp_core.tasks import TASKS
+from tests.components.tiny import write_teacher
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+# as many images as a check needs, where the demo draws hundreds
+_DRAW: Mapping[str, Callable[[Path], None]] = {
+    "melanoma": lambda folder: fed_isic.write_fed_isic(
+        folder, seed=1, sites=[fed_isic.Site(train=4 + 2 * n, test=2, mix=(1,) * 8, camera=fed_isic.Camera()) for n in range(6)]),
+    "pneumonia": lambda folder: chest_xray.write_chest_xray(folder, seed=1, counts={"training": (14, 16), "validation": (2, 2), "test": (7, 7)}),
+    "lung-segmentation": lambda folder: lungs.write_lungs(folder, seed=1, counts={"CHNCXR": 10, "MCUCXR": 10, "JPCLN": 24}),
+    "brain-segmentation": lambda folder: fed_ixi.write_fed_ixi(folder, seed=1, counts={"Guys": (2, 1), "HH": (2, 1), "IOP": (2, 1)}, spacing=8.0),
+}
+
+
+def test_each_task_has_a_file_with_the_papers_settings_and_a_small_one() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.yaml")} == {f"{task}{kind}.yaml" for task in TASKS for kind in ("", "-small")}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_is_valid_and_named_like_its_file(path: Path) -> None:
+    federation = load_federation(path)  # an unknown key is an error
+    assert federation.name == path.stem
+    assert federation.task.name == path.stem.removesuffix("-small")
+    assert all(silo.dispatch.silo_config == path.parent / "data" / path.stem / "silos" / f"{silo.name}.yaml" for silo in federation.silos)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_papers_file_says_the_papers_settings(task: str) -> None:
+    """A changed default would make the file lie; a changed file would not be the paper's."""
+    told = yaml.safe_load((EXAMPLES / f"{task}.yaml").read_text(encoding="utf-8"))["algorithm"]
+    paper = AlgorithmConfig(**{**TASKS[task].defaults, "batch_size": 4, **({} if told["method"] == "fedhelp" else {"method": told["method"]})})
+    assert load_federation(EXAMPLES / f"{task}.yaml").algorithm.model_dump(exclude={"public_batch_size"}) == paper.model_dump(
+        exclude={"public_batch_size"})
+    shown = {"rounds", "local_epochs", "batch_size", "optimizer", "rank_weight", "rank_top_k", "large_silos", "proxy_model", "large_model"}
+    assert shown <= told.keys()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_command_in_a_papers_file_makes_the_silos_it_names(task: str) -> None:
+    text = (EXAMPLES / f"{task}.yaml").read_text(encoding="utf-8")
+    assert re.search(rf"fedhelp data ingest \S+ FOLDER .*--out examples/data/{task}\b", text)
+    assert f"fedhelp data phantom {task} examples/data/{task}-small" in (EXAMPLES / f"{task}-small.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if TASKS[task].form == "classes"])
+def test_what_a_papers_file_lacks_is_its_public_images_alone(task: str, tmp_path: Path) -> None:
+    federation = _copied(task, tmp_path)
+    assert [str(problem) for problem in static_problems(federation)] == [
+        f"public_set.images: {tmp_path / 'data/public/nct-crc-he'} is not a folder; give the folder of public JPEG/PNG images"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_a_small_example_passes_its_check_on_drawn_data(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    federation = _copied(f"{task}-small", tmp_path)
+    folder = tmp_path / "data" / f"{task}-small"
+    _DRAW[task](folder / "data")
+    (folder / "silos").mkdir()
+    for number, silo in enumerate(federation.silo_names):
+        (folder / "silos" / f"{silo}.yaml").write_text(yaml.safe_dump(silo_document(DRAWN[task], number)), encoding="utf-8")
+    public = DRAWN[task].public
+    if public is not None:
+        public.write(folder / "public", count=2, seed=1)
+        write_teacher(folder / "teacher", classes=len(public.classes))
+        assert federation.public_set is not None
+        assert federation.public_set.teachers[0].classes == len(public.classes)
+    if TASKS[task].form == "mask":
+        _read_by_every_silo(federation)
+    else:
+        check_and_print(tmp_path / f"{task}-small.yaml", {})
+        assert "everything is in order" in capsys.readouterr().out
+
+
+def _read_by_every_silo(federation: Federation) -> None:
+    """What check asks of silos, for tasks that it does not take yet."""
+    counts = {}
+    for silo in federation.silos:
+        assert silo.dispatch.silo_config is not None
+        counts[silo.name] = len(load_silo_arrays(load_silo(silo.dispatch.silo_config), federation.task).training.labels_N)
+    assert set(resolve_kinds(federation, counts).values()) == {"large", "small"}
+
+
+def _copied(stem: str, folder: Path) -> Federation:
+    """The example beside an empty `data` of its own."""
+    shutil.copy(EXAMPLES / f"{stem}.yaml", folder)
+    (folder / "data").mkdir()
+    return load_federation(folder / f"{stem}.yaml")
