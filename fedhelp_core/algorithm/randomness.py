@@ -25,5 +25,5 @@ def generator_for(seed: int, silo: str, round_number: int, purpose: str) -> torc
 def fix_arithmetic(threads: int) -> None:
     """Set this process's thread count and forbid non-deterministic kernels: call once, before any model is built."""
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms does the same, but imports torch._inductor: 2 s of every process
     torch.backends.cudnn.benchmark = False
