@@ -25,8 +25,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+import torch
 
+from fedhelp_core.algorithm.batches import Rows
 from fedhelp_core.algorithm.local_update import METHOD_PARTS, SiloData
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.algorithm.simulate import RoundFacts, SimulatedSilo, SimulationResult, simulate
@@ -203,7 +204,7 @@ def load_simulated_silos(federation: Federation, *, distillation_sha256: str | N
     arrays = {
         name: load_silo_arrays(config, federation.task) for name, config in zip(federation.silo_names, configs, strict=True)}
     kinds = resolve_kinds(federation, {name: len(found.training.labels_N) for name, found in arrays.items()})
-    public: dict[str, Tensor] = {}
+    public: dict[str, Rows] = {}
     if distillation_sha256:
         store = open_store(federation.store.url, endpoint_url=federation.store.endpoint_url)
         found_set = load_distillation_set(store, distillation_sha256)
@@ -236,8 +237,8 @@ def digest_of_data(silos: Silos) -> str:
     # the public set is the same object for every silo: once is enough
     for silo in list(silos.values())[:1]:
         if silo.training.public_images_MCHW is not None and silo.training.public_probabilities_MP is not None:
-            digest.update(silo.training.public_images_MCHW.numpy().tobytes())
-            digest.update(silo.training.public_probabilities_MP.numpy().tobytes())
+            for rows in (silo.training.public_images_MCHW, silo.training.public_probabilities_MP):
+                digest.update(rows[torch.arange(rows.shape[0])].numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PORT_VARIABLE = "FEDHELP_METRICS_PORT"
 PUSHGATEWAY_VARIABLE = "FEDHELP_PUSHGATEWAY"
 _ROUND_BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800)
+_REQUEST_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60)
 _PUSH_TIMEOUT_S = 5.0
 _log = logging.getLogger("fedhelp.telemetry")
 
@@ -62,6 +63,9 @@ class _Metrics:
     images_per_second: Gauge
     teacher_requests: Counter
     teacher_images: Counter
+    teacher_failures: Counter
+    teacher_seconds: Histogram
+    teacher_cost: Gauge
 
 
 @cache
@@ -87,6 +91,13 @@ def _metrics() -> _Metrics:
         images_per_second=Gauge("fedhelp_silo_images_per_second", "Private images trained on per second.", ["silo"], registry=registry),
         teacher_requests=Counter("fedhelp_teacher_requests_total", "Requests that a teacher answered.", ["teacher"], registry=registry),
         teacher_images=Counter("fedhelp_teacher_images_total", "Images that a teacher was asked about.", ["teacher"], registry=registry),
+        teacher_failures=Counter(
+            "fedhelp_teacher_failures_total", "Tries without a usable answer: refused, in_doubt or unusable.",
+            ["teacher", "outcome"], registry=registry),
+        teacher_seconds=Histogram(
+            "fedhelp_teacher_request_duration_seconds", "Time of an answered request.",
+            ["teacher"], buckets=_REQUEST_BUCKETS_S, registry=registry),
+        teacher_cost=Gauge("fedhelp_teacher_cost", "Money that a teacher has cost in all, in its config's currency.", ["teacher"], registry=registry),
     )
 
 
@@ -131,11 +142,22 @@ def trained(silo: str, *, loss: float, images: int, seconds: float) -> None:
         metrics.images_per_second.labels(silo).set(images / seconds)
 
 
-def teacher_asked(teacher: str, images: int) -> None:
-    """A teacher answered one request about `images` images."""
+def teacher_asked(teacher: str, images: int, seconds: float) -> None:
+    """A teacher answered one request about `images` images after `seconds`."""
     metrics = _metrics()
     metrics.teacher_requests.labels(teacher).inc()
     metrics.teacher_images.labels(teacher).inc(images)
+    metrics.teacher_seconds.labels(teacher).observe(seconds)
+
+
+def teacher_failed(teacher: str, outcome: str) -> None:
+    """A try at a teacher brought no usable answer: 'refused', 'in_doubt' or 'unusable'."""
+    _metrics().teacher_failures.labels(teacher, outcome).inc()
+
+
+def teacher_cost(teacher: str, cost: float) -> None:
+    """What a teacher has cost in all, over all runs that share its ledger."""
+    _metrics().teacher_cost.labels(teacher).set(cost)
 
 
 def exposition() -> str:

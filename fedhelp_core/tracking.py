@@ -404,8 +404,8 @@ def gate(
     return Verdict(False, [mean_reason, *fallen])
 
 
-def load_pyfunc(uri: str) -> Callable[[NDArray[np.uint8]], Any]:
-    """The `predict` of the MLflow model at `uri`: a batch of images (N, H, W, C) -> its answer, one row per image.
+def load_pyfunc(uri: str) -> tuple[Callable[[NDArray[np.uint8]], Any], str]:
+    """The `predict` of the MLflow model at `uri`, a batch of images (N, H, W, C) -> its answer, one row per image; and the model's uuid.
 
     Raises:
         TeacherError: the model cannot be loaded; later, by the function: it refuses a batch.
@@ -433,7 +433,7 @@ def load_pyfunc(uri: str) -> Callable[[NDArray[np.uint8]], Any]:
                 f"{where}: refuses a batch of uint8 images {images_NHWC.shape} ({type(e).__name__}: {_first_line(e)});"
                 " expected a model whose predict takes uint8 (N, H, W, C) with values 0..255") from e
 
-    return predict
+    return predict, str(getattr(model.metadata, "model_uuid", None) or "")
 
 
 def save_pyfunc_from_code(folder: Path, *, code: Path, artifacts: Mapping[str, Path], settings: Mapping[str, Any]) -> None:

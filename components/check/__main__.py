@@ -20,12 +20,13 @@ from typing import Any
 from fedhelp_components.check.form import FIELDS
 from fedhelp_components.dispatch.supervisor import require_none_failed, run_everywhere
 from fedhelp_components.session import dispatcher_for, end, say
-from fedhelp_core.config import Federation, load_federation
+from fedhelp_core.config import Federation, PublicSetConfig, load_federation
 from fedhelp_core.data.decode import SUFFIXES
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, PermanentError
 from fedhelp_core.facts import write_fact
 from fedhelp_core.kinds import resolve_kinds
 from fedhelp_core.rounds import Run
+from fedhelp_core.softlabels.image_sources import open_sources
 from fedhelp_core.store import Store, open_store, probe
 from fedhelp_core.tasks import require_scores
 from fedhelp_core.tracking import tracking_uri
@@ -116,7 +117,7 @@ def static_problems(config: Federation) -> list[FedHelpError]:
             f"store.url: silo {remote[0]!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix"))
     looks: list[Callable[[], object]] = [partial(require_scores, config.task.name), lambda: _require_store(config)]
     if config.uses_public_set and config.public_set is not None:
-        looks.append(partial(_require_public_images, config.public_set.images))
+        looks.append(partial(_require_public_images, config.public_set))
     for look in looks:
         try:
             look()
@@ -144,12 +145,12 @@ def _require_store(config: Federation) -> None:
     probe(store)
 
 
-def _require_public_images(folder: Path) -> None:
+def _require_public_images(public: PublicSetConfig) -> None:
     """At least one; whether they can be decoded shows when they are, before the first teacher is asked."""
-    if not folder.is_dir():
-        raise DataError(f"public_set.images: {folder} is not a folder; give the folder of public JPEG/PNG images")
-    if not any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*")):
-        raise DataError(f"public_set.images: {folder} holds no image ({', '.join(SUFFIXES)}); give the folder of public JPEG/PNG images")
+    if next(open_sources(public.images, public.layout), None) is None:
+        raise DataError(
+            f"public_set.images: {public.images} holds no image ({', '.join(SUFFIXES)}); give the folder of public JPEG/PNG images,"
+            " or set public_set.layout")
 
 
 def main() -> None:

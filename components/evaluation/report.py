@@ -141,7 +141,7 @@ def _soft_labels(store: Store, run_id: str) -> SoftLabelFacts | None:
     with contextlib.suppress(FedHelpError, KeyError, ValueError):
         index = json.loads(store.get(f"softlabels/{sha256}/index.json", 2**24))
         teachers = tuple(f"{t['name']} version {t['version']}" for t in index.get("teachers", []))
-        answers_NP = _first_array(store, f"softlabels/{sha256}/probabilities-00000.safetensors").astype(np.float64)
+        answers_NP = _first_array(store, f"softlabels/{sha256}/answers-00000.safetensors").astype(np.float64)
         images_NCHW = _first_array(store, f"softlabels/{sha256}/images-00000.safetensors")
         entropies = tuple(float(x) for x in -(answers_NP * np.log(answers_NP.clip(1e-12))).sum(axis=1))
         chosen = np.linspace(0, len(images_NCHW) - 1, min(_EXAMPLES, len(images_NCHW))).astype(int)
@@ -151,7 +151,8 @@ def _soft_labels(store: Store, run_id: str) -> SoftLabelFacts | None:
                 favourites=tuple((f"class {c}", float(answers_NP[i, c])) for c in answers_NP[i].argsort()[::-1][:3]))
             for i in chosen)
     return SoftLabelFacts(
-        sha256=sha256, images=int(fact["images"]), classes=int(fact["classes"]), teachers=teachers, requests=int(fact["asked"]),
+        sha256=sha256, images=int(fact["images"]), classes=int(fact["classes"]), teachers=teachers,
+        requests=sum(int(teacher["run"]["requests"]) for teacher in fact.get("teachers", {}).values()),
         entropies=entropies, examples=examples)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +41,17 @@ def flip_at_random(images_BCHW: Tensor, generator: torch.Generator, dimensions: 
     return images_BCHW
 
 
+class Rows(Protocol):
+    """Something per image, (N, ...): a tensor, or rows of files that are read when their batch is made."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, ...)."""
+
+    def __getitem__(self, index_B: Tensor, /) -> Tensor:
+        """The rows at `index_B`, (B, ...)."""
+
+
 class Batches:
     """Batches of (images float32 (B, C, H, W), targets (B, ...)) drawn without replacement, pass after pass.
 
@@ -48,7 +60,7 @@ class Batches:
     """
 
     def __init__(
-        self, images_NCHW: Tensor, targets_NK: Tensor, *, batch_size: int, augment: Augment | None, generator: torch.Generator,
+        self, images_NCHW: Rows, targets_NK: Rows, *, batch_size: int, augment: Augment | None, generator: torch.Generator,
         device: torch.device, visits: int = 1,
     ) -> None:
         self._images = images_NCHW

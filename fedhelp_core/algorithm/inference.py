@@ -5,10 +5,12 @@ Shapes: N images.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from fedhelp_core.algorithm.batches import to_input
+from fedhelp_core.algorithm.batches import Rows, to_input
 from fedhelp_core.algorithm.local_update import METHOD_PARTS, SiloState, UpdateSettings, Weights, large_model_of, proxy_with
 
 _BATCH_PIXELS = 2**18  # a batch's images: large enough to keep the arithmetic busy, small enough for any GPU that trains
@@ -23,7 +25,7 @@ def deployed_models(global_weights: Weights, state: SiloState, settings: UpdateS
 
 
 @torch.no_grad()
-def recompute_normalisation(model: nn.Module, images_NCHW: Tensor, device: torch.device) -> None:
+def recompute_normalisation(model: nn.Module, images_NCHW: Rows, device: torch.device) -> None:
     """Batch-norm running statistics of `model` replaced by those of `images_NCHW` (cumulative averages), in place.
 
     For a global model made under `normalisation: silo`, which has none of its own: the images are the public ones.
@@ -34,8 +36,9 @@ def recompute_normalisation(model: nn.Module, images_NCHW: Tensor, device: torch
         norm.reset_running_stats()
         norm.momentum = None
     model.train()
-    for part_BCHW in torch.split(images_NCHW, max(1, _BATCH_PIXELS // images_NCHW[0, 0].numel())):
-        model(to_input(part_BCHW, device))
+    batch = max(1, _BATCH_PIXELS // math.prod(images_NCHW.shape[2:]))
+    for index_B in torch.split(torch.arange(images_NCHW.shape[0]), batch):
+        model(to_input(images_NCHW[index_B], device))
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum
     model.eval()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhelp_core.algorithm import losses
-from fedhelp_core.algorithm.batches import Batches, memory_format
+from fedhelp_core.algorithm.batches import Batches, Rows, memory_format
 from fedhelp_core.algorithm.randomness import generator_for
 from fedhelp_core.config import AlgorithmConfig, TaskConfig
 from fedhelp_core.errors import DataError, WeightsError
@@ -74,8 +74,8 @@ class SiloData:
 
     images_NCHW: Tensor
     labels_N: Tensor
-    public_images_MCHW: Tensor | None = None
-    public_probabilities_MP: Tensor | None = None
+    public_images_MCHW: Rows | None = None
+    public_probabilities_MP: Rows | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,7 @@ class _Trainer:
         self.private = self._batches(data.images_NCHW, data.labels_N, self.algorithm.batch_size, "private")
         self.optimizers: dict[str, torch.optim.Adam] = {}
 
-    def _batches(self, images: Tensor, targets: Tensor, batch_size: int, purpose: str) -> Batches:
+    def _batches(self, images: Rows, targets: Rows, batch_size: int, purpose: str) -> Batches:
         generator = generator_for(self.settings.seed, self.settings.silo, self.round, purpose)
         augment = self.objective.augmentation(self.algorithm.augmentation)
         return Batches(

@@ -52,13 +52,21 @@ def decode(path: Path, size: int) -> Decoded:
     """The file at `path`, upright, its shorter side scaled to `size`, the centre cut out."""
     try:
         raw = path.read_bytes()
-        with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG")) as image:
-            pixels_SSC = _fitted(_as_rgb(ImageOps.exif_transpose(image)), size)
     except FileNotFoundError:
         return Decoded(path, problem=f"{path}: no such image file; correct the list or the images folder")
-    except BROKEN as e:
+    except OSError as e:
         return Decoded(path, problem=f"{path}: cannot be read as an image ({e}); replace or remove it")
-    return Decoded(path, hashlib.sha256(raw).hexdigest(), pixels_SSC)
+    return decode_bytes(raw, size, str(path))
+
+
+def decode_bytes(raw: bytes, size: int, name: str) -> Decoded:
+    """As `decode`, of a file's bytes; `name` is what messages call it."""
+    try:
+        with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG")) as image:
+            pixels_SSC = _fitted(_as_rgb(ImageOps.exif_transpose(image)), size)
+    except BROKEN as e:
+        return Decoded(Path(name), problem=f"{name}: cannot be read as an image ({e}); replace or remove it")
+    return Decoded(Path(name), hashlib.sha256(raw).hexdigest(), pixels_SSC)
 
 
 def square(pixels_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -1,11 +1,12 @@
 """The distillation set: public images and the teachers' mixed answers, one read-only object tree named by its content.
 
-    softlabels/<sha256>/index.json                       written last; <sha256> is the sha256 of these bytes
-    softlabels/<sha256>/images-00000.safetensors         images uint8 (N, 3, S, S)
-    softlabels/<sha256>/probabilities-00000.safetensors  probabilities float16 (N, C)
+    softlabels/<sha256>/index.json                 written last; <sha256> is the sha256 of these bytes
+    softlabels/<sha256>/images-00000.safetensors   images uint8 (N, 3, S, S)
+    softlabels/<sha256>/answers-00000.safetensors  answers (N, ...): float16 class probabilities (N, C); the index says which form
 
 `prefetch` writes it, silos load it. The index holds every shard's sha256, so whoever knows the set's name can check all of
-it. Shapes: N images, S side in pixels, C the teachers' classes.
+it. The name is a function of images, answers and settings alone: who asked, when, and how many at once is not in it. Shapes:
+N images, S side in pixels, C the teachers' classes, B batch.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedhelp_core.errors import ConfigError, DataError, NotFound
 from fedhelp_core.softlabels.public_images import PublicImages
-from fedhelp_core.softlabels.teachers import TeacherIdentity
+from fedhelp_core.softlabels.teachers import AnswerForm, TeacherIdentity
 from fedhelp_core.softlabels.tensors import HEADER_ROOM, pack, unpack
 from fedhelp_core.store import Store, is_local, release
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import torch
 
 IMAGES_PER_SHARD = 4096
-_SHARD_BYTES = 256 * 2**20  # large images: fewer per shard, so that building one needs little memory
+_SHARD_BYTES = 64 * 2**20  # large images: fewer per shard, so that building one needs little memory
 _MAX_INDEX_BYTES = 16 * 2**20
 
 _Sha = Field(pattern=r"^[0-9a-f]{64}$")
@@ -48,7 +49,7 @@ class _Strict(BaseModel):
 class _Shard(_Strict):
     images: int = Field(ge=1, le=2**24)
     images_sha256: str = _Sha
-    probabilities_sha256: str = _Sha
+    answers_sha256: str = _Sha
 
 
 class _Source(_Strict):
@@ -59,15 +60,18 @@ class _Source(_Strict):
     classes: int
     output: str
     preprocessing: str
+    prompts: list[str]
     share: float
 
 
 class Index(_Strict):
     """What index.json says."""
 
-    format: Literal["fedhelp-distillation-set/1"] = "fedhelp-distillation-set/1"
+    format: Literal["fedhelp-distillation-set/2"] = "fedhelp-distillation-set/2"
     images: int = Field(ge=1, le=2**32)
     classes: int = Field(ge=2, le=2**20)
+    answer_shape: list[int] = Field(min_length=1, max_length=4)
+    answer_dtype: Literal["float16"] = "float16"
     image_size: int = Field(ge=1, le=2**14)
     teachers: list[_Source]
     shards: list[_Shard] = Field(min_length=1, max_length=100_000)
@@ -77,48 +81,82 @@ class Index(_Strict):
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":")).encode()
 
 
+class MappedRows:
+    """Rows of memory-mapped shards as if they were one tensor (N, ...): only the rows of a batch are read, and converted to `dtype`."""
+
+    def __init__(self, parts: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
+        import torch  # prefetch on the hub has no torch
+
+        self._parts = list(parts)
+        self._dtype = dtype
+        self._ends = torch.tensor([part.shape[0] for part in parts]).cumsum(0)
+        self.shape = torch.Size((int(self._ends[-1]), *parts[0].shape[1:]))
+
+    def __getitem__(self, index_B: torch.Tensor) -> torch.Tensor:
+        """The rows at `index_B`, (B, ...) of `dtype`."""
+        import torch
+
+        if len(self._parts) == 1:
+            return self._parts[0][index_B].to(self._dtype)
+        part_B = torch.bucketize(index_B, self._ends, right=True)
+        rows = torch.empty((len(index_B), *self.shape[1:]), dtype=self._dtype)
+        for part in torch.unique(part_B).tolist():
+            chosen = part_B == part
+            first = 0 if part == 0 else int(self._ends[part - 1])
+            rows[chosen] = self._parts[part][index_B[chosen] - first].to(self._dtype)
+        return rows
+
+
 @dataclass(frozen=True)
 class DistillationSet:
-    """Images uint8 (N, 3, S, S) and probabilities float32 (N, C); rows sum to 1 within what float16 allows (1e-3)."""
+    """Images uint8 (N, 3, S, S) and probabilities float32 (N, C); rows sum to 1 within what float16 allows (1e-3). Nothing is copied
+    into memory before its batch is made."""
 
-    images_NCHW: torch.Tensor
-    probabilities_NC: torch.Tensor
+    images_NCHW: MappedRows
+    probabilities_NC: MappedRows
     classes: int
     sha256: str
 
 
 def write_distillation_set(
-    store: Store, images: PublicImages, probabilities_NC: NDArray[np.float16], teachers: Sequence[tuple[TeacherIdentity, float]],
+    store: Store, images: PublicImages, answers: Callable[[range], NDArray[Any]], form: AnswerForm, classes: int,
+    teachers: Sequence[tuple[TeacherIdentity, float]],
 ) -> str:
-    """Write the set unless it is there already; its sha256 (hex). `teachers`: identity and share of the mix.
+    """Write the set unless it is there already; its sha256 (hex). Memory is a few shards, whatever the number of images.
 
     Shards are built twice, first to know the set's name, then to upload: no disk is needed, and a set that exists costs
     only the hashing.
+
+    Args:
+        store: Gets the set.
+        images: All of its images.
+        answers: The mixed answers about the images at these positions, (n, *form.shape).
+        form: Of one answer.
+        classes: C, the teachers' classes.
+        teachers: Identity and share of the mix.
     """
     shards = [
-        _Shard(images=count, images_sha256=_sha(pixels), probabilities_sha256=_sha(rows))
-        for count, pixels, rows in _built(images, probabilities_NC)
-    ]
+        _Shard(images=count, images_sha256=_sha(pixels), answers_sha256=_sha(rows)) for count, pixels, rows in _built(images, answers, form)]
     index = Index(
-        images=len(images.hashes), classes=probabilities_NC.shape[1], image_size=images.image_size, shards=shards,
-        teachers=[_Source(**asdict(identity), share=share) for identity, share in teachers])
+        images=len(images.hashes), classes=classes, image_size=images.image_size, shards=shards, answer_shape=list(form.shape),
+        teachers=[_Source(**asdict(identity) | {"prompts": list(identity.prompts)}, share=share) for identity, share in teachers])
     body = index.to_bytes()
     sha256 = _sha(body)
     if store.size(_key(sha256, "index.json")) is None:
-        for number, (_count, pixels, rows) in enumerate(_built(images, probabilities_NC)):
-            store.put_new(_key(sha256, _shard_name("images", number)), pixels)
-            store.put_new(_key(sha256, _shard_name("probabilities", number)), rows)
+        for number, (_count, pixels, rows) in enumerate(_built(images, answers, form)):
+            store.put_new(_key(sha256, shard_name("images", number)), pixels)
+            store.put_new(_key(sha256, shard_name("answers", number)), rows)
         store.put_new(_key(sha256, "index.json"), body)
     return sha256
 
 
-def _built(images: PublicImages, probabilities_NC: NDArray[np.float16]) -> Iterator[tuple[int, bytes, bytes]]:
-    """(images in it, images file, probabilities file) of every shard."""
-    per_shard = min(IMAGES_PER_SHARD, max(1, _SHARD_BYTES // (3 * images.image_size**2)))
+def _built(images: PublicImages, answers: Callable[[range], NDArray[Any]], form: AnswerForm) -> Iterator[tuple[int, bytes, bytes]]:
+    """(images in it, images file, answers file) of every shard."""
+    per_shard = min(IMAGES_PER_SHARD, max(1, _SHARD_BYTES // (3 * images.image_size**2 + form.bytes_per_image)))
     for start in range(0, len(images.hashes), per_shard):
         chosen = range(start, min(start + per_shard, len(images.hashes)))
         pixels_NCHW = images.pixels(chosen).transpose(0, 3, 1, 2)
-        yield len(chosen), pack({"images": pixels_NCHW}), pack({"probabilities": probabilities_NC[chosen.start : chosen.stop]})
+        yield len(chosen), pack({"images": pixels_NCHW}), pack({"answers": answers(chosen)})
 
 
 def read_index(store: Store, sha256: str) -> Index:
@@ -147,8 +185,8 @@ def read_index(store: Store, sha256: str) -> Index:
 def load_distillation_set(store: Store, sha256: str, cache_dir: Path | None = None, *, classes: int | None = None) -> DistillationSet:
     """The set `sha256`, every file checked against its name and the index.
 
-    Files of a bucket are kept in `cache_dir` between calls; files of a folder are used in place. The images of a set of one
-    shard are memory-mapped, so silos on one machine share their pages.
+    Files of a bucket are kept in `cache_dir` between calls; files of a folder are used in place. All are memory-mapped, so
+    silos on one machine share their pages.
 
     Args:
         store: Where prefetch wrote the set.
@@ -165,43 +203,63 @@ def load_distillation_set(store: Store, sha256: str, cache_dir: Path | None = No
     if classes is not None and classes != index.classes:
         raise ConfigError(
             f"distillation set {sha256[:12]} was recorded with {index.classes} classes, config says {classes}; prefetch again")
-    side = index.image_size
-    images = [_images(store, sha256, number, shard, side, cache_dir) for number, shard in enumerate(index.shards)]
-    rows = [_probabilities(store, sha256, number, shard, index.classes) for number, shard in enumerate(index.shards)]
+    images, answers = [], []
+    for number, shard in enumerate(index.shards):
+        images.append(_mapped(store, sha256, ("images", number, shard.images_sha256), cache_dir,
+                              dtype="uint8", shape=(shard.images, 3, index.image_size, index.image_size)))
+        answers.append(_mapped(store, sha256, ("answers", number, shard.answers_sha256), cache_dir,
+                               dtype=index.answer_dtype, shape=(shard.images, *index.answer_shape)))
     import torch  # prefetch on the hub has no torch
 
     return DistillationSet(
-        images_NCHW=images[0] if len(images) == 1 else torch.cat(images), probabilities_NC=torch.from_numpy(np.concatenate(rows)),
-        classes=index.classes, sha256=sha256)
+        images_NCHW=MappedRows(images, torch.uint8), probabilities_NC=MappedRows(answers, torch.float32), classes=index.classes, sha256=sha256)
 
 
-def _images(store: Store, sha256: str, number: int, shard: _Shard, side: int, cache_dir: Path | None) -> torch.Tensor:
-    from safetensors import SafetensorError, safe_open  # with torch only
+def read_shard(store: Store, sha256: str, index: Index, number: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Images (n, 3, S, S) and answers (n, ...) of one shard, checked; numpy alone.
 
-    key = _key(sha256, _shard_name("images", number))
-    with _local_file(store, key, shard.images_sha256, shard.images * 3 * side**2, cache_dir) as path:
-        try:
-            with safe_open(path, framework="pt") as file:
-                if set(file.keys()) != {"images"}:
-                    raise _damaged(key, f"holds {sorted(file.keys())[:8]}, expected images")
-                tensor: torch.Tensor = file.get_tensor("images")
-        except SafetensorError as e:
-            raise _damaged(key, f"is not a safetensors file ({e})") from e
-    if str(tensor.dtype) != "torch.uint8" or tuple(tensor.shape) != (shard.images, 3, side, side):
-        raise _damaged(key, f"holds {tensor.dtype} of shape {tuple(tensor.shape)}, expected uint8 of shape {(shard.images, 3, side, side)}")
-    return tensor
+    Raises:
+        NotFound: the shard is gone.
+        DataError: it is damaged or forged.
+    """
+    shard = index.shards[number]
+    form = np.dtype(index.answer_dtype)
+    images = _array(store, _key(sha256, shard_name("images", number)), "images", shard.images_sha256,
+                    np.dtype(np.uint8), (shard.images, 3, index.image_size, index.image_size))
+    return images, _array(store, _key(sha256, shard_name("answers", number)), "answers", shard.answers_sha256,
+                          form, (shard.images, *index.answer_shape))
 
 
-def _probabilities(store: Store, sha256: str, number: int, shard: _Shard, classes: int) -> NDArray[np.float32]:
-    key = _key(sha256, _shard_name("probabilities", number))
-    body = store.get(key, shard.images * classes * 2 + HEADER_ROOM)
-    if _sha(body) != shard.probabilities_sha256:
-        raise _damaged(key, f"has sha256 {_sha(body)}, expected {shard.probabilities_sha256}")
+def _array(store: Store, key: str, name: str, sha256: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    body = store.get(key, int(np.prod(shape)) * dtype.itemsize + HEADER_ROOM)
+    if _sha(body) != sha256:
+        raise _damaged(key, f"has sha256 {_sha(body)}, expected {sha256}")
     try:
-        rows_NC = unpack(body, {"probabilities": (np.float16, (shard.images, classes))})["probabilities"]
+        return unpack(body, {name: (dtype.type, shape)})[name]
     except ValueError as e:
         raise _damaged(key, str(e)) from e
-    return rows_NC.astype(np.float32)
+
+
+def _mapped(
+    store: Store, sha256: str, file: tuple[str, int, str], cache_dir: Path | None, *, dtype: str, shape: tuple[int, ...],
+) -> torch.Tensor:
+    """The one tensor of a shard's file (kind, number, sha256), mapped."""
+    from safetensors import SafetensorError, safe_open  # with torch only
+
+    kind, number, file_sha256 = file
+    key = _key(sha256, shard_name(kind, number))
+    payload = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    with _local_file(store, key, file_sha256, payload, cache_dir) as path:
+        try:
+            with safe_open(path, framework="pt") as opened:
+                if set(opened.keys()) != {kind}:
+                    raise _damaged(key, f"holds {sorted(opened.keys())[:8]}, expected {kind}")
+                tensor: torch.Tensor = opened.get_tensor(kind)
+        except SafetensorError as e:
+            raise _damaged(key, f"is not a safetensors file ({e})") from e
+    if str(tensor.dtype) != f"torch.{dtype}" or tuple(tensor.shape) != shape:
+        raise _damaged(key, f"holds {tensor.dtype} of shape {tuple(tensor.shape)}, expected {dtype} of shape {shape}")
+    return tensor
 
 
 @contextmanager
@@ -236,7 +294,8 @@ def _key(sha256: str, name: str) -> str:
     return f"softlabels/{sha256}/{name}"
 
 
-def _shard_name(kind: str, number: int) -> str:
+def shard_name(kind: str, number: int) -> str:
+    """A shard's file in the set's folder."""
     return f"{kind}-{number:05d}.safetensors"
 
 

@@ -1,16 +1,17 @@
 """Ask every teacher about every public image that it was never asked about, and build the distillation set (Eq 2's q).
 
 Called by the soft_label_prefetch component and by `fedhelp simulate`. Exactly once per (image content, preprocessing,
-teacher name, version, classes, output): killed, resumed, overlapping and reordered public sets ask for unseen images only,
-and a second run makes no request. Shapes: N images, C the teachers' classes.
+teacher name, version, prompts, classes, output): killed, resumed, overlapping and reordered public sets ask for unseen images
+only, and a second run makes no request. Shards ask side by side, each about its share of the images; whoever comes last
+builds the set. Shapes: N images, C the teachers' classes.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,29 +19,30 @@ from numpy.typing import NDArray
 from fedhelp_core import telemetry
 from fedhelp_core.config import PublicSetConfig, TeacherConfig
 from fedhelp_core.data.decode import preprocessing
-from fedhelp_core.errors import ConfigError, TeacherUnavailable
+from fedhelp_core.errors import ConfigError, TeacherError
+from fedhelp_core.softlabels.asking import Asking, Progress, prepared
 from fedhelp_core.softlabels.distillation_set import write_distillation_set
-from fedhelp_core.softlabels.ledger import Ledger, batch_sha
+from fedhelp_core.softlabels.ledger import Account, Ledger
 from fedhelp_core.softlabels.public_images import PublicImages, read_public_images
-from fedhelp_core.softlabels.teachers import Teacher, TeacherIdentity, checked_probabilities, open_teacher
+from fedhelp_core.softlabels.teachers import Teacher, TeacherIdentity, open_teacher
 from fedhelp_core.store import Store
 
-RETRY_PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # before each further try of a request that a teacher could not answer
-
-Progress = Callable[[str, int, int], None]
-"""(teacher's name, images answered now, images to ask now), after every request."""
+Say = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherCounts:
+class TeacherReport:
     """How one teacher's answers were come by."""
 
     asked: int
-    """Images asked about now."""
+    """Images that this run asked about, in all of its processes."""
     cached: int
-    """Images that the ledger already knew."""
-    requests: int
-    """Requests that were answered."""
+    """Images that the ledger knew before this run."""
+    currency: str
+    run: Account
+    """What this run's processes asked, the killed ones included."""
+    ever: Account
+    """What was asked under this identity by all runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,52 +50,91 @@ class PrefetchReport:
     """What prefetch did. `asked` and `cached` are summed over the teachers."""
 
     distillation_set_sha256: str
+    """'' where a shard only asked."""
     images: int
     """Distinct public images."""
     duplicates: int
-    """Files left out because another has the same bytes."""
+    """Images left out because another has the same content."""
     asked: int
     cached: int
     seconds: float
     classes: int
-    teachers: dict[str, TeacherCounts]
+    teachers: dict[str, TeacherReport]
 
 
 def prefetch(
-    store: Store, public: PublicSetConfig, image_size: int, *, progress: Progress | None = None, teachers: Sequence[Teacher] | None = None,
+    store: Store, public: PublicSetConfig, image_size: int, *, run: str = "", shard: tuple[int, int] | None = None, progress: Say | None = None,
+    teachers: Sequence[Teacher] | None = None,
 ) -> PrefetchReport:
     """Ask what is not known, mix the teachers' answers by weight (q = Σ a_t q_t), write the distillation set.
 
     Args:
         store: Holds the ledger and gets the set.
-        public: Folder of images, and the teachers.
+        public: The images, and the teachers.
         image_size: Side in pixels that images are prepared to, for teachers and for training.
-        progress: Called after every request.
+        run: Whose account the requests go to; '': this call's own.
+        shard: (number from 1, of how many): ask about this shard's images only, and build no set.
+        progress: Called after every answer.
         teachers: Clients to use instead of opening `public.teachers`, in the same order.
 
     Raises:
-        ConfigError: teachers of different class counts or with the same name.
+        ConfigError: teachers of different class counts or with the same name; a budget is used up (ledger.BudgetReached).
         DataError: the public images cannot be used.
-        TeacherError: an answer cannot be used; nothing of it was recorded.
+        TeacherError: an answer cannot be used, or the model was exchanged; nothing of it was recorded.
         TeacherUnavailable: a teacher does not answer; what it answered before is kept, run again to go on.
     """
     started = time.monotonic()
+    run = run or f"unnamed-{secrets.token_hex(8)}"
     clients = list(teachers) if teachers is not None else [open_teacher(config) for config in public.teachers]
     configs = [client.config for client in clients]
     classes = _agreed_classes(configs)
-    images = read_public_images(public.images, image_size)
+    images = read_public_images(public.images, image_size, layout=public.layout, shard=shard)
     identities = [TeacherIdentity.of(config, preprocessing(image_size)) for config in configs]
-    shares = [config.weight / sum(c.weight for c in configs) for config in configs]
-    mixed_NC = np.zeros((len(images.hashes), classes), dtype=np.float64)
-    counts: dict[str, TeacherCounts] = {}
-    for client, identity, share in zip(clients, identities, shares, strict=True):
-        answers_NC, counts[identity.name] = _answers(Ledger(store, identity), client, images, progress)
-        mixed_NC += share * answers_NC
-    sha256 = write_distillation_set(store, images, mixed_NC.astype(np.float16), list(zip(identities, shares, strict=True)))
+    ledgers = [Ledger(store, identity) for identity in identities]
+    for client, ledger in zip(clients, ledgers, strict=True):
+        ask_unseen(client, ledger, images, image_size, run=run, shards=shard[1] if shard else 1, progress=progress)
+    sha256 = ""
+    if shard is None:
+        shares = [config.weight / sum(c.weight for c in configs) for config in configs]
+        sha256 = write_distillation_set(
+            store, images, lambda chosen: mixed(ledgers, shares, images.hashes[chosen.start : chosen.stop]), ledgers[0].form, classes,
+            list(zip(identities, shares, strict=True)))
+    reports = {config.name: _report(ledger, config, len(images.hashes), run) for config, ledger in zip(configs, ledgers, strict=True)}
     return PrefetchReport(
         distillation_set_sha256=sha256, images=len(images.hashes), duplicates=images.duplicates,
-        asked=sum(c.asked for c in counts.values()), cached=sum(c.cached for c in counts.values()),
-        seconds=time.monotonic() - started, classes=classes, teachers=counts)
+        asked=sum(r.asked for r in reports.values()), cached=sum(r.cached for r in reports.values()),
+        seconds=time.monotonic() - started, classes=classes, teachers=reports)
+
+
+def ask_unseen(
+    teacher: Teacher, ledger: Ledger, images: PublicImages, image_size: int, *, run: str, shards: int = 1, progress: Say | None = None,
+) -> None:
+    """Have the teacher asked about the images that the ledger does not know; it is not even contacted where there are none.
+
+    Raises:
+        As `prefetch`.
+    """
+    unseen = [i for i, image in enumerate(images.hashes) if image not in ledger]
+    if not unseen:
+        return
+    readiness = prepared(teacher, image_size)
+    ledger.check_served_version(readiness.served_version)
+    Asking(teacher, readiness, ledger, images, run=run, shards=shards, progress=progress).ask(unseen)
+    after = prepared(teacher, image_size)
+    if after.served_version != readiness.served_version:
+        raise TeacherError(
+            f"teacher {teacher.config.name!r} version {teacher.config.version!r}: the server's model was exchanged while it was asked, from version"
+            f" {readiness.served_version} to {after.served_version}, and its answers do not say which gave them; give the new one another"
+            f" `version`, or put the old one back, delete {ledger.folder} in the store and ask again")
+    ledger.refresh()  # what is recorded counts, also where another process recorded it first
+
+
+def mixed(ledgers: Sequence[Ledger], shares: Sequence[float], images: Sequence[str]) -> NDArray[np.float16]:
+    """q = Σ a_t q_t of these images, (n, ...) float16; summed in float64 in the order of the teachers."""
+    total = np.zeros((len(images), *ledgers[0].form.shape), np.float64)
+    for ledger, share in zip(ledgers, shares, strict=True):
+        total += share * ledger.rows(images)
+    return total.astype(ledgers[0].form.dtype)
 
 
 def _agreed_classes(configs: Sequence[TeacherConfig]) -> int:
@@ -106,34 +147,8 @@ def _agreed_classes(configs: Sequence[TeacherConfig]) -> int:
     return configs[0].classes
 
 
-def _answers(
-    ledger: Ledger, teacher: Teacher, images: PublicImages, progress: Progress | None,
-) -> tuple[NDArray[np.float16], TeacherCounts]:
-    """The teacher's rows (N, C) float16 in the order of `images`, the unknown ones asked for first."""
-    known = ledger.answers()
-    unseen = [i for i, image in enumerate(images.hashes) if image not in known]
-    requests = 0
-    for start in range(0, len(unseen), teacher.config.batch_size):
-        chosen = unseen[start : start + teacher.config.batch_size]
-        hashes = [images.hashes[i] for i in chosen]
-        pixels_NHWC = images.pixels(chosen)
-        answer = _asked(teacher, pixels_NHWC, batch_sha(hashes))
-        ledger.record(hashes, checked_probabilities(answer, teacher.config, len(chosen)))
-        requests += 1
-        telemetry.teacher_asked(teacher.config.name, len(chosen))
-        if progress is not None:
-            progress(teacher.config.name, start + len(chosen), len(unseen))
-    if requests:
-        known = ledger.answers()  # what is recorded counts, also where another process recorded it first
-    rows_NC = np.stack([known[image] for image in images.hashes])
-    return rows_NC, TeacherCounts(asked=len(unseen), cached=len(images.hashes) - len(unseen), requests=requests)
-
-
-def _asked(teacher: Teacher, pixels_NHWC: NDArray[np.uint8], request_id: str) -> Any:
-    """The answer to one request; a teacher that is busy or restarting is given some seconds."""
-    for pause_s in RETRY_PAUSES_S:
-        try:
-            return teacher.ask(pixels_NHWC, request_id=request_id)
-        except TeacherUnavailable:
-            time.sleep(pause_s)
-    return teacher.ask(pixels_NHWC, request_id=request_id)
+def _report(ledger: Ledger, config: TeacherConfig, images: int, run: str) -> TeacherReport:
+    mine, ever = ledger.account(config.budget, run=run), ledger.account(config.budget)
+    telemetry.teacher_cost(config.name, ever.cost)
+    asked = min(mine.images, images)
+    return TeacherReport(asked=asked, cached=images - asked, currency=config.budget.currency, run=mine, ever=ever)

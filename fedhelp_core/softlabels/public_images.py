@@ -1,72 +1,106 @@
-"""The public images: a folder of JPEG and PNG files, decoded to RGB, resized and cropped to squares.
+"""The public images: read from where they lie, decoded to RGB, resized and cropped to squares, each once.
 
-Called by `prefetch` alone. An image is known by the sha256 of its file's bytes, so renaming, moving or copying it changes
-nothing. Shapes: N images, S the side in pixels.
+Called by `prefetch` alone. An image is known by the sha256 of its content, so renaming, moving or copying it changes nothing.
+Decoded pixels wait in a temporary file ($TMPDIR), not in memory. Shapes: N images, S the side in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import itertools
+import os
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.data.decode import SUFFIXES, Decoded, decode_all
-from fedhelp_core.errors import DataError
+from fedhelp_core.data.decode import SUFFIXES, Decoded
+from fedhelp_core.errors import DataError, StorageFull, listed
+from fedhelp_core.softlabels.image_sources import Source, open_sources
 
-_KEPT_BYTES = 2**31  # decoded images are kept up to this much memory; a larger set is decoded again when it is needed
+_AHEAD_PER_WORKER = 16  # images decoded ahead of their reader, so that a large set is never in memory
 
 
-@dataclass(frozen=True)
 class PublicImages:
-    """Distinct images in the order of their sha256, which no file name can change."""
+    """Distinct images in the order of their sha256, which no file name can change. Threads may share it."""
 
-    hashes: tuple[str, ...]
-    """sha256 (hex) of each file's bytes, ascending."""
-    image_size: int
-    duplicates: int
-    """Files left out because another one has the same bytes."""
-    _paths: tuple[Path, ...] = field(repr=False)
-    _kept_NSSC: NDArray[np.uint8] | None = field(repr=False)
+    def __init__(self, hashes: Sequence[str], slots: Sequence[int], image_size: int, duplicates: int, pixels: BinaryIO) -> None:
+        self.hashes = tuple(hashes)
+        """sha256 (hex) of each image's content, ascending."""
+        self.image_size = image_size
+        self.duplicates = duplicates
+        """Images left out because another one has the same content."""
+        self._slots = slots
+        self._file = pixels
+        weakref.finalize(self, pixels.close)
 
     def pixels(self, chosen: Sequence[int]) -> NDArray[np.uint8]:
-        """Images `chosen` (positions in `hashes`), (len(chosen), S, S, 3) uint8.
-
-        Raises:
-            DataError: a file changed since it was listed.
-        """
-        if self._kept_NSSC is not None:
-            return self._kept_NSSC[list(chosen)]
-        found = list(decode_all([self._paths[i] for i in chosen], self.image_size))
-        for i, item in zip(chosen, found, strict=True):
-            if item.problem or item.sha256 != self.hashes[i]:
-                raise DataError(f"{self._paths[i]}: changed while it was being used; keep the folder still and run again")
-        return np.stack([item.pixels_SSC for item in found if item.pixels_SSC is not None])
+        """Images `chosen` (positions in `hashes`), (len(chosen), S, S, 3) uint8."""
+        size = self.image_size
+        found = np.empty((len(chosen), size, size, 3), np.uint8)
+        for row, position in zip(found, chosen, strict=True):
+            read = os.preadv(self._file.fileno(), [row.data], self._slots[position] * row.nbytes)
+            assert read == row.nbytes
+        return found
 
 
-def read_public_images(folder: Path, image_size: int) -> PublicImages:
-    """Decode every JPEG and PNG below `folder`; names that begin with a dot are left out.
+def read_public_images(images: Path, image_size: int, *, layout: str = "folder", shard: tuple[int, int] | None = None) -> PublicImages:
+    """Decode every public image.
+
+    Args:
+        images: Folder or file of the images.
+        image_size: Side in pixels.
+        layout: What `images` is, as in `config.PublicSetConfig`.
+        shard: (number from 1, of how many): only images whose content falls to this shard; None: all.
 
     Raises:
-        DataError: no such folder, no image in it, or files that cannot be decoded, all of them listed.
+        DataError: none there, or some that cannot be decoded, all of them listed.
+        StorageFull: no room for the decoded pixels.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of public images; correct public_set.images")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
-    if not paths:
-        raise DataError(f"{folder}: at least one public image ({', '.join(SUFFIXES)}) expected, found none; correct public_set.images")
-    keep = len(paths) * image_size**2 * 3 <= _KEPT_BYTES
-    first: dict[str, Decoded] = {}
-    problems: list[str] = []
-    for item in decode_all(paths, image_size):
-        if item.problem:
-            problems.append(item.problem)
-        else:
-            first.setdefault(item.sha256, item if keep else Decoded(item.path, item.sha256))
-    if problems:
-        raise DataError(problems)
-    hashes = tuple(sorted(first))
-    kept = np.stack([p for p in (first[h].pixels_SSC for h in hashes) if p is not None]) if keep else None
-    return PublicImages(hashes, image_size, len(paths) - len(hashes), tuple(first[h].path for h in hashes), kept)
+    pixels: BinaryIO = tempfile.TemporaryFile(prefix="fedhelp-public-")  # noqa: SIM115
+    try:
+        slots: dict[str, int] = {}
+        read = chosen = 0
+        problems = []
+        for image in _prepared(open_sources(images, layout), image_size):
+            read += 1
+            if image.problem:
+                problems.append(image.problem)
+            elif shard is None or shard_of(image.sha256, shard[1]) == shard[0]:
+                chosen += 1
+                if image.sha256 not in slots and image.pixels_SSC is not None:
+                    slots[image.sha256] = len(slots)
+                    _append(pixels, image.pixels_SSC)
+        if problems or not read:
+            raise DataError(
+                listed(problems) or f"{images}: at least one public image ({', '.join(SUFFIXES)}) expected, found none; correct public_set.images")
+        pixels.flush()
+    except BaseException:
+        pixels.close()
+        raise
+    hashes = sorted(slots)
+    return PublicImages(hashes, [slots[image] for image in hashes], image_size, chosen - len(hashes), pixels)
+
+
+def _append(file: BinaryIO, pixels_SSC: NDArray[np.uint8]) -> None:
+    try:
+        file.write(pixels_SSC.tobytes())
+    except OSError as e:
+        raise StorageFull(f"{tempfile.gettempdir()}: no room for decoded public images ({e.strerror}); free some, or set TMPDIR") from e
+
+
+def shard_of(image: str, shards: int) -> int:
+    """The shard, from 1, that asks about the image with this sha256."""
+    return int(image[:8], 16) % shards + 1
+
+
+def _prepared(sources: Iterator[Source], size: int) -> Iterator[Decoded]:
+    """In order, on a few threads: Pillow decodes outside the interpreter's lock."""
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        while block := list(itertools.islice(sources, _AHEAD_PER_WORKER * workers)):
+            yield from pool.map(lambda source: source.decoded(size), block)

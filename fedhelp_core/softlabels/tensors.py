@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,9 +17,28 @@ Shape = tuple[int | None, ...]
 """Sides; None where any length will do."""
 
 
-def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """safetensors bytes; the same arrays give the same bytes."""
-    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+_NOTE = "fedhelp"  # one entry, for safetensors writes several in any order
+
+
+def pack(arrays: Mapping[str, NDArray[Any]], note: Mapping[str, Any] | None = None) -> bytes:
+    """safetensors bytes; the same arrays and the same note (JSON, below 2 KiB) give the same bytes."""
+    metadata = None if note is None else {_NOTE: json.dumps(note, sort_keys=True)}
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata)
+
+
+def note_of(body: bytes) -> dict[str, Any]:
+    """The note that `pack` put beside the arrays of `body`, which `unpack` has found to be safetensors.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        note = json.loads(json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"][_NOTE])
+    except (KeyError, TypeError, ValueError) as e:
+        raise ValueError("expected a note beside the arrays") from e
+    if not isinstance(note, dict):
+        raise ValueError(f"expected a mapping as note, got {type(note).__name__}")
+    return note
 
 
 def unpack(body: bytes, expected: Mapping[str, tuple[type[np.generic], Shape]]) -> dict[str, NDArray[Any]]:

@@ -235,13 +235,13 @@ def federation_file_is_a_list(scene: Scene) -> tuple[int, str]:
 
 # ---- public images and teachers
 
-@case(DATA, r"public_set\.images: .* holds no image .*; give the folder of public JPEG/PNG images")
+@case(DATA, r"public_set\.images: .* holds no image .*; give the folder of public JPEG/PNG images, or set public_set\.layout")
 def empty_public_folder(scene: Scene) -> tuple[int, str]:
     (scene.tmp / "empty").mkdir()
     return scene.check(scene.make(public_set__images=str(scene.tmp / "empty")))
 
 
-@case(DATA, r"public_set\.images: .*/absent is not a folder; give the folder of public JPEG/PNG images")
+@case(DATA, r"public_set\.images: .*/absent does not exist; give the public images, as public_set\.layout says")
 def no_public_folder(scene: Scene) -> tuple[int, str]:
     return scene.check(scene.make(public_set__images=str(scene.tmp / "absent")))
 

@@ -43,7 +43,7 @@ def record_one_of_each() -> None:
     telemetry.phase_finished("a", "train", 1.5)
     telemetry.update_sent("a", 4096)
     telemetry.trained("b", loss=0.25, images=300, seconds=1.5)
-    telemetry.teacher_asked("teacher", 64)
+    telemetry.teacher_asked("teacher", 64, 0.2)
 
 
 def samples(text: str) -> dict[str, float]:
@@ -96,6 +96,7 @@ def test_nothing_else_is_exposed_and_every_label_is_bounded(scraped: str) -> Non
         ("fedhelp_round_duration_seconds", "histogram"), ("fedhelp_updates_total", "counter"),
         ("fedhelp_silo_phase_duration_seconds", "histogram"), ("fedhelp_update_bytes_total", "counter"), ("fedhelp_silo_loss", "gauge"),
         ("fedhelp_silo_images_per_second", "gauge"), ("fedhelp_teacher_requests_total", "counter"), ("fedhelp_teacher_images_total", "counter"),
+        ("fedhelp_teacher_failures_total", "counter"), ("fedhelp_teacher_request_duration_seconds", "histogram"), ("fedhelp_teacher_cost", "gauge"),
     }
     assert set(re.findall(r'(\w+)="', scraped)) == {"run", "silo", "phase", "teacher", "outcome", "le"}
 

@@ -422,7 +422,7 @@ class TestWithAServer:
             registry.rollback("tiny")
         assert capfd.readouterr() == ("", "")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
-        answer = load_pyfunc("models:/tiny@champion")
+        answer, _ = load_pyfunc("models:/tiny@champion")
         with pytest.raises(TeacherError, match="refuses a batch of uint8 images"):
             answer(np.zeros((2, 8, 8, 3), np.uint8))
 
@@ -612,7 +612,7 @@ class TestPyfuncTeachers:
         return tmp_path / "teacher"
 
     def test_a_model_made_from_code_is_saved_loaded_and_asked(self, model: Path) -> None:
-        ask = load_pyfunc(str(model))
+        ask, _ = load_pyfunc(str(model))
         np.testing.assert_array_equal(ask(np.zeros((2, 8, 8, 3), np.uint8)), [[0.25, 0.75], [0.25, 0.75]])
         with pytest.raises(TeacherError, match=r"refuses a batch of uint8 images \(3, 8, 8, 3\) \(ValueError: too many\)"):
             ask(np.zeros((3, 8, 8, 3), np.uint8))

@@ -1,0 +1,92 @@
+"""A little Open Inference Protocol server that answers as a test tells it to."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhelp_core.softlabels.openinference import OpenInferenceTeacher
+from tests.core.softlabels.helpers import SIDE, answer_to, teacher_config
+
+
+class InferenceServer:
+    """A little Open Inference Protocol server; `answer` makes (status, headers, body) of a request's headers and body."""
+
+    def __init__(self) -> None:
+        self.server_metadata: Any = {"name": "little", "extensions": []}
+        self.model_metadata: Any = {"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [-1, SIDE, SIDE, 3]}]}
+        self.answer: Callable[[Any, bytes], tuple[int, dict[str, str], bytes]] = lambda _, body: json_answer(answer_to(pixels_of(body)))
+        self.gets: list[str] = []
+        self.posts: list[tuple[Any, bytes]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.gets.append(self.path)
+                found = {"/v2": server.server_metadata, "/v2/models/derma": server.model_metadata, "/moved": server.model_metadata}.get(self.path)
+                if isinstance(found, tuple):
+                    self.reply(*found)
+                elif found is None:
+                    self.reply(404, {}, b"no such model")
+                else:
+                    self.reply(200, {}, found if isinstance(found, bytes) else json.dumps(found).encode())
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                server.posts.append((self.headers, body))
+                self.reply(*server.answer(self.headers, body))
+
+            def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
+                self.send_response(status)
+                for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        class Quiet(ThreadingHTTPServer):
+            def handle_error(self, *_: Any) -> None:
+                """Clients that time out or are killed are part of the tests."""
+
+        self._server = Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v2/models/derma"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def teacher(self, **changes: Any) -> OpenInferenceTeacher:
+        return OpenInferenceTeacher(teacher_config(**({"kind": "openinference", "uri": self.url} | changes)))
+
+
+def json_answer(rows: Any) -> tuple[int, dict[str, str], bytes]:
+    rows = np.asarray(rows)
+    output = {"name": "scores", "datatype": "FP32", "shape": list(rows.shape), "data": rows.ravel().tolist()}
+    return 200, {"Content-Type": "application/json"}, json.dumps({"model_name": "derma", "outputs": [output]}).encode()
+
+
+def binary_answer(rows: NDArray[Any], datatype: str, *, said_bytes: int | None = None) -> tuple[int, dict[str, str], bytes]:
+    raw = rows.tobytes()
+    parameters = {"binary_data_size": len(raw) if said_bytes is None else said_bytes}
+    head = json.dumps({"outputs": [{"name": "scores", "datatype": datatype, "shape": list(rows.shape), "parameters": parameters}]}).encode()
+    return 200, {"Inference-Header-Content-Length": str(len(head))}, head + raw
+
+
+def output_answer(**changes: Any) -> Callable[[Any, bytes], tuple[int, dict[str, str], bytes]]:
+    """A JSON answer whose one output has fields replaced."""
+    output = {"name": "scores", "datatype": "FP32", "shape": [2, 2], "data": [0.25, 0.75, 1, 0]} | changes
+    return lambda _headers, _body: (200, {}, json.dumps({"outputs": [output]}).encode())
+
+
+def pixels_of(body: bytes) -> NDArray[np.uint8]:
+    asked = json.loads(body)["inputs"][0]
+    return np.asarray(asked["data"], np.uint8).reshape(asked["shape"])
