@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,13 +16,17 @@ from fedhelp_core.softlabels.openinference import OpenInferenceTeacher
 from tests.core.softlabels.helpers import SIDE, answer_to, teacher_config
 
 
+Answer = tuple[int, dict[str, str], bytes]
+"""Status, headers, body. Header X-Drip: seconds between two bytes of the body."""
+
+
 class InferenceServer:
     """A little Open Inference Protocol server; `answer` makes (status, headers, body) of a request's headers and body."""
 
     def __init__(self) -> None:
         self.server_metadata: Any = {"name": "little", "extensions": []}
         self.model_metadata: Any = {"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [-1, SIDE, SIDE, 3]}]}
-        self.answer: Callable[[Any, bytes], tuple[int, dict[str, str], bytes]] = lambda _, body: json_answer(answer_to(pixels_of(body)))
+        self.answer: Callable[[Any, bytes], Answer] = lambda _, body: json_answer(answer_to(pixels_of(body)))
         self.gets: list[str] = []
         self.posts: list[tuple[Any, bytes]] = []
         server = self
@@ -44,10 +49,16 @@ class InferenceServer:
 
             def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
                 self.send_response(status)
-                for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                length = {} if "Transfer-Encoding" in headers else {"Content-Length": str(len(body))}
+                for name, value in (length | headers).items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(body)
+                if "X-Drip" in headers:
+                    for i in range(len(body)):
+                        time.sleep(float(headers["X-Drip"]))
+                        self.wfile.write(body[i : i + 1])
+                else:
+                    self.wfile.write(body)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -68,20 +79,20 @@ class InferenceServer:
         return OpenInferenceTeacher(teacher_config(**({"kind": "openinference", "uri": self.url} | changes)))
 
 
-def json_answer(rows: Any) -> tuple[int, dict[str, str], bytes]:
+def json_answer(rows: Any) -> Answer:
     rows = np.asarray(rows)
     output = {"name": "scores", "datatype": "FP32", "shape": list(rows.shape), "data": rows.ravel().tolist()}
     return 200, {"Content-Type": "application/json"}, json.dumps({"model_name": "derma", "outputs": [output]}).encode()
 
 
-def binary_answer(rows: NDArray[Any], datatype: str, *, said_bytes: int | None = None) -> tuple[int, dict[str, str], bytes]:
+def binary_answer(rows: NDArray[Any], datatype: str, *, said_bytes: int | None = None) -> Answer:
     raw = rows.tobytes()
     parameters = {"binary_data_size": len(raw) if said_bytes is None else said_bytes}
     head = json.dumps({"outputs": [{"name": "scores", "datatype": datatype, "shape": list(rows.shape), "parameters": parameters}]}).encode()
     return 200, {"Inference-Header-Content-Length": str(len(head))}, head + raw
 
 
-def output_answer(**changes: Any) -> Callable[[Any, bytes], tuple[int, dict[str, str], bytes]]:
+def output_answer(**changes: Any) -> Callable[[Any, bytes], Answer]:
     """A JSON answer whose one output has fields replaced."""
     output = {"name": "scores", "datatype": "FP32", "shape": [2, 2], "data": [0.25, 0.75, 1, 0]} | changes
     return lambda _headers, _body: (200, {}, json.dumps({"outputs": [output]}).encode())
