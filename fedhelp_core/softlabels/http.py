@@ -14,6 +14,7 @@ import ssl
 import threading
 import time
 import urllib.request
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -61,6 +62,7 @@ class Server:
         self._proxy = _proxy_for(name, self._parts)
         self._idle: list[tuple[float, http.client.HTTPConnection]] = []
         self._lock = threading.Lock()
+        weakref.finalize(self, _end, self._idle)
 
     def exchange(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None, *, max_bytes: int) -> Response:
         """The answer to one request, whatever its status.
@@ -85,13 +87,6 @@ class Server:
             raise
         self._keep(connection, response)
         return response
-
-    def close(self) -> None:
-        """End all connections that are not in use."""
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for _, connection in idle:
-            connection.close()
 
     def _connect(self, deadline: float) -> http.client.HTTPConnection:
         """A connection of which every wait ends at the deadline."""
@@ -221,6 +216,12 @@ class _DeadlineReader(io.RawIOBase):
         if not self.closed:
             self._source.reader_closed()
         super().close()
+
+
+def _end(idle: list[tuple[float, http.client.HTTPConnection]]) -> None:
+    """Close what is open to a server that nobody asks any more."""
+    for _, connection in idle:
+        connection.close()
 
 
 def checked_address(name: str, url: str) -> SplitResult:

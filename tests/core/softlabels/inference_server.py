@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from fedhelp_core.softlabels.openinference import OpenInferenceTeacher
 from tests.core.softlabels.helpers import SIDE, answer_to, teacher_config
 
-
 Answer = tuple[int, dict[str, str], bytes]
 """Status, headers, body. Header X-Drip: seconds between two bytes of the body."""
 
