@@ -20,6 +20,7 @@ BENCHMARKS = {
     "local_update": "one local update beside a plain PyTorch loop",
     "round_control": "a round with no training in it",
     "startup": "from the command to the end of round 1",
+    "soft_labels": "prefetch beside a bare client, its memory, and training's wait for its set",
     "averaging": "memory and time of Eq 7 on large files",
     "peers": "NVFLARE's and Flower's rounds on round_control's payload (only with --peers)",
 }

@@ -53,11 +53,11 @@ def mlserver(folder: Path) -> Iterator[ModelServer]:
 
 
 @contextlib.contextmanager
-def kserve(folder: Path) -> Iterator[ModelServer]:
-    """KServe's model server with model `shades`; `folder` gets its log."""
+def kserve(folder: Path, *, side: int = 8, classes: int = 2) -> Iterator[ModelServer]:
+    """KServe's model server with model `shades` of images of `side` pixels; `folder` gets its log."""
     python = environment("kserve", "kserve==0.21.0")
     (http,) = free_ports(1)
-    with _running([str(python), str(_HERE / "kserve_shades.py"), str(http)], http, folder):
+    with _running([str(python), str(_HERE / "kserve_shades.py"), str(http), str(side), str(classes)], http, folder):
         yield ModelServer(f"http://127.0.0.1:{http}/v2/models/shades", f"http://127.0.0.1:{http}/metrics")
 
 

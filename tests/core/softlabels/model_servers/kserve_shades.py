@@ -1,6 +1,6 @@
-"""KServe's model of the tests: shade v is answered with (v/256, 1 - v/256). Runs in KServe's own environment.
+"""KServe's model of tests and benchmarks: shade v is answered with (v/256, 1 - v/256, 0 ...). Runs in KServe's own environment.
 
-    python kserve_shades.py PORT
+    python kserve_shades.py PORT SIDE CLASSES
 """
 
 import sys
@@ -13,25 +13,29 @@ from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
 class Shades(Model):
     """Looks at one pixel of each image."""
 
-    def __init__(self) -> None:
+    def __init__(self, side: int, classes: int) -> None:
         super().__init__("shades")
+        self.side, self.classes = side, classes
         self.ready = True
 
     async def get_input_types(self) -> list[dict[str, Any]]:
         """What the metadata say of the input."""
-        return [{"name": "images", "datatype": "UINT8", "shape": [-1, 8, 8, 3]}]
+        return [{"name": "images", "datatype": "UINT8", "shape": [-1, self.side, self.side, 3]}]
 
     async def get_output_types(self) -> list[dict[str, Any]]:
         """What the metadata say of the output."""
-        return [{"name": "scores", "datatype": "FP32", "shape": [-1, 2]}]
+        return [{"name": "scores", "datatype": "FP32", "shape": [-1, self.classes]}]
 
     def predict(self, payload: InferRequest, headers: dict[str, str] | None = None, response_headers: dict[str, str] | None = None) -> InferResponse:
-        """Two probabilities per image, as bytes where bytes are asked for."""
+        """Probabilities per image, as bytes where bytes are asked for."""
         first = payload.inputs[0].as_numpy()[:, 0, 0, 0].astype(np.float32) / 256
-        scores = InferOutput("scores", [len(first), 2], "FP32")
-        scores.set_data_from_numpy(np.stack([first, 1 - first], axis=1), binary_data=payload.use_binary_outputs)
+        rows = np.zeros((len(first), self.classes), np.float32)
+        rows[:, 0], rows[:, 1] = first, 1 - first
+        scores = InferOutput("scores", list(rows.shape), "FP32")
+        scores.set_data_from_numpy(rows, binary_data=payload.use_binary_outputs)
         return InferResponse(payload.id, self.name, [scores], use_binary_outputs=payload.use_binary_outputs)
 
 
 if __name__ == "__main__":
-    ModelServer(http_port=int(sys.argv[1]), enable_grpc=False, workers=1).start([Shades()])
+    port, side, classes = (int(argument) for argument in sys.argv[1:])
+    ModelServer(http_port=port, enable_grpc=False, workers=1).start([Shades(side, classes)])
