@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -22,17 +23,19 @@ Answer = tuple[int, dict[str, str], bytes]
 class InferenceServer:
     """A little Open Inference Protocol server; `answer` makes (status, headers, body) of a request's headers and body."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.server_metadata: Any = {"name": "little", "extensions": []}
         self.model_metadata: Any = {"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [-1, SIDE, SIDE, 3]}]}
         self.answer: Callable[[Any, bytes], Answer] = lambda _, body: json_answer(answer_to(pixels_of(body)))
         self.gets: list[str] = []
+        self.get_headers: list[Any] = []
         self.posts: list[tuple[Any, bytes]] = []
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 server.gets.append(self.path)
+                server.get_headers.append(self.headers)
                 found = {"/v2": server.server_metadata, "/v2/models/derma": server.model_metadata, "/moved": server.model_metadata}.get(self.path)
                 if isinstance(found, tuple):
                     self.reply(*found)
@@ -67,7 +70,9 @@ class InferenceServer:
                 """Clients that time out or are killed are part of the tests."""
 
         self._server = Quiet(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v2/models/derma"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._server.server_port}/v2/models/derma"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:

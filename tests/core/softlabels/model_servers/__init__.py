@@ -48,7 +48,7 @@ def mlserver(folder: Path) -> Iterator[ModelServer]:
     http, grpc, metrics = free_ports(3)
     settings = {"host": "127.0.0.1", "http_port": http, "grpc_port": grpc, "metrics_port": metrics, "parallel_workers": 0, "debug": False}
     (models / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
-    with _running([str(python.with_name("mlserver")), "start", str(models)], http, folder):
+    with serving([str(python.with_name("mlserver")), "start", str(models)], http, "shades", folder):
         yield ModelServer(f"http://127.0.0.1:{http}/v2/models/shades", f"http://127.0.0.1:{metrics}/metrics")
 
 
@@ -57,7 +57,7 @@ def kserve(folder: Path, *, side: int = 8, classes: int = 2) -> Iterator[ModelSe
     """KServe's model server with model `shades` of images of `side` pixels; `folder` gets its log."""
     python = environment("kserve", "kserve==0.21.0")
     (http,) = free_ports(1)
-    with _running([str(python), str(_HERE / "kserve_shades.py"), str(http), str(side), str(classes)], http, folder):
+    with serving([str(python), str(_HERE / "kserve_shades.py"), str(http), str(side), str(classes)], http, "shades", folder):
         yield ModelServer(f"http://127.0.0.1:{http}/v2/models/shades", f"http://127.0.0.1:{http}/metrics")
 
 
@@ -89,13 +89,14 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _running(command: list[str], port: int, folder: Path) -> Iterator[None]:
+def serving(command: list[str], port: int, model: str, folder: Path) -> Iterator[None]:
+    """`command` runs in `folder`, which gets its log, and serves `model` at `port`."""
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=os.environ | {"NO_PROXY": "127.0.0.1"}, start_new_session=True)
         try:
-            _wait_until_ready(process, port, log)
+            _wait_until_ready(process, f"http://127.0.0.1:{port}/v2/models/{model}/ready", log)
             yield
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -103,11 +104,11 @@ def _running(command: list[str], port: int, folder: Path) -> Iterator[None]:
             process.wait(60)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     until = time.monotonic() + _START_S
     while time.monotonic() < until and process.poll() is None:
         with contextlib.suppress(OSError):
-            if _DIRECT.open(f"http://127.0.0.1:{port}/v2/models/shades/ready", timeout=5).status == 200:
+            if _DIRECT.open(url, timeout=5).status == 200:
                 return
         time.sleep(0.2)
     raise AssertionError(f"the model server was not ready:\n{log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
