@@ -61,7 +61,7 @@ class TestLogin:
         run(local, draw(tmp_path / "public", 0), server.teacher())
         assert told(server) == {None}
 
-    def test_a_file_that_is_rotated_in_the_middle_is_read_again(self, server: InferenceServer, local: Store, tmp_path: Path, secret_file: Path) -> None:
+    def test_a_file_that_is_rotated_meanwhile_is_read_again(self, server: InferenceServer, local: Store, tmp_path: Path, secret_file: Path) -> None:
         def rotating(_headers: Any, body: bytes) -> Answer:
             secret_file.write_text("the next one")
             return json_answer(answer_to(pixels_of(body)))
