@@ -66,7 +66,7 @@ def test_the_command_in_a_papers_file_makes_the_silos_it_names(task: str) -> Non
 def test_what_a_papers_file_lacks_is_its_public_images_alone(task: str, tmp_path: Path) -> None:
     federation = _copied(task, tmp_path)
     assert [str(problem) for problem in static_problems(federation)] == [
-        f"public_set.images: {tmp_path / 'data/public/nct-crc-he'} is not a folder; give the folder of public JPEG/PNG images"]
+        f"public_set.images: {tmp_path / 'data/public/nct-crc-he'} does not exist; give the public images, as public_set.layout says"]
 
 
 @pytest.mark.slow
