@@ -108,7 +108,67 @@ def simulate(
 
 @main.group(epilog=_EXIT_CODES)
 def data() -> None:
-    """Data sets: draw small ones in the formats of the real ones."""
+    """Data sets: take in real ones, draw small ones in the same formats."""
+
+
+_LAYOUTS_HELP = """
+\b
+Layouts, and what FOLDER holds
+  fed-isic2019        a folder of <image>.jpg and FLamby's split CSV (image, target, center, fold); silos center-0 ...
+  chest-xray          train|val|test / NORMAL|PNEUMONIA / *.jpeg, dealt out to six silos (--sizes: to others), hospital-0 ...
+  pictures-and-masks  images/ and masks/ of the same names; silos by the beginnings of names (--prefixes) or dealt out (--sizes)
+  fed-ixi             IXI002-Guys-0828/T1/*.nii.gz and /label/*.nii.gz, and FLamby's split CSV; silos guys, hh, iop
+  volumes-and-masks   images/ and masks/ with a folder of DICOM slices or a NIfTI file for each subject (--sizes: several silos)
+  csv                 a hospital's own list: image,label (or mask) and perhaps split,patient,hospital; paths relative to FOLDER
+\b
+Examples
+  fedhelp data ingest fed-isic2019 /data/fed_isic2019 --out examples/data/melanoma
+  fedhelp data ingest pictures-and-masks /data/lungs --prefixes CHNCXR,MCUCXR,JPCLN --out examples/data/lung-segmentation
+  fedhelp data ingest csv /data/ward7 --task pneumonia --columns image=File,label=Diagnosis,patient=MRN --silos charite
+"""
+
+
+@data.command(epilog=_LAYOUTS_HELP + _EXIT_CODES)
+@click.argument("layout")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of datalists, silos and report; default: data/<task>.")
+@click.option("--task", help="What is learnt; default: what the layout is published for (of csv: melanoma).")
+@click.option("--drop-leaked", type=click.Choice(["training", "test"]),
+              help="Where the same image (or patient) is in training and in test, leave it out of this side; without it that is refused.")
+@click.option("--drop-unusable", is_flag=True, help="Leave out files that cannot be used, and say which; without it they are refused.")
+@click.option("--silos", default="", metavar="NAMES", help="Names for the hospitals, comma-separated, in their order.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of images (fed-ixi: of subjects), where it is not found below FOLDER.")
+@click.option("--masks", type=click.Path(path_type=Path), help="Folder of masks, where it is not FOLDER/masks.")
+@click.option("--split-csv", type=click.Path(path_type=Path), help="FLamby's split CSV, where it is not found below FOLDER.")
+@click.option("--csv", "own_csv", type=click.Path(path_type=Path), help="Layout csv: the list, where it is not the only CSV in FOLDER.")
+@click.option("--columns", default="", metavar="OURS=YOURS,...", help="Layout csv: what your columns are called.")
+@click.option("--prefixes", default="", help="Layout pictures-and-masks: how each hospital's file names begin, comma-separated.")
+@click.option("--sizes", default="", help="Relative sizes of the hospitals that a set without any is dealt out to, comma-separated.")
+@click.option("--test-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+              help="Share of the images held out for the test, where the data set has no split of its own; default 0.2.")
+@click.option("--validation-fraction", type=click.FloatRange(0, 1, max_open=True),
+              help="Share of the others held out for validation; default 0, of fed-isic2019 0.1.")
+@click.option("--dry-run", is_flag=True, help="Print the silos, their counts and what would be written; open no image, write nothing.")
+@_explained
+def ingest(
+    layout: str, folder: Path, out: Path | None, task: str | None, drop_leaked: Any, drop_unusable: bool, silos: str, images: Path | None,
+    masks: Path | None, split_csv: Path | None, own_csv: Path | None, columns: str, prefixes: str, sizes: str, test_fraction: float | None,
+    validation_fraction: float | None, dry_run: bool,
+) -> None:
+    """Turn a data set into a checked MONAI datalist and a silo.yaml for each hospital, with a report of what it holds.
+
+    LAYOUT is how the data lie in FOLDER; see below. Every image is opened: counts, classes, sizes, intensities, spacings, the same image
+    in more than one place, and files that cannot be used are printed and written to report.html and report.json. Nothing is copied and
+    nothing in FOLDER is changed. The same command again writes the same.
+    """
+    from fedhelp_components.ingest_command import ingest_and_print
+    from fedhelp_core.data.public_layouts import Options
+
+    options = Options(
+        images=images, masks=masks, split_csv=split_csv, csv=own_csv, columns=_texts(columns), prefixes=tuple(_list(prefixes)),
+        sizes=_positive_numbers(sizes), silos=tuple(_list(silos)), test_fraction=test_fraction, validation_fraction=validation_fraction)
+    ingest_and_print(
+        layout, folder, options, task=task, out=out, drop_leaked=drop_leaked, drop_unusable=drop_unusable, dry_run=dry_run)
 
 
 @data.command(epilog=_EXIT_CODES)
@@ -292,6 +352,25 @@ _changes = _pairs
 
 def _list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _texts(text: str) -> dict[str, str]:
+    """'a=b,c=d' -> {'a': 'b', 'c': 'd'}."""
+    pairs = [part.partition("=") for part in _list(text)]
+    wrong = [ours for ours, equals, theirs in pairs if not (ours and equals and theirs)]
+    if wrong:
+        raise click.UsageError(f"--columns {text}: OURS=YOURS expected, comma-separated, e.g. image=File,label=Diagnosis")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+def _positive_numbers(text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in _list(text))
+    except ValueError:
+        numbers = (0.0,)
+    if any(not 0 < number < float("inf") for number in numbers):
+        raise click.UsageError(f"--sizes {text}: positive numbers expected, e.g. 9930,3163,2691")
+    return numbers
 
 
 def _seeds(text: str) -> list[int]:

@@ -57,29 +57,44 @@ def manifest_of(config: SiloConfig, task: TaskConfig | None) -> Manifest:
     if task is not None and not isinstance(data, DatalistData) and masks != isinstance(data, PicturesAndMasks | FedIxiData):
         kind = "masks" if masks else "class numbers"
         raise ConfigError(f"silo {config.name}: data.layout {data.layout!r} has no {kind}, which task {task.name} needs; choose another layout")
-    found = _manifest(data, masks)
-    problems = [*found.problems, *_problems_of(found, sys.maxsize if task is None else len(task.classes))]
-    if problems:
-        raise DataError([f"silo {config.name}: {problem}" for problem in listed(problems)])
+    found = read_layout(data, masks=masks)
+    require_usable(config.name, found, task)
     return found
 
 
-def _manifest(data: FedIsicData | DatalistData | ChestXrayData | PicturesAndMasks | FedIxiData, masks: bool | None) -> Manifest:
+def require_usable(silo: str, found: Manifest, task: TaskConfig | None) -> None:
+    """Nothing where `silo` can train and be tested on what was found.
+
+    Raises:
+        DataError: with everything that is wrong.
+    """
+    problems = [*found.problems, *_problems_of(found, sys.maxsize if task is None else len(task.classes))]
+    if problems:
+        raise DataError([f"silo {silo}: {problem}" for problem in listed(problems)])
+
+
+def read_layout(data: FedIsicData | DatalistData | ChestXrayData | PicturesAndMasks | FedIxiData, *, masks: bool | None = None) -> Manifest:
+    """What the layout holds; `problems` says what cannot be used. `masks` as in `read_datalist`.
+
+    Raises:
+        DataError: a file or folder that all of it hangs on.
+    """
     if isinstance(data, FedIsicData):
         training, validation, test, problems = read_fed_isic(data)
         return Manifest(f"{data.split_csv}, center {data.center}", training, validation, test, tuple(problems))
     if isinstance(data, ChestXrayData):
-        return _split(f"{data.root}, share {data.share.number}", read_chest_xray(data))
+        return manifest_from(f"{data.root}, share {data.share.number}", read_chest_xray(data))
     if isinstance(data, PicturesAndMasks):
         parts, problems = read_pictures_and_masks(data)
-        return _split(str(data.images), parts, problems)
+        return manifest_from(str(data.images), parts, problems)
     if isinstance(data, FedIxiData):
         parts, problems = read_fed_ixi(data)
-        return _split(f"{data.root}, hospital {data.hospital}", parts, problems)
+        return manifest_from(f"{data.root}, hospital {data.hospital}", parts, problems)
     return read_datalist(data, masks=masks)
 
 
-def _split(source: str, parts: Mapping[str, tuple[Item, ...]], problems: Sequence[str] = ()) -> Manifest:
+def manifest_from(source: str, parts: Mapping[str, tuple[Item, ...]], problems: Sequence[str] = ()) -> Manifest:
+    """A manifest of split -> items."""
     return Manifest(source, parts.get("training", ()), parts.get("validation", ()), parts.get("test", ()), tuple(problems))
 
 
@@ -103,7 +118,7 @@ def read_datalist(data: DatalistData, *, masks: bool | None = None) -> Manifest:
         items = [_item(row, root, masks) for row in rows]
         problems += [f"{data.datalist}: {split}[{i}]: {item}" for i, item in enumerate(items) if isinstance(item, str)]
         splits[split] = tuple(item for item in items if isinstance(item, Item))
-    return _split(str(data.datalist), splits, problems)
+    return manifest_from(str(data.datalist), splits, problems)
 
 
 def write_datalist(path: Path, manifest: Manifest, *, root: Path) -> None:

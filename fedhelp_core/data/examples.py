@@ -28,6 +28,10 @@ class Example:
     problem: str = ""
 
 
+class Unusable(Exception):
+    """A file that cannot be an example; the message is the sentence that says why."""
+
+
 def image_shape(task: TaskConfig) -> tuple[int, ...]:
     """(C, S, S), or (C, S, S, S) of volumes."""
     entry = TASKS[task.name]

@@ -47,26 +47,40 @@ def read_fed_isic(data: FedIsicData) -> Splits:
     return tuple(splits["training"]), tuple(splits["validation"]), tuple(splits["test"]), problems
 
 
+def centers_in(split_csv: Path) -> list[int]:
+    """The centers that have rows, in order.
+
+    Raises:
+        DataError: no such CSV, or a column is missing.
+    """
+    return sorted({number for _, row in _rows(split_csv) if (number := _number(row["center"])) is not None and number >= 0})
+
+
 def _rows_of_center(data: FedIsicData) -> list[tuple[int, dict[str, str]]]:
     """(line number, row) of the center's rows."""
-    try:
-        with data.split_csv.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in _NEEDED if column not in (reader.fieldnames or ())]
-            if missing:
-                found = ", ".join(reader.fieldnames or ()) or "none"
-                raise DataError(f"{data.split_csv}: columns {', '.join(_NEEDED)} expected, but {', '.join(missing)} missing (found {found})")
-            rows = [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k in COLUMNS}) for row in reader]
-    except FileNotFoundError as e:
-        raise DataError(f"{data.split_csv}: no such split CSV; correct data.split_csv in silo.yaml") from e
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"{data.split_csv}: cannot be read as CSV ({e})") from e
+    rows = _rows(data.split_csv)
     ours = [(line, row) for line, row in rows if _number(row["center"]) == data.center]
     if not ours:
         centers = sorted({row["center"] for _, row in rows})[:20]
         found = ", ".join(centers) or "none"
         raise DataError(f"{data.split_csv}: no row has center {data.center} (data.center in silo.yaml); centers found: {found}")
     return ours
+
+
+def _rows(split_csv: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line number, row) of every row."""
+    try:
+        with split_csv.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in _NEEDED if column not in (reader.fieldnames or ())]
+            if missing:
+                found = ", ".join(reader.fieldnames or ()) or "none"
+                raise DataError(f"{split_csv}: columns {', '.join(_NEEDED)} expected, but {', '.join(missing)} missing (found {found})")
+            return [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k in COLUMNS}) for row in reader]
+    except FileNotFoundError as e:
+        raise DataError(f"{split_csv}: no such split CSV; correct data.split_csv in silo.yaml") from e
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise DataError(f"{split_csv}: cannot be read as CSV ({e})") from e
 
 
 def _item(row: dict[str, str], images: Path) -> Item | str:

@@ -14,33 +14,38 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fedhelp_core.data.decode import BROKEN
-from fedhelp_core.data.examples import Example, mask_problem
+from fedhelp_core.data.examples import Example, Unusable, mask_problem
 from fedhelp_core.data.items import Item
 
 _FORMATS = ("JPEG", "PNG")
 
 
-class _Unusable(Exception):
-    """The sentence that says why."""
-
-
 def read_picture(item: Item, size: int) -> Example:
     """Image (1, S, S) and mask (1, S, S) of `item`, cut and scaled alike, or what is wrong with them."""
-    assert item.mask is not None
     try:
-        image, mask = _opened(item.image), _opened(item.mask)
-        grey = _grey(image, item.image)
-        labels = _plane(mask, item.mask)
-        problem = mask_problem(labels, (image.height, image.width), item.mask, "foreground")
-        if problem:
-            return Example(problem=problem)
+        grey, labels = checked_pair(item)
         marked = Image.fromarray(((labels != 0) * 255).astype(np.uint8))
         target = _fitted(marked, size, Image.Resampling.NEAREST) // 255
-    except _Unusable as e:
+    except Unusable as e:
         return Example(problem=str(e))
     if not target.any():
         return Example(problem=f"{item.mask}: nothing of the mask is left at {size} x {size} pixels; raise task.image_size, or remove the image")
     return Example(_fitted(grey, size, Image.Resampling.BICUBIC)[None], target[None])
+
+
+def checked_pair(item: Item) -> tuple[Image.Image, NDArray[np.generic]]:
+    """The grey picture and its mask's labels (H, W), as they lie on disk.
+
+    Raises:
+        Unusable: one of them cannot be used, or they do not belong together.
+    """
+    assert item.mask is not None
+    image, mask = opened(item.image), opened(item.mask)
+    grey, labels = _grey(image, item.image), _plane(mask, item.mask)
+    problem = mask_problem(labels, (image.height, image.width), item.mask, "foreground")
+    if problem:
+        raise Unusable(problem)
+    return grey, labels
 
 
 def grey_square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -53,15 +58,20 @@ def mask_square(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return _fitted(Image.fromarray(mask), size, Image.Resampling.NEAREST)[None]
 
 
-def _opened(path: Path) -> Image.Image:
+def opened(path: Path) -> Image.Image:
+    """The picture at `path`, upright, its pixels read.
+
+    Raises:
+        Unusable: no such file, or none that can be read.
+    """
     try:
         with Image.open(io.BytesIO(path.read_bytes()), formats=_FORMATS) as image:
             upright = ImageOps.exif_transpose(image)
             upright.load()
     except FileNotFoundError:
-        raise _Unusable(f"{path}: no such image file; correct the list or the folder") from None
+        raise Unusable(f"{path}: no such image file; correct the list or the folder") from None
     except BROKEN as e:
-        raise _Unusable(f"{path}: cannot be read as an image ({e}); replace or remove it") from None
+        raise Unusable(f"{path}: cannot be read as an image ({e}); replace or remove it") from None
     return upright
 
 
@@ -72,7 +82,7 @@ def _grey(image: Image.Image, path: Path) -> Image.Image:
     if image.mode not in ("L", "LA", "1"):
         channels = np.asarray(image.convert("RGB"))
         if (channels != channels[..., :1]).any():
-            raise _Unusable(f"{path}: is a colour picture ({image.mode}), but this task's images are grey; convert it, or remove it")
+            raise Unusable(f"{path}: is a colour picture ({image.mode}), but this task's images are grey; convert it, or remove it")
     return image.convert("L")
 
 
@@ -82,7 +92,7 @@ def _plane(mask: Image.Image, path: Path) -> NDArray[np.generic]:
         return np.asarray(mask)
     channels = np.asarray(mask.convert("RGB"))
     if (channels != channels[..., :1]).any():
-        raise _Unusable(f"{path}: the mask is a colour picture ({mask.mode}); one label a pixel expected: background 0, foreground one other value")
+        raise Unusable(f"{path}: the mask is a colour picture ({mask.mode}); one label a pixel expected: background 0, foreground one other value")
     return channels[..., 0]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedhelp_core.config import PicturesAndMasks
 from fedhelp_core.data.items import SPLITS, Item
-from fedhelp_core.data.sharing import owners, share_of_name
+from fedhelp_core.data.sharing import owners, split_of_name
 from fedhelp_core.errors import DataError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -29,7 +29,7 @@ def read_pictures_and_masks(data: PicturesAndMasks) -> tuple[dict[str, tuple[Ite
     if not paths:
         beginning = f" whose name begins with {data.prefix!r}" if data.prefix else ""
         raise DataError(f"{data.images}: no picture ({', '.join(_SUFFIXES)}){beginning}; correct data.images or data.prefix in silo.yaml")
-    split = {path.name: _split(data, path.stem) for path in paths}
+    split = {path.name: split_of_name(path.stem, test=data.test_fraction, validation=data.validation_fraction) for path in paths}
     found: dict[str, list[Item]] = {name: [] for name in SPLITS}
     problems = []
     for name in SPLITS:
@@ -44,12 +44,6 @@ def read_pictures_and_masks(data: PicturesAndMasks) -> tuple[dict[str, tuple[Ite
             else:
                 found[name].append(Item(path, mask=mask))
     return {name: tuple(items) for name, items in found.items()}, problems
-
-
-def _split(data: PicturesAndMasks, name: str) -> str:
-    if share_of_name(f"test/{name}") < data.test_fraction:
-        return "test"
-    return "validation" if share_of_name(f"validation/{name}") < data.validation_fraction else "training"
 
 
 def _mask_of(path: Path, masks: Path) -> Path | None:

@@ -36,3 +36,10 @@ def hand_sizes(total: int, sizes: Sequence[float]) -> list[int]:
 def share_of_name(name: str) -> float:
     """A number in [0, 1) that depends on the name alone."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
+def split_of_name(name: str, *, test: float, validation: float) -> str:
+    """Where the hash of `name` puts it: `test` of all names, `validation` of the others, else training."""
+    if share_of_name(f"test/{name}") < test:
+        return "test"
+    return "validation" if share_of_name(f"validation/{name}") < validation else "training"

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedhelp_core.config import TaskConfig
-from fedhelp_core.data.examples import Example, mask_problem
+from fedhelp_core.data.examples import Example, Unusable, mask_problem
 from fedhelp_core.data.items import Item
 from fedhelp_core.lean_monai import (
     Compose,
@@ -32,10 +32,6 @@ from fedhelp_core.lean_monai import (
 SUFFIXES = (".nii.gz", ".nii")
 _LEAST_SIDE = 8  # voxels, as read: a volume thinner than this is a slice
 _SAME_GRID = 1e-3  # mm: how far two affines of one grid may lie apart
-
-
-class _Unusable(Exception):
-    """The sentence that says why."""
 
 
 class VolumeReader:
@@ -54,17 +50,10 @@ class VolumeReader:
 
     def read(self, item: Item) -> Example:
         """Image (1, S, S, S) and mask (1, S, S, S) of `item`, or what is wrong with them."""
-        assert item.mask is not None
         try:
-            image, affine = self._opened(item.image)
-            mask, mask_affine = self._opened(item.mask)
-            problem = mask_problem(mask, image.shape, item.mask, self._foreground)
-            if not problem and np.abs(affine - mask_affine).max() > _SAME_GRID:
-                problem = f"{item.mask}: the mask lies elsewhere than its image (their affines differ); resample it onto the image's grid"
-            if problem:
-                return Example(problem=problem)
+            image, mask, affine = checked_pair(item, self._foreground)
             prepared = self.prepared(image, affine, item.image)
-        except _Unusable as e:
+        except Unusable as e:
             return Example(problem=str(e))
         target = self.prepared_mask(mask, affine)
         if not target.any():
@@ -74,15 +63,15 @@ class VolumeReader:
     def read_image(self, path: Path) -> Example:
         """A volume without a mask: a public one."""
         try:
-            image, affine = self._opened(path)
+            image, affine = opened(path)
             return Example(self.prepared(image, affine, path))
-        except _Unusable as e:
+        except Unusable as e:
             return Example(problem=str(e))
 
     def prepared(self, image: NDArray[np.float32], affine: NDArray[np.float64], path: Path) -> NDArray[np.uint8]:
         """The cube (1, S, S, S) of an array and its affine (mm, RAS+)."""
         if image.min() == image.max():
-            raise _Unusable(f"{path}: every voxel is {image.flat[0]:g}; replace or remove the volume")
+            raise Unusable(f"{path}: every voxel is {image.flat[0]:g}; replace or remove the volume")
         with _tracked():
             cube = self._image(_tensor(image, affine))
         return np.asarray(cube.round().clamp(0, 255).to(torch.uint8))
@@ -93,21 +82,43 @@ class VolumeReader:
             cube = self._mask(_tensor((mask != 0).astype(np.float32), affine))
         return np.asarray((cube > 0.5).to(torch.uint8))
 
-    def _opened(self, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Voxels (X, Y, Z) float32 and affine of a NIfTI file, or of the DICOM series in a folder."""
-        if not path.exists():
-            raise _Unusable(f"{path}: no such volume; correct the list or the folder")
-        voxels, affine = _dicom(path) if path.is_dir() else _nifti(path)
-        if voxels.ndim == 4 and voxels.shape[3] == 1:
-            voxels = voxels[..., 0]
-        if voxels.ndim != 3:
-            raise _Unusable(f"{path}: three dimensions expected, got {' x '.join(map(str, voxels.shape))}; give one volume a file")
-        if min(voxels.shape) < _LEAST_SIDE:
-            shape = " x ".join(map(str, voxels.shape))
-            raise _Unusable(f"{path}: is {shape} voxels, every side of at least {_LEAST_SIDE} expected; a slice is no volume")
-        if not np.isfinite(voxels).all():
-            raise _Unusable(f"{path}: holds NaN or infinite voxels; replace or remove it")
-        return voxels, affine
+
+def checked_pair(item: Item, foreground: str) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+    """Voxels of the volume and of its mask (X, Y, Z), and their affine, as they lie on disk.
+
+    Raises:
+        Unusable: one of them cannot be used, or they do not belong together.
+    """
+    assert item.mask is not None
+    image, affine = opened(item.image)
+    mask, mask_affine = opened(item.mask)
+    problem = mask_problem(mask, image.shape, item.mask, foreground)
+    if not problem and np.abs(affine - mask_affine).max() > _SAME_GRID:
+        problem = f"{item.mask}: the mask lies elsewhere than its image (their affines differ); resample it onto the image's grid"
+    if problem:
+        raise Unusable(problem)
+    return image, mask, affine
+
+
+def opened(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Voxels (X, Y, Z) float32 and affine (mm, RAS+) of a NIfTI file, or of the DICOM series in a folder.
+
+    Raises:
+        Unusable: no such volume, or none that can be used.
+    """
+    if not path.exists():
+        raise Unusable(f"{path}: no such volume; correct the list or the folder")
+    voxels, affine = _dicom(path) if path.is_dir() else _nifti(path)
+    if voxels.ndim == 4 and voxels.shape[3] == 1:
+        voxels = voxels[..., 0]
+    if voxels.ndim != 3:
+        raise Unusable(f"{path}: three dimensions expected, got {' x '.join(map(str, voxels.shape))}; give one volume a file")
+    if min(voxels.shape) < _LEAST_SIDE:
+        shape = " x ".join(map(str, voxels.shape))
+        raise Unusable(f"{path}: is {shape} voxels, every side of at least {_LEAST_SIDE} expected; a slice is no volume")
+    if not np.isfinite(voxels).all():
+        raise Unusable(f"{path}: holds NaN or infinite voxels; replace or remove it")
+    return voxels, affine
 
 
 def _nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -117,7 +128,7 @@ def _nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     from nibabel.wrapstruct import WrapStructError
 
     if not path.name.endswith(SUFFIXES):
-        raise _Unusable(f"{path}: a NIfTI file ({', '.join(SUFFIXES)}) or a folder of DICOM slices expected")
+        raise Unusable(f"{path}: a NIfTI file ({', '.join(SUFFIXES)}) or a folder of DICOM slices expected")
     with _quiet_nibabel():
         try:
             file: Any = nibabel.Nifti1Image.from_filename(path)
@@ -125,11 +136,11 @@ def _nifti(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
             affine = np.asarray(file.affine, dtype=np.float64)
             voxels = np.asarray(file.dataobj, dtype=np.float32)
         except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError, WrapStructError) as e:
-            raise _Unusable(f"{path}: cannot be read as NIfTI ({_first_line(e)}); replace or remove it") from None
+            raise Unusable(f"{path}: cannot be read as NIfTI ({_first_line(e)}); replace or remove it") from None
     if codes == (0, 0):
-        raise _Unusable(f"{path}: has no affine (qform and sform codes are 0), so nobody knows how it lies; convert it again")
+        raise Unusable(f"{path}: has no affine (qform and sform codes are 0), so nobody knows how it lies; convert it again")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise _Unusable(f"{path}: its affine cannot be inverted; convert it again from the scanner's files")
+        raise Unusable(f"{path}: its affine cannot be inverted; convert it again from the scanner's files")
     return voxels, affine
 
 
@@ -140,7 +151,7 @@ def _dicom(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     try:
         voxels, meta = reader.get_data(reader.read(str(folder)))
     except (OSError, InvalidDicomError, ValueError, AttributeError, KeyError, TypeError, IndexError, RuntimeError) as e:
-        raise _Unusable(f"{folder}: cannot be read as one DICOM series ({_first_line(e)}); keep one series' slices in it and nothing else") from None
+        raise Unusable(f"{folder}: cannot be read as one DICOM series ({_first_line(e)}); keep one series' slices in it and nothing else") from None
     return np.asarray(voxels, dtype=np.float32), np.asarray(meta["affine"], dtype=np.float64)
 
 

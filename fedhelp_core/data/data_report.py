@@ -1,0 +1,201 @@
+"""What an ingested data set holds, for people: a JSON document, and one HTML page with a few pictures. Called by `ingest`.
+
+The page has no script and loads nothing. It shows patients' pictures and file names, so it stays in the hospital.
+"""
+
+from __future__ import annotations
+
+import base64
+import statistics
+import string
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from fedhelp_core.charts import clean
+from fedhelp_core.config import TaskConfig
+from fedhelp_core.data.items import SPLITS
+from fedhelp_core.data.leakage import Group, Place
+from fedhelp_core.tasks import TASKS
+
+_SHOWN = 200  # rows a table
+_SIZES = 8    # different sizes that are listed
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """What was found; `places` is what is kept."""
+
+    task: TaskConfig
+    silos: tuple[str, ...]
+    places: tuple[Place, ...]
+    groups: tuple[Group, ...]
+    unusable: tuple[str, ...]
+    dropped: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
+def summary(report: DataReport) -> dict[str, Any]:
+    """The report as JSON."""
+    return {
+        "version": 1, "task": report.task.name, "classes": list(report.task.classes),
+        "silos": {silo: {split: _split(report, silo, split) for split in SPLITS} for silo in report.silos},
+        "remarks": list(remarks(report)),
+        "duplicates": [_group(group) for group in report.groups],
+        "unusable": list(report.unusable), "dropped": list(report.dropped), "refused": list(report.refused),
+    }
+
+
+def rows_of(report: DataReport, *, short: bool = False) -> list[tuple[str, ...]]:
+    """(silo, split, images, classes or foreground, sizes, intensities, grid) of every split that has images; `short`: classes without names."""
+    rows: list[tuple[str, ...]] = []
+    for silo in report.silos:
+        for split in SPLITS:
+            found = _split(report, silo, split)
+            if found["images"]:
+                answers = _counts(found["classes"], short) if "classes" in found else _foreground(found["foreground"])
+                rows.append((silo, split, f"{found['images']:,}", answers, _sizes(found), _intensities(found["intensity"]), _grid(found)))
+    return rows
+
+
+def remarks(report: DataReport) -> Iterator[str]:
+    """What nobody has to mend, but should know before training."""
+    for silo in report.silos:
+        kept = {split: [place.seen for place in report.places if (place.silo, place.split) == (silo, split)] for split in SPLITS}
+        if TASKS[report.task.name].form == "classes":
+            yield from _about_classes(silo, report.task.classes, {split: {seen.item.label for seen in found} for split, found in kept.items()})
+        everything = [seen for found in kept.values() for seen in found]
+        deep = sum(seen.kind.startswith("I") for seen in everything)
+        if deep:
+            yield f"silo {silo}: {deep} of {len(everything)} images have 16 bits a pixel; their upper 8 are used"
+        grids = {(seen.spacing, seen.orientation) for seen in everything}
+        if len(grids) > 1:
+            yield f"silo {silo}: volumes have {len(grids)} different spacings and orientations; all are brought to RAS and task.volume.spacing"
+    within = [group for group in report.groups if not group.leaks]
+    if within:
+        yield f"{len(within)} pictures are there more than once in the same split, such as {within[0].places[0]} = {within[0].places[1]}"
+    for group in report.groups:
+        if group.contradicts:
+            labels = sorted({report.task.classes[place.seen.item.label] for place in group.places})
+            yield f"the same picture is called {' and '.join(labels)}: {' = '.join(str(place) for place in group.places[:4])}"
+
+
+def _about_classes(silo: str, classes: Sequence[str], found: Mapping[str, set[int]]) -> Iterator[str]:
+    missing = [name for number, name in enumerate(classes) if number not in found["training"]]
+    if found["training"] and missing:
+        yield f"silo {silo}: no training image of {', '.join(missing)}"
+    for split in ("validation", "test"):
+        if len(found[split]) == 1:
+            yield f"silo {silo}: {split} has images of {classes[next(iter(found[split]))]} alone; AUROC is undefined there"
+
+
+def render(report: DataReport) -> str:
+    """The page."""
+    chip = '<span class="chip bad">refused</span>' if report.refused else '<span class="chip good">usable</span>'
+    title = f"{report.task.name}: {len(report.silos)} silos, {len(report.places):,} images"
+    answers = "classes" if TASKS[report.task.name].form == "classes" else "foreground"
+    head = ("silo", "split", "images", answers, "sizes", "intensities", "grid")
+    parts = [
+        f'<header><h1>{clean(title)} {chip}</h1><p class="quiet">Shows pictures and file names of patients: keep it in the hospital.</p></header>',
+        _list("Refused", report.refused), _section("What there is", _table(head, rows_of(report))), _list("Good to know", list(remarks(report))),
+        _list("Left out", report.dropped), _list("Cannot be used", report.unusable),
+        _list("The same more than once", [_told(group) for group in report.groups]), _pictures(report)]
+    template = string.Template(resources.files("fedhelp_core").joinpath("report_page.html").read_text(encoding="utf-8"))
+    return template.substitute(title=clean(title), body="\n".join(part for part in parts if part), series_style="")
+
+
+def _split(report: DataReport, silo: str, split: str) -> dict[str, Any]:
+    found = [place.seen for place in report.places if (place.silo, place.split) == (silo, split)]
+    document: dict[str, Any] = {"images": len(found)}
+    if not found:
+        return document
+    if TASKS[report.task.name].form == "classes":
+        counts = Counter(seen.item.label for seen in found)
+        document["classes"] = {name: counts[number] for number, name in enumerate(report.task.classes)}
+        present = [count for count in document["classes"].values() if count]
+        document["balance"] = round(min(present) / max(present), 4) if len(present) == len(report.task.classes) else 0.0
+    else:
+        document["foreground"] = _spread([seen.foreground or 0.0 for seen in found])
+    sizes = Counter(" x ".join(map(str, seen.sides)) for seen in found)
+    document["sizes"] = dict(sizes.most_common(_SIZES))
+    document["different_sizes"] = len(sizes)
+    document["kinds"] = dict(Counter(seen.kind for seen in found))
+    document["intensity"] = {
+        "lowest": min(seen.low for seen in found), "highest": max(seen.high for seen in found), "mean": _spread([seen.mean for seen in found])}
+    if found[0].orientation:
+        document["spacings_mm"] = dict(Counter(" x ".join(f"{side:g}" for side in seen.spacing) for seen in found).most_common(_SIZES))
+        document["orientations"] = dict(Counter(seen.orientation for seen in found))
+    return document
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"least": round(min(values), 4), "median": round(statistics.median(values), 4), "most": round(max(values), 4)}
+
+
+def _group(group: Group) -> dict[str, Any]:
+    return {
+        "what": group.what, "key": group.key, "leaks": group.leaks,
+        "places": [{"silo": place.silo, "split": place.split, "image": str(place.seen.item.image)} for place in group.places]}
+
+
+def _told(group: Group) -> str:
+    return str(group) if group.leaks else f"twice or more in {next(iter(group.splits))}: {' = '.join(str(place) for place in group.places[:4])}"
+
+
+def _counts(classes: Mapping[str, int], short: bool) -> str:
+    return " ".join(map(str, classes.values())) if short else ", ".join(f"{name} {count:,}" for name, count in classes.items())
+
+
+def _foreground(spread: Mapping[str, float]) -> str:
+    return f"{spread['least']:.1%} to {spread['most']:.1%}, median {spread['median']:.1%}"
+
+
+def _sizes(found: Mapping[str, Any]) -> str:
+    listed = [f"{size} ({count:,})" if len(found["sizes"]) > 1 else size for size, count in found["sizes"].items()]
+    rest = found["different_sizes"] - len(listed)
+    return ", ".join(listed[:3]) + (f" and {rest + len(listed) - 3} more" if len(listed) > 3 or rest else "")
+
+
+def _intensities(intensity: Mapping[str, Any]) -> str:
+    mean = intensity["mean"]
+    return f"{intensity['lowest']:g} to {intensity['highest']:g}, means {mean['least']:.4g} to {mean['most']:.4g}"
+
+
+def _grid(found: Mapping[str, Any]) -> str:
+    if "spacings_mm" not in found:
+        return ", ".join(found["kinds"])
+    spacings = list(found["spacings_mm"])
+    return f"{', '.join(found['orientations'])}; {', '.join(spacings[:2])}{' ...' if len(spacings) > 2 else ''} mm"
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{clean(title)}</h2>{body}</section>"
+
+
+def _list(title: str, sentences: Sequence[str]) -> str:
+    if not sentences:
+        return ""
+    rest = f'<p class="quiet">and {len(sentences) - _SHOWN:,} more in report.json</p>' if len(sentences) > _SHOWN else ""
+    return _section(f"{title} ({len(sentences):,})", "<ul>" + "".join(f"<li>{clean(one, 600)}</li>" for one in sentences[:_SHOWN]) + "</ul>" + rest)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = "".join(f"<th>{clean(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{clean(value, 400)}</td>" for value in row) + "</tr>" for row in rows[:_SHOWN])
+    return f'<div class="scroll"><table><tr>{cells}</tr>{body}</table></div>'
+
+
+def _pictures(report: DataReport) -> str:
+    classes = TASKS[report.task.name].form == "classes"
+    parts = []
+    for silo in report.silos:
+        shown = [place.seen for place in report.places if place.silo == silo and place.seen.thumbnail]
+        figures = "".join(
+            f'<figure><img alt="training image" src="data:image/png;base64,{base64.b64encode(seen.thumbnail).decode()}">'
+            f"<figcaption>{clean(report.task.classes[seen.item.label] if classes else f'{seen.foreground:.1%} marked')}</figcaption></figure>"
+            for seen in shown)
+        if figures:
+            parts.append(f'<h3>{clean(silo)}</h3><div class="pictures">{figures}</div>')
+    return _section("Some training images", "".join(parts)) if parts else ""

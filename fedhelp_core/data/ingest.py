@@ -1,0 +1,164 @@
+"""A public data set, or a hospital's own list, as a checked MONAI datalist for each silo. Called by `fedhelp data ingest`.
+
+    <out>/datalists/<silo>.json    what silo.yaml's layout `datalist` reads, and MONAI's load_decathlon_datalist
+    <out>/silos/<silo>.yaml        a silo.yaml that uses it; state under <out>/silos/<silo>/
+    <out>/report.json, report.html counts, sizes, intensities, duplicates, files that cannot be used
+
+Every image is opened. What cannot be used, and what is in training and in test alike, is refused unless the caller said to leave it
+out; the report is written all the same, for people to look.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from fedhelp_core.config import DatalistData, SiloConfig, TaskConfig
+from fedhelp_core.data.data_report import DataReport, render, summary
+from fedhelp_core.data.datalist import Manifest, manifest_from, manifest_of, require_usable, write_datalist
+from fedhelp_core.data.inspection import look_at
+from fedhelp_core.data.items import SPLITS, Item
+from fedhelp_core.data.leakage import Group, Place, Side, dropped_from, groups_of
+from fedhelp_core.data.public_layouts import Hospital
+from fedhelp_core.disk import explained
+from fedhelp_core.errors import ConfigError, DataError, listed
+
+_THUMBNAILS = 8  # a silo
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What is left of each silo, the report, and why nothing may be made of it."""
+
+    manifests: Mapping[str, Manifest]
+    report: DataReport
+    refused: tuple[str, ...] = ()
+
+
+def ingest(
+    hospitals: Mapping[str, Hospital], task: TaskConfig, *, drop_leaked: Side | None = None, drop_unusable: bool = False,
+    progress: Progress | None = None,
+) -> Ingested:
+    """Open every image and decide. `progress` is called with (silo, images looked at, images in all)."""
+    places = _looked_at(hospitals, task, progress or (lambda _silo, _done, _total: None))
+    usable = [place for place in places if not place.seen.problem]
+    unusable = [f"silo {silo}: {problem}" for silo, one in hospitals.items() for problem in one.manifest.problems]
+    unusable += [f"silo {place.silo}: {place.seen.problem}" for place in places if place.seen.problem]
+    groups = groups_of(usable, {silo: one.patients for silo, one in hospitals.items()})
+    gone = dropped_from(drop_leaked, groups) if drop_leaked else set()
+    kept = [place for place in usable if place.key not in gone]
+    manifests = {silo: _left(silo, one.manifest, kept) for silo, one in hospitals.items()}
+    refused = [] if drop_unusable else _refused_for_files(unusable)
+    refused += [] if drop_leaked else _refused_for_leaks(groups)
+    if not refused:
+        refused += _refused_for_what_is_left(manifests, task)
+    report = DataReport(
+        task=task, silos=tuple(hospitals), places=tuple(kept), groups=tuple(groups), unusable=tuple(unusable),
+        dropped=tuple(str(place) for place in usable if place.key in gone), refused=tuple(refused))
+    return Ingested(manifests, report, tuple(refused))
+
+
+def write_report(out: Path, ingested: Ingested) -> None:
+    """report.json and report.html below `out`."""
+    with explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.json").write_text(json.dumps(summary(ingested.report), indent=1) + "\n", encoding="utf-8")
+        (out / "report.html").write_bytes(render(ingested.report).encode("utf-8", "xmlcharrefreplace"))
+
+
+def write_silos(out: Path, ingested: Ingested, task: TaskConfig) -> list[Path]:
+    """A datalist and a silo.yaml for each silo, each read back as a silo would; the silo.yaml's paths.
+
+    Raises:
+        ConfigError: a silo.yaml of other content is there already.
+        DataError: something is refused, or cannot be read back.
+    """
+    if ingested.refused:
+        raise DataError(listed(ingested.refused))
+    root = _common_folder(ingested.manifests.values())
+    documents = {silo: _silo_yaml(silo, root) for silo in ingested.manifests}
+    paths = {silo: out / "silos" / f"{silo}.yaml" for silo in documents}
+    for silo, path in paths.items():
+        if path.exists() and path.read_text(encoding="utf-8") != documents[silo]:
+            raise ConfigError(f"{path}: is there with other content; delete it, or give another folder with --out")
+    with explained(out):
+        for folder in ("datalists", "silos"):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        for silo, manifest in ingested.manifests.items():
+            datalist = out / "datalists" / f"{silo}.json"
+            write_datalist(datalist, manifest, root=root)
+            _require_same(silo, manifest, datalist, root, task)
+            paths[silo].write_text(documents[silo], encoding="utf-8")
+    return list(paths.values())
+
+
+def _looked_at(hospitals: Mapping[str, Hospital], task: TaskConfig, progress: Progress) -> list[Place]:
+    total = sum(len(items) for one in hospitals.values() for _, items in one.manifest.splits())
+    places: list[Place] = []
+    for silo, one in hospitals.items():
+        shown = frozenset(_shown(one.manifest.training))
+        for split, items in one.manifest.splits():
+            for seen in look_at(items, task, thumbnails=shown):
+                places.append(Place(silo, split, seen))
+                progress(silo, len(places), total)
+    return places
+
+
+def _shown(items: Sequence[Item]) -> list[Item]:
+    """A few for people to look at, of every class alike."""
+    by_class: dict[int, list[Item]] = {}
+    for item in items:
+        by_class.setdefault(item.label, []).append(item)
+    each = max(1, _THUMBNAILS // max(1, len(by_class)))
+    return [item for label in sorted(by_class) for item in by_class[label][:each]][:_THUMBNAILS]
+
+
+def _left(silo: str, manifest: Manifest, kept: Sequence[Place]) -> Manifest:
+    """`manifest` with what was kept, in its own order; its problems have been listed."""
+    here = {(place.split, place.seen.item) for place in kept if place.silo == silo}
+    parts = {split: tuple(item for item in items if (split, item) in here) for split, items in manifest.splits()}
+    return manifest_from(manifest.source, parts)
+
+
+def _refused_for_files(unusable: Sequence[str]) -> list[str]:
+    return [*listed(unusable), "mend or replace these, or leave them out with --drop-unusable"] if unusable else []
+
+
+def _refused_for_leaks(groups: Sequence[Group]) -> list[str]:
+    leaks = [str(group) for group in groups if group.leaks]
+    advice = "a test on what was trained on measures memory: say which side to take these from with --drop-leaked training or --drop-leaked test"
+    return [*listed(leaks), advice] if leaks else []
+
+
+def _refused_for_what_is_left(manifests: Mapping[str, Manifest], task: TaskConfig) -> list[str]:
+    problems: list[str] = []
+    for silo, manifest in manifests.items():
+        try:
+            require_usable(silo, manifest, task)
+        except DataError as e:
+            problems += e.problems
+    return problems
+
+
+def _common_folder(manifests: Iterable[Manifest]) -> Path:
+    files = [path for manifest in manifests for _, items in manifest.splits() for item in items for path in (item.image, item.mask) if path]
+    return Path(os.path.commonpath([path.parent for path in files]))
+
+
+def _silo_yaml(silo: str, root: Path) -> str:
+    document = {
+        "version": 1, "name": silo, "data": {"layout": "datalist", "datalist": f"../datalists/{silo}.json", "root": str(root)}, "state": silo}
+    return "# What this hospital knows about itself. Never leaves it. Made by fedhelp data ingest.\n" + yaml.safe_dump(document, sort_keys=False)
+
+
+def _require_same(silo: str, manifest: Manifest, datalist: Path, root: Path, task: TaskConfig) -> None:
+    data = DatalistData(layout="datalist", datalist=datalist, root=root)
+    again = manifest_of(SiloConfig(name=silo, data=data, state=datalist.parent), task)
+    if any(getattr(again, split) != getattr(manifest, split) for split in SPLITS):
+        raise DataError(f"{datalist}: does not read back as it was written; are its files being changed?")

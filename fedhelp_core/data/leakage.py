@@ -1,0 +1,86 @@
+"""The same picture, or the same patient, in more than one place: whether a test would measure memory. Called by `ingest`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedhelp_core.data.inspection import Seen
+from fedhelp_core.data.items import SPLITS
+
+Side = Literal["training", "test"]
+_KEPT_FIRST: Mapping[Side, tuple[str, ...]] = {"training": ("test", "validation", "training"), "test": ("training", "validation", "test")}
+
+
+@dataclass(frozen=True)
+class Place:
+    """One item of one silo."""
+
+    silo: str
+    split: str
+    seen: Seen
+
+    @property
+    def key(self) -> tuple[str, str, Path]:
+        """What tells it from all others."""
+        return self.silo, self.split, self.seen.item.image
+
+    def __str__(self) -> str:
+        return f"{self.silo} {self.split} {self.seen.item.image.name}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Items that show the same."""
+
+    what: Literal["picture", "patient"]
+    key: str
+    places: tuple[Place, ...]
+
+    @property
+    def splits(self) -> frozenset[str]:
+        """Where they lie."""
+        return frozenset(place.split for place in self.places)
+
+    @property
+    def leaks(self) -> bool:
+        """Whether more than one split has it, of whichever silo: all silos train one model."""
+        return len(self.splits) > 1
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether the same picture has several classes."""
+        return self.what == "picture" and len({place.seen.item.label for place in self.places}) > 1
+
+    def __str__(self) -> str:
+        shown = " = ".join(str(place) for place in self.places[:4]) + (" = ..." if len(self.places) > 4 else "")
+        return f"the same {self.what} is in {' and '.join(split for split in SPLITS if split in self.splits)}: {shown}"
+
+
+def groups_of(places: Iterable[Place], patients: Mapping[str, Mapping[Path, str]]) -> list[Group]:
+    """Pictures that are there more than once, and patients that are in more than one split; in the order of their first place.
+
+    `patients`: silo -> image -> patient, where a list tells.
+    """
+    pictures: dict[str, list[Place]] = {}
+    people: dict[tuple[str, str], list[Place]] = {}
+    for place in places:
+        pictures.setdefault(place.seen.content, []).append(place)
+        patient = patients.get(place.silo, {}).get(place.seen.item.image)
+        if patient is not None:
+            people.setdefault((place.silo, patient), []).append(place)
+    same = [Group("picture", content, tuple(found)) for content, found in pictures.items() if len(found) > 1]
+    known = [Group("patient", patient, tuple(found)) for (_, patient), found in people.items()]
+    return [*same, *(group for group in known if group.leaks)]
+
+
+def dropped_from(side: Side, groups: Sequence[Group]) -> set[tuple[str, str, Path]]:
+    """(silo, split, image) of what has to go from `side` (or from validation) so that no group leaks."""
+    gone = set()
+    for group in groups:
+        if group.leaks:
+            keep = next(split for split in _KEPT_FIRST[side] if split in group.splits)
+            gone |= {place.key for place in group.places if place.split != keep}
+    return gone
