@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
-_QUIET = 0.25  # seconds without a request, after which the zygote uses the time
+_QUIET = 0.25  # seconds without a request and without workers, after which the zygote uses the time
 
 
 @dataclass
@@ -64,8 +64,8 @@ class Zygote:
             events = self._selector.select(None if warm else _QUIET)
             for key, _ in events:
                 key.data(key.fileobj)
-            if not events:
-                _warm_up()
+            if not events and not any(connection.workers for connection in self._connections.values()):
+                _warm_up()  # nobody waits to hear that a worker ended
                 warm = True
         for connection in list(self._connections.values()):
             self._drop(connection)
