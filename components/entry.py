@@ -30,7 +30,7 @@ def task(component: str) -> Iterator[None]:
     """
     end_with_owner()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _end)  # stopped in the Kubeflow UI: the silos' work is stopped on the way out
+        ends_on_sigterm()
     try:
         yield
     except FedHelpError as e:
@@ -43,7 +43,7 @@ def task(component: str) -> Iterator[None]:
 
 def exit_code_of(function: Callable[[], object], *, program: str) -> int:
     """Call `function`; 0, or the error's exit code after saying what was wrong. SIGTERM ends it with 143, Ctrl-C with 130."""
-    signal.signal(signal.SIGTERM, _end)
+    ends_on_sigterm()
     try:
         function()
     except FedHelpError as e:
@@ -53,6 +53,11 @@ def exit_code_of(function: Callable[[], object], *, program: str) -> int:
         print(f"{program}: stopped; the same command goes on where it was", file=sys.stderr, flush=True)
         return int(e.args[0]) if e.args else 130
     return 0
+
+
+def ends_on_sigterm() -> None:
+    """SIGTERM (stopped in the Kubeflow UI) unwinds the main thread, so that the silos' work is stopped on the way out."""
+    signal.signal(signal.SIGTERM, _end)
 
 
 def _explain(error: FedHelpError, program: str) -> None:

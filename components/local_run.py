@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedhelp_components.check.form import FIELDS
-from fedhelp_components.dispatch.process import ZYGOTE_VARIABLE, ZygoteProcess
+from fedhelp_components.dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess
 from fedhelp_components.entry import FAILURE_VARIABLE, OWNER_VARIABLE, owner_mark
 from fedhelp_core.config import Federation, load_federation
 from fedhelp_core.errors import FedHelpError, JobFailed, PermanentError

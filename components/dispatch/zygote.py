@@ -1,11 +1,13 @@
-"""A process that has imported PyTorch once and forks silo workers in milliseconds. For dispatch `process` on one machine.
+"""A process that has imported PyTorch once and forks in milliseconds what needs it. For runs on one machine.
 
     python -m fedhelp_components.dispatch.zygote --socket /tmp/x/zygote.sock
 
 `fedhelp run` starts one for all components of a run ($FEDHELP_ZYGOTE names its socket); a component without one starts its
 own. One JSON object a line, both ways:
 
-    -> {"id": 7, "argv": ["train", "--run", ...], "log": "/path/silo.log"}        fork a worker
+    -> {"id": 7, "argv": ["train", "--run", ...], "log": "/path/silo.log"}        fork a silo's worker
+    -> {"id": 8, "component": "evaluation", "arguments": {...}, ...}              fork a component's body (forked.py), which
+                                                                                writes to the two descriptors sent along
     -> {"id": 7, "signal": 15}                                                  signal it
     <- {"id": 7, "exit": 0}                                                      it ended (negative: by that signal)
 
@@ -25,17 +27,20 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
-_QUIET = 0.25  # seconds without a request and without workers, after which the zygote uses the time
+_QUIET = 1.0  # seconds without a request and without workers, after which the zygote uses the time; longer than from one task to the next
 
 
 @dataclass
 class _Connection:
     socket: socket.socket
     received: bytes = b""
+    descriptors: list[int] = field(default_factory=list)
+    """Standard output and error of the components asked for, in their order."""
     workers: dict[int, int] = field(default_factory=dict)
     """request id -> pid"""
 
@@ -54,21 +59,25 @@ class Zygote:
         self._selector.register(self._child_read, selectors.EVENT_READ, self._reap)
         self._connections: dict[int, _Connection] = {}
         self._running = True
+        self._warm = False
         signal.set_wakeup_fd(self._child_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def serve(self) -> None:
         """Answer until standard input closes; then kill every worker."""
-        warm = False
         while self._running:
-            events = self._selector.select(None if warm else _QUIET)
+            events = self._selector.select(None if self._warm else _QUIET)
             for key, _ in events:
                 key.data(key.fileobj)
             if not events and not any(connection.workers for connection in self._connections.values()):
-                _warm_up()  # nobody waits to hear that a worker ended
-                warm = True
+                self._warm_up()  # nobody waits to hear that a worker ended
         for connection in list(self._connections.values()):
             self._drop(connection)
+
+    def _warm_up(self) -> None:
+        """What only training needs, imported while the hub is busy otherwise: an optimizer's first step imports these 900 modules."""
+        self._warm = True
+        import torch._dynamo  # noqa: F401
 
     def _owner_spoke(self, descriptor: Any) -> None:
         if not os.read(descriptor, 4096):
@@ -82,7 +91,8 @@ class Zygote:
     def _receive(self, source: Any) -> None:
         connection = self._connections[source.fileno()]
         try:
-            content = source.recv(65536)
+            content, descriptors, _, _ = socket.recv_fds(source, 65536, 8)
+            connection.descriptors.extend(descriptors)
         except ConnectionError:
             content = b""
         if not content:
@@ -92,7 +102,9 @@ class Zygote:
         for line in lines:
             message = json.loads(line)
             if "argv" in message:
-                connection.workers[message["id"]] = self._fork(message["argv"], message["log"])
+                connection.workers[message["id"]] = self._fork_worker(message["argv"], message["log"])
+            elif "component" in message:
+                connection.workers[message["id"]] = self._fork_component(message, connection)
             elif message["id"] in connection.workers:
                 os.kill(connection.workers[message["id"]], message["signal"])
 
@@ -100,6 +112,8 @@ class Zygote:
         """The other side is gone: its workers must not go on."""
         for pid in connection.workers.values():
             os.kill(pid, signal.SIGKILL)
+        for descriptor in connection.descriptors:
+            os.close(descriptor)
         self._selector.unregister(connection.socket)
         del self._connections[connection.socket.fileno()]
         connection.socket.close()
@@ -125,18 +139,46 @@ class Zygote:
                         connection.socket.sendall(answer)
                     return
 
-    def _fork(self, argv: list[str], log: str) -> int:
+    def _fork_worker(self, argv: list[str], log: str) -> int:
         if argv[:1] == ["train"]:
-            _warm_up()  # where no quiet moment came before: once here instead of in every worker
+            self._warm_up()  # where no quiet moment came before: once here instead of in every worker
+
+        def work() -> int:
+            from fedhelp_components.silo_training.worker import main
+
+            return main(argv)
+
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            return self._fork((descriptor, descriptor), work)
+        finally:
+            os.close(descriptor)
+
+    def _fork_component(self, message: dict[str, Any], connection: _Connection) -> int:
+        output, error, *connection.descriptors = connection.descriptors
+
+        def work() -> int:
+            from fedhelp_components.forked import body
+
+            return body(message)
+
+        try:
+            return self._fork((output, error), work)
+        finally:
+            os.close(output)
+            os.close(error)
+            if not self._warm:
+                self._warm_up()  # meanwhile: it works for seconds, and training comes next
+
+    def _fork(self, outputs: tuple[int, int], work: Callable[[], int]) -> int:
+        """The pid of a process that ends with `work`'s exit code; `outputs` are its standard output and error."""
         pid = os.fork()
         if pid:
             return pid
         code = 1
         try:
-            self._become_worker(log)
-            from fedhelp_components.silo_training.worker import main
-
-            code = main(argv)
+            self._become_worker(outputs)
+            code = work()
         except SystemExit as e:
             code = e.code if isinstance(e.code, int) else 1
         except BaseException:
@@ -146,7 +188,7 @@ class Zygote:
             sys.stderr.flush()
             os._exit(code)
 
-    def _become_worker(self, log: str) -> None:
+    def _become_worker(self, outputs: tuple[int, int]) -> None:
         parent = os.getppid()
         die_with_parent()
         signal.set_wakeup_fd(-1)
@@ -157,10 +199,8 @@ class Zygote:
             connection.socket.close()
         if os.getppid() != parent:
             os._exit(1)
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        os.close(descriptor)
+        os.dup2(outputs[0], 1)
+        os.dup2(outputs[1], 2)
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
@@ -168,11 +208,6 @@ def die_with_parent() -> None:
     """Linux: SIGKILL for this process when the thread that started it ends. Elsewhere: nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _warm_up() -> None:
-    """What only training needs, imported while silos check themselves: an optimizer's first step imports these 900 modules."""
-    import torch._dynamo  # noqa: F401
 
 
 def main() -> int:

@@ -30,11 +30,11 @@ def evaluation(
         Version of the registered model.
     """
     from fedhelp_components.entry import task
-    from fedhelp_components.evaluation.__main__ import run as evaluate
+    from fedhelp_components.forked import run_component
 
     with task("evaluation"):
-        done = evaluate(store=store, endpoint_url=endpoint_url, run_id=run, report_file=report.path)
-        for name, value in done.metrics.items():
+        done = run_component("evaluation", store=store, endpoint_url=endpoint_url, run_id=run, report_file=report.path)
+        for name, value in done["metrics"].items():
             metrics.log_metric(name, value)
-        confusion.log_confusion_matrix(done.classes, done.confusion)
-        return done.model_version
+        confusion.log_confusion_matrix(done["classes"], done["confusion"])
+        return done["model_version"]

@@ -18,7 +18,7 @@ def soft_label_prefetch(store: str, endpoint_url: str, run: str) -> str:
         sha256 of the distillation set; blank where the method needs none.
     """
     from fedhelp_components.entry import task
-    from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
+    from fedhelp_components.forked import run_component
 
     with task("soft_label_prefetch"):
-        return prefetch(store=store, endpoint_url=endpoint_url, run_id=run)
+        return run_component("soft_label_prefetch", store=store, endpoint_url=endpoint_url, run_id=run)
