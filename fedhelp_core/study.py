@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import queue
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -326,8 +327,17 @@ _worker: list[tuple[_Work, Silos, Any]] = []
 
 
 def _start_worker(work: _Work, threads: int, rounds_done: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True, name="parent-watch").start()
     fix_arithmetic(threads)
     _worker.append((work, work.load(), rounds_done))
+
+
+def _end_with_parent() -> None:
+    """A killed study must not leave workers that compute on for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _compute_in_worker(cell: Cell) -> None:

@@ -21,8 +21,8 @@ from click.testing import CliRunner
 from fedhelp_components.check import __main__ as check_main
 from fedhelp_components.cli import main as fedhelp
 from fedhelp_components.dispatch.process import ProcessDispatcher
-from fedhelp_components.dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess
 from fedhelp_components.dispatch.request import request_for
+from fedhelp_components.dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess
 from fedhelp_components.entry import exit_code_of
 from fedhelp_components.evaluation import __main__ as evaluation_main
 from fedhelp_components.soft_label_prefetch import __main__ as prefetch_main
