@@ -37,4 +37,4 @@ def evaluation(
         for name, value in done["metrics"].items():
             metrics.log_metric(name, value)
         confusion.log_confusion_matrix(done["classes"], done["confusion"])
-        return done["model_version"]
+        return str(done["model_version"])

@@ -21,4 +21,4 @@ def soft_label_prefetch(store: str, endpoint_url: str, run: str) -> str:
     from fedhelp_components.forked import run_component
 
     with task("soft_label_prefetch"):
-        return run_component("soft_label_prefetch", store=store, endpoint_url=endpoint_url, run_id=run)
+        return str(run_component("soft_label_prefetch", store=store, endpoint_url=endpoint_url, run_id=run))
