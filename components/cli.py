@@ -54,18 +54,20 @@ def main() -> None:
     """
 
 
+_DEMO_HELP = "Make (once) and use a task's demo, drawn hospitals, in this folder instead of a FEDERATION file."
+_TASK_HELP = "Whose demo: melanoma (default), pneumonia, lung-segmentation, brain-segmentation; in folder demo-TASK where --demo names none."
 _SET_HELP = "Replace a field of the file, e.g. --set algorithm.rounds=3 (repeatable)."
 
 
 @main.command(epilog=_EXIT_CODES)
 @click.argument("federation", required=False, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--demo", type=click.Path(file_okay=False, path_type=Path),
-              help="Make (once) and use the demo's input in this folder instead of a FEDERATION file.")
+@click.option("--demo", type=click.Path(file_okay=False, path_type=Path), help=_DEMO_HELP)
+@click.option("--task", help=_TASK_HELP)
 @click.option("--run-id", help="Name of the run; default: the federation's name and a hash of its config, so that the same command resumes.")
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
 @click.option("--dry-run", is_flag=True, help="Check the file, print what would run (as YAML; Jobs of silos in clusters too), and stop.")
 @_explained
-def run(federation: Path | None, demo: Path | None, run_id: str | None, changes: tuple[str, ...], dry_run: bool) -> None:
+def run(federation: Path | None, demo: Path | None, task: str | None, run_id: str | None, changes: tuple[str, ...], dry_run: bool) -> None:
     """Run pipeline fedhelp-compact on this machine, through kfp's local runner.
 
     FEDERATION is a federation.yaml (`fedhelp data phantom melanoma FOLDER` writes one): its silos work as processes here, or
@@ -73,12 +75,13 @@ def run(federation: Path | None, demo: Path | None, run_id: str | None, changes:
     """
     from fedhelp_components.local_run import run_locally
 
-    run_locally(_file_or_demo(federation, demo), run_id=run_id, changes=_changes(changes), dry_run=dry_run)
+    run_locally(_file_or_demo(federation, demo, task), run_id=run_id, changes=_changes(changes), dry_run=dry_run)
 
 
 @main.command(epilog=_EXIT_CODES)
 @click.argument("federation", required=False, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--demo", type=click.Path(file_okay=False, path_type=Path), help="Make (once) and use the demo's input in this folder.")
+@click.option("--demo", type=click.Path(file_okay=False, path_type=Path), help=_DEMO_HELP)
+@click.option("--task", help=_TASK_HELP)
 @click.option("--methods", default="local,fedavg,fedprox,fedhelp,fedhelp-no-api,fedhelp-no-rank,fedhelp-symmetric,fedhelp-one-way",
               show_default=True, help="Compared methods, comma-separated.")
 @click.option("--seeds", default="1,2,3,4,5", show_default=True, help="Seeds, comma-separated.")
@@ -92,7 +95,7 @@ def run(federation: Path | None, demo: Path | None, run_id: str | None, changes:
 @click.option("--dry-run", is_flag=True, help="Print the cells that would be computed, and stop.")
 @_explained
 def simulate(
-    federation: Path | None, demo: Path | None, methods: str, seeds: str, normalisations: str, workers: int, evaluate_every: int,
+    federation: Path | None, demo: Path | None, task: str | None, methods: str, seeds: str, normalisations: str, workers: int, evaluate_every: int,
     changes: tuple[str, ...], out: Path, dry_run: bool,
 ) -> None:
     """Compare methods over seeds in this process alone: a table, and a figure like the paper's Figure 1.
@@ -102,8 +105,8 @@ def simulate(
     from fedhelp_components.simulate_command import simulate_and_print
 
     simulate_and_print(
-        _overridden(_file_or_demo(federation, demo), changes), methods=_list(methods), seeds=_seeds(seeds), normalisations=_list(normalisations),
-        workers=workers, evaluate_every=evaluate_every, out=out, dry_run=dry_run)
+        _overridden(_file_or_demo(federation, demo, task), changes), methods=_list(methods), seeds=_seeds(seeds),
+        normalisations=_list(normalisations), workers=workers, evaluate_every=evaluate_every, out=out, dry_run=dry_run)
 
 
 @main.group(epilog=_EXIT_CODES)
@@ -178,17 +181,13 @@ def ingest(
 def phantom(task: str, folder: Path) -> None:
     """Draw TASK's hospitals, public images and teacher in FOLDER, in the real data set's layout, with a federation.yaml that uses them.
 
-    TASK is melanoma, pneumonia, lung-segmentation or brain-segmentation (whose runs cannot be scored yet). No patient was ever
-    involved. Made once; what is there is used again.
+    TASK is melanoma, pneumonia, lung-segmentation or brain-segmentation. No patient was ever involved. Made once; what is there
+    is used again.
     """
     from fedhelp_components.local_run import prepared_demo
-    from fedhelp_core.tasks import TASKS
 
     path = prepared_demo(folder, task)
-    if TASKS[task].form == "mask":
-        click.echo(f"{path}: drawn; its runs cannot be scored yet")
-    else:
-        click.echo(f"{path}: run it with: fedhelp run {path}, or compare methods with: fedhelp simulate {path}")
+    click.echo(f"{path}: run it with: fedhelp run {path}, or compare methods with: fedhelp simulate {path}")
 
 
 @main.command("compile", epilog=_EXIT_CODES)
@@ -316,15 +315,14 @@ def _form_defaults(federation: Path) -> dict[str, Any]:
     return form
 
 
-def _file_or_demo(federation: Path | None, demo: Path | None) -> Path:
-    if (federation is None) == (demo is None):
-        raise click.UsageError("give either a FEDERATION file or --demo FOLDER")
+def _file_or_demo(federation: Path | None, demo: Path | None, task: str | None) -> Path:
+    if (federation is None) == (demo is None and task is None):
+        raise click.UsageError("give either a FEDERATION file, or --demo FOLDER or --task TASK")
     if federation is not None:
         return federation
     from fedhelp_components.local_run import prepared_demo
 
-    assert demo is not None
-    return prepared_demo(demo)
+    return prepared_demo(demo or Path(f"demo-{task}"), task or "melanoma")
 
 
 def _overridden(path: Path, changes: tuple[str, ...]) -> Federation:

@@ -31,6 +31,7 @@ def _hidden(names: tuple[str, ...]) -> Iterator[None]:
 
 with _hidden(_NOT_USED):
     from monai.data import MetaTensor, PydicomReader, get_track_meta, set_track_meta
+    from monai.data.utils import compute_importance_map, dense_patch_slices
     from monai.inferers import sliding_window_inference
     from monai.losses import DiceLoss
     from monai.metrics import compute_dice, compute_hausdorff_distance
@@ -48,6 +49,6 @@ with _hidden(_NOT_USED):
 
 __all__ = [
     "ADN", "Compose", "DiceLoss", "MetaTensor", "Orientation", "PydicomReader", "RandFlipd", "RandSpatialCropd", "ResizeWithPadOrCrop",
-    "ScaleIntensityRangePercentiles", "Spacing", "UNet", "compute_dice", "compute_hausdorff_distance", "get_track_meta", "set_track_meta",
-    "sliding_window_inference",
+    "ScaleIntensityRangePercentiles", "Spacing", "UNet", "compute_dice", "compute_hausdorff_distance", "compute_importance_map", "dense_patch_slices",
+    "get_track_meta", "set_track_meta", "sliding_window_inference",
 ]

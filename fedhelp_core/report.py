@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhelp_core.charts import SERIES_COLOURS, bar_rows, clean, columns, lines, number, participation_grid
+from fedhelp_core.tasks import Metric
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -119,7 +120,8 @@ class ReportFacts:
     method: str
     normalisation: str
     silos: tuple[SiloFacts, ...]
-    metric: str = "balanced_accuracy"
+    metrics: tuple[Metric, ...]
+    """The task's scores, the one that charts and means go by first."""
     classes: tuple[str, ...] = ()
     parameters: Mapping[str, object] = field(default_factory=dict)
     """Hyper-parameters by name, in the order to show them."""
@@ -138,26 +140,32 @@ class ReportFacts:
     finished_at: str | None = None
     """ISO 8601 UTC, given by the caller: rendering reads no clock."""
 
+    @property
+    def headline(self) -> Metric:
+        """The score that charts and means go by."""
+        return self.metrics[0]
+
     def small_silos_mean(self) -> float:
         """Mean deployed score of the small silos that have one."""
-        return _mean(self._deployed(silo.name) for silo in self.silos if silo.kind == "small")
+        return _mean(self.deployed(silo.name) for silo in self.silos if silo.kind == "small")
 
     def large_silos_mean(self) -> float:
         """Mean deployed score of the large silos that have one."""
-        return _mean(self._deployed(silo.name) for silo in self.silos if silo.kind == "large")
+        return _mean(self.deployed(silo.name) for silo in self.silos if silo.kind == "large")
 
     def all_silos_mean(self) -> float:
         """Mean deployed score of all silos that have one."""
-        return _mean(self._deployed(silo.name) for silo in self.silos)
+        return _mean(self.deployed(silo.name) for silo in self.silos)
 
     def worst_silo(self) -> tuple[str, float]:
-        """Name and deployed score of the silo with the lowest score; ('', NaN) without scores."""
-        known = [(self._deployed(silo.name), silo.name) for silo in self.silos]
-        finite = [(score, name) for score, name in known if math.isfinite(score)]
-        return (min(finite)[1], min(finite)[0]) if finite else ("", math.nan)
+        """Name and deployed score of the silo with the worst score; ('', NaN) without scores."""
+        scores = {silo.name: self.deployed(silo.name) for silo in self.silos}
+        worst = self.headline.worst(scores.values())
+        return next((name for name, score in sorted(scores.items()) if score == worst), ""), worst
 
-    def _deployed(self, silo: str) -> float:
-        return self.scores[silo].deployed(self.metric) if silo in self.scores else math.nan
+    def deployed(self, silo: str) -> float:
+        """The silo's score by the headline metric, of the model that it deploys; NaN without one."""
+        return self.scores[silo].deployed(self.headline.name) if silo in self.scores else math.nan
 
 
 def render_report(facts: ReportFacts, *, max_bytes: int = MAX_BYTES) -> str:
@@ -181,15 +189,15 @@ def render_summary_table(facts: ReportFacts) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    metric = facts.metric.replace("_", " ")
-    table = Table(title=Text(f"{facts.federation} · {facts.method} · {metric}"), show_footer=False)
+    metric = facts.headline
+    table = Table(title=Text(f"{facts.federation} · {facts.method} · {metric.label}"), show_footer=False)
     for heading in ("silo", "kind", "training images", "deployed", "proxy"):
         table.add_column(heading, justify="left" if heading in ("silo", "kind") else "right")
     for silo in facts.silos:
         scores = facts.scores.get(silo.name)
         table.add_row(
             Text(_printable(silo.name)), silo.kind, "–" if silo.training_samples is None else f"{silo.training_samples:,}",
-            number(scores.deployed(facts.metric)) if scores else "–", number(scores.proxy(facts.metric)) if scores else "–")
+            number(scores.deployed(metric.name)) if scores else "–", number(scores.proxy(metric.name)) if scores else "–")
     table.add_section()
     worst, worst_score = facts.worst_silo()
     table.add_row("small silos, mean", "", "", number(facts.small_silos_mean()), "", style="bold")
@@ -229,7 +237,7 @@ def _header(facts: ReportFacts) -> str:
 
 def _tiles(facts: ReportFacts) -> str:
     worst, worst_score = facts.worst_silo()
-    metric = facts.metric.replace("_", " ")
+    metric = facts.headline.label
     done, planned = len(facts.rounds), facts.planned_rounds
     tiles = [
         (number(facts.small_silos_mean()), f"small silos' mean {metric}"),
@@ -255,33 +263,35 @@ def _gate(facts: ReportFacts) -> str:
 
 
 def _scores(facts: ReportFacts) -> str:
-    metric = facts.metric.replace("_", " ")
+    metric = facts.headline
     if not facts.scores:
         return _section("Scores", '<p class="quiet">No silo has been evaluated.</p>')
-    shown = sorted(facts.silos, key=lambda s: _last_if_unknown(facts._deployed(s.name)))[:_MAX_SILOS_IN_CHART]
+    shown = sorted(facts.silos, key=lambda s: _last_if_unknown(metric.gain(facts.deployed(s.name), 0.0)))[:_MAX_SILOS_IN_CHART]
     rows = [(silo.name, *_bar_pair(facts, silo.name)) for silo in facts.silos if silo in shown]
     chart = bar_rows(rows, deployed="model that the silo deploys", other="proxy (global model), where the silo deploys its large model")
-    extra = [name for name in ("accuracy", "auroc", "dice", "hausdorff95") if any(
-        name in scores for silo in facts.scores.values() for scores in silo.models.values()) and name != facts.metric]
-    head = ["silo", "kind", "#training images", "#test images", f"#{metric}", "#proxy", *(f"#{name}" for name in extra)]
+    extra = [other for other in facts.metrics[1:] if any(
+        other.name in scores for silo in facts.scores.values() for scores in silo.models.values())]
+    head = ["silo", "kind", "#training images", "#test images", f"#{metric.label}", "#proxy", *(f"#{other.label}" for other in extra)]
     body = [_score_row(facts, silo, extra) for silo in facts.silos[:_MAX_ROWS]]
     for label, value in (("small silos, mean", facts.small_silos_mean()), ("large silos, mean", facts.large_silos_mean()),
                          ("all silos, mean", facts.all_silos_mean())):
         body.append([label, "", "", "", number(value), "", *("" for _ in extra)])
-    return _section(f"Scores: {metric} on each silo's own test images", chart + _table(head, body, sums=3) + _cut_note(facts.silos))
+    return _section(f"Scores: {metric.label} on each silo's own test images", chart + _table(head, body, sums=3) + _cut_note(facts.silos))
 
 
-def _score_row(facts: ReportFacts, silo: SiloFacts, extra: Sequence[str]) -> list[str]:
+def _score_row(facts: ReportFacts, silo: SiloFacts, extra: Sequence[Metric]) -> list[str]:
     scores = facts.scores.get(silo.name, SiloScores(models={}))
-    return [silo.name, silo.kind, _count(silo.training_samples), _count(silo.test_samples), number(scores.deployed(facts.metric)),
-            number(scores.proxy(facts.metric)), *(number(scores.deployed(name)) for name in extra)]
+    name = facts.headline.name
+    return [silo.name, silo.kind, _count(silo.training_samples), _count(silo.test_samples), number(scores.deployed(name)),
+            number(scores.proxy(name)), *(number(scores.deployed(other.name)) for other in extra)]
 
 
 def _bar_pair(facts: ReportFacts, silo: str) -> tuple[float | None, float | None]:
     scores = facts.scores.get(silo)
     if scores is None:
         return None, None
-    return scores.deployed(facts.metric), scores.proxy(facts.metric) if len(scores.models) > 1 else None
+    name = facts.headline.name
+    return scores.deployed(name), scores.proxy(name) if len(scores.models) > 1 else None
 
 
 def _participation(facts: ReportFacts) -> str:
@@ -351,7 +361,8 @@ def _confusions(facts: ReportFacts) -> str:
         confusion = facts.scores[silo.name].confusion if silo.name in facts.scores else None
         if confusion:
             parts.append(f"<details><summary>{clean(silo.name)}</summary>{_confusion(confusion, facts.classes)}</details>")
-    note = '<p class="quiet">Rows: true class. Columns: predicted class, in the same order. Shade: share of the row.</p>'
+    note = ('<p class="quiet">Rows: true class. Columns: predicted class, in the same order. '
+            'Counts of images, or of the pixels of masks. Shade: share of the row.</p>')
     return _section("Confusion matrices of the deployed models", note + "".join(parts)) if parts else ""
 
 
@@ -453,7 +464,7 @@ def _class(name: str) -> str:
 def _cut_note(silos: Sequence[SiloFacts]) -> str:
     if len(silos) <= _MAX_SILOS_IN_CHART:
         return ""
-    return f'<p class="quiet">The chart shows the {_MAX_SILOS_IN_CHART} silos with the lowest scores of {len(silos):,}.</p>'
+    return f'<p class="quiet">The chart shows the {_MAX_SILOS_IN_CHART} silos with the worst scores of {len(silos):,}.</p>'
 
 
 def _mean(values: Iterable[float]) -> float:

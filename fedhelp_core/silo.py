@@ -70,7 +70,7 @@ class Silo:
         report: dict[str, object] = {
             "silo": self.config.name,
             "samples": {name: len(split.labels_N) for name, split in splits.items()},
-            "training_class_counts": torch.bincount(self.arrays.training.labels_N, minlength=classes).tolist(),
+            "training_class_counts": torch.bincount(self.arrays.training.labels_N.flatten(), minlength=classes).tolist(),
             "test_sha256": _content_digest(self.arrays.test),
             "start_sha256": fingerprint(start, self.federation.algorithm.proxy_model),
         }

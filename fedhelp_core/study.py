@@ -39,7 +39,7 @@ from fedhelp_core.kinds import resolve_kinds
 from fedhelp_core.silo import device_for
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.store import open_store
-from fedhelp_core.tasks import TASKS, require_scores
+from fedhelp_core.tasks import TASKS, Metric
 from fedhelp_core.weights import fingerprint
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class CellResult:
     """silo -> 'large' | 'small'."""
     training_samples: dict[str, int]
     scores: dict[int, dict[str, dict[str, dict[str, float]]]]
-    """evaluated round -> silo -> model (the deployed one first) -> metric -> value; NaN where undefined."""
+    """evaluated round -> silo -> model (the deployed one first) -> metric's name -> value; NaN where undefined."""
     proxy_bytes: int
     """Bytes of weights that all silos together send per round; 0 for `local`."""
     seconds: float
@@ -92,21 +92,20 @@ class CellResult:
         """The last evaluated round: the last of the run."""
         return max(self.scores)
 
-    def score(self, silo: str, *, metric: str = "balanced_accuracy", at: int | None = None) -> float:
+    def score(self, metric: Metric, silo: str, *, at: int | None = None) -> float:
         """The silo's score with the model that it deploys, after round `at` (default: the last)."""
         models = self.scores[self.final_round if at is None else at][silo]
-        return next(iter(models.values()))[metric]
+        return next(iter(models.values()))[metric.name]
 
-    def mean(self, kind: str | None = None, *, metric: str = "balanced_accuracy", at: int | None = None) -> float:
+    def mean(self, metric: Metric, kind: str | None = None, *, at: int | None = None) -> float:
         """Mean over the silos of `kind` (None: all) that have a score; NaN without any."""
-        values = [self.score(silo, metric=metric, at=at) for silo, its_kind in self.kinds.items() if kind in (None, its_kind)]
+        values = [self.score(metric, silo, at=at) for silo, its_kind in self.kinds.items() if kind in (None, its_kind)]
         finite = [v for v in values if math.isfinite(v)]
         return sum(finite) / len(finite) if finite else math.nan
 
-    def worst(self, *, metric: str = "balanced_accuracy") -> float:
-        """The lowest score of any silo after the last round; NaN without any."""
-        finite = [v for silo in self.kinds if math.isfinite(v := self.score(silo, metric=metric))]
-        return min(finite) if finite else math.nan
+    def worst(self, metric: Metric) -> float:
+        """The worst score of any silo after the last round; NaN without any."""
+        return metric.worst(self.score(metric, silo) for silo in self.kinds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +115,15 @@ class StudyResult:
     methods: tuple[str, ...]
     normalisations: tuple[str, ...]
     seeds: tuple[int, ...]
+    metrics: tuple[Metric, ...]
+    """The task's scores, the one that the tables and figures are of first."""
     cells: Mapping[Cell, CellResult]
     """Keyed by `Cell.computed_as()`."""
+
+    @property
+    def headline(self) -> Metric:
+        """The score that the tables and figures are of."""
+        return self.metrics[0]
 
     def cell(self, method: str, normalisation: str, seed: int) -> CellResult:
         """The numbers of this combination, computed under its own name or as the same mathematics."""
@@ -156,10 +162,9 @@ def run_study(
     by default the `process` silos' own files and the distillation set `distillation_sha256`, asked from the teachers if None.
 
     Raises:
-        ConfigError: an unknown method, a task that cannot be scored yet, or a federation whose silos' data is not on this machine.
+        ConfigError: an unknown method, or a federation whose silos' data is not on this machine.
         RetryableError: a worker was killed; what is finished is kept.
     """
-    require_scores(federation.task.name)
     planned = planned_cells(methods, seeds, normalisations)
     federations = {cell: federation_of(federation, cell) for cell in planned}
     if load is None:
@@ -180,7 +185,8 @@ def run_study(
         else:
             _run_in_pool(work, todo, min(workers, len(todo)), federation.runtime.threads, advance)
     cells = {cell: read_cell(path) for cell, path in paths.items()}
-    return StudyResult(methods=tuple(methods), normalisations=tuple(normalisations), seeds=tuple(seeds), cells=cells)
+    return StudyResult(
+        methods=tuple(methods), normalisations=tuple(normalisations), seeds=tuple(seeds), metrics=TASKS[federation.task.name].metrics, cells=cells)
 
 
 def federation_of(federation: Federation, cell: Cell) -> Federation:

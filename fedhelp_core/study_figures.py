@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fedhelp_core.study import SAME_MATHEMATICS, StudyResult
 from fedhelp_core.study_table import Row, curve, rows_of
+from fedhelp_core.tasks import Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,14 +48,14 @@ def _bars_figure(result: StudyResult) -> Figure:
     panels = figure.subplots(len(result.normalisations), 1, squeeze=False)[:, 0]
     rows = rows_of(result)
     for panel, normalisation in zip(panels, result.normalisations, strict=True):
-        _bars(panel, [next(r for r in rows if (r.method, r.normalisation) == (m, normalisation)) for m in methods])
+        _bars(panel, result.headline, [next(r for r in rows if (r.method, r.normalisation) == (m, normalisation)) for m in methods])
         panel.set_title(f"normalisation {normalisation}")
         panel.set_xticks(range(len(_bar_labels(result))), _bar_labels(result))
     _legend_above(figure, panels[0], len(methods))
     return figure
 
 
-def _bars(panel: Axes, rows: list[Row]) -> None:
+def _bars(panel: Axes, metric: Metric, rows: list[Row]) -> None:
     width = 0.8 / len(rows)
     for i, row in enumerate(rows):
         spreads = [*row.silos.values(), row.small, row.worst]
@@ -63,8 +64,8 @@ def _bars(panel: Axes, rows: list[Row]) -> None:
         panel.bar(places, [s.mean for s in spreads], width * 0.92, yerr=whiskers if any(whiskers) else None, label=row.method,
                   color=_colour(row.method), error_kw={"elinewidth": 1, "ecolor": "#3a424e", "capsize": 2})
     panel.axvline(len(rows[0].silos) - 0.5, color="#8a94a3", linewidth=0.8, linestyle=(0, (3, 3)))
-    panel.set_ylim(0, 1)
-    panel.set_ylabel("balanced accuracy")
+    panel.set_ylim(0, None if metric.unit else 1)
+    panel.set_ylabel(metric.label)
     panel.tick_params(axis="x", length=0)
 
 
@@ -80,7 +81,7 @@ def _curves_figure(result: StudyResult) -> Figure:
     methods = [m for m in result.methods if m not in SAME_MATHEMATICS]
     for panel, normalisation in zip(panels, result.normalisations, strict=True):
         for method in methods:
-            points = curve(result.row(method, normalisation))
+            points = curve(result.row(method, normalisation), result.headline)
             rounds, means = list(points), [s.mean for s in points.values()]
             width = 2.2 if method == "fedhelp" else 1.5
             panel.plot(rounds, means, label=method, color=_colour(method), linewidth=width, marker="o", markersize=3)
@@ -89,7 +90,7 @@ def _curves_figure(result: StudyResult) -> Figure:
                 panel.fill_between(rounds, low, high, color=_colour(method), alpha=0.12, linewidth=0)
         panel.set_title(f"normalisation {normalisation}")
         panel.set_xlabel("round")
-    panels[0].set_ylabel("small silos' mean balanced accuracy")
+    panels[0].set_ylabel(f"small silos' mean {result.headline.label}")
     _legend_above(figure, panels[0], len(methods) if len(result.normalisations) > 1 else 3)
     return figure
 

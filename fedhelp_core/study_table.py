@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedhelp_core.study import SAME_MATHEMATICS, CellResult, StudyResult
+from fedhelp_core.tasks import Metric
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-METRIC = "balanced_accuracy"
-_METRICS = (METRIC, "accuracy", "auroc")
 _SHARE_OF_FEDAVG = 0.9  # the default target of rounds-to-a-score: 90 % of what fedavg ends with
 
 
@@ -80,7 +79,7 @@ class Row:
     worst: Spread
     """Of each seed's worst silo, whichever it was."""
     small_other: dict[str, Spread]
-    """Small silos' mean by the other metrics: accuracy, auroc."""
+    """Small silos' mean by each of the task's other metrics' names."""
     rounds_to: RoundsToScore
     proxy_bytes: int
     """Bytes of weights sent by all silos together per round."""
@@ -107,12 +106,13 @@ def rows_of(result: StudyResult, *, target: float | None = None) -> list[Row]:
     ]
 
 
-def paired(result: StudyResult, normalisation: str, *, method: str = "fedhelp", against: str = "fedavg", metric: str = METRIC) -> Paired:
+def paired(result: StudyResult, normalisation: str, *, method: str = "fedhelp", against: str = "fedavg") -> Paired:
     """The difference of two methods with everything else equal, data and seeds included."""
-    ours, theirs = result.row(method, normalisation), result.row(against, normalisation)
-    differences = [a.mean("small", metric=metric) - b.mean("small", metric=metric) for a, b in zip(ours, theirs, strict=True)]
-    return Paired(normalisation=normalisation, method=method, against=against, difference=Spread.of(differences),
-                  wins=sum(d > 0 for d in differences))
+    metric = result.headline
+    both = [(ours.mean(metric, "small"), theirs.mean(metric, "small"))
+            for ours, theirs in zip(result.row(method, normalisation), result.row(against, normalisation), strict=True)]
+    return Paired(normalisation=normalisation, method=method, against=against, difference=Spread.of(a - b for a, b in both),
+                  wins=sum(metric.gain(a, b) > 0 for a, b in both))
 
 
 def comparisons(result: StudyResult, method: str = "fedhelp") -> list[Paired]:
@@ -123,14 +123,14 @@ def comparisons(result: StudyResult, method: str = "fedhelp") -> list[Paired]:
     return [paired(result, normalisation, method=method, against=other) for normalisation in result.normalisations for other in others]
 
 
-def curve(results: Sequence[CellResult], kind: str | None = "small", metric: str = METRIC) -> dict[int, Spread]:
+def curve(results: Sequence[CellResult], metric: Metric, kind: str | None = "small") -> dict[int, Spread]:
     """Evaluated round -> the mean of silos of `kind`, spread over seeds."""
-    return {at: Spread.of(cell.mean(kind, metric=metric, at=at) for cell in results) for at in sorted(results[0].scores)}
+    return {at: Spread.of(cell.mean(metric, kind, at=at) for cell in results) for at in sorted(results[0].scores)}
 
 
-def rounds_to(results: Sequence[CellResult], target: float) -> RoundsToScore:
+def rounds_to(results: Sequence[CellResult], metric: Metric, target: float) -> RoundsToScore:
     """How soon each seed's small silos reached `target`."""
-    first = [next((at for at in sorted(cell.scores) if cell.mean("small", at=at) >= target), None) for cell in results]
+    first = [next((at for at in sorted(cell.scores) if metric.gain(cell.mean(metric, "small", at=at), target) >= 0), None) for cell in results]
     reached = [float(at) for at in first if at is not None]
     return RoundsToScore(target=target, mean=Spread.of(reached).mean, reached=len(reached), seeds=len(results))
 
@@ -166,6 +166,13 @@ def terminal_tables(result: StudyResult, *, target: float | None = None) -> list
         for pair in differences:
             table.add_row(*_paired_cells(pair, result))
         tables.append(table)
+    if len(result.metrics) > 1:
+        table = Table(title=_OTHERS_TITLE, box=box.SIMPLE)
+        for i, heading in enumerate(_other_headings(result)):
+            table.add_column(heading, justify="right" if i > 1 else "left")
+        for row in rows:
+            table.add_row(*_other_cells(row, result))
+        tables.append(table)
     return tables
 
 
@@ -180,18 +187,20 @@ def markdown(result: StudyResult, *, target: float | None = None) -> str:
     if differences:
         parts.append("### fedhelp minus another method: small silos' mean, seed by seed\n\n"
                      + _markdown_table(_PAIRED_HEADINGS, [_paired_cells(pair, result) for pair in differences]))
+    if len(result.metrics) > 1:
+        parts.append(f"### {_OTHERS_TITLE}\n\n" + _markdown_table(_other_headings(result), [_other_cells(row, result) for row in rows]))
     return "\n\n".join(parts) + "\n"
 
 
 def summary_csv(result: StudyResult, *, target: float | None = None) -> str:
     """A line a normalisation and method; columns `<what>` and `<what>_sd`."""
-    spreads = ["small_silos_mean", "large_silos_mean", "all_silos_mean", "worst_silo", "small_silos_accuracy", "small_silos_auroc",
-               *(f"silo_{silo}" for silo in _silos(result))]
+    spreads = ["small_silos_mean", "large_silos_mean", "all_silos_mean", "worst_silo",
+               *(f"small_silos_{metric.name}" for metric in result.metrics[1:]), *(f"silo_{silo}" for silo in _silos(result))]
     head = ["normalisation", "method", "seeds", *(f"{name}{end}" for name in spreads for end in ("", "_sd")),
             "target", "rounds_to_target", "seeds_that_reached_it", "proxy_bytes_per_round", "seconds"]
     lines: list[Sequence[object]] = []
     for row in rows_of(result, target=target):
-        values = [row.small, row.large, row.all, row.worst, row.small_other["accuracy"], row.small_other["auroc"], *row.silos.values()]
+        values = [row.small, row.large, row.all, row.worst, *row.small_other.values(), *row.silos.values()]
         goal = row.rounds_to
         lines.append([row.normalisation, row.method, len(result.seeds), *(_plain(x) for v in values for x in (v.mean, v.deviation)),
                       _plain(goal.target), _plain(goal.mean), goal.reached, row.proxy_bytes, _plain(row.seconds.mean)])
@@ -199,8 +208,9 @@ def summary_csv(result: StudyResult, *, target: float | None = None) -> str:
 
 
 def scores_csv(result: StudyResult) -> str:
-    """A line a normalisation, method, seed and silo, with balanced accuracy, accuracy and AUROC of the deployed model and of the proxy."""
-    head = ["normalisation", "method", "seed", "silo", "kind", "training_images", *_METRICS, *(f"proxy_{m}" for m in _METRICS)]
+    """A line a normalisation, method, seed and silo, with the task's scores of the deployed model and of the proxy."""
+    names = [metric.name for metric in result.metrics]
+    head = ["normalisation", "method", "seed", "silo", "kind", "training_images", *names, *(f"proxy_{name}" for name in names)]
     lines = []
     for normalisation in result.normalisations:
         for method in result.methods:
@@ -209,28 +219,31 @@ def scores_csv(result: StudyResult) -> str:
                 for silo, kind in cell.kinds.items():
                     deployed, proxy = next(iter(final[silo].values())), final[silo]["proxy"]
                     lines.append([normalisation, method, seed, silo, kind, cell.training_samples[silo],
-                                  *(_plain(deployed[m]) for m in _METRICS), *(_plain(proxy[m]) for m in _METRICS)])
+                                  *(_plain(deployed[m]) for m in names), *(_plain(proxy[m]) for m in names)])
     return _csv(head, lines)
 
 
 _PAIRED_HEADINGS = ["normalisation", "against", "mean difference", "sd over seeds", "better in"]
+_OTHERS_TITLE = "Small silos' mean by the task's other scores"
 
 
 def _row(result: StudyResult, method: str, normalisation: str, target: float) -> Row:
-    results = result.row(method, normalisation)
+    results, (metric, *others) = result.row(method, normalisation), result.metrics
     return Row(
         normalisation=normalisation, method=method,
-        silos={silo: Spread.of(cell.score(silo) for cell in results) for silo in _silos(result)},
-        small=Spread.of(cell.mean("small") for cell in results), large=Spread.of(cell.mean("large") for cell in results),
-        all=Spread.of(cell.mean() for cell in results), worst=Spread.of(cell.worst() for cell in results),
-        small_other={m: Spread.of(cell.mean("small", metric=m) for cell in results) for m in _METRICS[1:]},
-        rounds_to=rounds_to(results, target), proxy_bytes=results[0].proxy_bytes, seconds=Spread.of(cell.seconds for cell in results))
+        silos={silo: Spread.of(cell.score(metric, silo) for cell in results) for silo in _silos(result)},
+        small=Spread.of(cell.mean(metric, "small") for cell in results), large=Spread.of(cell.mean(metric, "large") for cell in results),
+        all=Spread.of(cell.mean(metric) for cell in results), worst=Spread.of(cell.worst(metric) for cell in results),
+        small_other={other.name: Spread.of(cell.mean(other, "small") for cell in results) for other in others},
+        rounds_to=rounds_to(results, metric, target), proxy_bytes=results[0].proxy_bytes, seconds=Spread.of(cell.seconds for cell in results))
 
 
 def _target(result: StudyResult, normalisation: str) -> float:
     if "fedavg" not in result.methods:
         return math.nan
-    return _SHARE_OF_FEDAVG * Spread.of(cell.mean("small") for cell in result.row("fedavg", normalisation)).mean
+    metric = result.headline
+    reached = Spread.of(cell.mean(metric, "small") for cell in result.row("fedavg", normalisation)).mean
+    return reached * _SHARE_OF_FEDAVG if metric.larger_is_better else reached / _SHARE_OF_FEDAVG
 
 
 def _silos(result: StudyResult) -> list[str]:
@@ -240,7 +253,8 @@ def _silos(result: StudyResult) -> list[str]:
 def _title(result: StudyResult, normalisation: str) -> str:
     some = next(iter(result.cells.values()))
     seeds = f"{len(result.seeds)} seeds" if len(result.seeds) > 1 else f"seed {result.seeds[0]}"
-    return f"Balanced accuracy after {some.final_round} rounds, normalisation {normalisation}, {seeds}"
+    label = result.headline.label
+    return f"{label[0].upper()}{label[1:]} after {some.final_round} rounds, normalisation {normalisation}, {seeds}"
 
 
 def _headings(result: StudyResult) -> list[str]:
@@ -262,7 +276,8 @@ def _notes(result: StudyResult, block: Sequence[Row]) -> str:
     notes = []
     target = block[0].rounds_to.target
     if math.isfinite(target):
-        notes.append(f"Rounds to score: first evaluated round in which the small silos' mean is at least {target:.3f}.")
+        least = "least" if result.headline.larger_is_better else "most"
+        notes.append(f"Rounds to score: first evaluated round in which the small silos' mean is at {least} {target:.3f}.")
     if len(result.normalisations) > 1 and "local" in result.methods:
         notes.append("† averages nothing, so both normalisations show the same numbers.")
     notes += [f"* {name} is by definition the same mathematics as {same}: computed once."
@@ -275,6 +290,14 @@ def _paired_cells(pair: Paired, result: StudyResult) -> list[str]:
     mean = f"{difference.mean:+.3f}" if difference.n else "–"
     deviation = f"{difference.deviation:.3f}" if difference.n > 1 else "–"
     return [pair.normalisation, pair.against, mean, deviation, f"{pair.wins} of {len(result.seeds)}"]
+
+
+def _other_headings(result: StudyResult) -> list[str]:
+    return ["normalisation", "method", *(metric.label for metric in result.metrics[1:])]
+
+
+def _other_cells(row: Row, result: StudyResult) -> list[str]:
+    return [row.normalisation, row.method, *(str(row.small_other[metric.name]) for metric in result.metrics[1:])]
 
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

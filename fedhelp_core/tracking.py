@@ -44,6 +44,7 @@ from fedhelp_core.errors import (
     TeacherUnavailable,
 )
 from fedhelp_core.store import LocalStore, open_store
+from fedhelp_core.tasks import Metric
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,7 @@ RUN_TAG = "fedhelp.run_id"
 CONFIG_TAG = "fedhelp.config_sha256"
 SCORES_TAG = "fedhelp.scores"
 PREVIOUS_TAG = "fedhelp.previous_champions"  # of the registered model: versions, the last one last
+_NOTED = ("kind", "test_sha256")  # of a silo in SCORES_TAG, beside its scores
 _IDENTITY_TAGS = ("fedhelp.run", "fedhelp.global_sha256")  # what makes two model versions the same
 
 _SETTINGS = {  # used where the operator set nothing else
@@ -270,7 +272,7 @@ class Registry:
         return cls(tracking_uri(federation))
 
     def scores_of(self, name: str, version: str) -> dict[str, dict[str, Any]]:
-        """Silo -> balanced_accuracy, kind and test_sha256, as evaluation noted them at this version.
+        """Silo -> its score by the task's metric's name, kind and test_sha256, as evaluation noted them at this version.
 
         Raises:
             NotFound: no such version, or nothing noted.
@@ -288,7 +290,7 @@ class Registry:
         except (ValueError, TypeError, KeyError, AttributeError) as e:
             raise PermanentError(
                 f"model {name!r} version {version}: tag {SCORES_TAG} cannot be read ({e}); expected JSON of silo ->"
-                " balanced_accuracy, kind, test_sha256; mend it in MLflow, or decide by hand: fedhelp promote") from e
+                " a score, kind, test_sha256; mend it in MLflow, or decide by hand: fedhelp promote") from e
 
     def champion(self, name: str) -> str | None:
         """The version with alias `champion`; None where there is none.
@@ -375,33 +377,33 @@ class Verdict:
 
 
 def gate(
-    candidate_scores: Mapping[str, Mapping[str, Any]], champion_scores: Mapping[str, Mapping[str, Any]] | None, *,
+    candidate_scores: Mapping[str, Mapping[str, Any]], champion_scores: Mapping[str, Mapping[str, Any]] | None, metric: Metric, *,
     min_improvement: float, max_regression: float,
 ) -> Verdict:
-    """Promote if the small silos' mean score rises by `min_improvement` and no silo's falls by more than `max_regression`.
+    """Promote if the small silos' mean of `metric` gets better by `min_improvement` and no silo's worse by more than `max_regression`.
 
     Scores are compared on the same silos and the same test images only; where these differ, a person has to decide.
     Without a small silo the mean is over all silos.
     """
     if champion_scores is None:
         return Verdict(True, ["there is no champion yet to compare with"])
-    incomparable = _incomparable(candidate_scores, champion_scores)
+    incomparable = _incomparable(candidate_scores, champion_scores, metric)
     if incomparable:
         return Verdict(False, incomparable)
-    pairs = {
-        silo: (float(new["balanced_accuracy"]), float(champion_scores[silo]["balanced_accuracy"])) for silo, new in candidate_scores.items()}
+    pairs = {silo: (float(new[metric.name]), float(champion_scores[silo][metric.name])) for silo, new in candidate_scores.items()}
     small = [silo for silo, new in candidate_scores.items() if new["kind"] == "small"]
     whose = "the small silos' mean" if small else "the mean of all silos"
-    risen, mean_reason = _mean_rises([pairs[silo] for silo in small or pairs], whose, min_improvement)
-    fallen = [
-        f"{silo} falls by {old - new:.3f} to {new:.3f}, more than {max_regression:.3f} is not allowed"
-        for silo, (new, old) in sorted(pairs.items()) if not old - new <= max_regression + _ROUNDING]
-    if not fallen:
-        worst = max(pairs, key=lambda silo: pairs[silo][1] - pairs[silo][0])
-        fall = pairs[worst][1] - pairs[worst][0]
-        calm = f"no silo falls by more than {max_regression:.3f} (most: {worst}, by {fall:.3f})" if fall > _ROUNDING else "no silo falls"
-        return Verdict(risen, [mean_reason, calm])
-    return Verdict(False, [mean_reason, *fallen])
+    better, mean_reason = _mean_gains([pairs[silo] for silo in small or pairs], whose, metric, min_improvement)
+    worse = "falls" if metric.larger_is_better else "rises"
+    lost = {silo: -metric.gain(new, old) for silo, (new, old) in pairs.items()}
+    failed = [
+        f"{silo} {worse} by {lost[silo]:.3f} to {pairs[silo][0]:.3f}, more than {max_regression:.3f} is not allowed"
+        for silo in sorted(pairs) if not lost[silo] <= max_regression + _ROUNDING]
+    if not failed:
+        worst = max(lost, key=lambda silo: lost[silo])
+        most = f" by more than {max_regression:.3f} (most: {worst}, by {lost[worst]:.3f})" if lost[worst] > _ROUNDING else ""
+        return Verdict(better, [mean_reason, f"no silo {worse}{most}"])
+    return Verdict(False, [mean_reason, *failed])
 
 
 def load_pyfunc(uri: str) -> tuple[Callable[[NDArray[np.uint8]], Any], str]:
@@ -757,17 +759,21 @@ def _now() -> int:
 def _checked_scores(document: Any) -> dict[str, dict[str, Any]]:
     if not document:
         raise ValueError("no silo in it")
-    scores: dict[str, dict[str, Any]] = {
-        str(silo): {"balanced_accuracy": float(s["balanced_accuracy"]), "kind": str(s["kind"]), "test_sha256": str(s["test_sha256"])}
-        for silo, s in document.items()}
-    unusable = [silo for silo, s in document.items() if not math.isfinite(float(s["balanced_accuracy"]))]
-    if unusable:
-        raise ValueError(f"balanced_accuracy of {', '.join(unusable)} is not finite")
+    scores: dict[str, dict[str, Any]] = {}
+    for silo, noted in document.items():
+        values = {str(name): float(value) for name, value in noted.items() if name not in _NOTED}
+        if not values:
+            raise ValueError(f"no score of {silo}")
+        if not all(map(math.isfinite, values.values())):
+            raise ValueError(f"{', '.join(values)} of {silo} is not finite")
+        scores[str(silo)] = values | {key: str(noted[key]) for key in _NOTED}
     return scores
 
 
-def _incomparable(candidate: Mapping[str, Mapping[str, Any]], champion: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _incomparable(candidate: Mapping[str, Mapping[str, Any]], champion: Mapping[str, Mapping[str, Any]], metric: Metric) -> list[str]:
     """Why the two sets of scores cannot be compared; empty if they can."""
+    if any(metric.name not in scores for scores in champion.values()):
+        return [f"not comparable: the champion was not scored by {metric.title}; was it made for another task?"]
     joined, left = sorted(set(candidate) - set(champion)), sorted(set(champion) - set(candidate))
     changed = sorted(silo for silo in set(candidate) & set(champion) if candidate[silo]["test_sha256"] != champion[silo]["test_sha256"])
     reasons = []
@@ -780,9 +786,9 @@ def _incomparable(candidate: Mapping[str, Mapping[str, Any]], champion: Mapping[
     return reasons
 
 
-def _mean_rises(pairs: Sequence[tuple[float, float]], whose: str, least: float) -> tuple[bool, str]:
-    """Whether the mean of the new scores is `least` above the mean of the old ones, and that as a sentence."""
+def _mean_gains(pairs: Sequence[tuple[float, float]], whose: str, metric: Metric, least: float) -> tuple[bool, str]:
+    """Whether the mean of the new scores is better by `least` than the mean of the old ones, and that as a sentence."""
     new, old = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
-    risen = new - old >= least - _ROUNDING
+    enough = metric.gain(new, old) >= least - _ROUNDING
     change = f"{'falls' if new < old else 'rises'} by {abs(new - old):.3f} to {new:.3f}"
-    return risen, f"{whose} {change}, {'at least' if risen else 'but at least'} {least:.3f} was asked for"
+    return enough, f"{whose} {change}, {'at least' if enough else 'but at least'} {least:.3f} was asked for"

@@ -28,7 +28,6 @@ from fedhelp_core.kinds import resolve_kinds
 from fedhelp_core.rounds import Run
 from fedhelp_core.softlabels.image_sources import open_sources
 from fedhelp_core.store import Store, open_store, probe
-from fedhelp_core.tasks import require_scores
 from fedhelp_core.tracking import tracking_uri
 
 
@@ -115,7 +114,7 @@ def static_problems(config: Federation) -> list[FedHelpError]:
     if remote and not config.store.url.startswith("s3://"):
         found.append(ConfigError(
             f"store.url: silo {remote[0]!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix"))
-    looks: list[Callable[[], object]] = [partial(require_scores, config.task.name), lambda: _require_store(config)]
+    looks: list[Callable[[], object]] = [lambda: _require_store(config)]
     if config.uses_public_set and config.public_set is not None:
         looks.append(partial(_require_public_images, config.public_set))
     for look in looks:

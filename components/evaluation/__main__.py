@@ -9,6 +9,8 @@ model version says so.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from fedhelp_components.session import Session, dispatcher_for, end, open_sessio
 from fedhelp_core.errors import NotFound
 from fedhelp_core.facts import write_fact
 from fedhelp_core.rounds import Commit
+from fedhelp_core.tasks import TASKS, Metric
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, report_file: str = "") ->
     session = open_session(store, run_id, endpoint_url)
     final = final_commit(session)
     documents = evaluate_silos(session)
-    metrics = summary(documents)
+    metrics = summary(documents, TASKS[session.federation.task.name].metrics)
     version = register_candidate(session, final, documents, metrics)
     write_fact(session.store, run_id, "candidate", {"version": version, "global_sha256": final.global_sha256, "metrics": metrics})
     say(", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
@@ -92,27 +95,38 @@ def evaluate_silos(session: Session) -> dict[str, dict[str, Any]]:
     return documents
 
 
-def deployed_scores(document: dict[str, Any]) -> dict[str, float]:
+def deployed_scores(document: Mapping[str, Any]) -> dict[str, float]:
     """Scores of the model that the silo deploys: the first of its evaluation."""
     name = "large" if "large" in document["models"] else "proxy"
     scores: dict[str, float] = document["models"][name]["scores"]
     return scores
 
 
-def summary(documents: dict[str, dict[str, Any]], metric: str = "balanced_accuracy") -> dict[str, float]:
-    """Each silo's score, the small silos' mean, the mean of all and the worst silo."""
-    scores = {silo: float(deployed_scores(document)[metric]) for silo, document in documents.items()}
-    small = [scores[silo] for silo, document in documents.items() if document["kind"] == "small"]
-    found = dict(scores)
-    if small:
-        found["small_silos_mean"] = sum(small) / len(small)
-    found["all_silos_mean"] = sum(scores.values()) / len(scores)
-    found["worst_silo"] = min(scores.values())
+def summary(documents: Mapping[str, Mapping[str, Any]], metrics: Sequence[Metric]) -> dict[str, float]:
+    """By the first metric: each silo's score, the small silos' mean, the mean of all, the worst silo. By the others: the means."""
+    headline, *others = metrics
+    scores = _scores_by(documents, headline)
+    found = {**scores, **_means(documents, scores), "worst_silo": headline.worst(scores.values())}
+    for metric in others:
+        found |= {f"{name}_{metric.name}": value for name, value in _means(documents, _scores_by(documents, metric)).items()}
     return found
 
 
+def _scores_by(documents: Mapping[str, Mapping[str, Any]], metric: Metric) -> dict[str, float]:
+    return {silo: float(deployed_scores(document)[metric.name]) for silo, document in documents.items()}
+
+
+def _means(documents: Mapping[str, Mapping[str, Any]], scores: Mapping[str, float]) -> dict[str, float]:
+    """Over the silos that have a score; without any, no mean."""
+    groups = {
+        "small_silos_mean": [scores[silo] for silo, document in documents.items() if document["kind"] == "small"],
+        "all_silos_mean": list(scores.values())}
+    finite = {name: [value for value in values if math.isfinite(value)] for name, values in groups.items()}
+    return {name: sum(values) / len(values) for name, values in finite.items() if values}
+
+
 def summed_confusion(documents: dict[str, dict[str, Any]], classes: int) -> list[list[int]]:
-    """Counts (C, C) over all silos' test images, of the models that they deploy."""
+    """Counts (C, C) of images, or of pixels of masks, over all silos' test images, of the models that they deploy."""
     total = [[0] * classes for _ in range(classes)]
     for document in documents.values():
         name = "large" if "large" in document["models"] else "proxy"

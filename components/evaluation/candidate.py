@@ -10,45 +10,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedhelp_components.images import VERSION
 from fedhelp_components.session import Session
-from fedhelp_core.algorithm.batches import to_input
 from fedhelp_core.algorithm.inference import recompute_normalisation
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, proxy_with
+from fedhelp_core.data.examples import image_shape
 from fedhelp_core.errors import NotFound
 from fedhelp_core.facts import read_fact
 from fedhelp_core.rounds import Commit
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
+from fedhelp_core.tasks import TASKS, Metric
 from fedhelp_core.tracking import Tracker
-
-
-class ImageClassifier(nn.Module):
-    """What is registered: pixels in, class probabilities out, so that a user needs to know nothing of our scaling."""
-
-    def __init__(self, proxy: nn.Module) -> None:
-        super().__init__()
-        self.proxy = proxy
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Images (B, 3, H, W), values 0..255 -> class probabilities (B, C) float32."""
-        probabilities: Tensor = self.proxy(to_input(images_BCHW, images_BCHW.device)).softmax(dim=-1)
-        return probabilities
 
 
 def register_candidate(session: Session, final: Commit, documents: dict[str, dict[str, Any]], metrics: dict[str, float]) -> str:
     """Log the global model and register it with alias `candidate`; the version. Doing it again finds the same version."""
     federation = session.federation
-    module, statistics = build_classifier(session, final)
-    size = federation.task.image_size
+    module, statistics = build_served(session, final)
     tracker = Tracker.for_run(federation, session.run.run_id)
     tracker.log_final(metrics)
     return tracker.log_and_register_model(
-        module, torch.zeros((1, 3, size, size), dtype=torch.float32),
+        module, torch.zeros((1, *image_shape(federation.task)), dtype=torch.float32),
         name=federation.tracking.registered_model or federation.name,
         tags={
             "fedhelp.run": session.run.run_id,
+            "fedhelp.task": federation.task.name,
+            "fedhelp.classes": ",".join(federation.task.classes),
             "fedhelp.rounds": str(final.round),
             "fedhelp.method": federation.algorithm.method,
             "fedhelp.normalisation": federation.algorithm.normalisation,
@@ -58,23 +47,23 @@ def register_candidate(session: Session, final: Commit, documents: dict[str, dic
             "fedhelp.distillation_set_sha256": _distillation_sha256(session),
             "fedhelp.code_version": VERSION,
             "fedhelp.participants": ",".join(final.participants),
-            "fedhelp.scores": json.dumps(silo_scores(documents), sort_keys=True),
+            "fedhelp.scores": json.dumps(silo_scores(documents, TASKS[federation.task.name].headline), sort_keys=True),
         })
 
 
-def silo_scores(documents: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def silo_scores(documents: dict[str, dict[str, Any]], metric: Metric) -> dict[str, dict[str, Any]]:
     """What the gate compares: silo -> score of its deployed model, kind, and which test images it is from."""
     return {
         silo: {
-            "balanced_accuracy": document["models"]["large" if "large" in document["models"] else "proxy"]["scores"]["balanced_accuracy"],
+            metric.name: document["models"]["large" if "large" in document["models"] else "proxy"]["scores"][metric.name],
             "kind": document["kind"], "test_sha256": document["test_sha256"],
         }
         for silo, document in documents.items()
     }
 
 
-def build_classifier(session: Session, final: Commit) -> tuple[ImageClassifier, str]:
-    """The final model, and how its batch-norm statistics were made: 'averaged', 'public-images' or 'none'."""
+def build_served(session: Session, final: Commit) -> tuple[nn.Module, str]:
+    """The final model, pixels in and probabilities out; and how its batch-norm statistics were made: 'averaged', 'public-images' or 'none'."""
     federation = session.federation
     settings = UpdateSettings(
         algorithm=federation.algorithm, task=federation.task, seed=federation.runtime.seed, silo="hub", kind="small")
@@ -88,7 +77,7 @@ def build_classifier(session: Session, final: Commit) -> tuple[ImageClassifier, 
             public = load_distillation_set(session.store, sha256, _cache(session))
             recompute_normalisation(proxy, public.images_NCHW, torch.device("cpu"))
             statistics = "public-images"
-    return ImageClassifier(proxy).eval(), statistics
+    return settings.objective.served(proxy).eval(), statistics
 
 
 def _distillation_sha256(session: Session) -> str:

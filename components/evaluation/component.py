@@ -22,8 +22,8 @@ def evaluation(
         endpoint_url: S3 endpoint other than AWS, or blank.
         run: Run id.
         global_sha256: The final global model, as training returned it; orders the two.
-        metrics: Balanced accuracy of every silo, small silos' mean, worst silo.
-        confusion: Confusion matrix summed over all silos' test images.
+        metrics: The task's main score of every silo, small silos' mean, worst silo; the means by its other scores.
+        confusion: Confusion matrix summed over all silos' test images; of pixels where the task is segmentation.
         report: The run's HTML report.
 
     Returns:

@@ -30,6 +30,7 @@ from fedhelp_core.report import (
 )
 from fedhelp_core.rounds import Commit, Run
 from fedhelp_core.store import Store
+from fedhelp_core.tasks import TASKS
 from fedhelp_core.weights import read_weights
 
 summary_table = render_summary_table
@@ -55,7 +56,8 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
     final = commits[-1] if commits else None
     return ReportFacts(
         run_id=run_id, federation=federation.name, method=algorithm.method, normalisation=algorithm.normalisation,
-        silos=_silos(store, run, federation), classes=federation.task.classes, parameters=_parameters(federation),
+        silos=_silos(store, run, federation), metrics=TASKS[federation.task.name].metrics,
+        classes=federation.task.classes, parameters=_parameters(federation),
         rounds=_rounds(store, commits), planned_rounds=algorithm.rounds, scores=_scores(run, federation), soft_labels=soft_labels,
         final_sha256=final.global_sha256 if final and final.round == algorithm.rounds else None,
         lineage={

@@ -8,6 +8,7 @@ from __future__ import annotations
 from fedhelp_components.evaluation.report import write_report
 from fedhelp_components.session import end, open_session, run_parser, say
 from fedhelp_core.facts import write_fact
+from fedhelp_core.tasks import TASKS
 from fedhelp_core.tracking import Registry, gate
 
 
@@ -16,7 +17,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
     session = open_session(store, run_id, endpoint_url)
     federation = session.federation
     name = federation.tracking.registered_model or federation.name
-    registry = Registry.for_federation(federation)
+    registry, metric = Registry.for_federation(federation), TASKS[federation.task.name].headline
     outcome = "manual"
     if federation.promotion.mode == "manual":
         decision = f"{name} version {model_version} stays a candidate (promotion.mode is manual); promote it with: fedhelp promote"
@@ -27,7 +28,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
             outcome, decision = "promoted", f"{name} version {model_version} is the champion already"
         else:
             verdict = gate(
-                candidate, registry.scores_of(name, champion) if champion else None,
+                candidate, registry.scores_of(name, champion) if champion else None, metric,
                 min_improvement=federation.promotion.min_improvement, max_regression=federation.promotion.max_regression)
             if verdict.promote:
                 registry.promote(name, model_version)

@@ -6,11 +6,37 @@ the algorithm a task's mathematics. A new task of a known form is one entry here
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedhelp_core.errors import ConfigError
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A score that models are compared by."""
+
+    name: str
+    """Its key in evaluations, CSV files and MLflow."""
+    title: str
+    """What people read."""
+    larger_is_better: bool = True
+    unit: str = ""
+    """Of a distance; empty for what lies in [0, 1]."""
+
+    @property
+    def label(self) -> str:
+        """Title, and unit where there is one."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    def gain(self, new: float, old: float) -> float:
+        """How much better `new` is than `old`; negative where it is worse."""
+        return new - old if self.larger_is_better else old - new
+
+    def worst(self, values: Iterable[float]) -> float:
+        """The worst of the finite values; NaN without any."""
+        finite = [value for value in values if math.isfinite(value)]
+        return (min if self.larger_is_better else max)(finite, default=math.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +52,24 @@ class Task:
     """3: colour (grey files are shown as colour); 1: grey, colour files are refused."""
     classes: tuple[str, ...]
     """Names in the order of the integer labels; of a mask: what 0 and what 1 means."""
-    metrics: tuple[str, ...]
-    """Names of the scores, the one that models are compared by first. All but distances lie in [0, 1], larger is better."""
+    metrics: tuple[Metric, ...]
+    """The scores, the one that tables, report and gate go by first."""
     defaults: Mapping[str, object] = field(default_factory=dict)
     """Fields of the federation's `algorithm` that this task sets where a file does not, for the paper's other defaults do not fit."""
 
+    @property
+    def headline(self) -> Metric:
+        """The score that tables, report and gate go by."""
+        return self.metrics[0]
 
-_CLASSIFICATION = ("balanced_accuracy", "accuracy", "auroc")
-_SEGMENTATION = ("dice", "hausdorff95")
+
+_CLASSIFICATION = (
+    Metric(name="balanced_accuracy", title="balanced accuracy"), Metric(name="accuracy", title="accuracy"), Metric(name="auroc", title="AUROC"))
+
+
+def _segmentation(unit: str) -> tuple[Metric, ...]:
+    return (Metric(name="dice", title="Dice"), Metric(name="hausdorff95", title="Hausdorff 95", larger_is_better=False, unit=unit))
+
 
 _ALL = (
     Task(
@@ -44,22 +80,11 @@ _ALL = (
         name="pneumonia", form="classes", metrics=_CLASSIFICATION, classes=("normal", "pneumonia"),
         defaults={"rank_top_k": 1, "augmentation": "mirror"}),
     Task(
-        name="lung-segmentation", form="mask", channels=1, metrics=_SEGMENTATION, classes=("background", "lung"),
+        name="lung-segmentation", form="mask", channels=1, metrics=_segmentation("pixels"), classes=("background", "lung"),
         defaults={"rank_top_k": 1, "rank_weight": 0.0, "augmentation": "mirror", "proxy_model": "unet2d", "large_model": "unet2d-large"}),
     Task(
-        name="brain-segmentation", form="mask", dimensions=3, channels=1, metrics=_SEGMENTATION, classes=("background", "brain"),
+        name="brain-segmentation", form="mask", dimensions=3, channels=1, metrics=_segmentation("mm"), classes=("background", "brain"),
         defaults={"rank_top_k": 1, "rank_weight": 0.0, "augmentation": "mirror", "batch_size": 2, "public_batch_size": 2,
                   "proxy_model": "unet3d", "large_model": "unet3d-large"}),
 )
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
-
-
-def require_scores(name: str) -> None:
-    """Nothing where runs and studies can score the task.
-
-    Raises:
-        ConfigError: its masks have no place in tables, report and gate yet.
-    """
-    if TASKS[name].form == "mask":
-        able = ", ".join(task.name for task in _ALL if task.form != "mask")
-        raise ConfigError(f"task.name: runs and studies can score class numbers, not the masks of {name!r} yet; choose one of {able}")

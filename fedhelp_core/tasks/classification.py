@@ -19,6 +19,19 @@ from fedhelp_core.tasks.objective import Scored
 _BATCH = 256  # large enough to keep the arithmetic busy, small enough for any GPU that trains at batch 4
 
 
+class ImageClassifier(nn.Module):
+    """Pixels in, class probabilities out, so that a user needs to know nothing of our scaling."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Images (B, C, H, W), values 0..255 -> class probabilities (B, classes) float32."""
+        probabilities: Tensor = self.network(to_input(images_BCHW, images_BCHW.device)).softmax(dim=-1)
+        return probabilities
+
+
 class Classification:
     """One label per image."""
 
@@ -45,6 +58,10 @@ class Classification:
     def answers(self, logits: Tensor) -> Tensor:
         """Class probabilities."""
         return logits.softmax(dim=-1)
+
+    def served(self, model: nn.Module) -> nn.Module:
+        """Images (B, C, H, W), values 0..255 -> class probabilities (B, classes)."""
+        return ImageClassifier(model)
 
     @torch.no_grad()
     def probabilities(self, model: nn.Module, images_NCHW: Tensor, device: torch.device) -> Tensor:

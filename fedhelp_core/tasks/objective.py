@@ -53,6 +53,12 @@ class Objective(Protocol):
     def answers(self, logits: Tensor) -> Tensor:
         """Probabilities of `logits`."""
 
+    def served(self, model: nn.Module) -> nn.Module:
+        """`model` for users: images (B, C, H, W), values 0..255 -> class probabilities (B, classes) or (B, classes, H, W) float32.
+
+        It is exportable for any number of images of the task's own size, and needs nothing of FedHelp when it is loaded.
+        """
+
     def scored(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Scored:
         """Scores of `model` on these images; it is left in eval mode."""
 

@@ -22,6 +22,8 @@ from fedhelp_core.lean_monai import (
     RandSpatialCropd,
     compute_dice,
     compute_hausdorff_distance,
+    compute_importance_map,
+    dense_patch_slices,
     set_track_meta,
     sliding_window_inference,
 )
@@ -31,6 +33,51 @@ from fedhelp_core.tasks.objective import Scored
 
 _BATCH_PIXELS = 2**18  # a batch's images in evaluation
 _KEYS = ("image", "target")
+
+
+class PixelClassifier(nn.Module):
+    """Pixels in, probabilities of background and foreground of every pixel out: the softmax over a background of logit 0."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Images (B, 1, H, W), values 0..255 -> probabilities (B, 2, H, W) float32."""
+        logits_B1HW = self.network(to_input(images_BCHW, images_BCHW.device))
+        return torch.cat((torch.zeros_like(logits_B1HW), logits_B1HW), dim=1).softmax(dim=1)
+
+
+class Windows(nn.Module):
+    """MONAI's Gaussian sliding window over cubes of one size, as a graph that torch.export can hold for any number of cubes.
+
+    `sliding_window_inference` itself counts windows times images in Python, so that its exported form would take one number of
+    images only. Places and weights of the windows are MONAI's.
+    """
+
+    weights: Tensor
+    total: Tensor
+
+    def __init__(self, network: nn.Module, side: int, window: int, overlap: float) -> None:
+        super().__init__()
+        self.network = network
+        step = max(1, int(window * (1 - overlap)))
+        places = dense_patch_slices((side,) * 3, (window,) * 3, (window if window == side else step,) * 3)
+        self._places = [tuple(slice(part.start, part.stop) for part in place) for place in places]
+        weights = compute_importance_map((window,) * 3, mode="gaussian", sigma_scale=0.125)
+        total = torch.zeros((side,) * 3)
+        for place in self._places:
+            total[place] += weights
+        self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("total", total, persistent=False)
+
+    def forward(self, input_B1DHW: Tensor) -> Tensor:
+        """Network input (B, 1, S, S, S) -> logits of the same shape."""
+        logits = torch.zeros_like(input_B1DHW)
+        for place in self._places:
+            everywhere = (slice(None), slice(None), *place)
+            logits[everywhere] += self.network(input_B1DHW[everywhere]) * self.weights
+        return logits / self.total
 
 
 class Segmentation:
@@ -80,6 +127,12 @@ class Segmentation:
     def answers(self, logits: Tensor) -> Tensor:
         """Foreground probabilities."""
         return logits.sigmoid()
+
+    def served(self, model: nn.Module) -> nn.Module:
+        """Images (B, 1, H, W), values 0..255 -> probabilities (B, 2, H, W) of background and foreground."""
+        volume = self._config.volume
+        windows = Windows(model, self._config.image_size, volume.window_size, volume.window_overlap) if self._volumes else model
+        return PixelClassifier(windows)
 
     @torch.no_grad()
     def probabilities(self, model: nn.Module, images_NCHW: Tensor, device: torch.device) -> Tensor:

@@ -9,17 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from fedhelp_core.tasks import TASKS
 from tests.components.tiny import SILOS, Processes, TinyFederation, last_json, succeeded
+from tests.components.tiny_tasks import write_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # seconds; minutes on two idle cores, more where others work beside it
 
 
 def simulated_sha256(tiny: TinyFederation, processes: Processes) -> str:
     """What `fedhelp simulate` ends with; it finds the run's soft labels in the ledger."""
-    algorithm, out = tiny.load().algorithm, tiny.folder / "study"
+    federation, out = tiny.load(), tiny.folder / "study"
+    algorithm, seed = federation.algorithm, federation.runtime.seed
     succeeded(processes.fedhelp(
-        "simulate", tiny.path, "--methods", algorithm.method, "--normalisation", algorithm.normalisation, "--seeds", "5", "--workers", "1",
-        "--evaluate-every", "0", "--out", out))
+        "simulate", tiny.path, "--methods", algorithm.method, "--normalisation", algorithm.normalisation, "--seeds", seed,
+        "--workers", "1", "--evaluate-every", "0", "--out", out))
     (cell,) = out.glob("cells/*.json")
     return str(json.loads(cell.read_text(encoding="utf-8"))["global_sha256"])
 
@@ -50,6 +53,21 @@ def test_simulation_compact_pipeline_and_concurrent_components_end_with_the_same
     assert run_components(tiny, processes, "components") == compact
     assert tiny.final_sha256("components") == compact
     assert simulated_sha256(tiny, processes) == compact
+
+
+@pytest.mark.parametrize("task", ["pneumonia", "lung-segmentation", "brain-segmentation"])
+def test_the_other_tasks_end_with_the_same_bits_too_and_are_scored_by_their_own_metrics(task: str, processes: Processes, tmp_path: Path) -> None:
+    tiny = write_task(task, tmp_path)
+    output = succeeded(processes.fedhelp("run", tiny.path, "--run-id", "compact"))
+    compact = tiny.final_sha256("compact")
+    assert simulated_sha256(tiny, processes) == compact
+
+    metric, *others = TASKS[task].metrics
+    assert f"demo · {tiny.load().algorithm.method} · {metric.label}" in output
+    assert "became the champion" in output
+    report = (tiny.store / "runs" / "compact" / "report.html").read_text(encoding="utf-8")
+    assert f"Scores: {metric.label} on each silo" in report and all(other.label in report for other in others)
+    assert f"{metric.label} after 2 rounds".lower() in (tiny.folder / "study" / "table.md").read_text(encoding="utf-8").lower()
 
 
 def test_a_finished_run_goes_to_the_registry_and_its_model_is_loaded_by_alias_in_another_process(

@@ -148,7 +148,7 @@ class Processes:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def start(self, *command: str | Path, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *command: str | Path | int, **environment: str) -> subprocess.Popen[str]:
         """Start `command`, its standard output and error as one text."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("FEDHELP_", "MLFLOW_", "AWS_"))}
         process = subprocess.Popen(
@@ -157,7 +157,7 @@ class Processes:
         self.started.append(process)
         return process
 
-    def fedhelp(self, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    def fedhelp(self, *arguments: str | Path | int, **environment: str) -> subprocess.Popen[str]:
         """Start the installed `fedhelp` command."""
         return self.start(Path(sys.executable).with_name("fedhelp"), *arguments, **environment)
 

@@ -23,13 +23,14 @@ from fedhelp_core.report import (
     render_report,
     render_summary_table,
 )
+from fedhelp_core.tasks import TASKS
 
 HOSTILE = "\"><script>alert('x')</script><img src=x onerror=y>\u202e\x1b[31m"
 
 
 def minimal(**changes: object) -> ReportFacts:
     start: dict[str, object] = {
-        "run_id": "run-1", "federation": "demo", "method": "fedhelp", "normalisation": "silo",
+        "run_id": "run-1", "federation": "demo", "method": "fedhelp", "normalisation": "silo", "metrics": TASKS["melanoma"].metrics,
         "silos": (
             SiloFacts(name="a", kind="large", training_samples=1200), SiloFacts(name="b", kind="small"), SiloFacts(name="c", kind="small")),
     }
@@ -170,3 +171,14 @@ def test_clean_shortens_before_it_escapes() -> None:
 
 def test_number_shows_a_dash_for_what_is_not_a_number() -> None:
     assert [number(v) for v in (0.71249, None, math.nan, math.inf)] == ["0.712", "–", "–", "–"]
+
+
+def test_scores_of_masks_are_named_and_a_large_distance_is_the_worst() -> None:
+    models = {"a": {"dice": 0.9, "hausdorff95": 2.0}, "b": {"dice": 0.4, "hausdorff95": 9.5}}
+    scores = {silo: SiloScores(models={"proxy": found}, confusion=((70, 10), (4, 16))) for silo, found in models.items()}
+    metrics = TASKS["lung-segmentation"].metrics
+    facts = minimal(metrics=metrics, scores=scores, classes=("background", "lung"))
+    page = render_report(facts)
+    assert "Scores: Dice on each silo" in page and "Hausdorff 95 (pixels)" in page and "9.500" in page and "0 background" in page
+    assert facts.worst_silo() == ("b", 0.4)
+    assert minimal(metrics=metrics[::-1], scores=scores).worst_silo() == ("b", 9.5)

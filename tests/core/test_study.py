@@ -33,7 +33,9 @@ from fedhelp_core.study_table import (
     terminal_tables,
     write_tables,
 )
+from fedhelp_core.tasks import TASKS, Metric
 
+METRICS = TASKS["melanoma"].metrics
 SILOS = {"a": ("large", 12), "b": ("small", 6), "c": ("small", 4)}
 
 
@@ -88,7 +90,7 @@ def result() -> StudyResult:
         fake_cell("fedhelp", "silo", 2, {1: (0.5, 0.3, 0.3), 2: (0.8, 0.5, 0.5)}),
     ]
     return StudyResult(
-        methods=("local", "fedavg", "fedhelp"), normalisations=("silo",), seeds=(1, 2), cells={c.cell: c for c in cells})
+        methods=("local", "fedavg", "fedhelp"), normalisations=("silo",), seeds=(1, 2), metrics=METRICS, cells={c.cell: c for c in cells})
 
 
 def test_methods_of_equal_mathematics_are_planned_once() -> None:
@@ -164,7 +166,7 @@ def test_scores_that_are_not_numbers_survive_the_file(tmp_path: Path) -> None:
     document = {"cell": {"method": "fedavg", "normalisation": "silo", "seed": 1}, "kinds": {"b": "small"}, "training_samples": {"b": 1},
                 "scores": {"2": {"b": {"proxy": {"balanced_accuracy": None}}}}, "proxy_bytes": 1, "seconds": 1.0}
     (tmp_path / "cell.json").write_text(json.dumps(document))
-    assert math.isnan(read_cell(tmp_path / "cell.json").mean("small"))
+    assert math.isnan(read_cell(tmp_path / "cell.json").mean(METRICS[0], "small"))
 
 
 def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ def test_rounds_to_score_counts_seeds_that_never_reach_it(result: StudyResult) -
     # target: 90 % of fedavg's 0.55 is 0.495
     assert str(rows_of(result)[0].rounds_to) == "never"
     assert str(rows_of(result)[1].rounds_to) == "1.5"            # seed 1 in round 2, seed 2 in round 1
-    assert str(rounds_to(result.row("fedhelp", "silo"), 0.55)) == "1.0 (1 of 2)"
+    assert str(rounds_to(result.row("fedhelp", "silo"), METRICS[0], 0.55)) == "1.0 (1 of 2)"
 
 
 def test_paired_comparison_is_seed_by_seed(result: StudyResult) -> None:
@@ -201,7 +203,7 @@ def test_paired_comparison_is_seed_by_seed(result: StudyResult) -> None:
 
 
 def test_curve_is_the_small_silos_mean_by_round(result: StudyResult) -> None:
-    points = curve(result.row("fedavg", "silo"))
+    points = curve(result.row("fedavg", "silo"), METRICS[0])
     assert {at: round(s.mean, 6) for at, s in points.items()} == {1: 0.35, 2: 0.55}
 
 
@@ -227,13 +229,32 @@ def test_same_mathematics_is_said_under_the_table(result: StudyResult) -> None:
     for seed in (1, 2):
         fake = fake_cell("fedhelp-no-rank", "silo", seed, {2: (0.5, 0.5, 0.5)})
         cells[fake.cell] = fake
-    wider = StudyResult(methods=("fedhelp-no-rank", "fedhelp-symmetric"), normalisations=("silo",), seeds=(1, 2), cells=cells)
+    wider = StudyResult(methods=("fedhelp-no-rank", "fedhelp-symmetric"), normalisations=("silo",), seeds=(1, 2), metrics=METRICS, cells=cells)
     assert "* fedhelp-symmetric is by definition the same mathematics as fedhelp-no-rank" in markdown(wider)
 
 
 def test_one_seed_has_no_spread_and_still_gives_figures(result: StudyResult, tmp_path: Path) -> None:
-    alone = StudyResult(methods=result.methods, normalisations=("silo",), seeds=(1,), cells=result.cells)
+    alone = StudyResult(methods=result.methods, normalisations=("silo",), seeds=(1,), metrics=METRICS, cells=result.cells)
     assert str(rows_of(alone)[1].small) == "0.500"
     paths = write_figures(alone, tmp_path)
     assert [p.name for p in paths] == ["scores.png", "scores.svg", "rounds.png", "rounds.svg"]
     assert all(p.stat().st_size > 1000 for p in paths)
+
+
+def test_where_less_is_better_the_worst_is_the_most_and_less_wins(result: StudyResult, tmp_path: Path) -> None:
+    distance = Metric(name="balanced_accuracy", title="distance", larger_is_better=False, unit="mm")
+    turned = StudyResult(methods=result.methods, normalisations=("silo",), seeds=(1, 2), metrics=(distance,), cells=result.cells)
+    local, fedavg, _ = rows_of(turned)
+    assert local.worst.mean == pytest.approx(0.9)                # silo a in both seeds
+    assert fedavg.rounds_to.target == pytest.approx(0.55 / 0.9)
+    assert paired(turned, "silo", against="local").wins == 0     # 0.6 and 0.5 against 0.2 and 0.3
+    text = markdown(turned)
+    assert "### Distance (mm) after 2 rounds" in text and "mean is at most 0.611" in text
+    assert "other scores" not in text
+    assert all(path.exists() for path in write_figures(turned, tmp_path))
+
+
+def test_a_tasks_other_scores_have_a_table_of_their_own(result: StudyResult) -> None:
+    text = markdown(result)
+    assert "| normalisation | method | accuracy | AUROC |" in text
+    assert "| silo | fedavg | 0.275 ±0.035 | 0.138 ±0.018 |" in text

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update
+from fedhelp_core.algorithm.simulate import SimulatedSilo
 from fedhelp_core.config import AlgorithmConfig, Federation, TaskConfig, parse_federation
+from fedhelp_core.data.examples import image_shape
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.study import run_study
+from fedhelp_core.study_table import markdown, scores_csv
 from fedhelp_core.tasks import TASKS
 from fedhelp_core.tasks.objective import objective_of
 
@@ -48,9 +51,9 @@ def test_every_tasks_defaults_make_a_valid_federation() -> None:
         federation({"name": name, "image_size": 64})
 
 
-def test_a_study_of_what_cannot_be_scored_yet_ends_before_any_data_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not the masks of 'lung-segmentation' yet; choose one of melanoma, pneumonia"):
-        run_study(federation({"name": "lung-segmentation"}), methods=["fedavg"], seeds=[1], out=tmp_path)
+def test_soft_labels_for_masks_are_refused_before_any_data_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"algorithm\.method: 'fedhelp' learns from soft labels, but .* not yet the masks of 'lung-segmentation'"):
+        run_study(federation({"name": "lung-segmentation"}), methods=["fedavg", "fedhelp"], seeds=[1], out=tmp_path)
 
 
 def test_a_model_of_another_form_is_refused_with_those_that_fit() -> None:
@@ -141,5 +144,41 @@ def test_scores_of_a_known_prediction_image_by_image() -> None:
     found = objective.scored(_Threshold(), images, masks, torch.device("cpu"))
     assert found.scores["dice"] == pytest.approx((1 + 2 * 8 / (16 + 8)) / 2)
     assert found.confusion_CC.tolist() == [[2 * 256 - 32, 0], [8, 24]]
+    assert tuple(found.scores) == tuple(metric.name for metric in TASKS["lung-segmentation"].metrics)
     nothing = objective.scored(_Threshold(), images * 0, masks, torch.device("cpu"))
     assert nothing.scores == {"dice": 0.0, "hausdorff95": pytest.approx(np.hypot(16, 16))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [
+    {"name": "pneumonia", "image_size": 16}, {"name": "lung-segmentation", "image_size": 16},
+    {"name": "brain-segmentation", "image_size": 16, "volume": {"patch_size": 8, "window_size": 12}},  # 8 windows that overlap
+], ids=lambda task: task["name"])
+def test_what_is_served_answers_pixels_as_evaluation_does_and_is_exported_for_any_number_of_images(task: dict[str, object]) -> None:
+    config = TaskConfig.model_validate(task)
+    objective = objective_of(config)
+    generator = torch.Generator().manual_seed(3)
+    model = objective.build({"pneumonia": "resnet8", "lung-segmentation": "unet2d-tiny", "brain-segmentation": "unet3d-tiny"}[config.name], generator)
+    served = objective.served(model.eval())
+    pixels = torch.randint(0, 256, (3, *image_shape(config)), generator=generator, dtype=torch.uint8)
+    exported = torch.export.export(served, (pixels[:2].float(),), dynamic_shapes=({0: torch.export.Dim("images")},))
+    with torch.inference_mode():
+        answers = exported.module()(pixels.float())
+    expected = objective.probabilities(model, pixels, torch.device("cpu"))
+    if objective.outputs == 1:
+        expected = torch.cat((1 - expected, expected), dim=1)
+    assert answers.shape == expected.shape
+    torch.testing.assert_close(answers, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(answers.sum(dim=1), torch.ones_like(answers[:, 0]))
+
+
+@pytest.mark.slow
+def test_a_studys_tables_are_of_the_tasks_own_scores(tmp_path: Path) -> None:
+    settings = mask_settings(2, "small")
+    document = federation(settings.task.model_dump(), rounds=1, batch_size=2, proxy_model="unet2d-tiny", large_model="unet2d-tiny")
+    data = mask_data(2)
+    silo = SimulatedSilo(kind="small", training=data, test_images_NCHW=data.images_NCHW, test_labels_N=data.labels_N)
+    found = run_study(document, methods=["local", "fedavg"], seeds=[1], out=tmp_path, load=lambda: {"a": silo})
+    text = markdown(found)
+    assert "### Dice after 1 rounds" in text and "Hausdorff 95 (pixels)" in text
+    assert "dice,hausdorff95,proxy_dice,proxy_hausdorff95" in scores_csv(found)

@@ -24,6 +24,7 @@ from fedhelp_core import tracking
 from fedhelp_core.config import Federation, parse_federation
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StoreUnavailable, TeacherError
 from fedhelp_core.models import build_model
+from fedhelp_core.tasks import TASKS
 from fedhelp_core.tracking import AsyncTracker, Registry, Tracker, gate, load_pyfunc, save_pyfunc_from_code, tracking_uri
 
 _KILLED_AMID_MIGRATIONS = """
@@ -541,6 +542,7 @@ def scores(**values: tuple[float, str]) -> dict[str, dict[str, Any]]:
     return {silo: {"balanced_accuracy": value, "kind": kind, "test_sha256": f"images of {silo}"} for silo, (value, kind) in values.items()}
 
 
+SCORE = TASKS["melanoma"].headline
 BEFORE = scores(a=(0.80, "large"), b=(0.50, "small"), c=(0.60, "small"))
 
 
@@ -562,15 +564,15 @@ class TestGate:
           "a falls by 0.700 to 0.100, more than 0.050 is not allowed", "b falls by 0.100 to 0.400, more than 0.050 is not allowed"]),
     ])
     def test_the_small_must_gain_and_nobody_may_lose_much(self, candidate: dict[str, Any], promoted: bool, reasons: list[str]) -> None:
-        verdict = gate(candidate, BEFORE, min_improvement=0.02, max_regression=0.05)
+        verdict = gate(candidate, BEFORE, SCORE, min_improvement=0.02, max_regression=0.05)
         assert (verdict.promote, verdict.reasons) == (promoted, reasons)
 
     def test_the_first_candidate_needs_no_comparison(self) -> None:
-        verdict = gate(BEFORE, None, min_improvement=0.02, max_regression=0.05)
+        verdict = gate(BEFORE, None, SCORE, min_improvement=0.02, max_regression=0.05)
         assert verdict.promote and verdict.reasons == ["there is no champion yet to compare with"]
 
     def test_the_same_scores_pass_when_no_improvement_is_asked_for(self) -> None:
-        assert gate(BEFORE, BEFORE, min_improvement=0.0, max_regression=0.0).promote
+        assert gate(BEFORE, BEFORE, SCORE, min_improvement=0.0, max_regression=0.0).promote
 
     def test_other_test_images_and_other_silos_are_not_comparable_and_named(self) -> None:
         better = scores(a=(0.9, "large"), b=(0.9, "small"), c=(0.9, "small"))
@@ -578,17 +580,32 @@ class TestGate:
         joined = {**better, "d": better["c"]}
         left = {silo: better[silo] for silo in ("a", "b")}
         for candidate, reason in ((other_images, "test images of b"), (joined, "d took no part"), (left, "c took part in the champion's")):
-            verdict = gate(candidate, BEFORE, min_improvement=0.0, max_regression=1.0)
+            verdict = gate(candidate, BEFORE, SCORE, min_improvement=0.0, max_regression=1.0)
             assert not verdict.promote
             assert len(verdict.reasons) == 1 and reason in verdict.reasons[0]
 
     def test_without_small_silos_all_count(self) -> None:
-        verdict = gate(scores(a=(0.9, "large")), scores(a=(0.8, "large")), min_improvement=0.05, max_regression=0.0)
+        verdict = gate(scores(a=(0.9, "large")), scores(a=(0.8, "large")), SCORE, min_improvement=0.05, max_regression=0.0)
         assert verdict.promote and verdict.reasons[0].startswith("the mean of all silos rises by 0.100")
 
     def test_a_score_that_is_no_number_is_never_promoted(self) -> None:
         nan = scores(a=(float("nan"), "large"), b=(0.9, "small"), c=(0.9, "small"))
-        assert not gate(nan, BEFORE, min_improvement=0.0, max_regression=0.05).promote
+        assert not gate(nan, BEFORE, SCORE, min_improvement=0.0, max_regression=0.05).promote
+
+    def test_a_champion_of_another_task_is_not_comparable(self) -> None:
+        verdict = gate(BEFORE, BEFORE, TASKS["lung-segmentation"].headline, min_improvement=0.0, max_regression=1.0)
+        assert not verdict.promote
+        assert verdict.reasons == ["not comparable: the champion was not scored by Dice; was it made for another task?"]
+
+    def test_a_distance_has_to_become_smaller(self) -> None:
+        metric = TASKS["brain-segmentation"].metrics[1]
+        before, after = ({silo: {"hausdorff95": value, "kind": "small", "test_sha256": silo} for silo, value in found.items()}
+                         for found in ({"a": 8.0, "b": 4.0}, {"a": 5.0, "b": 4.5}))
+        verdict = gate(after, before, metric, min_improvement=1.0, max_regression=0.5)
+        assert verdict.promote
+        assert verdict.reasons == [
+            "the small silos' mean falls by 1.250 to 4.750, at least 1.000 was asked for", "no silo rises by more than 0.500 (most: b, by 0.500)"]
+        assert not gate(before, after, metric, min_improvement=0.0, max_regression=9.0).promote
 
 
 class TestPyfuncTeachers:

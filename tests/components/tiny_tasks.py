@@ -1,0 +1,64 @@
+"""The drawn tasks (fedhelp_core/drawn.py) with a handful of images each, as federations that tests can train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedhelp_core.data.phantom import chest_xray, fed_ixi, lungs
+from fedhelp_core.demo import federation_document, silo_document
+from fedhelp_core.drawn import DRAWN
+from tests.components.tiny import TEACHER_CLASSES, TinyFederation, set_field, write_teacher
+
+_SIZES = (3, 2, 1)  # of pneumonia's hospitals
+
+_WRITERS: Mapping[str, Callable[[Path], None]] = {
+    "pneumonia": lambda folder: chest_xray.write_chest_xray(
+        folder, seed=7, counts={"training": (8, 10), "validation": (3, 3), "test": (6, 6)}, sizes=_SIZES),
+    "lung-segmentation": lambda folder: lungs.write_lungs(folder, seed=7, counts={"CHNCXR": 16, "MCUCXR": 12, "JPCLN": 14}),
+    "brain-segmentation": lambda folder: fed_ixi.write_fed_ixi(
+        folder, seed=7, counts={"Guys": (4, 2), "HH": (2, 2), "IOP": (2, 2)}, spacing=10.0),
+}
+_CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "pneumonia": {"task.image_size": 16, "algorithm.large_model": "resnet8"},
+    "lung-segmentation": {"task.image_size": 16, "algorithm.large_model": "unet2d-tiny"},
+    "brain-segmentation": {
+        "task.image_size": 16, "task.volume": {"spacing": 12.0, "patch_size": 8, "patches": 2, "window_size": 12},
+        "algorithm.large_model": "unet3d-tiny"},
+}
+
+
+def write_task(task: str, folder: Path) -> TinyFederation:
+    """Three hospitals of `task` in their set's own layout, all in `folder`."""
+    drawn = replace(DRAWN[task], silos=DRAWN[task].silos[:3])
+    _WRITERS[task](folder / "data")
+    document: dict[str, Any] = federation_document(drawn)
+    set_field(document, "algorithm.rounds", 2)
+    set_field(document, "algorithm.public_steps", 1)
+    set_field(document, "algorithm.large_silos", 1)
+    set_field(document, "runtime.device", "cpu")
+    for field, value in _CHANGES[task].items():
+        set_field(document, field, value)
+    if drawn.public is not None:
+        drawn.public.write(folder / "public", count=12, seed=7)
+        write_teacher(folder / "teacher", classes=TEACHER_CLASSES)
+        set_field(document, "public_set.teachers.0.classes", TEACHER_CLASSES)
+    (folder / "silos").mkdir()
+    for number, silo in enumerate(drawn.silos):
+        own: dict[str, Any] = silo_document(drawn, number)
+        if "share" in own["data"]:
+            own["data"]["share"]["sizes"] = _SIZES
+        (folder / "silos" / f"{silo}.yaml").write_text(yaml.safe_dump(_plain(own)), encoding="utf-8")
+    (folder / "federation.yaml").write_text(yaml.safe_dump(_plain(document), sort_keys=False), encoding="utf-8")
+    return TinyFederation(folder, folder)
+
+
+def _plain(node: Any) -> Any:
+    """YAML knows no tuples."""
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    return [_plain(value) for value in node] if isinstance(node, list | tuple) else node
