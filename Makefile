@@ -9,7 +9,7 @@ RUN := $(UV) run --frozen --no-sync
 DEMO ?= demo
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
-.PHONY: help setup run simulate test test-cluster check charts format bench bench-peers images requirements cluster cluster-down e2e clean
+.PHONY: help setup run simulate simulate-tasks test test-cluster check charts format bench bench-peers images requirements cluster cluster-down e2e clean
 
 ##@ Use
 run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (two to three minutes, five the first time)
@@ -17,6 +17,15 @@ run: setup ## The whole pipeline on this machine: six drawn hospitals, a report 
 
 simulate: setup ## Compare all methods over five seeds on the demo's data: table, figure, CSV under study/ (long)
 	@$(RUN) fedhelp simulate --demo $(DEMO) --out study
+
+TASKS ?= pneumonia lung-segmentation brain-segmentation
+COMPARED_pneumonia := local,fedavg,fedprox,fedhelp,fedhelp-no-api
+COMPARED_lung-segmentation := local,fedavg,fedprox,fedhelp-no-api
+COMPARED_brain-segmentation := local,fedavg,fedprox,fedhelp-no-api
+simulate-tasks: setup ## The other tasks' small tables (docs/reproduce) under study/TASK, on drawn data (TASKS=...; six minutes a task)
+	@$(foreach task,$(TASKS),$(RUN) fedhelp data phantom $(task) examples/data/$(task)-small && \
+	  $(RUN) fedhelp simulate examples/$(task)-small.yaml --methods $(COMPARED_$(task)) --seeds 1,2,3 --normalisation shared --evaluate-every 4 \
+	  --out study/$(task) &&) true
 
 ##@ Develop
 test: setup check ## Everything that CI checks: lint, types, layers, then all tests that need no Kubernetes
@@ -88,4 +97,4 @@ clean: ## Remove what make made, but for the demo's input and results
 	@rm -rf .venv .uv .cache build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 help: ## This help
-	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*##/ {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*##/ {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
