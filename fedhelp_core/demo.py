@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from fedhelp_core.data.phantom.drawing import Public
+from fedhelp_core.data.phantom.drawing import PublicSet
 from fedhelp_core.drawn import DrawnTask, drawn_task
 from fedhelp_core.errors import ConfigError
 
@@ -92,10 +92,10 @@ def federation_document(drawn: DrawnTask) -> dict[str, object]:
     }
 
 
-def _public_section(public: Public | None) -> dict[str, object]:
+def _public_section(public: PublicSet | None) -> dict[str, object]:
     if public is None:
         return {}
-    teacher = {"name": "drawn", "kind": "mlflow", "uri": "teacher", "version": "1", "classes": len(public.classes)}
+    teacher = {"name": "drawn", "kind": "mlflow", "uri": "teacher", "version": "1", "classes": public.answers}
     return {"public_set": {"images": "public", "teachers": [teacher]}}
 
 
@@ -123,16 +123,15 @@ def _write_yaml(path: Path, *, head: str, document: dict[str, object]) -> None:
     path.write_text(head + yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
 
 
-def _write_teacher(path: Path, drawn: DrawnTask, public: Public, seed: int, say: Progress) -> None:
+def _write_teacher(path: Path, drawn: DrawnTask, public: PublicSet, seed: int, say: Progress) -> None:
     import torch
 
     from fedhelp_core.config import TaskConfig
-    from fedhelp_core.data.decode import square
     from fedhelp_core.softlabels.demo_teacher import save_teacher, train_teacher
 
     say("teacher's labelled images")
     task = TaskConfig.model_validate({**drawn.task, "classes": public.classes})
-    images, labels = public.labelled(drawn.teacher_images, seed)
-    images_NCHW = torch.stack([torch.from_numpy(square(image, task.image_size)).permute(2, 0, 1) for image in images])
-    model = train_teacher(drawn.teacher, images_NCHW.contiguous(), torch.tensor(labels), task=task, seed=seed, progress=say)
+    images, targets = public.prepared(drawn.teacher_images, seed, task)
+    model = train_teacher(
+        drawn.teacher, torch.from_numpy(images).contiguous(), torch.from_numpy(targets), task=task, seed=seed, progress=say)
     save_teacher(model, path, architecture=drawn.teacher, task=task)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedhelp_core.data.phantom import chest_xray, fed_isic, fed_ixi, lungs
-from fedhelp_core.data.phantom.drawing import Progress, Public
+from fedhelp_core.data.phantom.drawing import Progress, PublicSet
 from fedhelp_core.errors import ConfigError
 
 SIX_SILOS = ("amsterdam", "barcelona", "coimbra", "dresden", "espoo", "faro")
@@ -27,7 +27,7 @@ class DrawnTask:
     """Number of a silo -> the `data` section of its silo.yaml; paths are relative to <demo>/silos."""
     write: Callable[[Path, int, Progress], None]
     """(folder, seed, progress): draw all hospitals' data."""
-    public: Public | None = None
+    public: PublicSet | None = None
     """None: no soft labels, so that Eq 2 is left out."""
     teacher: str = ""
     """Architecture, from the model registry."""

@@ -8,6 +8,7 @@ volumes); masks (N, 1, H, W) uint8 of 0 and 1.
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import torch
@@ -168,8 +169,10 @@ class Segmentation:
         spacing = self._config.volume.spacing if self._volumes else 1.0
         if not predicted_1.any() or not truth_1.any():
             return 0.0 if not predicted_1.any() and not truth_1.any() else math.dist((0,) * (truth_1.dim() - 2), truth_1.shape[2:]) * spacing
-        return float(compute_hausdorff_distance(
-            predicted_1, truth_1, include_background=True, percentile=95, spacing=[spacing] * self._task.dimensions))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # MONAI's, about an argument that it passes to itself
+            return float(compute_hausdorff_distance(
+                predicted_1, truth_1, include_background=True, percentile=95, spacing=[spacing] * self._task.dimensions))
 
 
 def _mean(values: list[float]) -> float:

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhelp_core.data.fed_ixi import PATIENT, SPLIT
-from fedhelp_core.data.phantom.drawing import Progress, chance, draw_all
-from fedhelp_core.data.phantom.head import Magnet, draw
+from fedhelp_core.data.phantom.drawing import Progress, PublicMasks, Save, chance, draw_all
+from fedhelp_core.data.phantom.head import Magnet, any_magnet, draw
 
 MAGNETS: Mapping[str, Magnet] = {
     "Guys": Magnet(),
@@ -66,3 +66,11 @@ def save_volume(voxels: NDArray[np.generic], affine: NDArray[np.float64], path: 
     image.set_qform(affine, code="scanner")
     image.set_sform(affine, code="scanner")
     image.to_filename(path)
+
+
+def _any_head(_number: int, rng: np.random.Generator) -> tuple[Save, Save]:
+    volume, mask, affine = draw(any_magnet(rng, SPACING), rng)
+    return lambda path: save_volume(volume, affine, path), lambda path: save_volume(mask, affine, path)
+
+
+PUBLIC = PublicMasks(classes=("background", "brain"), suffix=".nii.gz", draw=_any_head)

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedhelp_core.data.phantom.chest import FINDINGS, PUBLIC_FINDINGS, Finding, Scanner, draw
-from fedhelp_core.data.phantom.drawing import Progress, chance, draw_all, save
+from fedhelp_core.data.phantom.chest import FINDINGS, PUBLIC_FINDINGS, Finding, Scanner, any_scanner, draw
+from fedhelp_core.data.phantom.drawing import Progress, PublicMasks, Save, chance, draw_all, save
 
 SCANNERS: Mapping[str, Scanner] = {
     "CHNCXR": Scanner(),
@@ -38,6 +39,18 @@ def write_lungs(folder: Path, *, seed: int, counts: Mapping[str, int] = COUNTS, 
         pixels, lungs = draw(_SHOWN[number % len(_SHOWN)], SCANNERS[prefix], rng)
         name = f"{prefix}_{number + 1:04d}_{int(number % len(_SHOWN) > 0)}"
         save(pixels, folder / "images" / f"{name}.png")
-        save((lungs * 255).astype(np.uint8), folder / "masks" / f"{name}_mask.png")
+        _save_mask(lungs, folder / "masks" / f"{name}_mask.png")
 
     draw_all(one, jobs, "hospital", progress)
+
+
+def _save_mask(lungs: NDArray[np.uint8], path: Path) -> None:
+    save((lungs * 255).astype(np.uint8), path)
+
+
+def _any_chest(number: int, rng: np.random.Generator) -> tuple[Save, Save]:
+    pixels, lungs = draw(_SHOWN[number % len(_SHOWN)], any_scanner(rng), rng)
+    return lambda path: save(pixels, path), lambda path: _save_mask(lungs, path)
+
+
+PUBLIC = PublicMasks(classes=("background", "lung"), suffix=".png", draw=_any_chest)
