@@ -232,6 +232,16 @@ def federation_file_is_a_list(scene: Scene) -> tuple[int, str]:
     return scene.check(tiny)
 
 
+@case(CONFIG, r"task 'noses': there are demos of melanoma, pneumonia, lung-segmentation, brain-segmentation; choose one of them")
+def demo_of_no_task(scene: Scene) -> tuple[int, str]:
+    return scene.command("simulate", "--task", "noses", "--demo", str(scene.tmp / "demo"))
+
+
+@case(2, r"give either a FEDERATION file, or --demo FOLDER or --task TASK")
+def a_file_and_a_task(scene: Scene) -> tuple[int, str]:
+    return scene.command("simulate", str(scene.make().path), "--task", "pneumonia")
+
+
 # ---- public images and teachers
 
 @case(DATA, r"public_set\.images: .* holds no image .*; give the folder of public JPEG/PNG images, or set public_set\.layout")
