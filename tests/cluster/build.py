@@ -34,12 +34,18 @@ _SAY_AGAIN = 30.0  # seconds
 @dataclass(frozen=True, kw_only=True)
 class Program:
     """One binary: the folder under tools/ that pins it, its Go package, the module that gives the version (none: our own),
-    minutes of a cold build."""
+    minutes of a cold build, and the file that pins it."""
 
     tools: str
     package: str
     module: str
     minutes: float
+    modfile: str = "go.mod"
+
+    @property
+    def manifest(self) -> Path:
+        """Where versions are pinned."""
+        return HERE / "tools" / self.tools / self.modfile
 
 
 def _kubernetes(name: str, minutes: float) -> Program:
@@ -57,6 +63,9 @@ PROGRAMS = {
     "helm": Program(tools="helm", package="helm.sh/helm/v4/cmd/helm", module="helm.sh/helm/v4", minutes=2),
     "kwok": Program(tools="kwok", package="sigs.k8s.io/kwok/cmd/kwok", module="sigs.k8s.io/kwok", minutes=1),
 }
+RELEASES = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36")  # of Kubernetes, whose types charts are decoded with
+PROGRAMS |= {
+    f"decode-{release}": Program(tools="decode", package=".", module="k8s.io/api", minutes=0.3, modfile=f"{release}.mod") for release in RELEASES}
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok", "helm")
 
 
@@ -77,15 +86,16 @@ def binary(name: str) -> Path:
 
 
 def version(name: str) -> str:
-    """The release that tools/<module>/go.mod pins, such as `v1.36.3`; the source's hash for a program whose source lies there."""
+    """The release that tools/<module>/go.mod pins, such as `v1.36.3`; with the source's hash for a program whose source lies there."""
     program = PROGRAMS[name]
+    source, manifest = HERE / "tools" / program.tools / "main.go", program.manifest
+    ours = hashlib.sha256(source.read_bytes()).hexdigest()[:12] if source.is_file() else ""
     if not program.module:
-        return hashlib.sha256((HERE / "tools" / program.tools / "main.go").read_bytes()).hexdigest()[:12]
-    manifest = HERE / "tools" / program.tools / "go.mod"
+        return ours
     found = re.search(rf"^\s*(?:require )?{re.escape(program.module)} (v\S+)", manifest.read_text(), re.MULTILINE)
     if found is None:
         raise RuntimeError(f"{manifest} requires no {program.module}; add it with `go get -tool {program.package}@<version>` in that folder")
-    return found[1]
+    return "-".join(part for part in (found[1], ours) if part)
 
 
 def cache_folder() -> Path:
@@ -101,7 +111,8 @@ def _build(program: Program, target: Path) -> None:
     if program.tools == "kubernetes":  # without it the API server calls itself v0.0.0-master
         flags += ["-X", f"k8s.io/component-base/version.gitVersion={version(name)}"]
     unfinished = target.with_name(f".{name}.unfinished")
-    options = ["-v", "-trimpath", "-mod=readonly", "-buildvcs=false", "-ldflags", " ".join(flags), "-o", str(unfinished)]
+    options = [
+        "-v", "-trimpath", "-mod=readonly", f"-modfile={program.manifest}", "-buildvcs=false", "-ldflags", " ".join(flags), "-o", str(unfinished)]
     code, words = _run_with_progress(name, [_go(), "build", *options, program.package], HERE / "tools" / program.tools)
     if code != 0:
         raise RuntimeError(f"go could not build {name} {version(name)} in tests/cluster/tools/{program.tools}:\n{words[-2000:]}")
@@ -165,9 +176,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build programs of a Kubernetes cluster and print their paths.")
     parser.add_argument("programs", nargs="*", metavar="program", help=", ".join(PROGRAMS))
     parser.add_argument("--control-plane", action="store_true", help=", ".join(CONTROL_PLANE))
-    parser.add_argument("--all", action="store_true", help="every program")
+    parser.add_argument("--all", action="store_true", help="every program of a cluster")
     arguments = parser.parse_args()
-    names = list(PROGRAMS) if arguments.all else [*arguments.programs, *(CONTROL_PLANE if arguments.control_plane else ())]
+    everything = [name for name in PROGRAMS if not name.startswith("decode-")]
+    names = everything if arguments.all else [*arguments.programs, *(CONTROL_PLANE if arguments.control_plane else ())]
     unknown = [name for name in names if name not in PROGRAMS]
     if unknown or not names:
         parser.error(f"name at least one of {', '.join(PROGRAMS)}" + (f"; not {', '.join(unknown)}" if unknown else ""))
