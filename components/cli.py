@@ -1,4 +1,4 @@
-"""The `fedhelp` command: run, simulate, data, compile, register, submit, check, jobs, promote, rollback.
+"""The `fedhelp` command: run, simulate, data, softlabels, compile, register, submit, check, jobs, promote, rollback.
 
 Only click and the standard library are imported here; each command imports what it needs when it is called, so that
 `fedhelp --help` answers at once.
@@ -188,6 +188,27 @@ def phantom(task: str, folder: Path) -> None:
 
     path = prepared_demo(folder, task)
     click.echo(f"{path}: run it with: fedhelp run {path}, or compare methods with: fedhelp simulate {path}")
+
+
+@main.group(epilog=_EXIT_CODES)
+def softlabels() -> None:
+    """Distillation sets: public images with the teachers' answers."""
+
+
+@softlabels.command(epilog=_EXIT_CODES)
+@click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--run-id", help="The set of this run.")
+@click.option("--set", "sha256", metavar="SHA256", help="This set, by its sha256 or the beginning of it; default: the only one in the store.")
+@click.option("--examples", default=12, show_default=True, type=click.IntRange(0, 1000), help="Images to show answers about.")
+@_explained
+def show(federation: Path, run_id: str | None, sha256: str | None, examples: int) -> None:
+    """Print a distillation set in FEDERATION's store: classes, how sure the teachers are, examples, how far teachers agree.
+
+    The run's HTML report shows the same with the pictures.
+    """
+    from fedhelp_components.softlabels_command import show_set
+
+    show_set(federation, run_id=run_id, sha256=sha256, examples=examples)
 
 
 @main.command("compile", epilog=_EXIT_CODES)

@@ -89,6 +89,32 @@ class PublicExample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherFacts:
+    """What one teacher was asked by the run, and what that cost."""
+
+    name: str
+    asked: int
+    """Images that this run asked about."""
+    cached: int
+    """Images whose answers were in the ledger."""
+    requests: int
+    """Answered."""
+    retried: int
+    """Tries that it refused before it answered."""
+    failed: int
+    """Requests that were given up, or whose answer was no use."""
+    in_doubt: int
+    """Requests that may have been answered and charged for, unrecorded."""
+    cost: float
+    cost_ever: float
+    """Of all runs that share the ledger."""
+    currency: str
+    latency_p50: float
+    """Seconds of an answered request."""
+    latency_p95: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class SoftLabelFacts:
     """The distillation set in brief."""
 
@@ -96,8 +122,13 @@ class SoftLabelFacts:
     images: int
     classes: int
     teachers: tuple[str, ...] = ()
+    asked: tuple[TeacherFacts, ...] = ()
     requests: int | None = None
     """Requests that this run sent to teachers; 0: everything was in the ledger."""
+    favourites: tuple[tuple[str, int, float], ...] = ()
+    """Per class: its name, images whose likeliest class it is, its mean probability."""
+    agreements: tuple[tuple[str, str, float, float], ...] = ()
+    """Per pair of teachers: names, share of images with the same favourite, mean Jensen-Shannon divergence in nats."""
     entropies: tuple[float, ...] = ()
     """Entropy of each answer, in nats: 0 is certainty, log(classes) is no opinion."""
     examples: tuple[PublicExample, ...] = ()
@@ -385,13 +416,44 @@ def _soft_labels(facts: ReportFacts) -> str:
     asked = "" if soft.requests is None else f" This run sent {soft.requests:,} requests" + (
         ": every answer was in the ledger." if soft.requests == 0 else ".")
     teachers = f" Asked: {clean(', '.join(soft.teachers))}." if soft.teachers else ""
-    parts = [f"<p>{soft.images:,} public images, {soft.classes:,} classes of the teacher.{teachers}{asked}</p>"]
+    parts = [f"<p>{soft.images:,} public images, {soft.classes:,} classes of the teacher.{teachers}{asked}</p>", _teacher_table(soft)]
+    charts = []
+    if soft.favourites:
+        counts = [float(count) for _, count, _ in soft.favourites[:_MAX_ROWS]]
+        charts.append(("What the teacher sees", columns(
+            counts, labels=[str(i) for i in range(len(counts))], x_label="likeliest class", y_label="images")))
     if soft.entropies:
-        parts.append(_side_by_side([("How sure the teacher is", _entropy_histogram(soft))]))
+        charts.append(("How sure the teacher is", _entropy_histogram(soft)))
+    parts += [_side_by_side(charts) if charts else "", _class_table(soft), _agreement_table(soft)]
     figures = "".join(_figure(example) for example in soft.examples[:_MAX_EXAMPLES])
     if figures:
         parts.append(f'<h3>Some public images</h3><div class="pictures">{figures}</div>')
     return _section("Soft labels", "".join(parts))
+
+
+def _teacher_table(soft: SoftLabelFacts) -> str:
+    if not soft.asked:
+        return ""
+    head = ["teacher", "#asked", "#known before", "#requests", "#retried", "#failed", "#in doubt", "#cost", "#cost ever", "#p50", "#p95"]
+    rows = [[t.name, f"{t.asked:,}", f"{t.cached:,}", f"{t.requests:,}", f"{t.retried:,}", f"{t.failed:,}", f"{t.in_doubt:,}",
+             f"{t.cost:,.2f} {t.currency}", f"{t.cost_ever:,.2f} {t.currency}", f"{t.latency_p50:.3f} s", f"{t.latency_p95:.3f} s"]
+            for t in soft.asked[:_MAX_ROWS]]
+    return _table(head, rows)
+
+
+def _class_table(soft: SoftLabelFacts) -> str:
+    if not soft.favourites:
+        return ""
+    rows = [[f"{i} {name}", f"{count:,}", number(mean)] for i, (name, count, mean) in enumerate(soft.favourites[:_MAX_ROWS])]
+    table = _table(["class of the teacher", "#images that favour it", "#mean probability"], rows)
+    return f"<details><summary>{len(soft.favourites):,} classes</summary>{table}</details>"
+
+
+def _agreement_table(soft: SoftLabelFacts) -> str:
+    if not soft.agreements:
+        return ""
+    rows = [[one, other, f"{same:.1%}", number(divergence)] for one, other, same, divergence in soft.agreements[:_MAX_ROWS]]
+    return "<h3>How far teachers agree</h3>" + _table(["teacher", "and", "#same favourite", "#divergence (nats, 0 to 0.69)"], rows)
 
 
 def _entropy_histogram(soft: SoftLabelFacts) -> str:

@@ -25,6 +25,7 @@ from fedhelp_core.facts import read_fact
 from fedhelp_core.rounds import Commit, Run, UpdateManifest
 from fedhelp_core.silo_state import LedgeredStore, StateFolder
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
+from fedhelp_core.softlabels.report import FACT
 from fedhelp_core.store import Store
 from fedhelp_core.tasks.objective import objective_of
 from fedhelp_core.weights import fingerprint
@@ -201,7 +202,7 @@ def with_public_set(data: SiloData, run: Run, cache: Path) -> SiloData:
     Raises:
         NotFound: soft_label_prefetch has not finished for this run.
     """
-    public = load_distillation_set(run.store, read_fact(run.store, run.run_id, "distillation_set")["sha256"], cache)
+    public = load_distillation_set(run.store, read_fact(run.store, run.run_id, FACT)["sha256"], cache)
     return SiloData(
         images_NCHW=data.images_NCHW, labels_N=data.labels_N,
         public_images_MCHW=public.images_NCHW, public_probabilities_MP=public.probabilities_NC)

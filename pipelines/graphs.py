@@ -27,6 +27,8 @@ _STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 Where = dict[str, Any]
+Prefetch = Callable[[Where, Any], Any]
+"""(where the run is, the shares of the public images) -> the task that ends with the distillation set."""
 Training = Callable[[Where, Any, Any], Any]
 """(where the run is, the silos' names, the prefetch task) -> sha256 of the final model."""
 
@@ -43,6 +45,18 @@ def _in_hub(task: Any, *, cached: bool = False) -> Any:
     return task if cached else task.set_caching_options(False)
 
 
+def _asked_in_shards(where: Where, shards: Any) -> Any:
+    """A node per share beside each other, then one that builds the set; with one share the first builds it and the last finds it."""
+    with dsl.ParallelFor(shards) as shard:
+        asked = _in_hub(soft_label_prefetch(**where, shard=shard), cached=True)
+    built = _in_hub(soft_label_prefetch(**where, asked=dsl.Collected(asked.outputs["Output"])), cached=True)
+    return built.set_display_name("distillation-set")
+
+
+def _asked_in_one_task(where: Where, _shards: Any) -> Any:
+    return _in_hub(soft_label_prefetch(**where), cached=True)
+
+
 def _one_node_per_silo(where: Where, silos: Any, prefetched: Any) -> Any:
     with dsl.ParallelFor(silos) as silo:
         _in_hub(silo_training(**where, silo=silo).after(prefetched))
@@ -50,11 +64,11 @@ def _one_node_per_silo(where: Where, silos: Any, prefetched: Any) -> Any:
 
 
 def _one_task(where: Where, _silos: Any, prefetched: Any) -> Any:
-    return _in_hub(federation_task(**where, distillation_set=prefetched.output)).outputs["Output"]
+    return _in_hub(federation_task(**where, distillation_set=prefetched.outputs["Output"])).outputs["Output"]
 
 
-def _graph(train: Training) -> Callable[..., str]:
-    """The graph around `train`: the form, check and prefetch before it, evaluation and promotion after it."""
+def _graph(prefetch: Prefetch, train: Training) -> Callable[..., str]:
+    """The graph around both: the form and check before them, evaluation and promotion after them."""
 
     def graph(
         federation: str = "/etc/fedhelp/federation.yaml",
@@ -103,7 +117,7 @@ def _graph(train: Training) -> Callable[..., str]:
         form = {name: parameters[name] for name in FIELDS}
         checked = _in_hub(check(federation=federation, run_id=run_id, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, **form))
         where = {name: checked.outputs[name] for name in ("store", "endpoint_url", "run")}
-        prefetched = _in_hub(soft_label_prefetch(**where), cached=True)
+        prefetched = prefetch(where, checked.outputs["shards"])
         global_sha256 = train(where, checked.outputs["silos"], prefetched)
         evaluated = _in_hub(evaluation(**where, global_sha256=global_sha256))
         decided = _in_hub(promotion(**where, model_version=evaluated.outputs["Output"]))
@@ -114,8 +128,9 @@ def _graph(train: Training) -> Callable[..., str]:
 
 
 fedhelp = dsl.pipeline(name="fedhelp", description="FedHelp with a node per silo beside one aggregation node; they meet in the store.")(
-    _graph(_one_node_per_silo))
+    _graph(_asked_in_shards, _one_node_per_silo))
 fedhelp_compact = dsl.pipeline(
-    name="fedhelp-compact", description="FedHelp with all rounds in one task: for hundreds of silos, and for one machine.")(_graph(_one_task))
+    name="fedhelp-compact", description="FedHelp with all rounds in one task: for hundreds of silos, and for one machine.")(
+    _graph(_asked_in_one_task, _one_task))
 
 PIPELINES = {"fedhelp": fedhelp, "fedhelp-compact": fedhelp_compact}

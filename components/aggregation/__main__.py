@@ -12,7 +12,10 @@ from pathlib import Path
 
 from fedhelp_components.session import Session, end, open_session, run_parser, say
 from fedhelp_core import telemetry
+from fedhelp_core.errors import NotFound
+from fedhelp_core.facts import read_fact
 from fedhelp_core.rounds import Commit, close_round
+from fedhelp_core.softlabels.report import FACT, numbers
 from fedhelp_core.tracking import AsyncTracker
 
 
@@ -33,6 +36,7 @@ def close_rounds(session: Session, *, progress_file: str = "") -> Commit:
     lines = ["| round | silos | left out | mean loss | seconds |", "| --- | --- | --- | --- | --- |"]
     with AsyncTracker.for_run(federation, run.run_id) as tracker:
         commit = run.wait_for_commit(0)
+        tracker.log_round(0, soft_label_numbers(session))
         for number in range(1, federation.algorithm.rounds + 1):
             started = time.monotonic()
             known = run.commit(number)
@@ -50,6 +54,14 @@ def close_rounds(session: Session, *, progress_file: str = "") -> Commit:
                 Path(progress_file).write_text("\n".join(lines) + "\n", encoding="utf-8")
             telemetry.push_if_configured("fedhelp_aggregation")  # every round: who watches a run wants to see it
     return commit
+
+
+def soft_label_numbers(session: Session) -> dict[str, float]:
+    """What MLflow gets of the prefetch, as of round 0; nothing where the method uses no soft labels."""
+    try:
+        return numbers(read_fact(session.store, session.run.run_id, FACT))
+    except NotFound:
+        return {}
 
 
 def mean_loss(commit: Commit) -> float:

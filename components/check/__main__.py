@@ -39,6 +39,8 @@ class Checked:
     endpoint_url: str
     run: str
     silos: list[str]
+    shards: list[str]
+    """Shares of the public images that teachers are asked about beside each other, such as 1/2 and 2/2."""
 
 
 def run(*, federation: str, run_id: str, settings: Mapping[str, Any]) -> Checked:
@@ -59,7 +61,13 @@ def run(*, federation: str, run_id: str, settings: Mapping[str, Any]) -> Checked
     started.freeze(config.to_yaml())
     started.clear_abort()
     check_silos(config, store, started)
-    return Checked(config.store.url, config.store.endpoint_url or "", run_id, list(config.silo_names))
+    return Checked(config.store.url, config.store.endpoint_url or "", run_id, list(config.silo_names), shards_of(config))
+
+
+def shards_of(config: Federation) -> list[str]:
+    """One share, where there is nothing to ask."""
+    total = config.public_set.shards if config.uses_public_set and config.public_set is not None else 1
+    return [f"{number}/{total}" for number in range(1, total + 1)]
 
 
 def run_form(federation: str, run_id: str, form: Mapping[str, Any]) -> Checked:

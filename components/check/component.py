@@ -27,7 +27,7 @@ def check(
     min_silos: int,
     round_deadline: float,
     promotion_mode: str,
-) -> NamedTuple("Checked", [("store", str), ("endpoint_url", str), ("run", str), ("silos", list)]):  # type: ignore[valid-type]
+) -> NamedTuple("Checked", [("store", str), ("endpoint_url", str), ("run", str), ("silos", list), ("shards", list)]):  # type: ignore[valid-type]
     """Validate the federation's file and every silo's data before anything expensive starts, and freeze the run.
 
     Args:
@@ -51,7 +51,7 @@ def check(
         promotion_mode: Gate or manual.
 
     Returns:
-        Where the run's objects are, its id, and its silos.
+        Where the run's objects are, its id, its silos, and the shares in which its teachers are asked.
     """
     from fedhelp_components.check.__main__ import run_form
     from fedhelp_components.entry import task
@@ -66,4 +66,4 @@ def check(
                 "min_silos": min_silos, "round_deadline": round_deadline, "promotion_mode": promotion_mode,
             },
         )
-        return (checked.store, checked.endpoint_url, checked.run, checked.silos)
+        return (checked.store, checked.endpoint_url, checked.run, checked.silos, checked.shards)

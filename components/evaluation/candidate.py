@@ -21,6 +21,7 @@ from fedhelp_core.errors import NotFound
 from fedhelp_core.facts import read_fact
 from fedhelp_core.rounds import Commit
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
+from fedhelp_core.softlabels.report import FACT
 from fedhelp_core.tasks import TASKS, Metric
 from fedhelp_core.tracking import Tracker
 
@@ -82,7 +83,7 @@ def build_served(session: Session, final: Commit) -> tuple[nn.Module, str]:
 
 def _distillation_sha256(session: Session) -> str:
     try:
-        return str(read_fact(session.store, session.run.run_id, "distillation_set")["sha256"])
+        return str(read_fact(session.store, session.run.run_id, FACT)["sha256"])
     except NotFound:
         return ""
 

@@ -5,15 +5,13 @@ Called by evaluation, by promotion (which adds what the gate decided) and by `fe
 
 from __future__ import annotations
 
-import contextlib
-import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fedhelp_components.images import VERSION
+from fedhelp_components.session import say
 from fedhelp_core.config import Federation
 from fedhelp_core.errors import FedHelpError, NotFound
 from fedhelp_core.facts import read_fact
@@ -25,13 +23,15 @@ from fedhelp_core.report import (
     SiloFacts,
     SiloScores,
     SoftLabelFacts,
+    TeacherFacts,
     render_report,
     render_summary_table,
 )
 from fedhelp_core.rounds import Commit, Run
+from fedhelp_core.softlabels import report as soft_label_report
+from fedhelp_core.softlabels.summary import summarise
 from fedhelp_core.store import Store
 from fedhelp_core.tasks import TASKS
-from fedhelp_core.weights import read_weights
 
 summary_table = render_summary_table
 _EXAMPLES = 12
@@ -133,34 +133,31 @@ def _scores(run: Run, federation: Federation) -> dict[str, SiloScores]:
 
 
 def _soft_labels(store: Store, run_id: str) -> SoftLabelFacts | None:
-    fact = _fact(store, run_id, "distillation_set")
+    fact = _fact(store, run_id, soft_label_report.FACT)
     if not fact:
         return None
     sha256 = str(fact["sha256"])
-    entropies: tuple[float, ...] = ()
-    examples: tuple[PublicExample, ...] = ()
-    teachers: tuple[str, ...] = ()
-    with contextlib.suppress(FedHelpError, KeyError, ValueError):
-        index = json.loads(store.get(f"softlabels/{sha256}/index.json", 2**24))
-        teachers = tuple(f"{t['name']} version {t['version']}" for t in index.get("teachers", []))
-        answers_NP = _first_array(store, f"softlabels/{sha256}/answers-00000.safetensors").astype(np.float64)
-        images_NCHW = _first_array(store, f"softlabels/{sha256}/images-00000.safetensors")
-        entropies = tuple(float(x) for x in -(answers_NP * np.log(answers_NP.clip(1e-12))).sum(axis=1))
-        chosen = np.linspace(0, len(images_NCHW) - 1, min(_EXAMPLES, len(images_NCHW))).astype(int)
-        examples = tuple(
-            PublicExample(
-                image_HWC=np.ascontiguousarray(images_NCHW[i].transpose(1, 2, 0)).astype(np.uint8),
-                favourites=tuple((f"class {c}", float(answers_NP[i, c])) for c in answers_NP[i].argsort()[::-1][:3]))
-            for i in chosen)
-    return SoftLabelFacts(
-        sha256=sha256, images=int(fact["images"]), classes=int(fact["classes"]), teachers=teachers,
-        requests=sum(int(teacher["run"]["requests"]) for teacher in fact.get("teachers", {}).values()),
-        entropies=entropies, examples=examples)
+    asked = tuple(_teacher(name, teacher) for name, teacher in fact.get("teachers", {}).items())
+    facts = SoftLabelFacts(
+        sha256=sha256, images=int(fact["images"]), classes=int(fact["classes"]), asked=asked, requests=sum(teacher.requests for teacher in asked))
+    try:
+        found = summarise(store, sha256, examples=_EXAMPLES)
+    except FedHelpError as e:
+        say(f"the report shows nothing of distillation set {sha256[:12]}: {e}")
+        return facts
+    return replace(
+        facts, teachers=tuple(name for name, _ in found.teachers), entropies=tuple(found.entropies_N.tolist()),
+        favourites=tuple(zip(found.classes, found.favourites_C, found.mean_C, strict=True)),
+        agreements=tuple((a.one, a.other, a.same_favourite, a.divergence) for a in found.agreements),
+        examples=tuple(PublicExample(image_HWC=example.image_HWC, favourites=example.favourites) for example in found.examples))
 
 
-def _first_array(store: Store, key: str) -> Any:
-    path = store.fetch(key)
-    return next(iter(read_weights(path, expected=None, max_bytes=path.stat().st_size, sha256=None).values()))
+def _teacher(name: str, teacher: dict[str, Any]) -> TeacherFacts:
+    mine = teacher["run"]
+    return TeacherFacts(
+        name=name, asked=teacher["asked"], cached=teacher["cached"], requests=mine["requests"], retried=mine["retried"],
+        failed=mine["refused"] + mine["unusable"], in_doubt=mine["in_doubt"], cost=mine["cost"], cost_ever=teacher["ever"]["cost"],
+        currency=teacher["currency"], latency_p50=mine["latency_p50"], latency_p95=mine["latency_p95"])
 
 
 def _gate(store: Store, run_id: str) -> GateFacts | None:

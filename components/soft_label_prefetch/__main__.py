@@ -2,24 +2,25 @@
 
     python -m fedhelp_components.soft_label_prefetch --store URL --run RUN [--shard 1/4]
 
-With --shard it only asks, about its share of the images; once all shards are done, the same without --shard builds the set.
+With --shard it only asks, about its share of the images; once all shards are done, the same without --shard builds the set. In
+pipeline `fedhelp` the shards (public_set.shards) are nodes beside each other, in `fedhelp-compact` there is one task.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedhelp_components.session import end, open_session, run_parser, say
 from fedhelp_core import telemetry
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.facts import read_fact, write_fact
+from fedhelp_core.softlabels.report import FACT, as_fact, described, numbers
+from fedhelp_core.store import open_store
 
 if TYPE_CHECKING:
     from fedhelp_core.softlabels.asking import Progress
-    from fedhelp_core.softlabels.prefetch import PrefetchReport
 
 _PACE = 5.0  # seconds between two lines of progress
 
@@ -39,7 +40,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, shard: str = "") -> str:
         say(f"method {federation.algorithm.method} uses no soft labels: nothing to ask")
         return ""
     try:
-        return str(read_fact(session.store, run_id, "distillation_set")["sha256"])
+        return str(read_fact(session.store, run_id, FACT)["sha256"])
     except NotFound:
         pass
     from fedhelp_core.softlabels.prefetch import prefetch
@@ -48,16 +49,24 @@ def run(*, store: str, endpoint_url: str, run_id: str, shard: str = "") -> str:
         report = prefetch(
             session.store, federation.public_set, federation.task.image_size, run=run_id, shard=part, progress=said_now_and_then())
     finally:
-        telemetry.push_if_configured("fedhelp_soft_label_prefetch")
+        telemetry.push_if_configured("fedhelp_soft_label_prefetch" + (f"_{part[0]}" if part else ""))  # shards must not hide each other
     for line in described(report):
         say(line)
     if part is not None:
         return ""
-    return str(write_fact(session.store, run_id, "distillation_set", as_fact(report))["sha256"])
+    return str(write_fact(session.store, run_id, FACT, as_fact(report))["sha256"])
+
+
+def figures_of(store: str, endpoint_url: str, run_id: str) -> dict[str, float]:
+    """The run's prefetch in numbers, for KFP's own display; nothing before its set is built."""
+    try:
+        return numbers(read_fact(open_store(store, endpoint_url=endpoint_url or None), run_id, FACT))
+    except NotFound:
+        return {}
 
 
 def parsed_shard(text: str) -> tuple[int, int] | None:
-    """'2/4' -> (2, 4); '' -> None, all images.
+    """'2/4' -> (2, 4); '' and '1/1' -> None, all images.
 
     Raises:
         ConfigError: neither.
@@ -67,7 +76,7 @@ def parsed_shard(text: str) -> tuple[int, int] | None:
     number, _, total = text.partition("/")
     if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
         raise ConfigError(f"shard: NUMBER/OF expected, e.g. 1/4, got {text!r}")
-    return int(number), int(total)
+    return (int(number), int(total)) if int(total) > 1 else None
 
 
 def said_now_and_then() -> Callable[[Progress], None]:
@@ -81,27 +90,6 @@ def said_now_and_then() -> Callable[[Progress], None]:
             say(str(step))
 
     return progress
-
-
-def as_fact(report: PrefetchReport) -> dict[str, Any]:
-    """What later steps and the report read of it."""
-    return {
-        "sha256": report.distillation_set_sha256, "images": report.images, "asked": report.asked, "cached": report.cached,
-        "duplicates": report.duplicates, "seconds": round(report.seconds, 3), "classes": report.classes,
-        "teachers": {name: asdict(teacher) for name, teacher in report.teachers.items()},
-    }
-
-
-def described(report: PrefetchReport) -> list[str]:
-    """The report as lines for people."""
-    lines = [f"soft labels: {report.images} public images, {report.asked} asked by this run, {report.cached} known before, {report.seconds:.1f} s"]
-    for name, teacher in report.teachers.items():
-        mine, ever = teacher.run, teacher.ever
-        doubt = f", {mine.in_doubt} in doubt ({mine.in_doubt_images} images that may have been answered unrecorded)" if mine.in_doubt else ""
-        lines.append(
-            f"teacher {name}: {mine.requests} requests answered, {mine.retried} tries refused, {mine.refused + mine.unusable} requests failed{doubt};"
-            f" p50 {mine.latency_p50:.3f} s, p95 {mine.latency_p95:.3f} s; cost {mine.cost:.2f} {teacher.currency}, ever {ever.cost:.2f}")
-    return lines
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
     softlabels/<sha256>/index.json                 written last; <sha256> is the sha256 of these bytes
     softlabels/<sha256>/images-00000.safetensors   images uint8 (N, 3, S, S)
-    softlabels/<sha256>/answers-00000.safetensors  answers (N, ...): float16 class probabilities (N, C); the index says which form
+    softlabels/<sha256>/answers-00000.safetensors  answers (N, ...): float16 class probabilities (N, C); the index says which form.
+                                                   And sha256 uint8 (N, 32): of each image's content, its name in the ledger
 
 `prefetch` writes it, silos load it. The index holds every shard's sha256, so whoever knows the set's name can check all of
 it. The name is a function of images, answers and settings alone: who asked, when, and how many at once is not in it. Shapes:
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedhelp_core.errors import ConfigError, DataError, NotFound
 from fedhelp_core.softlabels.public_images import PublicImages
 from fedhelp_core.softlabels.teachers import AnswerForm, TeacherIdentity
-from fedhelp_core.softlabels.tensors import HEADER_ROOM, pack, unpack
+from fedhelp_core.softlabels.tensors import HEADER_ROOM, hash_rows, pack, unpack
 from fedhelp_core.store import Store, is_local, release
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ IMAGES_PER_SHARD = 4096
 _SHARD_BYTES = 64 * 2**20  # large images: fewer per shard, so that building one needs little memory
 _MAX_INDEX_BYTES = 16 * 2**20
 
+_INDEX = re.compile(r"softlabels/[0-9a-f]{64}/index\.json")
 _Sha = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -67,7 +70,7 @@ class _Source(_Strict):
 class Index(_Strict):
     """What index.json says."""
 
-    format: Literal["fedhelp-distillation-set/2"] = "fedhelp-distillation-set/2"
+    format: Literal["fedhelp-distillation-set/3"] = "fedhelp-distillation-set/3"
     images: int = Field(ge=1, le=2**32)
     classes: int = Field(ge=2, le=2**20)
     answer_shape: list[int] = Field(min_length=1, max_length=4)
@@ -156,7 +159,12 @@ def _built(images: PublicImages, answers: Callable[[range], NDArray[Any]], form:
     for start in range(0, len(images.hashes), per_shard):
         chosen = range(start, min(start + per_shard, len(images.hashes)))
         pixels_NCHW = images.pixels(chosen).transpose(0, 3, 1, 2)
-        yield len(chosen), pack({"images": pixels_NCHW}), pack({"answers": answers(chosen)})
+        yield len(chosen), pack({"images": pixels_NCHW}), pack({"answers": answers(chosen), "sha256": hash_rows(images.hashes[start : chosen.stop])})
+
+
+def known_sets(store: Store) -> list[str]:
+    """sha256 (hex) of every set in the store."""
+    return [key.split("/")[1] for key in store.list("softlabels/") if _INDEX.fullmatch(key)]
 
 
 def read_index(store: Store, sha256: str) -> Index:
@@ -205,71 +213,94 @@ def load_distillation_set(store: Store, sha256: str, cache_dir: Path | None = No
             f"distillation set {sha256[:12]} was recorded with {index.classes} classes, config says {classes}; prefetch again")
     images, answers = [], []
     for number, shard in enumerate(index.shards):
-        images.append(_mapped(store, sha256, ("images", number, shard.images_sha256), cache_dir,
-                              dtype="uint8", shape=(shard.images, 3, index.image_size, index.image_size)))
-        answers.append(_mapped(store, sha256, ("answers", number, shard.answers_sha256), cache_dir,
-                               dtype=index.answer_dtype, shape=(shard.images, *index.answer_shape)))
+        images.append(_mapped(store, sha256, ("images", number, shard.images_sha256), cache_dir, _image_arrays(index, shard))["images"])
+        answers.append(_mapped(store, sha256, ("answers", number, shard.answers_sha256), cache_dir, _answer_arrays(index, shard))["answers"])
     import torch  # prefetch on the hub has no torch
 
     return DistillationSet(
         images_NCHW=MappedRows(images, torch.uint8), probabilities_NC=MappedRows(answers, torch.float32), classes=index.classes, sha256=sha256)
 
 
-def read_shard(store: Store, sha256: str, index: Index, number: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """Images (n, 3, S, S) and answers (n, ...) of one shard, checked; numpy alone.
+def read_images(store: Store, sha256: str, index: Index, number: int) -> NDArray[np.uint8]:
+    """The images (n, 3, S, S) of one shard, checked; numpy alone.
 
     Raises:
         NotFound: the shard is gone.
         DataError: it is damaged or forged.
     """
     shard = index.shards[number]
-    form = np.dtype(index.answer_dtype)
-    images = _array(store, _key(sha256, shard_name("images", number)), "images", shard.images_sha256,
-                    np.dtype(np.uint8), (shard.images, 3, index.image_size, index.image_size))
-    return images, _array(store, _key(sha256, shard_name("answers", number)), "answers", shard.answers_sha256,
-                          form, (shard.images, *index.answer_shape))
+    return _arrays(store, _key(sha256, shard_name("images", number)), shard.images_sha256, _image_arrays(index, shard))["images"]
 
 
-def _array(store: Store, key: str, name: str, sha256: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    body = store.get(key, int(np.prod(shape)) * dtype.itemsize + HEADER_ROOM)
+def read_answers(store: Store, sha256: str, index: Index, number: int) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """The answers (n, ...) of one shard and the sha256 (hex) of the images that they are about, checked; numpy alone.
+
+    Raises:
+        NotFound: the shard is gone.
+        DataError: it is damaged or forged.
+    """
+    shard = index.shards[number]
+    found = _arrays(store, _key(sha256, shard_name("answers", number)), shard.answers_sha256, _answer_arrays(index, shard))
+    return found["answers"], tuple(row.tobytes().hex() for row in found["sha256"])
+
+
+_Expected = dict[str, tuple[str, tuple[int, ...]]]
+"""Array's name -> dtype's name and shape."""
+
+
+def _image_arrays(index: Index, shard: _Shard) -> _Expected:
+    return {"images": ("uint8", (shard.images, 3, index.image_size, index.image_size))}
+
+
+def _answer_arrays(index: Index, shard: _Shard) -> _Expected:
+    return {"answers": (index.answer_dtype, (shard.images, *index.answer_shape)), "sha256": ("uint8", (shard.images, 32))}
+
+
+def _bytes_of(expected: _Expected) -> int:
+    return HEADER_ROOM + sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for dtype, shape in expected.values())
+
+
+def _arrays(store: Store, key: str, sha256: str, expected: _Expected) -> dict[str, NDArray[Any]]:
+    body = store.get(key, _bytes_of(expected))
     if _sha(body) != sha256:
         raise _damaged(key, f"has sha256 {_sha(body)}, expected {sha256}")
     try:
-        return unpack(body, {name: (dtype.type, shape)})[name]
+        return unpack(body, {name: (np.dtype(dtype).type, shape) for name, (dtype, shape) in expected.items()})
     except ValueError as e:
         raise _damaged(key, str(e)) from e
 
 
 def _mapped(
-    store: Store, sha256: str, file: tuple[str, int, str], cache_dir: Path | None, *, dtype: str, shape: tuple[int, ...],
-) -> torch.Tensor:
-    """The one tensor of a shard's file (kind, number, sha256), mapped."""
+    store: Store, sha256: str, file: tuple[str, int, str], cache_dir: Path | None, expected: _Expected,
+) -> dict[str, torch.Tensor]:
+    """The tensors of a shard's file (kind, number, sha256), mapped."""
     from safetensors import SafetensorError, safe_open  # with torch only
 
     kind, number, file_sha256 = file
     key = _key(sha256, shard_name(kind, number))
-    payload = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    with _local_file(store, key, file_sha256, payload, cache_dir) as path:
+    with _local_file(store, key, file_sha256, _bytes_of(expected), cache_dir) as path:
         try:
             with safe_open(path, framework="pt") as opened:
-                if set(opened.keys()) != {kind}:
-                    raise _damaged(key, f"holds {sorted(opened.keys())[:8]}, expected {kind}")
-                tensor: torch.Tensor = opened.get_tensor(kind)
+                if set(opened.keys()) != set(expected):
+                    raise _damaged(key, f"holds {sorted(opened.keys())[:8]}, expected {sorted(expected)}")
+                tensors: dict[str, torch.Tensor] = {name: opened.get_tensor(name) for name in expected}
         except SafetensorError as e:
             raise _damaged(key, f"is not a safetensors file ({e})") from e
-    if str(tensor.dtype) != f"torch.{dtype}" or tuple(tensor.shape) != shape:
-        raise _damaged(key, f"holds {tensor.dtype} of shape {tuple(tensor.shape)}, expected {dtype} of shape {shape}")
-    return tensor
+    for name, (dtype, shape) in expected.items():
+        tensor = tensors[name]
+        if str(tensor.dtype) != f"torch.{dtype}" or tuple(tensor.shape) != shape:
+            raise _damaged(key, f"holds {tensor.dtype} of shape {tuple(tensor.shape)}, expected {dtype} of shape {shape}")
+    return tensors
 
 
 @contextmanager
-def _local_file(store: Store, key: str, sha256: str, payload: int, cache_dir: Path | None) -> Iterator[Path]:
+def _local_file(store: Store, key: str, sha256: str, max_bytes: int, cache_dir: Path | None) -> Iterator[Path]:
     """A local file with the object's bytes, checked; a copy in `cache_dir` where the store is not a folder."""
     cached = None if cache_dir is None or is_local(store) else cache_dir / key
     if cached is not None and cached.is_file() and _file_sha(cached) == sha256:
         yield cached
         return
-    path = store.fetch(key, payload + HEADER_ROOM)
+    path = store.fetch(key, max_bytes)
     try:
         if _file_sha(path) != sha256:
             raise _damaged(key, f"has sha256 {_file_sha(path)}, expected {sha256}")

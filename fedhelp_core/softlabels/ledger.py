@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from fedhelp_core.config import TeacherBudget
 from fedhelp_core.errors import ConfigError, NotFound, TeacherError
 from fedhelp_core.softlabels.teachers import AnswerForm, TeacherIdentity, changed_version, check_recorded
-from fedhelp_core.softlabels.tensors import note_of, pack, unpack
+from fedhelp_core.softlabels.tensors import hash_rows, note_of, pack, unpack
 from fedhelp_core.store import Store
 
 _READERS = 8  # objects fetched at a time: a bucket answers in tens of ms, and a set of 100 000 images has 1600 batches
@@ -170,10 +170,9 @@ class Ledger:
         """Keep the answer to request `number`, whose rows are in the order of `hashes`."""
         if self._served_version is None:
             self._write_card(served_version)
-        images = np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(len(hashes), 32)
         key = f"{self.folder}answers/{number:08d}-{batch_sha(hashes)[:16]}.safetensors"
         note = _Answered(key, run, len(hashes), tries, round(seconds, 6))
-        self._store.put_new(key, pack({"images": images, "answers": answers}, {"run": run, "tries": tries, "seconds": note.seconds}))
+        self._store.put_new(key, pack({"images": hash_rows(hashes), "answers": answers}, {"run": run, "tries": tries, "seconds": note.seconds}))
         self._take_in(number, _Batch(list(hashes), answers, note))
 
     def fail(self, number: int, outcome: str, reason: str) -> None:

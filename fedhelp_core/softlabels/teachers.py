@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -99,6 +99,12 @@ class TeacherIdentity:
         return cls(
             name=config.name, version=config.version, classes=config.classes, output=config.output, preprocessing=preprocessing,
             prompts=config.prompts)
+
+    @classmethod
+    def of_source(cls, source: Mapping[str, Any]) -> TeacherIdentity:
+        """The identity that a distillation set's index names."""
+        fields = {field: source[field] for field in ("name", "version", "classes", "output", "preprocessing")}
+        return cls(**fields, prompts=tuple(source["prompts"]))
 
     @property
     def key(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,11 @@ def pack(arrays: Mapping[str, NDArray[Any]], note: Mapping[str, Any] | None = No
     """safetensors bytes; the same arrays and the same note (JSON, below 2 KiB) give the same bytes."""
     metadata = None if note is None else {_NOTE: json.dumps(note, sort_keys=True)}
     return save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata)
+
+
+def hash_rows(hashes: Sequence[str]) -> NDArray[np.uint8]:
+    """sha256s (hex) as rows of bytes, (n, 32)."""
+    return np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(len(hashes), 32)
 
 
 def note_of(body: bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from collections.abc import Callable
@@ -82,7 +83,20 @@ def test_a_finished_run_goes_to_the_registry_and_its_model_is_loaded_by_alias_in
         "answers = model(torch.full((3, 3, 16, 16), 128.0))\nprint(list(answers.shape), answers.sum(dim=1).sub(1).abs().max().item() < 1e-5)\n",
         encoding="utf-8")
     assert succeeded(processes.start(sys.executable, program, uri)).strip().splitlines()[-1] == "[3, 8] True"
-    assert (tiny.store / "runs" / "first" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    page = (tiny.store / "runs" / "first" / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+
+    # what the prefetch asked and cost: in MLflow as of round 0, in the report, and its set on demand
+    ask = "import sys, mlflow\nrun = mlflow.tracking.MlflowClient(sys.argv[1]).search_runs(['1'])[0]\nprint(run.data.metrics)\n"
+    (tmp_path / "metrics.py").write_text(ask, encoding="utf-8")
+    metrics = ast.literal_eval(succeeded(processes.start(sys.executable, tmp_path / "metrics.py", uri)).strip().splitlines()[-1])
+    assert (metrics["soft_labels.images"], metrics["soft_labels.drawn.asked"], metrics["soft_labels.drawn.requests"]) == (12, 12, 1)
+    assert metrics["soft_labels.drawn.latency_p95"] > 0
+    assert "<td>drawn</td><td class=\"n\">12</td>" in page
+    assert "What the teacher sees" in page
+    shown = succeeded(processes.fedhelp("softlabels", "show", tiny.path))
+    assert "12 public images of 16 x 16 pixels, 5 classes" in shown
+    assert "teacher drawn version 1: 100% of every answer" in shown
 
     assert "champion is now version 1" in succeeded(processes.fedhelp("promote", tiny.path))
     succeeded(processes.fedhelp("run", tiny.path, "--run-id", "second", "--set", "runtime.seed=6"))

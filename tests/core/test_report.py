@@ -20,6 +20,7 @@ from fedhelp_core.report import (
     SiloFacts,
     SiloScores,
     SoftLabelFacts,
+    TeacherFacts,
     render_report,
     render_summary_table,
 )
@@ -65,7 +66,11 @@ def full() -> ReportFacts:
     }
     example = PublicExample(image_HWC=np.zeros((16, 16, 3), dtype=np.uint8), favourites=((HOSTILE, 0.8), ("two", 0.1)))
     soft = SoftLabelFacts(
-        sha256="ab" * 32, images=3, classes=10, teachers=("t",), requests=0, entropies=(0.1, 0.2, math.nan), examples=(example,))
+        sha256="ab" * 32, images=3, classes=10, teachers=("t",), requests=0, entropies=(0.1, 0.2, math.nan), examples=(example,),
+        asked=(TeacherFacts(
+            name=HOSTILE, asked=2, cached=1, requests=1, retried=3, failed=4, in_doubt=5, cost=1.5, cost_ever=2.25, currency=HOSTILE,
+            latency_p50=0.125, latency_p95=0.5),),
+        favourites=((HOSTILE, 3, 0.75), ("two", 0, 0.25)), agreements=((HOSTILE, "t", 0.5, 0.125),))
     return minimal(
         rounds=rounds, scores=scores, soft_labels=soft, planned_rounds=2, classes=("x", HOSTILE), parameters={"rounds": 2, "name": HOSTILE},
         final_sha256="cd" * 32, lineage={"config digest": "ef"}, tracking={"model version": HOSTILE},
@@ -94,6 +99,12 @@ def test_page_shows_scores_missing_values_and_the_gate() -> None:
     assert "kept" in page
     assert "finished" in page
     assert "cd" * 32 in page and "ab" * 32 in page
+
+
+def test_page_shows_what_teachers_were_asked_what_it_cost_and_how_far_they_agree() -> None:
+    page = render_report(full())
+    for text in ("2.25 ", "0.125 s", "0.500 s", "What the teacher sees", "How sure the teacher is", "How far teachers agree", "50.0%"):
+        assert text in page, text
 
 
 def test_a_run_that_just_started_still_gives_a_page() -> None:

@@ -19,7 +19,7 @@ from fedhelp_components.check.form import FIELDS, LITERALS
 from fedhelp_core.config import METHODS, AlgorithmConfig, Federation, Normalisation, PromotionConfig, parse_federation
 
 HEAVY = ("torch", "mlflow", "boto3", "matplotlib", "monai", "kubernetes")
-COMMANDS = ("run", "simulate", "data", "compile", "register", "submit", "check", "jobs", "promote", "rollback")
+COMMANDS = ("run", "simulate", "data", "softlabels", "compile", "register", "submit", "check", "jobs", "promote", "rollback")
 NAMES = ("fedhelp", "fedhelp-compact")
 REQUIRED: set[str] = set()
 """Parameters of the form that must be filled in: none, since the chart mounts federation.yaml where the default says."""
@@ -141,7 +141,7 @@ def test_every_input_of_every_component_is_typed_and_documented(spec: dict[str, 
     assert len(components) >= 5
     for name, component in components.items():
         for parameter, described in component["inputDefinitions"]["parameters"].items():
-            assert described["parameterType"] in ("STRING", "NUMBER_INTEGER", "NUMBER_DOUBLE"), (name, parameter)
+            assert described["parameterType"] in ("STRING", "NUMBER_INTEGER", "NUMBER_DOUBLE", "LIST"), (name, parameter)
             assert described["description"].strip(), (name, parameter)
 
 
@@ -162,15 +162,28 @@ def test_both_graphs_have_the_same_form_and_give_what_promotion_decided(spec_of:
 
 def test_fedhelp_has_a_node_per_silo_beside_aggregation(spec_of: Callable[[str], dict[str, Any]]) -> None:
     tasks = spec_of("fedhelp")["root"]["dag"]["tasks"]
-    loop = tasks.pop("for-loop-1")
-    assert set(tasks) == {"check", "soft-label-prefetch", "aggregation", "evaluation", "promotion"}
+    tasks.pop("for-loop-1")  # the shards
+    loop = tasks.pop("for-loop-2")
+    assert set(tasks) == {"check", "soft-label-prefetch-2", "aggregation", "evaluation", "promotion"}
     assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--check-silos"}
-    assert set(spec_of("fedhelp")["components"]["comp-for-loop-1"]["dag"]["tasks"]) == {"silo-training"}
+    assert set(spec_of("fedhelp")["components"]["comp-for-loop-2"]["dag"]["tasks"]) == {"silo-training"}
     # beside, not after, each other: they meet in the store
-    assert set(loop["dependentTasks"]) == {"check", "soft-label-prefetch"}
-    assert set(tasks["aggregation"]["dependentTasks"]) == {"check", "soft-label-prefetch"}
+    assert set(loop["dependentTasks"]) == {"check", "soft-label-prefetch-2"}
+    assert set(tasks["aggregation"]["dependentTasks"]) == {"check", "soft-label-prefetch-2"}
     assert "aggregation" in tasks["evaluation"]["dependentTasks"]
     assert "evaluation" in tasks["promotion"]["dependentTasks"]
+
+
+def test_fedhelp_asks_teachers_in_shards_beside_each_other_and_builds_the_set_after_them(spec_of: Callable[[str], dict[str, Any]]) -> None:
+    spec = spec_of("fedhelp")
+    tasks = spec["root"]["dag"]["tasks"]
+    assert tasks["for-loop-1"]["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--check-shards"}
+    inner = spec["components"]["comp-for-loop-1"]["dag"]["tasks"]["soft-label-prefetch"]["inputs"]["parameters"]
+    assert inner["shard"] == {"componentInputParameter": "pipelinechannel--check-shards-loop-item"}
+    assert set(tasks["soft-label-prefetch-2"]["dependentTasks"]) == {"check", "for-loop-1"}
+    asked = tasks["soft-label-prefetch-2"]["inputs"]["parameters"]["asked"]
+    assert asked["taskOutputParameter"]["producerTask"] == "for-loop-1"
+    assert "shard" not in tasks["soft-label-prefetch-2"]["inputs"]["parameters"]  # the default: everything
 
 
 def test_fedhelp_compact_has_all_rounds_in_one_task(spec_of: Callable[[str], dict[str, Any]]) -> None:
@@ -182,7 +195,8 @@ def test_fedhelp_compact_has_all_rounds_in_one_task(spec_of: Callable[[str], dic
 
 def test_no_task_but_prefetch_is_ever_answered_from_the_cache(spec: dict[str, Any]) -> None:
     cached = {name for name, task in tasks_of(spec).items() if task.get("cachingOptions", {}).get("enableCache")}
-    assert cached == {"soft-label-prefetch"}
+    assert cached == {"soft-label-prefetch", "soft-label-prefetch-2"} & tasks_of(spec).keys()
+    assert cached
 
 
 def test_components_install_nothing_when_they_start(spec: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from fedhelp_core.errors import ConfigError, DataError, NotFound
 from fedhelp_core.softlabels import distillation_set
-from fedhelp_core.softlabels.distillation_set import load_distillation_set, read_index
+from fedhelp_core.softlabels.distillation_set import load_distillation_set, read_answers, read_index
 from fedhelp_core.softlabels.public_images import read_public_images
 from fedhelp_core.store import Store, open_store
 from tests.core.softlabels.helpers import SIDE, CountingTeacher, answer_to, draw, in_memory, run, spoil
@@ -39,6 +39,10 @@ class TestDistillationSet:
         assert images_NCHW.permute(0, 2, 3, 1).numpy().tobytes() == images.pixels([0, 1, 2]).tobytes()
         np.testing.assert_array_equal(probabilities_NC.numpy(), answer_to(images.pixels([0, 1, 2])).astype(np.float32))
         assert (loaded.classes, loaded.sha256) == (2, written)
+
+    def test_its_rows_carry_the_names_that_they_have_in_the_ledger(self, local: Store, written: str, tmp_path: Path) -> None:
+        _, hashes = read_answers(local, written, read_index(local, written), 0)
+        assert hashes == read_public_images(tmp_path / "public", SIDE).hashes
 
     def test_a_set_of_several_shards_holds_the_same(
         self, local: Store, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
