@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.figures import Figure, run_alone, spread
-from fedhelp_core.config import PublicSetConfig, TeacherConfig
+from fedhelp_core.config import PublicSetConfig, TaskConfig, TeacherConfig
 from fedhelp_core.softlabels.prefetch import PrefetchReport, prefetch
 from fedhelp_core.store import open_store
 
@@ -59,7 +59,7 @@ def prefetched(folder: Path, images: Path, uri: str) -> tuple[PrefetchReport, fl
     moments: list[float] = []
     store = open_store(str(folder))
     with _noting(moments):
-        report = prefetch(store, PublicSetConfig(images=images, teachers=(teacher(uri),)), SIDE)
+        report = prefetch(store, PublicSetConfig(images=images, teachers=(teacher(uri),)), TaskConfig(image_size=SIDE))
     return report, moments[1] - moments[0]
 
 

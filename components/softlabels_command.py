@@ -60,7 +60,8 @@ def chosen_set(store: Store, run_id: str | None, sha256: str | None) -> str:
 
 def _parts(found: SetSummary) -> Iterator[str | Table]:
     yield f"distillation set {found.sha256}"
-    yield f"{found.images:,} public images of {found.image_size} x {found.image_size} pixels, {len(found.classes)} classes"
+    sides, what = " x ".join(map(str, found.image_sides)), "foregrounds" if found.masks else "classes"
+    yield f"{found.images:,} public images of {sides} {'voxels' if len(found.image_sides) == 3 else 'pixels'}, {len(found.classes)} {what}"
     yield from (f"teacher {name}: {share:.0%} of every answer" for name, share in found.teachers)
     yield _classes(found)
     yield f"Entropy of an answer in nats (0: certain, {math.log(len(found.classes)):.2f}: no opinion)"
@@ -74,7 +75,7 @@ def _parts(found: SetSummary) -> Iterator[str | Table]:
 
 def histogram(found: SetSummary) -> str:
     """Entropies from none to the most there can be, a line a bar."""
-    top = math.log(len(found.classes))
+    top = found.most_entropy
     counts, edges = np.histogram(np.clip(found.entropies_N, 0.0, top), bins=_BARS, range=(0.0, top))
     most = max(int(counts.max()), 1)
     return "\n".join(f"  {low:5.2f} {'#' * math.ceil(_WIDTH * count / most):{_WIDTH}} {count:,}" for count, low in zip(counts, edges, strict=False))

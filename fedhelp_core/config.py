@@ -177,7 +177,8 @@ class TeacherConfig(_Model):
     kind: Literal["mlflow", "openinference"] = "mlflow"
     uri: str = Field(description="MLflow model URI (models:/… or a folder), or http(s)://host/v2/models/<model>.")
     version: str = Field("1", description="Asked again only when this or `prompts` changes.")
-    classes: int = Field(ge=2, description="C_pub: number of probabilities per image.")
+    classes: int = Field(
+        ge=1, description="C_pub: number of probabilities per image; of masks per pixel, background first (1: the foreground's alone).")
     prompts: tuple[str, ...] = Field((), description="Zero-shot prompts that the server was set up with, one per class; also the classes' names.")
     output: Literal["probabilities", "logits"] = "probabilities"
     output_name: str | None = Field(None, description="openinference: which output tensor; null: the model's only one.")
@@ -212,8 +213,8 @@ class PublicSetConfig(_Model):
 
     images: Path = Field(description="Folder or file, see `layout`.")
     layout: Literal["folder", "cifar10", "cifar100", "tar", "datalist"] = Field(
-        "folder", description="'folder': JPEG/PNG files, searched recursively; 'cifar10', 'cifar100': their binary versions (*.bin); 'tar': *.tar or"
-                              " *.tar.gz of JPEG/PNG files; 'datalist': a JSON file with lists of {image}.")
+        "folder", description="'folder': JPEG/PNG files (of volumes: NIfTI), searched recursively; 'cifar10', 'cifar100': their binary versions"
+                              " (*.bin); 'tar': *.tar or *.tar.gz of JPEG/PNG files; 'datalist': a JSON file with lists of {image}.")
     teachers: tuple[TeacherConfig, ...] = Field(min_length=1)
     shards: int = Field(1, ge=1, le=64, description="Pipeline tasks that ask side by side, each about its share of the images.")
 
@@ -339,6 +340,9 @@ class Federation(_Model):
         elif self.uses_public_set and self.public_set is None:
             problems.append(f"public_set: method {self.algorithm.method!r} learns from soft labels, so public_set.images and public_set.teachers are"
                             " needed (or choose method: fedhelp-no-api)")
+        if self.public_set is not None and TASKS[self.task.name].form == "classes":
+            problems += [f"public_set.teachers.{number}.classes: at least 2 expected where teachers name classes, got {teacher.classes}"
+                         for number, teacher in enumerate(self.public_set.teachers) if teacher.classes < 2]
         if problems:
             raise ValueError("\n".join(problems))
         return self

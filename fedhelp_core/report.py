@@ -130,7 +130,9 @@ class SoftLabelFacts:
     agreements: tuple[tuple[str, str, float, float], ...] = ()
     """Per pair of teachers: names, share of images with the same favourite, mean Jensen-Shannon divergence in nats."""
     entropies: tuple[float, ...] = ()
-    """Entropy of each answer, in nats: 0 is certainty, log(classes) is no opinion."""
+    """Entropy of each answer, in nats: 0 is certainty."""
+    most_entropy: float | None = None
+    """Of no opinion; None: log(classes)."""
     examples: tuple[PublicExample, ...] = ()
 
 
@@ -458,7 +460,7 @@ def _agreement_table(soft: SoftLabelFacts) -> str:
 
 def _entropy_histogram(soft: SoftLabelFacts) -> str:
     finite = [e for e in soft.entropies if math.isfinite(e)]
-    top = math.log(max(soft.classes, 2))
+    top = soft.most_entropy or math.log(max(soft.classes, 2))
     counts, edges = np.histogram(np.clip(finite, 0.0, top), bins=24, range=(0.0, top))
     labels = [f"{edge:.1f}" for edge in edges[:-1]]
     label = f"entropy of an answer in nats (0: certain, {top:.2f}: no opinion)"

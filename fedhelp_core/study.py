@@ -231,7 +231,7 @@ def _prefetched(federation: Federation) -> str:
 
     assert federation.public_set is not None  # the schema demands it of methods that learn from soft labels
     store = open_store(federation.store.url, endpoint_url=federation.store.endpoint_url)
-    return prefetch(store, federation.public_set, federation.task.image_size).distillation_set_sha256
+    return prefetch(store, federation.public_set, federation.task).distillation_set_sha256
 
 
 def digest_of_data(silos: Silos) -> str:

@@ -20,8 +20,8 @@ from typing import Any
 from fedhelp_components.check.form import FIELDS
 from fedhelp_components.dispatch.supervisor import require_none_failed, run_everywhere
 from fedhelp_components.session import dispatcher_for, end, say
-from fedhelp_core.config import Federation, PublicSetConfig, load_federation
-from fedhelp_core.data.decode import SUFFIXES
+from fedhelp_core.config import Federation, PublicSetConfig, TaskConfig, load_federation
+from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, PermanentError
 from fedhelp_core.facts import write_fact
 from fedhelp_core.kinds import resolve_kinds
@@ -124,7 +124,7 @@ def static_problems(config: Federation) -> list[FedHelpError]:
             f"store.url: silo {remote[0]!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix"))
     looks: list[Callable[[], object]] = [lambda: _require_store(config)]
     if config.uses_public_set and config.public_set is not None:
-        looks.append(partial(_require_public_images, config.public_set))
+        looks.append(partial(_require_public_images, config.public_set, config.task))
     for look in looks:
         try:
             look()
@@ -152,11 +152,12 @@ def _require_store(config: Federation) -> None:
     probe(store)
 
 
-def _require_public_images(public: PublicSetConfig) -> None:
+def _require_public_images(public: PublicSetConfig, task: TaskConfig) -> None:
     """At least one; whether they can be decoded shows when they are, before the first teacher is asked."""
-    if next(open_sources(public.images, public.layout), None) is None:
+    preparation = preparation_of(task)
+    if next(open_sources(public.images, public.layout, preparation), None) is None:
         raise DataError(
-            f"public_set.images: {public.images} holds no image ({', '.join(SUFFIXES)}); give the folder of public JPEG/PNG images,"
+            f"public_set.images: {public.images} holds no image ({', '.join(preparation.suffixes)}); give the folder of public images,"
             " or set public_set.layout")
 
 

@@ -147,6 +147,7 @@ def _soft_labels(store: Store, run_id: str) -> SoftLabelFacts | None:
         return facts
     return replace(
         facts, teachers=tuple(name for name, _ in found.teachers), entropies=tuple(found.entropies_N.tolist()),
+        most_entropy=found.most_entropy,
         favourites=tuple(zip(found.classes, found.favourites_C, found.mean_C, strict=True)),
         agreements=tuple((a.one, a.other, a.same_favourite, a.divergence) for a in found.agreements),
         examples=tuple(PublicExample(image_HWC=example.image_HWC, favourites=example.favourites) for example in found.examples))

@@ -47,7 +47,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, shard: str = "") -> str:
 
     try:
         report = prefetch(
-            session.store, federation.public_set, federation.task.image_size, run=run_id, shard=part, progress=said_now_and_then())
+            session.store, federation.public_set, federation.task, run=run_id, shard=part, progress=said_now_and_then())
     finally:
         telemetry.push_if_configured("fedhelp_soft_label_prefetch" + (f"_{part[0]}" if part else ""))  # shards must not hide each other
     for line in described(report):

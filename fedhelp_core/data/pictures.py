@@ -48,6 +48,14 @@ def checked_pair(item: Item) -> tuple[Image.Image, NDArray[np.generic]]:
     return grey, labels
 
 
+def read_image(raw: bytes, path: Path, size: int) -> Example:
+    """The image (1, S, S) in a file's bytes, without a mask: a public one."""
+    try:
+        return Example(_fitted(_grey(_decoded(raw, path), path), size, Image.Resampling.BICUBIC)[None])
+    except Unusable as e:
+        return Example(problem=str(e))
+
+
 def grey_square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Grey pixels (H, W) prepared as files are: (1, S, S)."""
     return _fitted(Image.fromarray(pixels), size, Image.Resampling.BICUBIC)[None]
@@ -65,11 +73,18 @@ def opened(path: Path) -> Image.Image:
         Unusable: no such file, or none that can be read.
     """
     try:
-        with Image.open(io.BytesIO(path.read_bytes()), formats=_FORMATS) as image:
-            upright = ImageOps.exif_transpose(image)
-            upright.load()
+        return _decoded(path.read_bytes(), path)
     except FileNotFoundError:
         raise Unusable(f"{path}: no such image file; correct the list or the folder") from None
+    except OSError as e:
+        raise Unusable(f"{path}: cannot be read as an image ({e}); replace or remove it") from None
+
+
+def _decoded(raw: bytes, path: Path) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(raw), formats=_FORMATS) as image:
+            upright = ImageOps.exif_transpose(image)
+            upright.load()
     except BROKEN as e:
         raise Unusable(f"{path}: cannot be read as an image ({e}); replace or remove it") from None
     return upright

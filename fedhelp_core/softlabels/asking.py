@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from fedhelp_core import telemetry
 from fedhelp_core.config import TeacherConfig
 from fedhelp_core.errors import PermanentError, TeacherError, TeacherUnavailable
+from fedhelp_core.softlabels.answers import checked_answers
 from fedhelp_core.softlabels.ledger import REFUSED, UNUSABLE, BudgetReached, Ledger, batch_sha
 from fedhelp_core.softlabels.pacing import Pace, backoff
 from fedhelp_core.softlabels.public_images import PublicImages
-from fedhelp_core.softlabels.teachers import BatchTooLarge, MaybeAnswered, NotAnswered, Readiness, Teacher, checked_answers
+from fedhelp_core.softlabels.teachers import BatchTooLarge, MaybeAnswered, NotAnswered, Question, Readiness, Teacher
 
 _LONGEST_STOP = 10.0  # seconds that an interrupted process waits for requests in flight; what is late is in doubt
 
@@ -46,15 +47,15 @@ class Progress:
         return f"teacher {self.teacher}: {self.done} of {self.total} images, {self.seconds_left:.0f} s left{cost}"
 
 
-def prepared(teacher: Teacher, image_size: int) -> Readiness:
+def prepared(teacher: Teacher, question: Question) -> Readiness:
     """`teacher.prepare`, tried again while the teacher is away for a moment."""
     jitter = random.Random()
     for tries in range(1, teacher.config.retries + 1):
         try:
-            return teacher.prepare(image_size)
+            return teacher.prepare(question)
         except TeacherUnavailable:
             time.sleep(backoff(tries, jitter))
-    return teacher.prepare(image_size)
+    return teacher.prepare(question)
 
 
 class Asking:

@@ -1,19 +1,21 @@
 """The distillation set: public images and the teachers' mixed answers, one read-only object tree named by its content.
 
     softlabels/<sha256>/index.json                 written last; <sha256> is the sha256 of these bytes
-    softlabels/<sha256>/images-00000.safetensors   images uint8 (N, 3, S, S)
-    softlabels/<sha256>/answers-00000.safetensors  answers (N, ...): float16 class probabilities (N, C); the index says which form.
-                                                   And sha256 uint8 (N, 32): of each image's content, its name in the ledger
+    softlabels/<sha256>/images-00000.safetensors   images uint8 (N, K, S, S), of volumes (N, K, S, S, S)
+    softlabels/<sha256>/answers-00000.safetensors  answers: float16 class probabilities (N, C), or masks, deflated (answers.py);
+                                                   sha256 uint8 (N, 32): of each image's content, its name in the ledger
 
 `prefetch` writes it, silos load it. The index holds every shard's sha256, so whoever knows the set's name can check all of
-it. The name is a function of images, answers and settings alone: who asked, when, and how many at once is not in it. Shapes:
-N images, S side in pixels, C the teachers' classes, B batch.
+it. The name is a function of images, answers and settings alone: who asked, when, and how many at once is not in it. (Of masks
+also of the zlib that deflated them, whose builds differ; what is in them does not.) Shapes: N images, K channels, S side in
+pixels or voxels, C the teachers' classes, F foregrounds, B batch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -22,20 +24,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedhelp_core.errors import ConfigError, DataError, NotFound
+from fedhelp_core.softlabels.answers import AnswerForm, bounds
 from fedhelp_core.softlabels.public_images import PublicImages
-from fedhelp_core.softlabels.teachers import AnswerForm, TeacherIdentity
+from fedhelp_core.softlabels.teachers import TeacherIdentity
 from fedhelp_core.softlabels.tensors import HEADER_ROOM, hash_rows, pack, unpack
 from fedhelp_core.store import Store, is_local, release
 
 if TYPE_CHECKING:
     import torch
+
+    from fedhelp_core.algorithm.batches import Rows
 
 IMAGES_PER_SHARD = 4096
 _SHARD_BYTES = 64 * 2**20  # large images: fewer per shard, so that building one needs little memory
@@ -43,6 +48,7 @@ _MAX_INDEX_BYTES = 16 * 2**20
 
 _INDEX = re.compile(r"softlabels/[0-9a-f]{64}/index\.json")
 _Sha = Field(pattern=r"^[0-9a-f]{64}$")
+_Side = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class _Strict(BaseModel):
@@ -52,6 +58,8 @@ class _Strict(BaseModel):
 class _Shard(_Strict):
     images: int = Field(ge=1, le=2**24)
     images_sha256: str = _Sha
+    answers_stored: int = Field(ge=0, le=2**40)
+    """Length of the array `answers`."""
     answers_sha256: str = _Sha
 
 
@@ -64,6 +72,7 @@ class _Source(_Strict):
     output: str
     preprocessing: str
     prompts: list[str]
+    mask: list[int]
     share: float
 
 
@@ -72,51 +81,107 @@ class Index(_Strict):
 
     format: Literal["fedhelp-distillation-set/3"] = "fedhelp-distillation-set/3"
     images: int = Field(ge=1, le=2**32)
-    classes: int = Field(ge=2, le=2**20)
-    answer_shape: list[int] = Field(min_length=1, max_length=4)
-    answer_dtype: Literal["float16"] = "float16"
-    image_size: int = Field(ge=1, le=2**14)
+    classes: int = Field(ge=1, le=2**20)
+    answer_shape: list[_Side] = Field(min_length=1, max_length=4)
+    answer_dtype: Literal["float16", "uint8"]
+    image_shape: list[_Side] = Field(min_length=3, max_length=4)
     teachers: list[_Source]
     shards: list[_Shard] = Field(min_length=1, max_length=100_000)
+
+    @property
+    def form(self) -> AnswerForm:
+        """Of an answer."""
+        return AnswerForm(tuple(self.answer_shape), self.answer_dtype)
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: the same set, the same bytes."""
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":")).encode()
 
 
+class _Shards:
+    """Where a row lies among shards."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        import torch  # prefetch on the hub has no torch
+
+        self.ends = torch.tensor(lengths).cumsum(0)
+
+    def of(self, index_B: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """(shard, places in the batch, rows in the shard) of every shard that is needed."""
+        import torch
+
+        part_B = torch.bucketize(index_B, self.ends, right=True)
+        for part in torch.unique(part_B).tolist():
+            chosen = part_B == part
+            yield part, chosen, index_B[chosen] - (0 if part == 0 else int(self.ends[part - 1]))
+
+
 class MappedRows:
-    """Rows of memory-mapped shards as if they were one tensor (N, ...): only the rows of a batch are read, and converted to `dtype`."""
+    """Rows of memory-mapped shards: only the rows of a batch are read, and converted to `dtype`."""
 
     def __init__(self, parts: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
         import torch  # prefetch on the hub has no torch
 
         self._parts = list(parts)
         self._dtype = dtype
-        self._ends = torch.tensor([part.shape[0] for part in parts]).cumsum(0)
-        self.shape = torch.Size((int(self._ends[-1]), *parts[0].shape[1:]))
+        self._shards = _Shards([part.shape[0] for part in parts])
+        self.shape = torch.Size((int(self._shards.ends[-1]), *parts[0].shape[1:]))
 
-    def __getitem__(self, index_B: torch.Tensor) -> torch.Tensor:
+    def __getitem__(self, index_B: torch.Tensor, /) -> torch.Tensor:
         """The rows at `index_B`, (B, ...) of `dtype`."""
         import torch
 
         if len(self._parts) == 1:
             return self._parts[0][index_B].to(self._dtype)
-        part_B = torch.bucketize(index_B, self._ends, right=True)
         rows = torch.empty((len(index_B), *self.shape[1:]), dtype=self._dtype)
-        for part in torch.unique(part_B).tolist():
-            chosen = part_B == part
-            first = 0 if part == 0 else int(self._ends[part - 1])
-            rows[chosen] = self._parts[part][index_B[chosen] - first].to(self._dtype)
+        for part, chosen, local in self._shards.of(index_B):
+            rows[chosen] = self._parts[part][local].to(self._dtype)
+        return rows
+
+
+class DeflatedRows:
+    """Masks of memory-mapped shards: only the rows of a batch are inflated, to float32."""
+
+    def __init__(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], form: AnswerForm) -> None:
+        """`parts`: (deflated bytes, where each row ends) of every shard.
+
+        Raises:
+            ValueError: rows do not end where it says.
+        """
+        import torch  # prefetch on the hub has no torch
+
+        self._parts = [(stored.numpy(), *bounds(ends.numpy(), len(stored))) for stored, ends in parts]
+        self._form = form
+        self._shards = _Shards([len(ends) for _, _, ends in self._parts])
+        self.shape = torch.Size((int(self._shards.ends[-1]), *form.shape))
+
+    def __getitem__(self, index_B: torch.Tensor, /) -> torch.Tensor:
+        """The rows at `index_B`, (B, F, S, ...) float32 in [0, 1].
+
+        Raises:
+            DataError: one cannot be inflated.
+        """
+        import torch
+
+        rows = torch.empty((len(index_B), *self.shape[1:]), dtype=torch.float32)
+        for part, chosen, local in self._shards.of(index_B):
+            stored, starts, ends = self._parts[part]
+            for place, row in zip(torch.nonzero(chosen).flatten().tolist(), local.tolist(), strict=True):
+                try:
+                    inflated = self._form.inflated(stored[starts[row] : ends[row]].tobytes())
+                except ValueError as e:
+                    raise DataError(f"distillation set: {e}; delete its folder in the store and run soft_label_prefetch again") from e
+                rows[place] = torch.from_numpy(inflated.copy()).to(torch.float32).div_(255)
         return rows
 
 
 @dataclass(frozen=True)
 class DistillationSet:
-    """Images uint8 (N, 3, S, S) and probabilities float32 (N, C); rows sum to 1 within what float16 allows (1e-3). Nothing is copied
-    into memory before its batch is made."""
+    """Images uint8 (N, K, S, ...) and probabilities float32: (N, C) of classes, rows summing to 1 within what float16 allows (1e-3); or
+    (N, F, S, ...) of foregrounds. Nothing is copied into memory before its batch is made."""
 
-    images_NCHW: MappedRows
-    probabilities_NC: MappedRows
+    images_NCHW: Rows
+    probabilities_NC: Rows
     classes: int
     sha256: str
 
@@ -139,27 +204,43 @@ def write_distillation_set(
         teachers: Identity and share of the mix.
     """
     shards = [
-        _Shard(images=count, images_sha256=_sha(pixels), answers_sha256=_sha(rows)) for count, pixels, rows in _built(images, answers, form)]
+        _Shard(images=built.images, images_sha256=_sha(built.pixels), answers_sha256=_sha(built.answers), answers_stored=built.answers_stored)
+        for built in _built(images, answers, form)]
     index = Index(
-        images=len(images.hashes), classes=classes, image_size=images.image_size, shards=shards, answer_shape=list(form.shape),
-        teachers=[_Source(**asdict(identity) | {"prompts": list(identity.prompts)}, share=share) for identity, share in teachers])
+        images=len(images.hashes), classes=classes, image_shape=list(images.shape), shards=shards, answer_shape=list(form.shape),
+        answer_dtype=form.dtype, teachers=[_source(identity, share) for identity, share in teachers])  # type: ignore[arg-type]
     body = index.to_bytes()
     sha256 = _sha(body)
     if store.size(_key(sha256, "index.json")) is None:
-        for number, (_count, pixels, rows) in enumerate(_built(images, answers, form)):
-            store.put_new(_key(sha256, shard_name("images", number)), pixels)
-            store.put_new(_key(sha256, shard_name("answers", number)), rows)
+        for number, built in enumerate(_built(images, answers, form)):
+            store.put_new(_key(sha256, shard_name("images", number)), built.pixels)
+            store.put_new(_key(sha256, shard_name("answers", number)), built.answers)
         store.put_new(_key(sha256, "index.json"), body)
     return sha256
 
 
-def _built(images: PublicImages, answers: Callable[[range], NDArray[Any]], form: AnswerForm) -> Iterator[tuple[int, bytes, bytes]]:
-    """(images in it, images file, answers file) of every shard."""
-    per_shard = min(IMAGES_PER_SHARD, max(1, _SHARD_BYTES // (3 * images.image_size**2 + form.bytes_per_image)))
+def _source(identity: TeacherIdentity, share: float) -> _Source:
+    return _Source(**asdict(identity) | {"prompts": list(identity.prompts), "mask": list(identity.mask)}, share=share)
+
+
+@dataclass(frozen=True)
+class _Built:
+    """One shard's files."""
+
+    images: int
+    pixels: bytes
+    answers: bytes
+    answers_stored: int
+
+
+def _built(images: PublicImages, answers: Callable[[range], NDArray[Any]], form: AnswerForm) -> Iterator[_Built]:
+    per_shard = min(IMAGES_PER_SHARD, max(1, _SHARD_BYTES // (math.prod(images.shape) + form.bytes_per_image)))
     for start in range(0, len(images.hashes), per_shard):
         chosen = range(start, min(start + per_shard, len(images.hashes)))
-        pixels_NCHW = images.pixels(chosen).transpose(0, 3, 1, 2)
-        yield len(chosen), pack({"images": pixels_NCHW}), pack({"answers": answers(chosen), "sha256": hash_rows(images.hashes[start : chosen.stop])})
+        pixels_NCHW = np.moveaxis(images.pixels(chosen), -1, 1)
+        arrays = form.packed(answers(chosen))
+        rows = pack(arrays | {"sha256": hash_rows(images.hashes[start : chosen.stop])})
+        yield _Built(len(chosen), pack({"images": pixels_NCHW}), rows, len(arrays["answers"]))
 
 
 def known_sets(store: Store) -> list[str]:
@@ -214,15 +295,26 @@ def load_distillation_set(store: Store, sha256: str, cache_dir: Path | None = No
     images, answers = [], []
     for number, shard in enumerate(index.shards):
         images.append(_mapped(store, sha256, ("images", number, shard.images_sha256), cache_dir, _image_arrays(index, shard))["images"])
-        answers.append(_mapped(store, sha256, ("answers", number, shard.answers_sha256), cache_dir, _answer_arrays(index, shard))["answers"])
+        answers.append(_mapped(store, sha256, ("answers", number, shard.answers_sha256), cache_dir, _answer_arrays(index, shard)))
     import torch  # prefetch on the hub has no torch
 
     return DistillationSet(
-        images_NCHW=MappedRows(images, torch.uint8), probabilities_NC=MappedRows(answers, torch.float32), classes=index.classes, sha256=sha256)
+        images_NCHW=MappedRows(images, torch.uint8), probabilities_NC=_answer_rows(sha256, answers, index.form), classes=index.classes, sha256=sha256)
+
+
+def _answer_rows(sha256: str, shards: list[dict[str, torch.Tensor]], form: AnswerForm) -> Rows:
+    import torch
+
+    if not form.masks:
+        return MappedRows([shard["answers"] for shard in shards], torch.float32)
+    try:
+        return DeflatedRows([(shard["answers"], shard["ends"]) for shard in shards], form)
+    except ValueError as e:
+        raise _damaged(_key(sha256, "answers"), str(e)) from e
 
 
 def read_images(store: Store, sha256: str, index: Index, number: int) -> NDArray[np.uint8]:
-    """The images (n, 3, S, S) of one shard, checked; numpy alone.
+    """The images (n, K, S, ...) of one shard, checked; numpy alone.
 
     Raises:
         NotFound: the shard is gone.
@@ -233,15 +325,19 @@ def read_images(store: Store, sha256: str, index: Index, number: int) -> NDArray
 
 
 def read_answers(store: Store, sha256: str, index: Index, number: int) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """The answers (n, ...) of one shard and the sha256 (hex) of the images that they are about, checked; numpy alone.
+    """The answers (n, ...) of one shard, as they are kept, and the sha256 (hex) of the images that they are about, checked; numpy alone.
 
     Raises:
         NotFound: the shard is gone.
         DataError: it is damaged or forged.
     """
     shard = index.shards[number]
-    found = _arrays(store, _key(sha256, shard_name("answers", number)), shard.answers_sha256, _answer_arrays(index, shard))
-    return found["answers"], tuple(row.tobytes().hex() for row in found["sha256"])
+    key = _key(sha256, shard_name("answers", number))
+    found = _arrays(store, key, shard.answers_sha256, _answer_arrays(index, shard))
+    try:
+        return index.form.unpacked(found), tuple(row.tobytes().hex() for row in found["sha256"])
+    except ValueError as e:
+        raise _damaged(key, str(e)) from e
 
 
 _Expected = dict[str, tuple[str, tuple[int, ...]]]
@@ -249,11 +345,12 @@ _Expected = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def _image_arrays(index: Index, shard: _Shard) -> _Expected:
-    return {"images": ("uint8", (shard.images, 3, index.image_size, index.image_size))}
+    return {"images": ("uint8", (shard.images, *index.image_shape))}
 
 
 def _answer_arrays(index: Index, shard: _Shard) -> _Expected:
-    return {"answers": (index.answer_dtype, (shard.images, *index.answer_shape)), "sha256": ("uint8", (shard.images, 32))}
+    expected = index.form.expected(shard.images, shard.answers_stored) | {"sha256": ("uint8", (shard.images, 32))}
+    return {name: (dtype, tuple(side or 0 for side in shape)) for name, (dtype, shape) in expected.items()}
 
 
 def _bytes_of(expected: _Expected) -> int:
@@ -265,7 +362,7 @@ def _arrays(store: Store, key: str, sha256: str, expected: _Expected) -> dict[st
     if _sha(body) != sha256:
         raise _damaged(key, f"has sha256 {_sha(body)}, expected {sha256}")
     try:
-        return unpack(body, {name: (np.dtype(dtype).type, shape) for name, (dtype, shape) in expected.items()})
+        return unpack(body, dict(expected))
     except ValueError as e:
         raise _damaged(key, str(e)) from e
 

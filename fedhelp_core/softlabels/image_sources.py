@@ -14,13 +14,14 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.data.decode import SUFFIXES, Decoded, decode, decode_bytes, square
+from fedhelp_core.data.public import Preparation, Prepared
 from fedhelp_core.errors import DataError
 
 MAX_IMAGE_BYTES = 256 * 2**20
@@ -36,33 +37,37 @@ class Source:
 
     name: str
     """File, or file and place in it: for messages."""
-    decoded: Callable[[int], Decoded]
-    """Prepared to squares of the given side; what is wrong is a problem in the result, no exception."""
+    prepared: Callable[[], Prepared]
+    """What is wrong is a problem in the result, no exception."""
 
 
-def open_sources(images: Path, layout: str) -> Iterator[Source]:
-    """The images at `images`, which `config.PublicSetConfig.layout` says how to read.
+def open_sources(images: Path, layout: str, preparation: Preparation) -> Iterator[Source]:
+    """The images at `images`, which `config.PublicSetConfig.layout` says how to find and `preparation` how to read.
 
     Raises:
         DataError: nothing is there, or it is not of this layout.
     """
     if not images.exists():
         raise DataError(f"public_set.images: {images} does not exist; give the public images, as public_set.layout says")
-    return _LAYOUTS[layout](images)
+    return _LAYOUTS[layout](images, preparation)
 
 
-def _folder(folder: Path) -> Iterator[Source]:
+def _folder(folder: Path, preparation: Preparation) -> Iterator[Source]:
     if not folder.is_dir():
-        raise DataError(f"public_set.images: {folder} is not a folder; give the folder of public JPEG/PNG images, or set public_set.layout")
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()):
-        yield Source(str(path), lambda size, path=path: decode(path, size))  # type: ignore[misc]
+        raise DataError(f"public_set.images: {folder} is not a folder; give the folder of public images, or set public_set.layout")
+    for path in sorted(p for p in folder.rglob("*") if _is_image(p.name, preparation) and p.is_file()):
+        yield Source(str(path), partial(preparation.of_file, path))
 
 
-def _cifar(label_bytes: int) -> Callable[[Path], Iterator[Source]]:
+def _is_image(name: str, preparation: Preparation) -> bool:
+    return name.lower().endswith(preparation.suffixes) and not name.startswith(".")
+
+
+def _cifar(label_bytes: int) -> Callable[[Path, Preparation], Iterator[Source]]:
     """Rows of `label_bytes` labels, which nobody looks at, and 3 x 32 x 32 pixels."""
     row_bytes = label_bytes + _CIFAR_PIXELS
 
-    def rows(images: Path) -> Iterator[Source]:
+    def rows(images: Path, preparation: Preparation) -> Iterator[Source]:
         for path in _files(images, (".bin",)):
             size = path.stat().st_size
             if size == 0 or size % row_bytes:
@@ -70,35 +75,35 @@ def _cifar(label_bytes: int) -> Callable[[Path], Iterator[Source]]:
             with path.open("rb") as file:
                 for number in range(size // row_bytes):
                     pixels = file.read(row_bytes)[label_bytes:]
-                    yield Source(f"{path}[{number}]", lambda side, pixels=pixels, path=path: _cifar_image(path, pixels, side))  # type: ignore[misc]
+                    name = f"{path}[{number}]"
+                    yield Source(name, partial(_cifar_image, pixels, name, preparation))
 
     return rows
 
 
-def _cifar_image(path: Path, pixels: bytes, side: int) -> Decoded:
+def _cifar_image(pixels: bytes, name: str, preparation: Preparation) -> Prepared:
     image: NDArray[np.uint8] = np.frombuffer(pixels, np.uint8).reshape(3, _CIFAR_SIDE, _CIFAR_SIDE).transpose(1, 2, 0)
-    return Decoded(path, hashlib.sha256(pixels).hexdigest(), square(np.ascontiguousarray(image), side))
+    return preparation.of_pixels(np.ascontiguousarray(image), hashlib.sha256(pixels).hexdigest(), name)
 
 
-def _tar(images: Path) -> Iterator[Source]:
+def _tar(images: Path, preparation: Preparation) -> Iterator[Source]:
     for path in _files(images, (".tar", ".tar.gz", ".tgz")):
         try:
             with tarfile.open(path, "r|*") as archive:  # as a stream: members are never sought, links never followed
                 for member in archive:
-                    name = Path(member.name)
-                    if not member.isfile() or name.suffix.lower() not in SUFFIXES or name.name.startswith("."):
+                    if not member.isfile() or not _is_image(Path(member.name).name, preparation):
                         continue
                     label = f"{path}:{member.name}"
                     if member.size > MAX_IMAGE_BYTES:
                         raise DataError(f"{label}: holds {member.size} bytes, an image of at most {MAX_IMAGE_BYTES} expected; remove it")
                     content = archive.extractfile(member)
                     raw = content.read() if content is not None else b""
-                    yield Source(label, lambda size, raw=raw, label=label: decode_bytes(raw, size, label))  # type: ignore[misc]
+                    yield Source(label, partial(preparation.of_bytes, raw, label))
         except _BROKEN_TAR as e:
             raise DataError(f"{path}: cannot be read as a tar file ({e}); replace it") from e
 
 
-def _datalist(path: Path) -> Iterator[Source]:
+def _datalist(path: Path, preparation: Preparation) -> Iterator[Source]:
     """Every `image` of every list in the JSON file; paths are relative to its folder and stay inside it."""
     root = path.parent.resolve()
     for number, entry in enumerate(_entries(path)):
@@ -108,7 +113,7 @@ def _datalist(path: Path) -> Iterator[Source]:
         image = (root / written).resolve()
         if not image.is_relative_to(root):
             raise DataError(f"{path}: entry {number}: {written!r} is outside {root}; list images below the datalist's folder")
-        yield Source(str(image), lambda size, image=image: decode(image, size))  # type: ignore[misc]
+        yield Source(str(image), partial(preparation.of_file, image))
 
 
 def _entries(path: Path) -> list[Any]:
@@ -135,6 +140,6 @@ def _files(images: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return found
 
 
-_LAYOUTS: dict[str, Callable[[Path], Iterator[Source]]] = {
+_LAYOUTS: dict[str, Callable[[Path, Preparation], Iterator[Source]]] = {
     "folder": _folder, "cifar10": _cifar(1), "cifar100": _cifar(2), "tar": _tar, "datalist": _datalist,
 }

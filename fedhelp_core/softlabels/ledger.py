@@ -2,7 +2,7 @@
 
     softlabels/ledger/<teacher key>/requests/00000001.json       written before the question is sent: {batch, images, run}
     softlabels/ledger/<teacher key>/answers/00000001-<batch sha16>.safetensors
-                                                                 its answer: images uint8 (N, 32), answers (N, ...), a note
+                                                                 its answer: images uint8 (N, 32), answers (answers.py), a note
     softlabels/ledger/<teacher key>/failures/00000001.json       or why there certainly is none: {outcome, reason}
     softlabels/teachers/<name>/<version sha16>.json              what this name and version answered as: {classes, served_version}
 
@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from fedhelp_core.config import TeacherBudget
 from fedhelp_core.errors import ConfigError, NotFound, TeacherError
-from fedhelp_core.softlabels.teachers import AnswerForm, TeacherIdentity, changed_version, check_recorded
+from fedhelp_core.softlabels.answers import AnswerForm, check_recorded
+from fedhelp_core.softlabels.teachers import TeacherIdentity, changed_version
 from fedhelp_core.softlabels.tensors import hash_rows, note_of, pack, unpack
 from fedhelp_core.store import Store
 
@@ -172,7 +173,8 @@ class Ledger:
             self._write_card(served_version)
         key = f"{self.folder}answers/{number:08d}-{batch_sha(hashes)[:16]}.safetensors"
         note = _Answered(key, run, len(hashes), tries, round(seconds, 6))
-        self._store.put_new(key, pack({"images": hash_rows(hashes), "answers": answers}, {"run": run, "tries": tries, "seconds": note.seconds}))
+        arrays = {"images": hash_rows(hashes), **self.form.packed(answers)}
+        self._store.put_new(key, pack(arrays, {"run": run, "tries": tries, "seconds": note.seconds}))
         self._take_in(number, _Batch(list(hashes), answers, note))
 
     def fail(self, number: int, outcome: str, reason: str) -> None:
@@ -256,15 +258,16 @@ class Ledger:
     def _read(self, key: str) -> _Batch:
         body = self._store.get(key, _MAX_BATCH_BYTES)
         try:
-            arrays = unpack(body, {
-                "images": (np.uint8, (None, 32)), "answers": (np.dtype(self.form.dtype).type, (None, *self.form.shape))})
+            arrays = unpack(body, {"images": ("uint8", (None, 32)), **self.form.expected()})
             note = note_of(body)
             hashes = [row.tobytes().hex() for row in arrays["images"]]
-            _check_batch(key, hashes, arrays["answers"])
+            answers = self.form.unpacked(arrays)
+            _check_batch(key, hashes, answers)
+            check_recorded(answers, self.form)
             answered = _Answered(key, str(note["run"]), len(hashes), int(note["tries"]), float(note["seconds"]))
         except (ValueError, KeyError, TypeError) as e:
             raise TeacherError(f"recorded answers {key}: {e}; the object is damaged or forged, delete it to ask again") from e
-        return _Batch(hashes, arrays["answers"], answered)
+        return _Batch(hashes, answers, answered)
 
     def _note(self, kind: str, number: int) -> dict[str, Any]:
         key = self._key(kind, number)
@@ -306,4 +309,3 @@ def _check_batch(key: str, hashes: list[str], answers: NDArray[Any]) -> None:
         raise ValueError(f"{len(hashes)} images but {len(answers)} answers")
     if batch_sha(hashes)[:16] != key.removesuffix(".safetensors").rpartition("-")[2]:
         raise ValueError("the images in it are not those of its name")
-    check_recorded(answers)

@@ -3,13 +3,14 @@
 Opened by `teachers.open_teacher`. The model's own metadata (GET of its URI) is read and checked before anything is asked:
 what its input is called, which type and size of images it takes and where the channels are, how many classes it answers
 with, which version it is. Images go as bytes where the server can, else as JSON numbers; answers may be either, whatever was
-sent. Shapes: N images, H height, W width.
+sent. Shapes: N images, K channels of an image, S its side, C the teacher's classes.
 """
 
 from __future__ import annotations
 
 import email.utils
 import json
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +22,10 @@ from fedhelp_core.config import TeacherConfig
 from fedhelp_core.errors import AccessDenied, ConfigError, TeacherError
 from fedhelp_core.softlabels.credentials import Credentials
 from fedhelp_core.softlabels.http import Response, Server, TooLong, checked_address
-from fedhelp_core.softlabels.teachers import BatchTooLarge, MaybeAnswered, NotAnswered, Readiness, changed_version
+from fedhelp_core.softlabels.teachers import BatchTooLarge, MaybeAnswered, NotAnswered, Question, Readiness, changed_version
 
 MAX_ANSWER_BYTES = 64 * 2**20  # a batch of 4096 images, 1000 classes, float32 is 16 MiB; JSON takes up to 4 times that
+_BYTES_PER_NUMBER = 32  # of masks, whose answers are larger: a float64 in JSON takes 26
 _MAX_METADATA_BYTES = 2**20
 _BINARY_HEADER = "inference-header-content-length"
 _BINARY_EXTENSION = "binary_tensor_data"
@@ -43,8 +45,12 @@ class _Model:
     input_name: str
     datatype: str
     channels_first: bool
+    repeat: int
+    """How often a grey image's channel is repeated for a model of colour images."""
     output_name: str
     batch_size: int
+    answer_numbers: int
+    """In the answer about one image."""
     binary: bool
     served_version: str
 
@@ -70,33 +76,35 @@ class OpenInferenceTeacher:
         self._model: _Model | None = None
         self._answered_as = ""  # the model version that the first answer named
 
-    def prepare(self, image_size: int) -> Readiness:
+    def prepare(self, question: Question) -> Readiness:
         """Read and check the metadata of server and model.
 
         Raises:
             NotAnswered, MaybeAnswered: not reached.
             AccessDenied: 401 or 403.
-            TeacherError: no classifier of square RGB images of side `image_size`, or of other classes.
+            TeacherError: it takes other images, or answers with other classes.
         """
         server = self._get("")
         extensions = server.get("extensions")
         extensions = extensions if isinstance(extensions, list) else []
         metadata = self._get(self._model_path)
         name, datatype, shape = self._image_input(metadata)
-        channels_first = self._channels_first(datatype, shape, image_size)
+        channels_first, channels = self._channels(datatype, shape, question)
         limits = [self.config.batch_size, *([shape[0]] if shape[0] > 0 else [])]
         if _CONFIG_EXTENSION in extensions:
             limits += self._triton_limit()
         transport = self.config.transport
         self._model = _Model(
-            input_name=name, datatype=datatype, channels_first=channels_first, output_name=self._output(metadata), batch_size=min(limits),
+            input_name=name, datatype=datatype, channels_first=channels_first, repeat=channels // question.shape[0],
+            output_name=self._output(metadata, question), batch_size=min(limits),
+            answer_numbers=math.prod(question.answer_shape(self.config.classes)),
             binary=transport == "binary" or (transport == "auto" and _BINARY_EXTENSION in extensions),
             served_version=_versions(metadata, self._url))
         return Readiness(
             batch_size=self._model.batch_size, concurrency=self.config.concurrency, served_version=self._model.served_version)
 
     def ask(self, images_NHWC: NDArray[np.uint8], *, request_id: str) -> NDArray[Any]:
-        """The model's answer to a batch, (N, C) for a classifier. `prepare` comes first.
+        """The model's answer to a batch, (N, C) or (N, C, S, ...). `prepare` comes first.
 
         Raises:
             NotAnswered: not reached, 429 or 503.
@@ -121,7 +129,8 @@ class OpenInferenceTeacher:
         else:
             described["data"] = tensor.ravel().tolist()
             headers, body = {"Content-Type": "application/json"}, json.dumps(request, separators=(",", ":")).encode()
-        answer = self._exchange("POST", f"{self._model_path}/infer", headers, body, MAX_ANSWER_BYTES)
+        most = max(MAX_ANSWER_BYTES, _BYTES_PER_NUMBER * len(images_NHWC) * model.answer_numbers)
+        answer = self._exchange("POST", f"{self._model_path}/infer", headers, body, most)
         return self._output_tensor(answer, model, request_id)
 
     # ---- metadata
@@ -137,16 +146,23 @@ class OpenInferenceTeacher:
             raise self._unusable("a model with one input, the images", f"{len(inputs)} inputs")
         return name, datatype, shape
 
-    def _channels_first(self, datatype: str, shape: list[int], image_size: int) -> bool:
-        if datatype not in _DTYPES or len(shape) != 4 or 3 not in (shape[1], shape[3]):
-            raise self._unusable(f"an input of RGB images as one of {', '.join(_DTYPES)}", f"{datatype} of shape {shape}")
-        channels_first = shape[1] == 3
-        sides = shape[2:] if channels_first else shape[1:3]
-        if any(side > 0 and side != image_size for side in sides):
-            raise self._unusable(f"a model of images of {image_size} x {image_size} pixels (task.image_size)", f"{datatype} of shape {shape}")
-        return channels_first
+    def _channels(self, datatype: str, shape: list[int], question: Question) -> tuple[bool, int]:
+        """Whether channels come first, and how many the model takes: the images' own, or three for grey ones."""
+        channels, *sides = question.shape
+        kinds = {1: "grey", 3: "RGB"}
+        taken = [channels] if channels == 3 or len(sides) == 3 else [channels, 3]
+        wanted = f"{kinds[channels]} images" if len(sides) == 2 else "volumes"
+        if datatype not in _DTYPES or len(shape) != 2 + len(sides) or not {shape[1], shape[-1]} & set(taken):
+            raise self._unusable(f"an input of {wanted} as one of {', '.join(_DTYPES)}", f"{datatype} of shape {shape}")
+        channels_first = shape[1] in taken
+        found = shape[2:] if channels_first else shape[1:-1]
+        if any(side > 0 and side != want for side, want in zip(found, sides, strict=True)):
+            size = " x ".join(str(side) for side in sides)
+            unit = "pixels" if len(sides) == 2 else "voxels"
+            raise self._unusable(f"a model of images of {size} {unit} (task.image_size)", f"{datatype} of shape {shape}")
+        return channels_first, shape[1] if channels_first else shape[-1]
 
-    def _output(self, metadata: dict[str, Any]) -> str:
+    def _output(self, metadata: dict[str, Any], question: Question) -> str:
         """The name of the output to read; '' where the metadata lists none."""
         try:
             outputs = {str(output["name"]): [int(side) for side in output["shape"]] for output in metadata.get("outputs") or []}
@@ -160,8 +176,11 @@ class OpenInferenceTeacher:
         if name is not None and name not in outputs:
             raise self._unusable(f"an output called {name!r}", ", ".join(sorted(outputs)))
         found, shape = next((key, shape) for key, shape in outputs.items() if name in (None, key))
-        if len(shape) < 2 or (shape[1] > 0 and shape[1] != self.config.classes):
-            raise self._unusable(f"an output of {self.config.classes} classes per image", f"{found!r} of shape {shape}; correct `classes`")
+        wanted = question.answer_shape(self.config.classes)
+        fits = len(shape) == 1 + len(wanted) if question.masks else len(shape) >= 2
+        if not fits or any(side > 0 and side != want for side, want in zip(shape[1:], wanted, strict=False)):
+            unit = f"pixel, of shape [n, {', '.join(map(str, wanted))}]" if question.masks else "image"
+            raise self._unusable(f"an output of {self.config.classes} classes per {unit}", f"{found!r} of shape {shape}; correct `classes`")
         return found
 
     def _triton_limit(self) -> list[int]:
@@ -256,7 +275,8 @@ class OpenInferenceTeacher:
 
 def _input_tensor(images_NHWC: NDArray[np.uint8], model: _Model) -> NDArray[Any]:
     """The batch as the model takes it: its datatype (floats get [0, 1]) and its place for the channels."""
-    images: NDArray[Any] = images_NHWC.transpose(0, 3, 1, 2) if model.channels_first else images_NHWC
+    images: NDArray[Any] = images_NHWC if model.repeat == 1 else np.repeat(images_NHWC, model.repeat, axis=-1)
+    images = np.moveaxis(images, -1, 1) if model.channels_first else images
     if model.datatype.startswith("FP"):
         images = images / np.float32(255)
     return np.ascontiguousarray(images.astype(_DTYPES[model.datatype], copy=False))

@@ -12,19 +12,20 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedhelp_core import telemetry
-from fedhelp_core.config import PublicSetConfig, TeacherConfig
-from fedhelp_core.data.decode import preprocessing
+from fedhelp_core.config import PublicSetConfig, TaskConfig, TeacherConfig
+from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, TeacherError
 from fedhelp_core.softlabels.asking import Asking, Progress, prepared
 from fedhelp_core.softlabels.distillation_set import write_distillation_set
 from fedhelp_core.softlabels.ledger import Account, Ledger
 from fedhelp_core.softlabels.public_images import PublicImages, read_public_images
-from fedhelp_core.softlabels.teachers import Teacher, TeacherIdentity, open_teacher
+from fedhelp_core.softlabels.teachers import Question, Teacher, TeacherIdentity, open_teacher
 from fedhelp_core.store import Store
 
 Say = Callable[[Progress], None]
@@ -63,7 +64,7 @@ class PrefetchReport:
 
 
 def prefetch(
-    store: Store, public: PublicSetConfig, image_size: int, *, run: str = "", shard: tuple[int, int] | None = None, progress: Say | None = None,
+    store: Store, public: PublicSetConfig, task: TaskConfig, *, run: str = "", shard: tuple[int, int] | None = None, progress: Say | None = None,
     teachers: Sequence[Teacher] | None = None,
 ) -> PrefetchReport:
     """Ask what is not known, mix the teachers' answers by weight (q = Σ a_t q_t), write the distillation set.
@@ -71,7 +72,7 @@ def prefetch(
     Args:
         store: Holds the ledger and gets the set.
         public: The images, and the teachers.
-        image_size: Side in pixels that images are prepared to, for teachers and for training.
+        task: How images are prepared, for teachers and for training, and what is asked about them.
         run: Whose account the requests go to; '': this call's own.
         shard: (number from 1, of how many): ask about this shard's images only, and build no set.
         progress: Called after every answer.
@@ -87,12 +88,13 @@ def prefetch(
     run = run or f"unnamed-{secrets.token_hex(8)}"
     clients = list(teachers) if teachers is not None else [open_teacher(config) for config in public.teachers]
     configs = [client.config for client in clients]
-    classes = _agreed_classes(configs)
-    images = read_public_images(public.images, image_size, layout=public.layout, shard=shard)
-    identities = [TeacherIdentity.of(config, preprocessing(image_size)) for config in configs]
+    preparation, question = preparation_of(task), Question.of(task)
+    classes = _agreed_classes(configs, least=1 if question.masks else 2)
+    images = read_public_images(public.images, preparation, layout=public.layout, shard=shard)
+    identities = [TeacherIdentity.of(config, preparation.words, question) for config in configs]
     ledgers = [Ledger(store, identity) for identity in identities]
     for client, ledger in zip(clients, ledgers, strict=True):
-        ask_unseen(client, ledger, images, image_size, run=run, shards=shard[1] if shard else 1, progress=progress)
+        ask_unseen(client, ledger, images, question, run=run, shards=shard[1] if shard else 1, progress=progress)
     sha256 = ""
     if shard is None:
         shares = [config.weight / sum(c.weight for c in configs) for config in configs]
@@ -107,7 +109,7 @@ def prefetch(
 
 
 def ask_unseen(
-    teacher: Teacher, ledger: Ledger, images: PublicImages, image_size: int, *, run: str, shards: int = 1, progress: Say | None = None,
+    teacher: Teacher, ledger: Ledger, images: PublicImages, question: Question, *, run: str, shards: int = 1, progress: Say | None = None,
 ) -> None:
     """Have the teacher asked about the images that the ledger does not know; it is not even contacted where there are none.
 
@@ -117,10 +119,10 @@ def ask_unseen(
     unseen = [i for i, image in enumerate(images.hashes) if image not in ledger]
     if not unseen:
         return
-    readiness = prepared(teacher, image_size)
+    readiness = prepared(teacher, question)
     ledger.check_served_version(readiness.served_version)
     Asking(teacher, readiness, ledger, images, run=run, shards=shards, progress=progress).ask(unseen)
-    after = prepared(teacher, image_size)
+    after = prepared(teacher, question)
     if after.served_version != readiness.served_version:
         raise TeacherError(
             f"teacher {teacher.config.name!r} version {teacher.config.version!r}: the server's model was exchanged while it was asked, from version"
@@ -129,21 +131,24 @@ def ask_unseen(
     ledger.refresh()  # what is recorded counts, also where another process recorded it first
 
 
-def mixed(ledgers: Sequence[Ledger], shares: Sequence[float], images: Sequence[str]) -> NDArray[np.float16]:
-    """q = Σ a_t q_t of these images, (n, ...) float16; summed in float64 in the order of the teachers."""
-    total = np.zeros((len(images), *ledgers[0].form.shape), np.float64)
+def mixed(ledgers: Sequence[Ledger], shares: Sequence[float], images: Sequence[str]) -> NDArray[Any]:
+    """q = Σ a_t q_t of these images, (n, ...) as the ledgers keep answers; summed in float64 in the order of the teachers."""
+    form = ledgers[0].form
+    total = np.zeros((len(images), *form.shape), np.float64)
     for ledger, share in zip(ledgers, shares, strict=True):
-        total += share * ledger.rows(images)
-    return total.astype(ledgers[0].form.dtype)
+        total += share * form.probabilities(ledger.rows(images))
+    return form.kept(total)
 
 
-def _agreed_classes(configs: Sequence[TeacherConfig]) -> int:
+def _agreed_classes(configs: Sequence[TeacherConfig], *, least: int) -> int:
     names = [config.name for config in configs]
     if len(set(names)) != len(names):
         raise ConfigError(f"public_set.teachers: every teacher needs its own name, got {', '.join(names)}")
     if len({config.classes for config in configs}) != 1:
         found = ", ".join(f"{config.name}: {config.classes}" for config in configs)
         raise ConfigError(f"public_set.teachers: teachers can only be mixed if all have the same number of classes, got {found}")
+    if configs[0].classes < least:
+        raise ConfigError(f"public_set.teachers: classes: at least {least} expected where teachers name classes, got {configs[0].classes}")
     return configs[0].classes
 
 

@@ -1,7 +1,7 @@
-"""The public images: read from where they lie, decoded to RGB, resized and cropped to squares, each once.
+"""The public images: read from where they lie and prepared as the task's private ones, each once.
 
 Called by `prefetch` alone. An image is known by the sha256 of its content, so renaming, moving or copying it changes nothing.
-Decoded pixels wait in a temporary file ($TMPDIR), not in memory. Shapes: N images, S the side in pixels.
+Prepared pixels wait in a temporary file ($TMPDIR), not in memory. Shapes: N images, C channels, S the side in pixels or voxels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.data.decode import SUFFIXES, Decoded
+from fedhelp_core.data.public import Preparation, Prepared
 from fedhelp_core.errors import DataError, StorageFull, listed
 from fedhelp_core.softlabels.image_sources import Source, open_sources
 
@@ -28,10 +28,11 @@ _AHEAD_PER_WORKER = 16  # images decoded ahead of their reader, so that a large 
 class PublicImages:
     """Distinct images in the order of their sha256, which no file name can change. Threads may share it."""
 
-    def __init__(self, hashes: Sequence[str], slots: Sequence[int], image_size: int, duplicates: int, pixels: BinaryIO) -> None:
+    def __init__(self, hashes: Sequence[str], slots: Sequence[int], shape: tuple[int, ...], duplicates: int, pixels: BinaryIO) -> None:
         self.hashes = tuple(hashes)
         """sha256 (hex) of each image's content, ascending."""
-        self.image_size = image_size
+        self.shape = shape
+        """Of one image: (C, S, S), or (C, S, S, S) of volumes."""
         self.duplicates = duplicates
         """Images left out because another one has the same content."""
         self._slots = slots
@@ -39,21 +40,22 @@ class PublicImages:
         weakref.finalize(self, pixels.close)
 
     def pixels(self, chosen: Sequence[int]) -> NDArray[np.uint8]:
-        """Images `chosen` (positions in `hashes`), (len(chosen), S, S, 3) uint8."""
-        size = self.image_size
-        found = np.empty((len(chosen), size, size, 3), np.uint8)
+        """Images `chosen` (positions in `hashes`), channels last: (len(chosen), S, ..., C) uint8."""
+        found = np.empty((len(chosen), *self.shape[1:], self.shape[0]), np.uint8)
         for row, position in zip(found, chosen, strict=True):
             read = os.preadv(self._file.fileno(), [row.data], self._slots[position] * row.nbytes)
             assert read == row.nbytes
         return found
 
 
-def read_public_images(images: Path, image_size: int, *, layout: str = "folder", shard: tuple[int, int] | None = None) -> PublicImages:
-    """Decode every public image.
+def read_public_images(
+    images: Path, preparation: Preparation, *, layout: str = "folder", shard: tuple[int, int] | None = None,
+) -> PublicImages:
+    """Prepare every public image.
 
     Args:
         images: Folder or file of the images.
-        image_size: Side in pixels.
+        preparation: The task's.
         layout: What `images` is, as in `config.PublicSetConfig`.
         shard: (number from 1, of how many): only images whose content falls to this shard; None: all.
 
@@ -66,29 +68,29 @@ def read_public_images(images: Path, image_size: int, *, layout: str = "folder",
         slots: dict[str, int] = {}
         read = chosen = 0
         problems = []
-        for image in _prepared(open_sources(images, layout), image_size):
+        for image in _prepared(open_sources(images, layout, preparation), preparation.threads):
             read += 1
             if image.problem:
                 problems.append(image.problem)
             elif shard is None or shard_of(image.sha256, shard[1]) == shard[0]:
                 chosen += 1
-                if image.sha256 not in slots and image.pixels_SSC is not None:
+                if image.sha256 not in slots and image.pixels is not None:
                     slots[image.sha256] = len(slots)
-                    _append(pixels, image.pixels_SSC)
+                    _append(pixels, image.pixels)
         if problems or not read:
-            raise DataError(
-                listed(problems) or f"{images}: at least one public image ({', '.join(SUFFIXES)}) expected, found none; correct public_set.images")
+            raise DataError(listed(problems) or (
+                f"{images}: at least one public image ({', '.join(preparation.suffixes)}) expected, found none; correct public_set.images"))
         pixels.flush()
     except BaseException:
         pixels.close()
         raise
     hashes = sorted(slots)
-    return PublicImages(hashes, [slots[image] for image in hashes], image_size, chosen - len(hashes), pixels)
+    return PublicImages(hashes, [slots[image] for image in hashes], preparation.shape, chosen - len(hashes), pixels)
 
 
-def _append(file: BinaryIO, pixels_SSC: NDArray[np.uint8]) -> None:
+def _append(file: BinaryIO, pixels: NDArray[np.uint8]) -> None:
     try:
-        file.write(pixels_SSC.tobytes())
+        file.write(pixels.tobytes())
     except OSError as e:
         raise StorageFull(f"{tempfile.gettempdir()}: no room for decoded public images ({e.strerror}); free some, or set TMPDIR") from e
 
@@ -98,9 +100,9 @@ def shard_of(image: str, shards: int) -> int:
     return int(image[:8], 16) % shards + 1
 
 
-def _prepared(sources: Iterator[Source], size: int) -> Iterator[Decoded]:
+def _prepared(sources: Iterator[Source], threads: bool) -> Iterator[Prepared]:
     """In order, on a few threads: Pillow decodes outside the interpreter's lock."""
-    workers = min(8, os.cpu_count() or 1)
+    workers = min(8, os.cpu_count() or 1) if threads else 1
     with ThreadPoolExecutor(workers) as pool:
         while block := list(itertools.islice(sources, _AHEAD_PER_WORKER * workers)):
-            yield from pool.map(lambda source: source.decoded(size), block)
+            yield from pool.map(lambda source: source.prepared(), block)

@@ -1,12 +1,14 @@
 """What is in a distillation set: its classes, how sure the teachers are, examples, and how far they agree. NumPy alone.
 
 Called by `fedhelp softlabels show` and by the run's report. Shards are read one at a time; teachers are compared by what the
-ledger has of each. Shapes: N images, C the teachers' classes, S side in pixels.
+ledger has of each. Of masks, every pixel is an answer of its own: its entropy is that of foreground against background, an
+image's the mean over its pixels. Shapes: N images, C the teacher's classes (of masks: foregrounds), S side in pixels or voxels.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +20,8 @@ from fedhelp_core.softlabels.ledger import Ledger
 from fedhelp_core.softlabels.teachers import TeacherIdentity
 from fedhelp_core.store import Store
 
-_TINY = 1e-12  # below any probability that float16 can hold, so that 0 log 0 is 0
+_TINY = 1e-12  # below any probability that is kept, so that 0 log 0 is 0
+_TINT = np.array([255, 64, 64])  # of what teachers hold for foreground
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +31,9 @@ class Example:
     sha256: str
     """Of its content: its name in the ledger."""
     image_HWC: NDArray[np.uint8]
+    """RGB; the middle slice of a volume. Foreground of masks is tinted."""
     favourites: tuple[tuple[str, float], ...]
-    """Class name and probability, the likeliest first."""
+    """Class name and probability, the likeliest first; of masks: the share of the image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class Agreement:
     one: str
     other: str
     same_favourite: float
-    """Share of images on which both favour the same class."""
+    """Share of images on which both favour the same class; of masks: of pixels that both put on the same side."""
     divergence: float
     """Mean Jensen-Shannon divergence in nats: 0 is agreement, log 2 = 0.69 the most there is."""
 
@@ -50,17 +54,19 @@ class SetSummary:
 
     sha256: str
     images: int
-    image_size: int
+    image_sides: tuple[int, ...]
+    masks: bool
     teachers: tuple[tuple[str, float], ...]
     """'<name> version <version>' and its share of the mix."""
     classes: tuple[str, ...]
     """The prompts where the teachers had some, else numbers."""
     favourites_C: tuple[int, ...]
-    """Images whose likeliest class this is."""
+    """Images whose likeliest class this is; of masks: in which some pixel is more likely this than not."""
     mean_C: tuple[float, ...]
     """Mean probability."""
     entropies_N: NDArray[np.float64]
-    """Of each answer in nats: 0 is certainty, log C no opinion."""
+    """Of each answer in nats: 0 is certainty, `most_entropy` no opinion."""
+    most_entropy: float
     examples: tuple[Example, ...]
     agreements: tuple[Agreement, ...]
     """One per pair of teachers; none where the ledger no longer has all of their answers."""
@@ -75,38 +81,42 @@ def summarise(store: Store, sha256: str, *, examples: int = 12) -> SetSummary:
         TeacherError: a recorded batch is.
     """
     index = read_index(store, sha256)
-    names = class_names(index)
+    masks, names = index.form.masks, class_names(index)
     comparison = _Comparison(store, index)
-    favourites_C, sums_C = np.zeros(index.classes, np.int64), np.zeros(index.classes)
+    favourites_C, sums_C = np.zeros(len(names), np.int64), np.zeros(len(names))
     entropies, shown = [], []
     wanted, start = np.linspace(0, index.images - 1, min(examples, index.images)).astype(int), 0
     for number, shard in enumerate(index.shards):
-        answers, hashes = read_answers(store, sha256, index, number)
-        rows_NC = answers.astype(np.float64)
-        favourites_C += np.bincount(rows_NC.argmax(axis=1), minlength=index.classes)
-        sums_C += rows_NC.sum(axis=0)
-        entropies.append(_entropy(rows_NC))
-        comparison.add(hashes)
+        kept, hashes = read_answers(store, sha256, index, number)
         chosen = [int(i) - start for i in wanted if start <= i < start + shard.images]
         images_NCHW = read_images(store, sha256, index, number) if chosen else None
-        for row in chosen:
-            assert images_NCHW is not None
-            image_HWC = np.ascontiguousarray(images_NCHW[row].transpose(1, 2, 0))
-            shown.append(Example(sha256=hashes[row], image_HWC=image_HWC, favourites=_favourites(rows_NC[row], names)))
+        for row, (answer, image) in enumerate(zip(kept, hashes, strict=True)):
+            probabilities = index.form.probabilities(answer)
+            favourites_C += _favoured(probabilities, masks)
+            means_C = probabilities.reshape(len(names), -1).mean(axis=1)
+            sums_C += means_C
+            entropies.append(float(_entropy(probabilities[None], masks)[0]))
+            if row in chosen:
+                assert images_NCHW is not None
+                picture = _picture(images_NCHW[row], probabilities if masks else None)
+                shown.append(Example(sha256=image, image_HWC=picture, favourites=_favourites(means_C, names)))
+        comparison.add(hashes)
         start += shard.images
     return SetSummary(
-        sha256=sha256, images=index.images, image_size=index.image_size, classes=names,
+        sha256=sha256, images=index.images, image_sides=tuple(index.image_shape[1:]), masks=masks, classes=names,
         teachers=tuple((f"{teacher.name} version {teacher.version}", teacher.share) for teacher in index.teachers),
-        favourites_C=tuple(favourites_C.tolist()), mean_C=tuple((sums_C / index.images).tolist()), entropies_N=np.concatenate(entropies),
-        examples=tuple(shown), agreements=comparison.agreements())
+        favourites_C=tuple(favourites_C.tolist()), mean_C=tuple((sums_C / index.images).tolist()), entropies_N=np.array(entropies),
+        most_entropy=math.log(2 if masks else len(names)), examples=tuple(shown), agreements=comparison.agreements())
 
 
 def class_names(index: Index) -> tuple[str, ...]:
-    """The prompts that all teachers share, else 'class 0', 'class 1', ..."""
+    """The prompts that all teachers share, else 'class 0', 'class 1', ...; of masks without the background."""
     prompts = {tuple(teacher.prompts) for teacher in index.teachers}
-    if len(prompts) == 1 and (names := prompts.pop()):
-        return names
-    return tuple(f"class {number}" for number in range(index.classes))
+    shared = prompts.pop() if len(prompts) == 1 else ()
+    if not index.form.masks:
+        return shared or tuple(f"class {number}" for number in range(index.classes))
+    foregrounds = index.answer_shape[0]
+    return shared[-foregrounds:] or (("foreground",) if foregrounds == 1 else tuple(f"class {number + 1}" for number in range(foregrounds)))
 
 
 class _Comparison:
@@ -116,32 +126,59 @@ class _Comparison:
         identities = [TeacherIdentity.of_source(teacher.model_dump()) for teacher in index.teachers]
         self._ledgers = {i.name: Ledger(store, i) for i in identities} if len(identities) > 1 else {}
         self._sums = {pair: np.zeros(2) for pair in itertools.combinations(self._ledgers, 2)}
-        self._images = index.images
+        self._index = index
         self._complete = True
 
     def add(self, hashes: Sequence[str]) -> None:
         self._complete = self._complete and all(image in ledger for ledger in self._ledgers.values() for image in hashes)
-        if not self._complete:
-            return
-        rows = {name: ledger.rows(hashes).astype(np.float64) for name, ledger in self._ledgers.items()}
+        if self._complete and self._ledgers:
+            for image in hashes:  # one at a time: masks of a shard would be large as float64
+                self._add({name: self._index.form.probabilities(ledger.rows([image])) for name, ledger in self._ledgers.items()})
+
+    def _add(self, answers: dict[str, NDArray[np.float64]]) -> None:
+        masks = self._index.form.masks
         for (one, other), sums in self._sums.items():
-            mean_NC = (rows[one] + rows[other]) / 2
-            sums += [(rows[one].argmax(axis=1) == rows[other].argmax(axis=1)).sum(),
-                     (_entropy(mean_NC) - (_entropy(rows[one]) + _entropy(rows[other])) / 2).sum()]
+            a, b = answers[one], answers[other]
+            same = ((a > 0.5) == (b > 0.5)).mean() if masks else a.argmax(axis=1)[0] == b.argmax(axis=1)[0]
+            sums += [float(same), float((_entropy((a + b) / 2, masks) - (_entropy(a, masks) + _entropy(b, masks)) / 2)[0])]
 
     def agreements(self) -> tuple[Agreement, ...]:
         if not self._complete:
             return ()
-        means = {pair: sums / self._images for pair, sums in self._sums.items()}
+        means = {pair: sums / self._index.images for pair, sums in self._sums.items()}
         return tuple(
             Agreement(one=one, other=other, same_favourite=float(same), divergence=max(0.0, float(divergence)))
             for (one, other), (same, divergence) in means.items())
 
 
-def _entropy(rows_NC: NDArray[np.float64]) -> NDArray[np.float64]:
-    entropies_N: NDArray[np.float64] = np.maximum(-(rows_NC * np.log(rows_NC.clip(_TINY))).sum(axis=1), 0.0)
+def _favoured(probabilities: NDArray[np.float64], masks: bool) -> NDArray[np.int64]:
+    """1 for each class that this answer counts for."""
+    if masks:
+        return (probabilities.reshape(len(probabilities), -1) > 0.5).any(axis=1).astype(np.int64)
+    return np.bincount([int(probabilities.argmax())], minlength=len(probabilities)).astype(np.int64)
+
+
+def _entropy(answers: NDArray[np.float64], masks: bool) -> NDArray[np.float64]:
+    """Of each answer (n, ...), in nats."""
+    if masks:
+        against = 1 - answers
+        each = -(answers * np.log(answers.clip(_TINY)) + against * np.log(against.clip(_TINY)))
+        return np.maximum(each.reshape(len(answers), -1).mean(axis=1), 0.0)
+    entropies_N: NDArray[np.float64] = np.maximum(-(answers * np.log(answers.clip(_TINY))).sum(axis=1), 0.0)
     return entropies_N
 
 
-def _favourites(row_C: NDArray[np.float64], names: Sequence[str]) -> tuple[tuple[str, float], ...]:
-    return tuple((names[c], float(row_C[c])) for c in row_C.argsort(kind="stable")[::-1][:3])
+def _picture(image_CHW: NDArray[np.uint8], foreground_F: NDArray[np.float64] | None) -> NDArray[np.uint8]:
+    """RGB (H, W, 3)."""
+    if image_CHW.ndim == 4:
+        middle = image_CHW.shape[-1] // 2
+        image_CHW, foreground_F = image_CHW[..., middle], None if foreground_F is None else foreground_F[..., middle]
+    image_HWC = np.repeat(image_CHW, 3 // len(image_CHW), axis=0).transpose(1, 2, 0)
+    if foreground_F is None:
+        return np.ascontiguousarray(image_HWC)
+    share_HW1 = foreground_F.max(axis=0)[..., None] / 2
+    return np.ascontiguousarray((image_HWC * (1 - share_HW1) + _TINT * share_HW1).round().astype(np.uint8))
+
+
+def _favourites(means_C: NDArray[np.float64], names: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    return tuple((names[c], float(means_C[c])) for c in means_C.argsort(kind="stable")[::-1][:3])

@@ -46,8 +46,8 @@ def note_of(body: bytes) -> dict[str, Any]:
     return note
 
 
-def unpack(body: bytes, expected: Mapping[str, tuple[type[np.generic], Shape]]) -> dict[str, NDArray[Any]]:
-    """The arrays in `body`, which must be exactly those `expected` (dtype and shape).
+def unpack(body: bytes, expected: Mapping[str, tuple[str, Shape]]) -> dict[str, NDArray[Any]]:
+    """The arrays in `body`, which must be exactly those `expected` (dtype's name and shape).
 
     Raises:
         ValueError: one sentence: not safetensors, or other names, dtypes or shapes.
@@ -61,7 +61,7 @@ def unpack(body: bytes, expected: Mapping[str, tuple[type[np.generic], Shape]]) 
     for name, (dtype, shape) in expected.items():
         array = arrays[name]
         if array.dtype != dtype or not fits(array.shape, shape):
-            raise ValueError(f"expected {name} as {np.dtype(dtype)} of shape {shape}, got {array.dtype} of shape {array.shape}")
+            raise ValueError(f"expected {name} as {dtype} of shape {shape}, got {array.dtype} of shape {array.shape}")
     return arrays
 
 

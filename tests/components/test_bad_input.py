@@ -244,7 +244,7 @@ def a_file_and_a_task(scene: Scene) -> tuple[int, str]:
 
 # ---- public images and teachers
 
-@case(DATA, r"public_set\.images: .* holds no image .*; give the folder of public JPEG/PNG images, or set public_set\.layout")
+@case(DATA, r"public_set\.images: .* holds no image .*; give the folder of public images, or set public_set\.layout")
 def empty_public_folder(scene: Scene) -> tuple[int, str]:
     (scene.tmp / "empty").mkdir()
     return scene.check(scene.make(public_set__images=str(scene.tmp / "empty")))

@@ -161,7 +161,7 @@ def test_both_graphs_have_the_same_form_and_give_what_promotion_decided(spec_of:
 
 
 def test_fedhelp_has_a_node_per_silo_beside_aggregation(spec_of: Callable[[str], dict[str, Any]]) -> None:
-    tasks = spec_of("fedhelp")["root"]["dag"]["tasks"]
+    tasks = dict(spec_of("fedhelp")["root"]["dag"]["tasks"])
     tasks.pop("for-loop-1")  # the shards
     loop = tasks.pop("for-loop-2")
     assert set(tasks) == {"check", "soft-label-prefetch-2", "aggregation", "evaluation", "promotion"}

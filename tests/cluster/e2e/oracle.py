@@ -55,6 +55,6 @@ def simulated_sha256(document: Mapping[str, Any], centers: Mapping[str, int], fo
     written.write_text(yaml.safe_dump(here))
     federation = load_federation(written)
     assert federation.public_set is not None
-    asked = prefetch(open_store(federation.store.url), federation.public_set, federation.task.image_size)
+    asked = prefetch(open_store(federation.store.url), federation.public_set, federation.task)
     silos = load_simulated_silos(federation, distillation_sha256=asked.distillation_set_sha256)
     return fingerprint(simulate(federation, silos).weights, federation.algorithm.proxy_model)

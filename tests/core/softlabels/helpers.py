@@ -12,14 +12,28 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedhelp_core.config import PublicSetConfig, TeacherConfig
+from fedhelp_core.config import PublicSetConfig, TaskConfig, TeacherConfig
+from fedhelp_core.data.public import Preparation, preparation_of
 from fedhelp_core.softlabels.distillation_set import DistillationSet, load_distillation_set
 from fedhelp_core.softlabels.ledger import Ledger
 from fedhelp_core.softlabels.prefetch import PrefetchReport, prefetch
-from fedhelp_core.softlabels.teachers import Readiness, Teacher
+from fedhelp_core.softlabels.teachers import Question, Readiness, Teacher
 from fedhelp_core.store import Store
 
 SIDE = 8
+
+
+def pictures(side: int) -> Preparation:
+    """How colour pictures are prepared to squares of `side`."""
+    return preparation_of(TaskConfig(image_size=side))
+
+
+def about(side: int) -> Question:
+    """Which classes squares of `side` show."""
+    return Question.of(TaskConfig(image_size=side))
+
+
+PICTURES, ABOUT = pictures(SIDE), about(SIDE)
 
 
 def teacher_config(**changes: Any) -> TeacherConfig:
@@ -67,7 +81,7 @@ class CountingTeacher:
         self._then = then
         self._lock = threading.Lock()
 
-    def prepare(self, image_size: int) -> Readiness:
+    def prepare(self, question: Question) -> Readiness:
         self.prepared += 1
         return Readiness(batch_size=self.config.batch_size, concurrency=self.config.concurrency, served_version=self.served_version)
 
@@ -96,7 +110,7 @@ def killed_at(request: int) -> Callable[[int, Any], Any]:
 
 def run(store: Store, images: Path, *teachers: Teacher, side: int = SIDE, **options: Any) -> PrefetchReport:
     public = PublicSetConfig(images=images, teachers=tuple(teacher.config for teacher in teachers))
-    return prefetch(store, public, side, teachers=teachers, **options)
+    return prefetch(store, public, TaskConfig(image_size=side), teachers=teachers, **options)
 
 
 def in_memory(loaded: DistillationSet) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedhelp_core.errors import TeacherError
-from fedhelp_core.softlabels.teachers import checked_probabilities
+from fedhelp_core.softlabels.answers import checked_probabilities
 from tests.core.softlabels.helpers import teacher_config
 
 BAD_ANSWERS: dict[str, tuple[Any, str, tuple[str, ...]]] = {  # answer to two images, output, words

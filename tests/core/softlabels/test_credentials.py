@@ -17,7 +17,7 @@ from fedhelp_core.config import TeacherAuth
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, TeacherError
 from fedhelp_core.store import Store, open_store
 from tests.components.tiny import TinyFederation
-from tests.core.softlabels.helpers import SIDE, answer_to, draw, run
+from tests.core.softlabels.helpers import ABOUT, SIDE, answer_to, draw, run
 from tests.core.softlabels.inference_server import Answer, InferenceServer, json_answer, pixels_of
 
 SECRET = "s3cr3t-token"
@@ -84,7 +84,7 @@ class TestLogin:
             (tmp_path / name).write_bytes(body)
         place = {"file": tmp_path / auth["file"]} if "file" in auth else {"env": auth["env"]}
         with pytest.raises(error, match=f"^teacher 'teacher': {sentence}") as caught:
-            server.teacher(auth=TeacherAuth(kind=auth.get("kind", "bearer"), **place)).prepare(SIDE)
+            server.teacher(auth=TeacherAuth(kind=auth.get("kind", "bearer"), **place)).prepare(ABOUT)
         assert "s3cr3t" not in str(caught.value)
         assert server.gets == []
 

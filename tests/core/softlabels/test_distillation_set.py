@@ -18,7 +18,7 @@ from fedhelp_core.softlabels import distillation_set
 from fedhelp_core.softlabels.distillation_set import load_distillation_set, read_answers, read_index
 from fedhelp_core.softlabels.public_images import read_public_images
 from fedhelp_core.store import Store, open_store
-from tests.core.softlabels.helpers import SIDE, CountingTeacher, answer_to, draw, in_memory, run, spoil
+from tests.core.softlabels.helpers import PICTURES, SIDE, CountingTeacher, answer_to, draw, in_memory, run, spoil
 
 
 def flip_last_byte(body: bytes) -> bytes:
@@ -32,7 +32,7 @@ class TestDistillationSet:
 
     def test_it_holds_images_and_answers_in_the_order_of_the_images_hashes(self, local: Store, written: str, tmp_path: Path) -> None:
         loaded = load_distillation_set(local, written)
-        images = read_public_images(tmp_path / "public", SIDE)
+        images = read_public_images(tmp_path / "public", PICTURES)
         images_NCHW, probabilities_NC = in_memory(loaded)
         assert str(images_NCHW.dtype) == "torch.uint8"
         assert tuple(loaded.images_NCHW.shape) == (3, 3, SIDE, SIDE)
@@ -42,7 +42,7 @@ class TestDistillationSet:
 
     def test_its_rows_carry_the_names_that_they_have_in_the_ledger(self, local: Store, written: str, tmp_path: Path) -> None:
         _, hashes = read_answers(local, written, read_index(local, written), 0)
-        assert hashes == read_public_images(tmp_path / "public", SIDE).hashes
+        assert hashes == read_public_images(tmp_path / "public", PICTURES).hashes
 
     def test_a_set_of_several_shards_holds_the_same(
         self, local: Store, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -83,13 +83,13 @@ class TestDistillationSet:
 
     @pytest.mark.parametrize(("change", "words"), [
         ({"images": 4}, "promises 4 images, but its shards hold 3"),
-        ({"classes": 1}, "is not an index"),
+        ({"classes": 0}, "is not an index"),
         ({"classes": "2"}, "is not an index"),
-        ({"image_size": 10**6}, "is not an index"),
+        ({"image_shape": [3, 8, 2**21]}, "is not an index"),
         ({"shards": []}, "is not an index"),
         ({"surprise": 1}, "is not an index"),
         ({"format": "fedhelp-distillation-set/1"}, "is not an index"),
-        ({"image_size": 16}, r"holds torch.uint8 of shape \(3, 3, 8, 8\), expected uint8 of shape \(3, 3, 16, 16\)"),
+        ({"image_shape": [3, 16, 16]}, r"holds torch.uint8 of shape \(3, 3, 8, 8\), expected uint8 of shape \(3, 3, 16, 16\)"),
         ({"answer_shape": [3]}, r"holds torch.float16 of shape \(3, 2\), expected float16 of shape \(3, 3\)"),
         ({"answer_dtype": "float32"}, "is not an index"),
     ])

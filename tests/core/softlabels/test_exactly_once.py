@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedhelp_core.config import PublicSetConfig
+from fedhelp_core.config import PublicSetConfig, TaskConfig
 from fedhelp_core.errors import ConfigError, TeacherError, TeacherUnavailable
 from fedhelp_core.softlabels.asking import Progress
 from fedhelp_core.softlabels.ledger import Ledger, batch_sha
@@ -21,7 +21,19 @@ from fedhelp_core.softlabels.prefetch import prefetch
 from fedhelp_core.softlabels.public_images import read_public_images
 from fedhelp_core.softlabels.teachers import TeacherIdentity
 from fedhelp_core.store import Store, open_store
-from tests.core.softlabels.helpers import SIDE, CountingTeacher, Killed, answer_to, draw, killed_at, rows_by_shade, run, teacher_config
+from tests.core.softlabels.helpers import (
+    ABOUT,
+    PICTURES,
+    SIDE,
+    CountingTeacher,
+    Killed,
+    answer_to,
+    draw,
+    killed_at,
+    rows_by_shade,
+    run,
+    teacher_config,
+)
 
 
 class TestExactlyOnce:
@@ -147,8 +159,8 @@ class TestExactlyOnce:
 
     def test_of_two_answers_about_an_image_the_one_asked_first_counts_always(self, local: Store) -> None:
         one, other = "11" * 32, "22" * 32
-        ledger = Ledger(local, TeacherIdentity.of(teacher_config(), "as it is"))
-        again = Ledger(local, TeacherIdentity.of(teacher_config(), "as it is"))
+        ledger = Ledger(local, TeacherIdentity.of(teacher_config(), "as it is", ABOUT))
+        again = Ledger(local, TeacherIdentity.of(teacher_config(), "as it is", ABOUT))
         first, second = ledger.begin([one], run="", highest=None), again.begin([one, other], run="", highest=None)
         assert (first, second) == (1, 2)
         told = {"run": "", "tries": 1, "seconds": 0.1, "served_version": ""}
@@ -156,14 +168,14 @@ class TestExactlyOnce:
         assert again.rows([one]).tolist() == [[0.75, 0.25]]
         ledger.record(first, [one], np.array([[0.25, 0.75]], np.float16), **told)
         again.refresh()
-        for reader in (again, Ledger(local, TeacherIdentity.of(teacher_config(), "as it is"))):
+        for reader in (again, Ledger(local, TeacherIdentity.of(teacher_config(), "as it is", ABOUT))):
             assert reader.rows([other, one]).tolist() == [[0.75, 0.25], [0.25, 0.75]]
 
     def test_a_request_is_named_by_its_images_whoever_asks(self, local: Store, tmp_path: Path) -> None:
         public = draw(tmp_path / "public", 0, 50)
         teacher = CountingTeacher()
         run(local, public, teacher)
-        hashes = read_public_images(public, SIDE).hashes
+        hashes = read_public_images(public, PICTURES).hashes
         assert teacher.ids == [batch_sha(hashes)] == [batch_sha(hashes[::-1])]
         assert batch_sha(hashes[:1]) != batch_sha(hashes)
 
@@ -213,7 +225,7 @@ class TestExactlyOnce:
         told: list[Progress] = []
         teacher = CountingTeacher()
         public = PublicSetConfig(images=draw(tmp_path / "public", 0, 50, 100), teachers=(teacher.config,))
-        prefetch(local, public, SIDE, teachers=[teacher], progress=told.append)
+        prefetch(local, public, TaskConfig(image_size=SIDE), teachers=[teacher], progress=told.append)
         assert [(step.teacher, step.done, step.total) for step in told] == [("teacher", 2, 3), ("teacher", 3, 3)]
 
     def test_another_class_count_under_the_same_version_is_refused_before_asking(self, local: Store, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from fedhelp_core.errors import TeacherError
 from fedhelp_core.softlabels.ledger import batch_sha
 from fedhelp_core.softlabels.public_images import read_public_images
 from fedhelp_core.store import Store
-from tests.core.softlabels.helpers import SIDE, CountingTeacher, draw, run, spoil
+from tests.core.softlabels.helpers import PICTURES, CountingTeacher, draw, run, spoil
 
 
 def answers_in(store: Store) -> list[str]:
@@ -57,7 +57,7 @@ class TestDamagedLedger:
         public = draw(tmp_path / "public", 0, 50, 100)
         before, after = CountingTeacher(), CountingTeacher()
         first = run(local, public, before)
-        hashes = read_public_images(public, SIDE).hashes
+        hashes = read_public_images(public, PICTURES).hashes
         (key,) = [key for key in answers_in(local) if batch_sha(hashes[2:])[:16] in key]
         local.delete(key)
         assert run(local, public, after).distillation_set_sha256 == first.distillation_set_sha256

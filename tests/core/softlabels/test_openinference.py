@@ -21,7 +21,7 @@ from fedhelp_core.softlabels import openinference
 from fedhelp_core.softlabels.openinference import OpenInferenceTeacher
 from fedhelp_core.softlabels.teachers import MaybeAnswered, NotAnswered
 from fedhelp_core.store import Store
-from tests.core.softlabels.helpers import SIDE, answer_to, draw, rows_by_shade, run, shades_of, teacher_config
+from tests.core.softlabels.helpers import ABOUT, SIDE, answer_to, draw, rows_by_shade, run, shades_of, teacher_config
 from tests.core.softlabels.inference_server import InferenceServer, binary_answer, json_answer, output_answer, pixels_of
 
 IMAGES = np.stack([np.full((SIDE, SIDE, 3), shade, np.uint8) for shade in (64, 192)])
@@ -29,7 +29,7 @@ IMAGES[:, :, :, 2] = 51  # channels differ, so that their place shows; 51 / 255 
 
 
 def ask(teacher: OpenInferenceTeacher) -> Any:
-    teacher.prepare(SIDE)
+    teacher.prepare(ABOUT)
     return teacher.ask(IMAGES, request_id="request-7")
 
 
@@ -83,7 +83,7 @@ class TestOpenInference:
 
     def test_what_the_model_is_like_is_asked_before_the_first_question(self, server: InferenceServer) -> None:
         teacher = server.teacher()
-        teacher.prepare(SIDE)
+        teacher.prepare(ABOUT)
         assert (server.gets, server.posts) == (["/v2", "/v2/models/derma"], [])
         teacher.ask(IMAGES, request_id="one")
         teacher.ask(IMAGES, request_id="two")
@@ -252,12 +252,12 @@ class TestPrefetchFromAServer:
         public = draw(tmp_path / "public", 0, 40, 80, 120, 160)
         program = """
 import sys
-from fedhelp_core.config import PublicSetConfig, TeacherConfig
+from fedhelp_core.config import PublicSetConfig, TaskConfig, TeacherConfig
 from fedhelp_core.softlabels.prefetch import prefetch
 from fedhelp_core.store import open_store
 store, images, uri, side = sys.argv[1:]
 teacher = TeacherConfig(name="teacher", kind="openinference", uri=uri, classes=2, batch_size=2, concurrency=1)
-prefetch(open_store(store), PublicSetConfig(images=images, teachers=(teacher,)), int(side))
+prefetch(open_store(store), PublicSetConfig(images=images, teachers=(teacher,)), TaskConfig(image_size=int(side)))
 """
         process = subprocess.Popen([sys.executable, "-c", program, local.url, str(public), server.url, str(SIDE)])
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fedhelp_core.errors import DataError
 from fedhelp_core.softlabels.public_images import read_public_images
-from tests.core.softlabels.helpers import SIDE, draw, shades_of
+from tests.core.softlabels.helpers import PICTURES, SIDE, draw, pictures, shades_of
 
 
 class TestPublicImages:
@@ -18,11 +18,11 @@ class TestPublicImages:
         (tmp_path / "notes.txt").write_text("no image")
         (tmp_path / ".hidden.png").write_bytes(b"left out")
         with pytest.raises(DataError, match=r"at least one public image \(.jpeg, .jpg, .png\) expected, found none; correct public_set.images"):
-            read_public_images(tmp_path, SIDE)
+            read_public_images(tmp_path, PICTURES)
 
     def test_a_missing_folder_says_so(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="nowhere does not exist; give the public images"):
-            read_public_images(tmp_path / "nowhere", SIDE)
+            read_public_images(tmp_path / "nowhere", PICTURES)
 
     def test_every_image_that_cannot_be_read_is_listed(self, tmp_path: Path) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -35,7 +35,7 @@ class TestPublicImages:
         Image.fromarray(noise).save(tmp_path / "e.gif")
         (tmp_path / "e.gif").rename(tmp_path / "e.png")
         with pytest.raises(DataError) as caught:
-            read_public_images(tmp_path, SIDE)
+            read_public_images(tmp_path, PICTURES)
         assert [Path(problem.partition(":")[0]).name for problem in caught.value.problems] == ["a.png", "b.jpg", "c.png", "d.jpeg", "e.png"]
         assert all("cannot be read as an image" in problem and "replace or remove it" in problem for problem in caught.value.problems)
 
@@ -45,16 +45,16 @@ class TestPublicImages:
             b"\x01\x01\x00\x02\x00\x00\x00\x05\x00\x00\x00\x26", b"\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00", b"\x00" * 4, b"tall\x00"])
         Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "a.jpg", exif=exif)
         with pytest.raises(DataError, match=r"a.jpg: cannot be read as an image"):
-            read_public_images(tmp_path, SIDE)
+            read_public_images(tmp_path, PICTURES)
 
     def test_16_bit_grey_keeps_its_upper_8_bits(self, tmp_path: Path) -> None:
         Image.fromarray(np.full((SIDE, SIDE), 0x80FF, np.uint16)).save(tmp_path / "grey.png")
-        assert read_public_images(tmp_path, SIDE).pixels([0]).tolist() == [[[[0x80] * 3] * SIDE] * SIDE]
+        assert read_public_images(tmp_path, PICTURES).pixels([0]).tolist() == [[[[0x80] * 3] * SIDE] * SIDE]
 
     @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
     def test_every_colour_mode_becomes_rgb(self, tmp_path: Path, mode: str) -> None:
         Image.new("RGB", (SIDE, SIDE), (255, 255, 255)).convert(mode).save(tmp_path / ("a.jpg" if mode == "CMYK" else "a.png"))
-        pixels = read_public_images(tmp_path, SIDE).pixels([0])
+        pixels = read_public_images(tmp_path, PICTURES).pixels([0])
         assert pixels.shape == (1, SIDE, SIDE, 3)
         assert pixels.min() >= 254
 
@@ -62,7 +62,7 @@ class TestPublicImages:
         wide = np.zeros((SIDE, 3 * SIDE, 3), np.uint8)
         wide[:, SIDE : 2 * SIDE] = 200
         Image.fromarray(wide).save(tmp_path / "wide.png")
-        assert (read_public_images(tmp_path, SIDE).pixels([0])[0, :, 2:-2] == 200).all()
+        assert (read_public_images(tmp_path, PICTURES).pixels([0])[0, :, 2:-2] == 200).all()
 
     def test_a_photograph_held_upright_is_upright(self, tmp_path: Path) -> None:
         lying = np.zeros((16, 16), np.uint8)
@@ -70,17 +70,17 @@ class TestPublicImages:
         exif = Image.Exif()
         exif[0x0112] = 6
         Image.fromarray(lying).save(tmp_path / "a.jpg", exif=exif, quality=100)
-        pixels = read_public_images(tmp_path, 16).pixels([0])[0]
+        pixels = read_public_images(tmp_path, pictures(16)).pixels([0])[0]
         assert pixels[:, 12:].min() > 200
         assert pixels[:, :4].max() < 50
 
     def test_pixels_are_those_of_the_chosen_images(self, tmp_path: Path) -> None:
-        images = read_public_images(draw(tmp_path, 0, 50, 100), SIDE)
+        images = read_public_images(draw(tmp_path, 0, 50, 100), PICTURES)
         order = shades_of(images.pixels([0, 1, 2]))
         assert sorted(order) == [0, 50, 100]
         assert shades_of(images.pixels([2, 0])) == [order[2], order[0]]
 
     def test_an_image_that_changes_while_it_is_used_stays_what_it_was(self, tmp_path: Path) -> None:
-        images = read_public_images(draw(tmp_path, 0), SIDE)
+        images = read_public_images(draw(tmp_path, 0), PICTURES)
         Image.new("RGB", (SIDE, SIDE), (9, 9, 9)).save(tmp_path / "000.png")
         assert shades_of(images.pixels([0])) == [0]

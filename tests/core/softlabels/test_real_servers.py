@@ -11,7 +11,7 @@ import pytest
 from fedhelp_core.errors import TeacherError
 from fedhelp_core.softlabels.openinference import OpenInferenceTeacher
 from fedhelp_core.store import Store
-from tests.core.softlabels.helpers import SIDE, draw, rows_by_shade, run, teacher_config
+from tests.core.softlabels.helpers import ABOUT, SIDE, about, draw, rows_by_shade, run, teacher_config
 from tests.core.softlabels.model_servers import ModelServer, NoEnvironment, kserve, mlserver
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # seconds; installing (once, some 30 s each) does not count
@@ -69,8 +69,8 @@ def test_kserve_is_asked_once_about_every_image(ks: ModelServer, local: Store, t
 def test_what_real_metadata_rule_out_is_refused_before_anything_is_asked(name: str, request: pytest.FixtureRequest) -> None:
     server: ModelServer = request.getfixturevalue(name)
     with pytest.raises(TeacherError, match=r"expected a model of images of 16 x 16 pixels \(task.image_size\), got UINT8 of shape"):
-        teacher_at(server).prepare(2 * SIDE)
+        teacher_at(server).prepare(about(2 * SIDE))
     with pytest.raises(TeacherError, match=r"expected an output of 3 classes per image, got 'scores' of shape \[-1, 2\]"):
-        teacher_at(server, classes=3).prepare(SIDE)
+        teacher_at(server, classes=3).prepare(ABOUT)
     with pytest.raises(TeacherError, match="HTTP 404 from"):
-        OpenInferenceTeacher(teacher_config(kind="openinference", uri=f"{server.uri}-absent")).prepare(SIDE)
+        OpenInferenceTeacher(teacher_config(kind="openinference", uri=f"{server.uri}-absent")).prepare(ABOUT)

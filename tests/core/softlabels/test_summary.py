@@ -13,7 +13,7 @@ from fedhelp_core.softlabels import distillation_set
 from fedhelp_core.softlabels.public_images import read_public_images
 from fedhelp_core.softlabels.summary import SetSummary, summarise
 from fedhelp_core.store import Store
-from tests.core.softlabels.helpers import SIDE, CountingTeacher, draw, run, teacher_config
+from tests.core.softlabels.helpers import PICTURES, SIDE, CountingTeacher, draw, run, teacher_config
 
 SHADES = (0, 64, 192, 250)  # answered with (v/256, 1 - v/256): two favour each class
 
@@ -24,7 +24,7 @@ def summary_of(store: Store, public: Path, *teachers: Any, **options: Any) -> Se
 
 def test_classes_are_counted_and_averaged(local: Store, tmp_path: Path) -> None:
     found = summary_of(local, draw(tmp_path / "public", *SHADES), CountingTeacher())
-    assert (found.images, found.image_size, found.classes) == (4, SIDE, ("class 0", "class 1"))
+    assert (found.images, found.image_sides, found.classes) == (4, (SIDE, SIDE), ("class 0", "class 1"))
     assert found.favourites_C == (2, 2)
     assert found.mean_C == pytest.approx([sum(SHADES) / 4 / 256, 1 - sum(SHADES) / 4 / 256], abs=1e-3)
     assert found.teachers == (("teacher version 1", 1.0),)
@@ -41,7 +41,7 @@ def test_examples_are_images_with_their_likeliest_classes_and_their_names_in_the
     prompts = ("a mole", "a melanoma")
     found = summary_of(local, public, CountingTeacher(teacher_config(prompts=prompts)))
     assert found.classes == prompts
-    assert [example.sha256 for example in found.examples] == list(read_public_images(public, SIDE).hashes)
+    assert [example.sha256 for example in found.examples] == list(read_public_images(public, PICTURES).hashes)
     for example in found.examples:
         shade = int(example.image_HWC[0, 0, 0])
         assert (example.image_HWC == shade).all()

@@ -16,7 +16,9 @@ import pytest
 import yaml
 
 from fedhelp_core.config import TeacherConfig
-from fedhelp_core.softlabels.teachers import checked_probabilities, open_teacher
+from fedhelp_core.softlabels.answers import checked_probabilities
+from fedhelp_core.softlabels.teachers import open_teacher
+from tests.core.softlabels.helpers import about
 from tests.core.softlabels.model_servers import NoEnvironment, environment, free_ports, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # seconds; installing (once, some 30 s each) does not count
@@ -47,7 +49,7 @@ class Section:
 def assert_answers(teacher: TeacherConfig) -> None:
     """The model is what its config says, and its answers are what its code computes."""
     client = open_teacher(teacher)
-    client.prepare(SIDE)
+    client.prepare(about(SIDE))
     rows = checked_probabilities(client.ask(IMAGES, request_id="page"), teacher, len(IMAGES))
     logits = IMAGES.mean(axis=(1, 2)) / 64 @ np.random.default_rng(0).normal(size=(3, CLASSES))
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)

@@ -13,7 +13,7 @@ from fedhelp_core.errors import ConfigError
 from fedhelp_core.softlabels.openinference import OpenInferenceTeacher
 from fedhelp_core.store import Store
 from tests.cluster.certificates import Authority
-from tests.core.softlabels.helpers import SIDE, draw, rows_by_shade, run, teacher_config
+from tests.core.softlabels.helpers import ABOUT, draw, rows_by_shade, run, teacher_config
 from tests.core.softlabels.inference_server import InferenceServer
 
 
@@ -40,19 +40,19 @@ def test_the_authority_of_the_config_is_trusted(secure: InferenceServer, authori
 
 def test_without_it_nothing_is_asked(secure: InferenceServer) -> None:
     with pytest.raises(ConfigError, match=r"the certificate of 127\.0\.0\.1 is not trusted \(.*\); give its authority as ca_file"):
-        secure.teacher().prepare(SIDE)
+        secure.teacher().prepare(ABOUT)
     assert secure.gets == []
 
 
 def test_another_authority_is_not_enough(secure: InferenceServer, tmp_path: Path) -> None:
     stranger = Authority(tmp_path / "stranger")
     with pytest.raises(ConfigError, match="is not trusted"):
-        secure.teacher(ca_file=stranger.pair.certificate).prepare(SIDE)
+        secure.teacher(ca_file=stranger.pair.certificate).prepare(ABOUT)
 
 
 def test_a_certificate_for_another_name_is_refused(secure: InferenceServer, authority: Authority) -> None:
     with pytest.raises(ConfigError, match=r"the certificate of localhost is not trusted \(Hostname mismatch.*'localhost'"):
-        secure.teacher(uri=secure.url.replace("127.0.0.1", "localhost"), ca_file=authority.pair.certificate).prepare(SIDE)
+        secure.teacher(uri=secure.url.replace("127.0.0.1", "localhost"), ca_file=authority.pair.certificate).prepare(ABOUT)
     assert secure.gets == []
 
 

@@ -1,0 +1,153 @@
+"""How a task's public images are prepared: as its private ones are, so that Eq 2's images look to the proxy like those of Eq 1.
+
+Called by softlabels and by check. No PyTorch until a volume is read. Shapes: C channels, S the side in pixels or voxels; pixels
+are channels last, (S, S, C) or (S, S, S, C).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhelp_core.config import TaskConfig
+from fedhelp_core.data import decode, pictures
+from fedhelp_core.data.examples import Example, image_shape, preparation
+from fedhelp_core.tasks import TASKS
+
+if TYPE_CHECKING:
+    from fedhelp_core.data.volumes import VolumeReader
+
+VOLUME_SUFFIXES = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One public image: its pixels (S, ..., C), or what is wrong with it."""
+
+    sha256: str = ""
+    """Of its content, hex: the file's bytes, or the pixels where a file holds many images."""
+    pixels: NDArray[np.uint8] | None = None
+    problem: str = ""
+
+
+class Preparation(Protocol):
+    """One task's way."""
+
+    shape: tuple[int, ...]
+    """(C, S, S), or (C, S, S, S) of volumes."""
+    words: str
+    """How images are prepared: part of what a teacher's answers are known by."""
+    suffixes: tuple[str, ...]
+    """Endings of files that hold an image, lower case."""
+    threads: bool
+    """Whether several images may be prepared at once."""
+
+    def of_file(self, path: Path) -> Prepared:
+        """The image in a file."""
+
+    def of_bytes(self, raw: bytes, name: str) -> Prepared:
+        """The image in a file's bytes; `name` is what messages call it."""
+
+    def of_pixels(self, pixels_HWC: NDArray[np.uint8], sha256: str, name: str) -> Prepared:
+        """An image (H, W, 3) that is decoded already, known by `sha256`."""
+
+
+def preparation_of(task: TaskConfig) -> Preparation:
+    """That of `task`."""
+    entry = TASKS[task.name]
+    if entry.dimensions == 3:
+        return _Volumes(task)
+    return _Colour(task) if entry.channels == 3 else _Grey(task)
+
+
+class _Colour:
+    suffixes, threads = decode.SUFFIXES, True
+
+    def __init__(self, task: TaskConfig) -> None:
+        self.shape = image_shape(task)
+        self.words = decode.preprocessing(task.image_size)
+        self._size = task.image_size
+
+    def of_file(self, path: Path) -> Prepared:
+        return self._prepared(decode.decode(path, self._size))
+
+    def of_bytes(self, raw: bytes, name: str) -> Prepared:
+        return self._prepared(decode.decode_bytes(raw, self._size, name))
+
+    def of_pixels(self, pixels_HWC: NDArray[np.uint8], sha256: str, name: str) -> Prepared:
+        del name
+        return Prepared(sha256, decode.square(pixels_HWC, self._size))
+
+    def _prepared(self, found: decode.Decoded) -> Prepared:
+        return Prepared(found.sha256, found.pixels_SSC, found.problem)
+
+
+class _Grey:
+    suffixes, threads = decode.SUFFIXES, True
+
+    def __init__(self, task: TaskConfig) -> None:
+        self.shape = image_shape(task)
+        self.words = _of_images(preparation(task))
+        self._size = task.image_size
+
+    def of_file(self, path: Path) -> Prepared:
+        try:
+            return self.of_bytes(path.read_bytes(), str(path))
+        except OSError as e:
+            return Prepared(problem=f"{path}: cannot be read ({e.strerror}); correct the list or the folder")
+
+    def of_bytes(self, raw: bytes, name: str) -> Prepared:
+        return _channels_last(pictures.read_image(raw, Path(name), self._size), hashlib.sha256(raw).hexdigest())
+
+    def of_pixels(self, pixels_HWC: NDArray[np.uint8], sha256: str, name: str) -> Prepared:
+        if (pixels_HWC != pixels_HWC[..., :1]).any():
+            return Prepared(problem=f"{name}: is a colour picture, but this task's images are grey; choose other public images")
+        return Prepared(sha256, np.moveaxis(pictures.grey_square(np.ascontiguousarray(pixels_HWC[..., 0]), self._size), 0, -1))
+
+
+class _Volumes:
+    suffixes, threads = VOLUME_SUFFIXES, False  # MONAI's switches are the process's
+
+    def __init__(self, task: TaskConfig) -> None:
+        self.shape = image_shape(task)
+        self.words = _of_images(preparation(task))
+        self._task = task
+
+    @cached_property
+    def _reader(self) -> VolumeReader:
+        from fedhelp_core.data.volumes import VolumeReader  # with MONAI and PyTorch, which the hub's check never waits for
+
+        return VolumeReader(self._task)
+
+    def of_file(self, path: Path) -> Prepared:
+        try:
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as e:
+            return Prepared(problem=f"{path}: cannot be read ({e.strerror}); correct the list or the folder")
+        return _channels_last(self._reader.read_image(path), sha256)
+
+    def of_bytes(self, raw: bytes, name: str) -> Prepared:
+        del raw
+        return Prepared(problem=f"{name}: volumes are read from a folder or a datalist; set public_set.layout")
+
+    def of_pixels(self, pixels_HWC: NDArray[np.uint8], sha256: str, name: str) -> Prepared:
+        del pixels_HWC, sha256
+        return Prepared(problem=f"{name}: is a picture, but this task's images are volumes; choose other public images")
+
+
+def _channels_last(found: Example, sha256: str) -> Prepared:
+    if found.image_CHW is None:
+        return Prepared(problem=found.problem)
+    return Prepared(sha256, np.ascontiguousarray(np.moveaxis(found.image_CHW, 0, -1)))
+
+
+def _of_images(words: str) -> str:
+    """`words` without what they say of masks: public images have none."""
+    return words.removesuffix("; mask nearest")
