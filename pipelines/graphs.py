@@ -22,6 +22,7 @@ FEDERATION_CONFIG_MAP = "fedhelp-federation"
 STORE_SECRET = "fedhelp-store"
 MLFLOW_SECRET = "fedhelp-mlflow"
 KUBECONFIG_SECRET = "fedhelp-kubeconfig"
+TEACHERS_SECRET, TEACHERS_FOLDER = "fedhelp-teachers", "/etc/fedhelp-teachers"
 _KUBECONFIG_FOLDER = "/etc/fedhelp-kubeconfig"
 _STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION")
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
@@ -45,16 +46,22 @@ def _in_hub(task: Any, *, cached: bool = False) -> Any:
     return task if cached else task.set_caching_options(False)
 
 
+def _asking(**inputs: Any) -> Any:
+    """A prefetch with what teachers want to see: a file per key of Secret fedhelp-teachers."""
+    task = _in_hub(soft_label_prefetch(**inputs), cached=True)
+    kubernetes.use_secret_as_volume(task, secret_name=TEACHERS_SECRET, mount_path=TEACHERS_FOLDER, optional=True)
+    return task
+
+
 def _asked_in_shards(where: Where, shards: Any) -> Any:
     """A node per share beside each other, then one that builds the set; with one share the first builds it and the last finds it."""
     with dsl.ParallelFor(shards) as shard:
-        asked = _in_hub(soft_label_prefetch(**where, shard=shard), cached=True)
-    built = _in_hub(soft_label_prefetch(**where, asked=dsl.Collected(asked.outputs["Output"])), cached=True)
-    return built.set_display_name("distillation-set")
+        asked = _asking(**where, shard=shard)
+    return _asking(**where, asked=dsl.Collected(asked.outputs["Output"])).set_display_name("distillation-set")
 
 
 def _asked_in_one_task(where: Where, _shards: Any) -> Any:
-    return _in_hub(soft_label_prefetch(**where), cached=True)
+    return _asking(**where)
 
 
 def _one_node_per_silo(where: Where, silos: Any, prefetched: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fedhelp_core.config import parse_federation
-from fedhelp_pipelines.graphs import FEDERATION_CONFIG_MAP, MLFLOW_SECRET, STORE_SECRET
+from fedhelp_pipelines.graphs import FEDERATION_CONFIG_MAP, MLFLOW_SECRET, STORE_SECRET, TEACHERS_FOLDER, TEACHERS_SECRET
 from tests.helm.conftest import HUB, OPTIONAL_APIS, Rendered, helm, variants
 
 Render = Callable[..., Rendered]
@@ -151,12 +151,21 @@ def test_tasks_get_federation_yaml_and_credentials_where_they_exist(render: Rend
         assert {s["secretName"] for s in settings["secretAsEnv"] if s["optional"]} == {"fedhelp-store", "fedhelp-mlflow"}
 
 
+def test_a_secret_for_teachers_is_mounted_where_they_are_asked_and_nowhere_else(render: Render) -> None:
+    _, platform = uploaded(render(HUB, "shared-cluster"))
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    mounts = {name: [(s["secretName"], s["mountPath"], s["optional"]) for s in settings["secretAsVolume"] if s["secretName"] == TEACHERS_SECRET]
+              for name, settings in executors.items()}
+    assert {name for name, found in mounts.items() if found} == {name for name in executors if name.startswith("exec-soft-label-prefetch")}
+    assert all(found == [(TEACHERS_SECRET, TEACHERS_FOLDER, True)] for found in mounts.values() if found)
+
+
 def test_public_images_are_mounted_where_federation_yaml_says(render: Render) -> None:
     platform = render(HUB, "kubernetes-native").one("PipelineVersion")["spec"]["platformSpec"]
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     mounts = {name: settings["pvcMount"][0] for name, settings in executors.items() if "pvcMount" in settings}
 
-    assert mounts.keys() == {"exec-check", "exec-soft-label-prefetch"}
+    assert mounts.keys() == {"exec-check", "exec-soft-label-prefetch", "exec-soft-label-prefetch-2"}  # asking, and building the set
     assert {(m["constant"], m["mountPath"]) for m in mounts.values()} == {("public-images", "/public")}
 
 

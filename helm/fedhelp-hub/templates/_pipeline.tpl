@@ -14,8 +14,10 @@ A compiled pipeline, made ready for this installation. Takes {"root": $, "name":
 {{- with $root.Values.publicImages.claimName -}}
 {{- $folder := ($root.Values.federation.public_set | default dict).images | required "publicImages.claimName: federation.public_set.images must say where the public images are mounted, such as /public" -}}
 {{- $mount := dict "mountPath" $folder "constant" . "pvcNameParameter" (dict "runtimeValue" (dict "constant" .)) -}}
-{{- range list "exec-check" "exec-soft-label-prefetch" -}}
-{{- $_ := set (index $platform.platforms.kubernetes.deploymentSpec.executors .) "pvcMount" (list $mount) -}}
+{{- range $executor, $settings := $platform.platforms.kubernetes.deploymentSpec.executors -}}
+{{- if or (eq $executor "exec-check") (hasPrefix "exec-soft-label-prefetch" $executor) -}}
+{{- $_ := set $settings "pvcMount" (list $mount) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- dict "pipelineSpec" $spec "platformSpec" $platform | toJson -}}
