@@ -29,14 +29,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.figures import Figure, run_alone, spread
-from fedhelp_core.config import PublicSetConfig, TaskConfig, TeacherConfig
+from fedhelp_core.config import AlgorithmConfig, PublicSetConfig, TaskConfig, TeacherConfig
 from fedhelp_core.softlabels.prefetch import PrefetchReport, prefetch
+from fedhelp_core.softlabels.teachers import Question, Readiness
 from fedhelp_core.store import open_store
+from fedhelp_core.tasks import TASKS
 
 IMAGES, FEW, SIDE, CLASSES, BATCH, CONCURRENCY = 10_000, 2_500, 32, 10, 64, 8
 ASKING_TARGET = 1 / 0.9  # of the bare client's time
 MEMORY_TARGET, WAIT_TARGET = 1.1, 2.0  # of the memory for a quarter of the images; percent of an epoch
-PRIVATE_IMAGES = 351  # the smallest silo of Fed-ISIC2019
+CLASSIFICATION, SEGMENTATION = TaskConfig(image_size=SIDE), TaskConfig(name="lung-segmentation", image_size=64)
+PRIVATE_IMAGES, PRIVATE_PICTURES, MASKS = 351, 60, 500  # 351: the smallest silo of Fed-ISIC2019
 
 
 def draw(folder: Path, count: int) -> Path:
@@ -59,7 +62,7 @@ def prefetched(folder: Path, images: Path, uri: str) -> tuple[PrefetchReport, fl
     moments: list[float] = []
     store = open_store(str(folder))
     with _noting(moments):
-        report = prefetch(store, PublicSetConfig(images=images, teachers=(teacher(uri),)), TaskConfig(image_size=SIDE))
+        report = prefetch(store, PublicSetConfig(images=images, teachers=(teacher(uri),)), CLASSIFICATION)
     return report, moments[1] - moments[0]
 
 
@@ -125,19 +128,50 @@ def peak_memory(folder: Path, images: Path, uri: str) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def data_wait(folder: Path, sha256: str) -> tuple[float, float]:
-    """(seconds that the public steps wait for the mapped set, seconds in all) in one epoch of the smallest silo, ResNet20."""
+class _Brightness:
+    """A teacher of masks in this process: what is bright is foreground."""
+
+    config = TeacherConfig(name="brightness", uri="none", classes=1)
+
+    def prepare(self, question: Question) -> Readiness:
+        return Readiness(batch_size=BATCH, concurrency=1, served_version="")
+
+    def ask(self, images_NHWC: NDArray[np.uint8], *, request_id: str) -> NDArray[np.float64]:
+        return np.moveaxis(images_NHWC, -1, 1) / 255
+
+
+def masks_of(folder: Path, pictures: Path) -> str:
+    """sha256 of a set of soft masks of these grey pictures."""
+    teacher = _Brightness()
+    return prefetch(
+        open_store(str(folder)), PublicSetConfig(images=pictures, teachers=(teacher.config,)), SEGMENTATION,
+        teachers=[teacher]).distillation_set_sha256
+
+
+def draw_grey(folder: Path) -> Path:
+    """Grey pictures with one soft bright blob each, as organs are."""
+    folder.mkdir()
+    side = SEGMENTATION.image_size
+    y, x = np.mgrid[:side, :side]
+    for number, (row, column) in enumerate(np.random.default_rng(0).uniform(side / 4, 3 * side / 4, (MASKS, 2))):
+        blob = 255 / (1 + np.exp((np.hypot(y - row, x - column) - side / 5) / 2))
+        Image.fromarray(blob.astype(np.uint8)).save(folder / f"{number:05d}.png")
+    return folder
+
+
+def data_wait(folder: Path, sha256: str, task: TaskConfig, private_images: int) -> tuple[float, float]:
+    """(seconds that the public steps wait for the mapped set, seconds in all) in one epoch of a small silo with this many images."""
     import torch
 
+    from fedhelp_core.algorithm.batches import Rows
     from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update
     from fedhelp_core.algorithm.randomness import fix_arithmetic
-    from fedhelp_core.config import AlgorithmConfig
-    from fedhelp_core.softlabels.distillation_set import MappedRows, load_distillation_set
+    from fedhelp_core.softlabels.distillation_set import load_distillation_set
 
     waited = 0.0
 
     class Timed:
-        def __init__(self, rows: MappedRows) -> None:
+        def __init__(self, rows: Rows) -> None:
             self._rows = rows
             self.shape = rows.shape
 
@@ -151,13 +185,15 @@ def data_wait(folder: Path, sha256: str) -> tuple[float, float]:
     fix_arithmetic(threads=1)
     public = load_distillation_set(open_store(str(folder)), sha256)
     generator = torch.Generator().manual_seed(0)
+    shape = (private_images, *public.images_NCHW.shape[1:])
+    masks = TASKS[task.name].form == "mask"
+    labels = torch.randint(0, 2, shape, generator=generator) if masks else torch.randint(0, len(task.classes), shape[:1], generator=generator)
     data = SiloData(
-        images_NCHW=torch.randint(0, 256, (PRIVATE_IMAGES, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator),
-        labels_N=torch.randint(0, 8, (PRIVATE_IMAGES,), generator=generator),
+        images_NCHW=torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator), labels_N=labels,
         public_images_MCHW=Timed(public.images_NCHW), public_probabilities_MP=Timed(public.probabilities_NC))
-    algorithm = AlgorithmConfig()
-    settings = UpdateSettings(algorithm=algorithm, kind="small", classes=8, seed=1, silo="bench")
-    start = initial_weights(algorithm, classes=8, seed=1)
+    algorithm = AlgorithmConfig.model_validate(TASKS[task.name].defaults)
+    settings = UpdateSettings(algorithm=algorithm, task=task, kind="small", seed=1, silo="bench")
+    start = initial_weights(algorithm, task, seed=1)
     began = time.perf_counter()
     local_update(start, SiloState.empty(), data, settings, round_number=1)
     return waited, time.perf_counter() - began
@@ -174,15 +210,23 @@ def figures(repeat: int) -> list[Figure]:
             found = _asking(folder, images, server.uri, repeat)
             more, less = peak_memory(folder / "more", images, server.uri), peak_memory(folder / "less", few, server.uri)
             report, _ = prefetched(folder / "kept", images, server.uri)
-        waits = [data_wait(folder / "kept", report.distillation_set_sha256) for _ in range(repeat)]
-    shares = [100 * waited / whole for waited, whole in waits]
+        waits = [data_wait(folder / "kept", report.distillation_set_sha256, CLASSIFICATION, PRIVATE_IMAGES) for _ in range(repeat)]
+        masks = masks_of(folder / "masks", draw_grey(folder / "grey"))
+        mask_waits = [data_wait(folder / "masks", masks, SEGMENTATION, PRIVATE_PICTURES) for _ in range(repeat)]
     return [
         *found,
         Figure(name=f"prefetch: peak memory with {IMAGES:,} images over that with {FEW:,}", value=more / less, unit="", target=MEMORY_TARGET,
                detail=f"{more:.0f} and {less:.0f} MiB"),
-        Figure(name="public step: wait for the mapped set, of a small silo's epoch", value=statistics.median(shares), unit="%", target=WAIT_TARGET,
-               detail=f"ResNet20, {PRIVATE_IMAGES} private images, quartiles {spread(shares)} %; an epoch {waits[0][1]:.1f} s"),
+        _wait_figure("public step: wait for the mapped set, of a small silo's epoch", waits, f"ResNet20, {PRIVATE_IMAGES} private images"),
+        _wait_figure("public step: wait for deflated masks, of a small silo's epoch", mask_waits,
+                     f"U-Net, {PRIVATE_PICTURES} private pictures of {SEGMENTATION.image_size} x {SEGMENTATION.image_size}"),
     ]
+
+
+def _wait_figure(name: str, waits: list[tuple[float, float]], detail: str) -> Figure:
+    shares = [100 * waited / whole for waited, whole in waits]
+    return Figure(name=name, value=statistics.median(shares), unit="%", target=WAIT_TARGET,
+                  detail=f"{detail}, quartiles {spread(shares)} %; an epoch {statistics.median(whole for _, whole in waits):.1f} s")
 
 
 def _asking(folder: Path, images: Path, uri: str, repeat: int) -> list[Figure]:
