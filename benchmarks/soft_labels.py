@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -252,7 +251,8 @@ def _asking(folder: Path, images: Path, uri: str, repeat: int) -> list[Figure]:
 def _alone(folder: str, images: str, uri: str) -> None:
     """A prefetch that prints its peak memory in MiB."""
     prefetched(Path(folder), Path(images), uri)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # VmHWM: unlike ru_maxrss it does not remember the process that this one was forked from
+    print(int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 1024)
 
 
 if __name__ == "__main__":

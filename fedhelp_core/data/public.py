@@ -67,7 +67,8 @@ def preparation_of(task: TaskConfig) -> Preparation:
 
 
 class _Colour:
-    suffixes, threads = decode.SUFFIXES, True
+    suffixes: tuple[str, ...] = decode.SUFFIXES
+    threads: bool = True
 
     def __init__(self, task: TaskConfig) -> None:
         self.shape = image_shape(task)
@@ -89,7 +90,8 @@ class _Colour:
 
 
 class _Grey:
-    suffixes, threads = decode.SUFFIXES, True
+    suffixes: tuple[str, ...] = decode.SUFFIXES
+    threads: bool = True
 
     def __init__(self, task: TaskConfig) -> None:
         self.shape = image_shape(task)
@@ -112,7 +114,8 @@ class _Grey:
 
 
 class _Volumes:
-    suffixes, threads = VOLUME_SUFFIXES, False  # MONAI's switches are the process's
+    suffixes: tuple[str, ...] = VOLUME_SUFFIXES
+    threads: bool = False  # MONAI's switches are the process's
 
     def __init__(self, task: TaskConfig) -> None:
         self.shape = image_shape(task)

@@ -160,7 +160,8 @@ def _checked_masks(answer: Any, teacher: TeacherConfig, form: AnswerForm, n: int
     _check_finite(planes_NC, teacher, "image")
     if teacher.classes == 1:
         if teacher.output == "logits":
-            return 1 / (1 + np.exp(-planes_NC.clip(-500, 500)))
+            foreground_N1: NDArray[np.float64] = 1 / (1 + np.exp(-planes_NC.clip(-500, 500)))
+            return foreground_N1
         _check_range(planes_NC, teacher, "image")
         return planes_NC.clip(0, 1)
     if teacher.output == "logits":

@@ -154,7 +154,8 @@ class _Comparison:
 def _favoured(probabilities: NDArray[np.float64], masks: bool) -> NDArray[np.int64]:
     """1 for each class that this answer counts for."""
     if masks:
-        return (probabilities.reshape(len(probabilities), -1) > 0.5).any(axis=1).astype(np.int64)
+        most_C: NDArray[np.float64] = probabilities.reshape(len(probabilities), -1).max(axis=1)
+        return np.where(most_C > 0.5, np.int64(1), np.int64(0))
     return np.bincount([int(probabilities.argmax())], minlength=len(probabilities)).astype(np.int64)
 
 
@@ -163,7 +164,8 @@ def _entropy(answers: NDArray[np.float64], masks: bool) -> NDArray[np.float64]:
     if masks:
         against = 1 - answers
         each = -(answers * np.log(answers.clip(_TINY)) + against * np.log(against.clip(_TINY)))
-        return np.maximum(each.reshape(len(answers), -1).mean(axis=1), 0.0)
+        means_N: NDArray[np.float64] = np.maximum(each.reshape(len(answers), -1).mean(axis=1), 0.0)
+        return means_N
     entropies_N: NDArray[np.float64] = np.maximum(-(answers * np.log(answers.clip(_TINY))).sum(axis=1), 0.0)
     return entropies_N
 

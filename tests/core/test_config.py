@@ -103,7 +103,8 @@ BAD_FEDERATIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "unknown device": ({"runtime.device": "gpu"}, ("runtime.device: ", "'cpu', 'cuda' or 'auto' expected", "got 'gpu'")),
     "no public set": ({"public_set": None}, ("public_set: ", "method 'fedhelp' learns from soft labels", "fedhelp-no-api")),
     "no teachers": ({"public_set.teachers": []}, ("public_set.teachers: ", "at least 1 item", "got []")),
-    "teacher of one class": ({"public_set.teachers.0.classes": 1}, ("public_set.teachers.0.classes: ", "greater than or equal to 2", "got 1")),
+    "teacher of one class": ({"public_set.teachers.0.classes": 1}, ("public_set.teachers.0.classes: ", "at least 2 expected", "got 1")),
+    "teacher of no class": ({"public_set.teachers.0.classes": 0}, ("public_set.teachers.0.classes: ", "greater than or equal to 1", "got 0")),
     "teacher without weight": ({"public_set.teachers.0.weight": 0}, ("public_set.teachers.0.weight: ", "greater than 0", "got 0")),
     "version as number": ({"public_set.teachers.0.version": 2}, ("public_set.teachers.0.version: ", "string", "got 2")),
     "teacher's kind": (
@@ -208,7 +209,7 @@ def test_fields_that_do_not_fit_together_are_listed_at_once(tmp_path: Path) -> N
 
 
 def test_wrong_entries_are_not_also_called_missing(tmp_path: Path) -> None:
-    document = changed(federation_document(), {"silos.0.name": "A", "silos.1.name": "B", "public_set.teachers.0.classes": 1})
+    document = changed(federation_document(), {"silos.0.name": "A", "silos.1.name": "B", "public_set.teachers.0.classes": 0})
     problems = problems_of(load_federation, written(tmp_path, document))
     assert [problem.partition(":")[0] for problem in problems] == ["public_set.teachers.0.classes", "silos.0.name", "silos.1.name"]
 
