@@ -7,6 +7,7 @@ are channels last, (S, S, C) or (S, S, S, C).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
 VOLUME_SUFFIXES = (".nii.gz", ".nii")
 
 
+Wanted = Callable[[str], bool]
+"""Whether the image with this sha256 is to be decoded."""
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """One public image: its pixels (S, ..., C), or what is wrong with it."""
+    """One public image: its pixels (S, ..., C), or what is wrong with it; neither where it was not wanted."""
 
     sha256: str = ""
     """Of its content, hex: the file's bytes, or the pixels where a file holds many images."""
@@ -48,13 +53,13 @@ class Preparation(Protocol):
     threads: bool
     """Whether several images may be prepared at once."""
 
-    def of_file(self, path: Path) -> Prepared:
+    def of_file(self, path: Path, wanted: Wanted) -> Prepared:
         """The image in a file."""
 
-    def of_bytes(self, raw: bytes, name: str) -> Prepared:
+    def of_bytes(self, raw: bytes, name: str, wanted: Wanted) -> Prepared:
         """The image in a file's bytes; `name` is what messages call it."""
 
-    def of_pixels(self, pixels_HWC: NDArray[np.uint8], sha256: str, name: str) -> Prepared:
+    def of_pixels(self, pixels_HWC: NDArray[np.uint8], sha256: str, name: str, wanted: Wanted) -> Prepared:
         """An image (H, W, 3) that is decoded already, known by `sha256`."""
 
 
@@ -75,18 +80,19 @@ class _Colour:
         self.words = decode.preprocessing(task.image_size)
         self._size = task.image_size
 
-    def of_file(self, path: Path) -> Prepared:
-        return self._prepared(decode.decode(path, self._size))
+    def of_file(self, path: Path, wanted: Wanted) -> Prepared:
+        return _of_file(self, path, wanted)
 
-    def of_bytes(self, raw: bytes, name: str) -> Prepared:
-        return self._prepared(decode.decode_bytes(raw, self._size, name))
-
-    def of_pixels(self, pixels_HWC: NDArray[np.uint8], sha256: str, name: str) -> Prepared:
-        del name
-        return Prepared(sha256, decode.square(pixels_HWC, self._size))
-
-    def _prepared(self, found: decode.Decoded) -> Prepared:
+    def of_bytes(self, raw: bytes, name: str, wanted: Wanted) -> Prepared:
+        sha256 = hashlib.sha256(raw).hexdigest()
+        if not wanted(sha256):
+            return Prepared(sha256)
+        found = decode.decode_bytes(raw, self._size, name)
         return Prepared(found.sha256, found.pixels_SSC, found.problem)
+
+    def of_pixels(self, pixels_HWC: NDArray[np.uint8], sha256: str, name: str, wanted: Wanted) -> Prepared:
+        del name
+        return Prepared(sha256, decode.square(pixels_HWC, self._size) if wanted(sha256) else None)
 
 
 class _Grey:
@@ -98,16 +104,16 @@ class _Grey:
         self.words = _of_images(preparation(task))
         self._size = task.image_size
 
-    def of_file(self, path: Path) -> Prepared:
-        try:
-            return self.of_bytes(path.read_bytes(), str(path))
-        except OSError as e:
-            return Prepared(problem=f"{path}: cannot be read ({e.strerror}); correct the list or the folder")
+    def of_file(self, path: Path, wanted: Wanted) -> Prepared:
+        return _of_file(self, path, wanted)
 
-    def of_bytes(self, raw: bytes, name: str) -> Prepared:
-        return _channels_last(pictures.read_image(raw, Path(name), self._size), hashlib.sha256(raw).hexdigest())
+    def of_bytes(self, raw: bytes, name: str, wanted: Wanted) -> Prepared:
+        sha256 = hashlib.sha256(raw).hexdigest()
+        return _channels_last(pictures.read_image(raw, Path(name), self._size), sha256) if wanted(sha256) else Prepared(sha256)
 
-    def of_pixels(self, pixels_HWC: NDArray[np.uint8], sha256: str, name: str) -> Prepared:
+    def of_pixels(self, pixels_HWC: NDArray[np.uint8], sha256: str, name: str, wanted: Wanted) -> Prepared:
+        if not wanted(sha256):
+            return Prepared(sha256)
         if (pixels_HWC != pixels_HWC[..., :1]).any():
             return Prepared(problem=f"{name}: is a colour picture, but this task's images are grey; choose other public images")
         return Prepared(sha256, np.moveaxis(pictures.grey_square(np.ascontiguousarray(pixels_HWC[..., 0]), self._size), 0, -1))
@@ -128,21 +134,34 @@ class _Volumes:
 
         return VolumeReader(self._task)
 
-    def of_file(self, path: Path) -> Prepared:
+    def of_file(self, path: Path, wanted: Wanted) -> Prepared:
         try:
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as e:
-            return Prepared(problem=f"{path}: cannot be read ({e.strerror}); correct the list or the folder")
-        return _channels_last(self._reader.read_image(path), sha256)
+            return _unreadable(path, e)
+        return _channels_last(self._reader.read_image(path), sha256) if wanted(sha256) else Prepared(sha256)
 
-    def of_bytes(self, raw: bytes, name: str) -> Prepared:
-        del raw
+    def of_bytes(self, raw: bytes, name: str, wanted: Wanted) -> Prepared:
+        del raw, wanted
         return Prepared(problem=f"{name}: volumes are read from a folder or a datalist; set public_set.layout")
 
-    def of_pixels(self, pixels_HWC: NDArray[np.uint8], sha256: str, name: str) -> Prepared:
-        del pixels_HWC, sha256
+    def of_pixels(self, pixels_HWC: NDArray[np.uint8], sha256: str, name: str, wanted: Wanted) -> Prepared:
+        del pixels_HWC, sha256, wanted
         return Prepared(problem=f"{name}: is a picture, but this task's images are volumes; choose other public images")
+
+
+def _of_file(preparation: _Colour | _Grey, path: Path, wanted: Wanted) -> Prepared:
+    try:
+        return preparation.of_bytes(path.read_bytes(), str(path), wanted)
+    except OSError as e:
+        return _unreadable(path, e)
+
+
+def _unreadable(path: Path, error: OSError) -> Prepared:
+    if isinstance(error, FileNotFoundError):
+        return Prepared(problem=f"{path}: no such image file; correct the list or the images folder")
+    return Prepared(problem=f"{path}: cannot be read as an image ({error}); replace or remove it")
 
 
 def _channels_last(found: Example, sha256: str) -> Prepared:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.data.public import Preparation, Prepared
+from fedhelp_core.data.public import Preparation, Prepared, Wanted
 from fedhelp_core.errors import DataError
 
 MAX_IMAGE_BYTES = 256 * 2**20
@@ -37,8 +37,8 @@ class Source:
 
     name: str
     """File, or file and place in it: for messages."""
-    prepared: Callable[[], Prepared]
-    """What is wrong is a problem in the result, no exception."""
+    prepared: Callable[[Wanted], Prepared]
+    """The image, if its sha256 is wanted; what is wrong with it is a problem in the result, no exception."""
 
 
 def open_sources(images: Path, layout: str, preparation: Preparation) -> Iterator[Source]:
@@ -81,9 +81,9 @@ def _cifar(label_bytes: int) -> Callable[[Path, Preparation], Iterator[Source]]:
     return rows
 
 
-def _cifar_image(pixels: bytes, name: str, preparation: Preparation) -> Prepared:
+def _cifar_image(pixels: bytes, name: str, preparation: Preparation, wanted: Wanted) -> Prepared:
     image: NDArray[np.uint8] = np.frombuffer(pixels, np.uint8).reshape(3, _CIFAR_SIDE, _CIFAR_SIDE).transpose(1, 2, 0)
-    return preparation.of_pixels(np.ascontiguousarray(image), hashlib.sha256(pixels).hexdigest(), name)
+    return preparation.of_pixels(np.ascontiguousarray(image), hashlib.sha256(pixels).hexdigest(), name, wanted)
 
 
 def _tar(images: Path, preparation: Preparation) -> Iterator[Source]:

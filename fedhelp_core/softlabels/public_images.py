@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.data.public import Preparation, Prepared
+from fedhelp_core.data.public import Preparation, Prepared, Wanted
 from fedhelp_core.errors import DataError, StorageFull, listed
 from fedhelp_core.softlabels.image_sources import Source, open_sources
 
@@ -57,7 +57,7 @@ def read_public_images(
         images: Folder or file of the images.
         preparation: The task's.
         layout: What `images` is, as in `config.PublicSetConfig`.
-        shard: (number from 1, of how many): only images whose content falls to this shard; None: all.
+        shard: (number from 1, of how many): only images whose content falls to this shard, the others are not decoded; None: all.
 
     Raises:
         DataError: none there, or some that cannot be decoded, all of them listed.
@@ -68,13 +68,13 @@ def read_public_images(
         slots: dict[str, int] = {}
         read = chosen = 0
         problems = []
-        for image in _prepared(open_sources(images, layout, preparation), preparation.threads):
+        for image in _prepared(open_sources(images, layout, preparation), preparation.threads, _wanted_by(shard)):
             read += 1
             if image.problem:
                 problems.append(image.problem)
-            elif shard is None or shard_of(image.sha256, shard[1]) == shard[0]:
+            elif image.pixels is not None:
                 chosen += 1
-                if image.sha256 not in slots and image.pixels is not None:
+                if image.sha256 not in slots:
                     slots[image.sha256] = len(slots)
                     _append(pixels, image.pixels)
         if problems or not read:
@@ -100,9 +100,13 @@ def shard_of(image: str, shards: int) -> int:
     return int(image[:8], 16) % shards + 1
 
 
-def _prepared(sources: Iterator[Source], threads: bool) -> Iterator[Prepared]:
+def _wanted_by(shard: tuple[int, int] | None) -> Wanted:
+    return lambda image: shard is None or shard_of(image, shard[1]) == shard[0]
+
+
+def _prepared(sources: Iterator[Source], threads: bool, wanted: Wanted) -> Iterator[Prepared]:
     """In order, on a few threads: Pillow decodes outside the interpreter's lock."""
     workers = min(8, os.cpu_count() or 1) if threads else 1
     with ThreadPoolExecutor(workers) as pool:
         while block := list(itertools.islice(sources, _AHEAD_PER_WORKER * workers)):
-            yield from pool.map(lambda source: source.prepared(), block)
+            yield from pool.map(lambda source: source.prepared(wanted), block)

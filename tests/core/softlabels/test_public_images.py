@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fedhelp_core.errors import DataError
-from fedhelp_core.softlabels.public_images import read_public_images
+from fedhelp_core.softlabels.public_images import read_public_images, shard_of
 from tests.core.softlabels.helpers import PICTURES, SIDE, draw, pictures, shades_of
 
 
@@ -84,3 +85,17 @@ class TestPublicImages:
         images = read_public_images(draw(tmp_path, 0), PICTURES)
         Image.new("RGB", (SIDE, SIDE), (9, 9, 9)).save(tmp_path / "000.png")
         assert shades_of(images.pixels([0])) == [0]
+
+    def test_a_shard_decodes_its_own_images_alone(self, tmp_path: Path) -> None:
+        draw(tmp_path, *range(0, 200, 10))
+        broken = tmp_path / "broken.png"
+        broken.write_bytes(b"no image")
+        mine = shard_of(hashlib.sha256(b"no image").hexdigest(), 3)
+        with pytest.raises(DataError, match=r"broken\.png: cannot be read as an image"):
+            read_public_images(tmp_path, PICTURES, shard=(mine, 3))
+        others = [read_public_images(tmp_path, PICTURES, shard=(number, 3)) for number in range(1, 4) if number != mine]
+        assert all(images.hashes and not images.duplicates for images in others)
+        broken.unlink()
+        whole = read_public_images(tmp_path, PICTURES)
+        parts = [read_public_images(tmp_path, PICTURES, shard=(number, 3)) for number in range(1, 4)]
+        assert sorted(image for part in parts for image in part.hashes) == list(whole.hashes)
