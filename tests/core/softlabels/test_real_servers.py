@@ -7,9 +7,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+import torch
 
+from fedhelp_core.config import PublicSetConfig, TaskConfig
 from fedhelp_core.errors import TeacherError
+from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.softlabels.openinference import OpenInferenceTeacher
+from fedhelp_core.softlabels.prefetch import prefetch
 from fedhelp_core.store import Store
 from tests.core.softlabels.helpers import ABOUT, SIDE, about, draw, rows_by_shade, run, teacher_config
 from tests.core.softlabels.model_servers import ModelServer, NoEnvironment, kserve, mlserver
@@ -63,6 +67,18 @@ def test_mlserver_is_asked_once_about_every_image(ml: ModelServer, local: Store,
 @pytest.mark.parametrize("transport", ["json", "binary"])
 def test_kserve_is_asked_once_about_every_image(ks: ModelServer, local: Store, tmp_path: Path, transport: str) -> None:
     assert_asked_once(ks, "request_predict_seconds_count", local, draw(tmp_path / "public", *SHADES), transport=transport)
+
+
+@pytest.mark.parametrize("transport", ["json", "binary"])
+def test_kserve_is_asked_for_masks(ks: ModelServer, local: Store, tmp_path: Path, transport: str) -> None:
+    teacher = OpenInferenceTeacher(teacher_config(
+        kind="openinference", uri=ks.uri.replace("shades", "masks"), classes=2, concurrency=4, transport=transport))
+    public = PublicSetConfig(images=draw(tmp_path / "public", *SHADES), teachers=(teacher.config,))
+    task = TaskConfig(name="lung-segmentation", image_size=SIDE)
+    found = load_distillation_set(local, prefetch(local, public, task, teachers=[teacher]).distillation_set_sha256)
+    everything = torch.arange(len(SHADES))
+    torch.testing.assert_close(found.probabilities_NC[everything], found.images_NCHW[everything] / 255, rtol=0, atol=1e-6)
+    assert sorted(found.images_NCHW[everything][:, 0, 0, 0].tolist()) == list(SHADES)
 
 
 @pytest.mark.parametrize("name", ["ml", "ks"])
