@@ -17,7 +17,8 @@ from pathlib import Path
 from benchmarks.figures import Figure, add_options, machine, read, show, write
 
 BENCHMARKS = {
-    "local_update": "one local update beside a plain PyTorch loop",
+    "local_update": "one local update of each task beside a plain PyTorch or MONAI loop",
+    "volumes": "memory of a silo with volumes of 128^3",
     "round_control": "a round with no training in it",
     "startup": "from the command to the end of round 1",
     "soft_labels": "prefetch beside a bare client, its memory, and training's wait for its set",

@@ -111,7 +111,7 @@ def _work(action: str, folder: Path) -> None:
         _read_once(paths)
     else:
         _hash_and_write(paths[0].stat().st_size, folder / "result")
-    print(time.perf_counter() - started, _peak_mib())
+    print(time.perf_counter() - started, peak_mib())
 
 
 def _read_once(paths: Sequence[Path]) -> None:
@@ -132,7 +132,7 @@ def _hash_and_write(size: int, path: Path) -> None:
             handle.write(piece)
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """VmHWM: unlike ru_maxrss it does not remember the process that this one was forked from."""
     return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 

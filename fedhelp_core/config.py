@@ -135,6 +135,8 @@ class RuntimeConfig(_Model):
     seed: int = Field(1, ge=0, lt=2**63, description="All randomness comes from (seed, silo, round).")
     threads: int = Field(1, ge=1, le=256, description="CPU threads per silo; part of what makes results bit-identical.")
     device: Literal["cpu", "cuda", "auto"] = Field("auto", description="'auto': the GPU where there is one.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Of training: 'auto' mixes in bfloat16 on GPUs that have it and is float32 on CPUs; weights travel as float32 always.")
 
 
 class TeacherAuth(_Model):

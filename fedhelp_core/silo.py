@@ -167,7 +167,7 @@ class Silo:
         kind = read_fact(self.run.store, self.run.run_id, "kinds")[self.config.name]
         return UpdateSettings(
             algorithm=self.federation.algorithm, task=self.federation.task, seed=self.federation.runtime.seed,
-            silo=self.config.name, kind=kind, device=self.device)
+            silo=self.config.name, kind=kind, device=self.device, precision=self.federation.runtime.precision)
 
     def _progress(self, number: int) -> Callable[[int, int], None]:
         """At most one event a second, however short the steps."""

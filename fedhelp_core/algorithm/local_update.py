@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fedhelp_core.algorithm import losses
 from fedhelp_core.algorithm.batches import Batches, Rows, memory_format
+from fedhelp_core.algorithm.precision import Precision, arithmetic
 from fedhelp_core.algorithm.randomness import generator_for
 from fedhelp_core.config import AlgorithmConfig, TaskConfig
 from fedhelp_core.errors import DataError, WeightsError
@@ -89,6 +90,7 @@ class UpdateSettings:
     kind: str
     """'small' or 'large'; never 'auto' here."""
     device: torch.device = CPU
+    precision: Precision = "float32"
 
     @property
     def objective(self) -> Objective:
@@ -196,6 +198,7 @@ class _Trainer:
         self.data = data
         self.proxy = proxy_with(global_weights, state, settings).train()
         self.private = self._batches(data.images_NCHW, data.labels_N, self.algorithm.batch_size, "private")
+        self.arithmetic = arithmetic(settings.precision, settings.device)
         self.optimizers: dict[str, torch.optim.Adam] = {}
 
     def _batches(self, images: Rows, targets: Rows, batch_size: int, purpose: str) -> Batches:
@@ -231,6 +234,12 @@ class _Trainer:
         weights = travelling_weights(self.proxy, self.algorithm) if self.parts.averaged else {}
         state = SiloState(round=self.round, tensors={k: v.detach().cpu().contiguous() for k, v in self.kept().items()})
         return LocalResult(weights=weights, state=state, samples=len(self.data.labels_N), steps=total, metrics=means)
+
+    def _logits(self, model: nn.Module, images_BCHW: Tensor) -> Tensor:
+        """Of the parameters' dtype, whatever the arithmetic inside."""
+        with self.arithmetic:
+            logits: Tensor = model(images_BCHW)
+        return logits.float() if logits.dtype == torch.bfloat16 else logits
 
     def step(self, images_BCHW: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         """One private batch (and what the method alternates with it); returns its losses by name."""
@@ -270,7 +279,8 @@ class _SmallTrainer(_Trainer):
             batches = self._batches(data.public_images_MCHW, data.public_probabilities_MP, self.algorithm.public_batch_size, "public")
             self.public = batches.endless()
             self.public_head = self._public_head(data.public_probabilities_MP.shape[1])
-            self.public_optimizer = self._optimizer("public", self.proxy.backbone, self.public_head)  # type: ignore[arg-type]
+            self.public_model = nn.Sequential(self.proxy.backbone, self.public_head)  # type: ignore[arg-type]
+            self.public_optimizer = self._optimizer("public", self.public_model)
 
     def _public_head(self, classes: int) -> nn.Module:
         kept = _group(self.state.tensors, "public_head")
@@ -289,7 +299,7 @@ class _SmallTrainer(_Trainer):
     def _private_step(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """Eq 1, with FedProx's pull where the method asks for it."""
         self.private_optimizer.zero_grad(set_to_none=True)
-        loss = self.objective.form.supervised(self.proxy(images_BCHW), labels_B)
+        loss = self.objective.form.supervised(self._logits(self.proxy, images_BCHW), labels_B)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.parts.proximal:
             losses.proximal_gradient_(self.parameters, self.anchor, weight=self.algorithm.proximal_weight)
@@ -300,7 +310,7 @@ class _SmallTrainer(_Trainer):
         """Eq 2: θ and g learn the teacher's answers; the running statistics of θ's batch norms stay as private batches left them."""
         self.public_optimizer.zero_grad(set_to_none=True)
         with running_statistics_untouched(self.proxy):
-            logits_BP = self.public_head(self.proxy.backbone(images_BCHW))  # type: ignore[operator]
+            logits_BP = self._logits(self.public_model, images_BCHW)
         loss = losses.soft_label_loss(
             logits_BP, probabilities_BP, temperature=self.algorithm.temperature, weight=self.algorithm.distillation_weight,
             form=self.objective.form)
@@ -328,7 +338,7 @@ class _LargeTrainer(_Trainer):
         algorithm = self.algorithm
         self.proxy_optimizer.zero_grad(set_to_none=True)
         self.large_optimizer.zero_grad(set_to_none=True)
-        proxy_logits_BC, large_logits_BC = self.proxy(images_BCHW), self.large(images_BCHW)
+        proxy_logits_BC, large_logits_BC = self._logits(self.proxy, images_BCHW), self._logits(self.large, images_BCHW)
         proxy_loss = losses.proxy_loss(
             proxy_logits_BC, large_logits_BC, labels_B, temperature=algorithm.temperature, weight=algorithm.distillation_weight,
             form=self.objective.form)

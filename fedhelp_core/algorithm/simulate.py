@@ -72,7 +72,8 @@ def simulate(
     """
     algorithm, seed, task = federation.algorithm, federation.runtime.seed, federation.task
     settings = {
-        name: UpdateSettings(algorithm=algorithm, task=task, seed=seed, silo=name, kind=silos[name].kind, device=device)
+        name: UpdateSettings(
+            algorithm=algorithm, task=task, seed=seed, silo=name, kind=silos[name].kind, device=device, precision=federation.runtime.precision)
         for name in federation.silo_names
     }
     weights = initial_weights(algorithm, task, seed=seed)
