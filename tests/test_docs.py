@@ -53,11 +53,11 @@ def test_every_make_target_that_is_named_exists() -> None:
 def test_every_fedhelp_command_that_is_shown_takes_its_arguments() -> None:
     shown = sorted(set(commands("fedhelp")))
     assert len(shown) > 10
-    wrong = [f"{page}: {line}: {fault}" for page, line in shown if (fault := _fault_of(line))]
+    wrong = [f"{page}: {line}: {fault}" for page, line in shown if (fault := fault_of(line))]
     assert not wrong, "\n".join(wrong)
 
 
-def _fault_of(line: str) -> str | None:
+def fault_of(line: str) -> str | None:
     """Why the command line of `fedhelp` would be refused, or None. Prose such as `fedhelp run` alone needs no arguments."""
     words = shlex.split(re.split(r"\s[|>&]", line)[0], comments=True)[1:]
     command: click.Command = main

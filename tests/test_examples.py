@@ -18,6 +18,7 @@ from fedhelp_core.demo import silo_document
 from fedhelp_core.drawn import DRAWN
 from fedhelp_core.tasks import TASKS
 from tests.components.tiny import write_teacher
+from tests.test_docs import fault_of
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # as many images as a check needs, where the demo draws hundreds
@@ -58,6 +59,13 @@ def test_the_command_in_a_papers_file_makes_the_silos_it_names(task: str) -> Non
     text = (EXAMPLES / f"{task}.yaml").read_text(encoding="utf-8")
     assert re.search(rf"fedhelp data ingest \S+ FOLDER .*--out examples/data/{task}\b", text)
     assert f"fedhelp data phantom {task} examples/data/{task}-small" in (EXAMPLES / f"{task}-small.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_command_in_a_files_comments_takes_its_arguments(path: Path) -> None:
+    shown = re.findall(r"^#   (fedhelp .*?)(?:   .*)?$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(shown) >= 3
+    assert [fault for line in shown if (fault := fault_of(line))] == []
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if TASKS[task].form == "classes"])
