@@ -73,12 +73,12 @@ CASES = {
         images=64, public_classes=8),
     "lung-segmentation": Case(
         task=TaskConfig(name="lung-segmentation", image_size=96),
-        algorithm=_algorithm("unet2d", "unet2d-large", rank_top_k=1, rank_weight=0.0, augmentation="mirror"), images=64, public_classes=1),
+        algorithm=_algorithm("unet2d", "unet2d-large", rank_top_k=1, rank_weight=0.0, augmentation="mirror"), images=32, public_classes=1),
     "brain-segmentation": Case(
         task=TaskConfig.model_validate({
             "name": "brain-segmentation", "image_size": 64, "volume": {"patch_size": 32, "window_size": 32, "patches": 2}}),
         algorithm=_algorithm("unet3d", "unet3d-large", rank_top_k=1, rank_weight=0.0, augmentation="mirror", batch_size=2, public_batch_size=2),
-        images=12, public_classes=1),
+        images=6, public_classes=1),
 }
 
 

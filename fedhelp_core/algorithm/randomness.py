@@ -27,6 +27,6 @@ def fix_arithmetic(threads: int) -> None:
     """Set this process's thread count and forbid non-deterministic kernels: call once, before any model is built."""
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms does the same, but imports torch._inductor: 2 s of every process
-    # nothing here reads what it did not write, and filling is up to a sixth of an epoch
+    # nothing here reads what it did not write, and filling costs time in every step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

@@ -14,6 +14,6 @@ print(torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fi
 
 
 def test_kernels_are_deterministic_on_one_thread_and_nothing_is_filled_that_is_written_anyway() -> None:
-    """Filling every new tensor costs up to a sixth of an epoch and changes no bit of a result."""
+    """Filling every new tensor costs time in every step and changes no bit of a result."""
     done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split() == ["True", "False", "1"]
