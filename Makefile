@@ -19,12 +19,12 @@ simulate: setup ## Compare all methods over five seeds on the demo's data: table
 	@$(RUN) fedhelp simulate --demo $(DEMO) --out study
 
 TASKS ?= pneumonia lung-segmentation brain-segmentation
-COMPARED_pneumonia := --methods local,fedavg,fedprox,fedhelp,fedhelp-no-api --normalisation shared
-COMPARED_lung-segmentation := --methods local,fedavg,fedprox,fedhelp-no-api --normalisation shared,silo
+COMPARED_pneumonia := --methods local,fedavg,fedprox,fedhelp,fedhelp-no-api --normalisation shared --seeds 1,2
+COMPARED_lung-segmentation := --methods local,fedavg,fedprox,fedhelp-no-api --normalisation shared,silo --seeds 1,2,3
 COMPARED_brain-segmentation := $(COMPARED_lung-segmentation)
-simulate-tasks: setup ## The other tasks' small tables (docs/reproduce) under study/TASK, on drawn data (TASKS=...; three to ten minutes a task)
+simulate-tasks: setup ## The other tasks' small tables (docs/reproduce) under study/TASK, on drawn data (TASKS=...; a few minutes a task)
 	@$(foreach task,$(TASKS),$(RUN) fedhelp data phantom $(task) examples/data/$(task)-small && \
-	  $(RUN) fedhelp simulate examples/$(task)-small.yaml $(COMPARED_$(task)) --seeds 1,2,3 --evaluate-every 4 --out study/$(task) &&) true
+	  $(RUN) fedhelp simulate examples/$(task)-small.yaml $(COMPARED_$(task)) --evaluate-every 4 --out study/$(task) &&) true
 
 ##@ Develop
 test: setup check ## Lint, types, layers, then all tests that need no Kubernetes (a quarter of an hour)
