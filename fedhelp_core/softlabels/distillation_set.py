@@ -2,6 +2,7 @@
 
     softlabels/<sha256>/index.json                 written last; <sha256> is the sha256 of these bytes
     softlabels/<sha256>/images-00000.safetensors   images uint8 (N, K, S, S), of volumes (N, K, S, S, S)
+    softlabels/settled/<sha256>.txt                which set it is for these images and teachers, whatever the answers
     softlabels/<sha256>/answers-00000.safetensors  answers: float16 class probabilities (N, C), or masks, deflated (answers.py);
                                                    sha256 uint8 (N, 32): of each image's content, its name in the ledger
 
@@ -216,7 +217,18 @@ def write_distillation_set(
             store.put_new(_key(sha256, shard_name("images", number)), built.pixels)
             store.put_new(_key(sha256, shard_name("answers", number)), built.answers)
         store.put_new(_key(sha256, "index.json"), body)
-    return sha256
+    return _settled(store, index, sha256)
+
+
+def _settled(store: Store, index: Index, sha256: str) -> str:
+    """The one set of these images and teachers: of two prefetches at the same time, which may have read different answers about
+    an image, the first that is done decides for both, and for all later ones."""
+    question = index.model_dump(mode="json", exclude={"shards": {"__all__": {"answers_sha256", "answers_stored"}}})
+    key = f"softlabels/settled/{_sha(json.dumps(question, sort_keys=True).encode())}.txt"
+    if store.put_new(key, sha256.encode()):
+        return sha256
+    first = store.get(key, 64).decode(errors="replace")
+    return first if store.size(_key(first, "index.json")) is not None else sha256
 
 
 def _source(identity: TeacherIdentity, share: float) -> _Source:

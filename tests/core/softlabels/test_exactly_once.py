@@ -157,6 +157,17 @@ class TestExactlyOnce:
         assert run(store, public, late).distillation_set_sha256 == one.distillation_set_sha256
         assert late.requests == []
 
+    def test_the_first_of_two_sets_of_the_same_images_is_the_one_for_everybody(self, local: Store, tmp_path: Path) -> None:
+        """As when a prefetch at the same time, which asked first, records its answer after the other one has built its set."""
+        public = draw(tmp_path / "public", 0, 50)
+        ledger = Ledger(local, TeacherIdentity.of(teacher_config(), PICTURES.words, ABOUT))
+        hashes = read_public_images(public, PICTURES).hashes
+        number = ledger.begin(hashes, run="", highest=None)
+        first = run(local, public, CountingTeacher())
+        ledger.record(number, hashes, np.array([[0.75, 0.25]] * 2, np.float16), run="", tries=1, seconds=0.1, served_version="")
+
+        assert run(local, public, CountingTeacher()).distillation_set_sha256 == first.distillation_set_sha256
+
     def test_of_two_answers_about_an_image_the_one_asked_first_counts_always(self, local: Store) -> None:
         one, other = "11" * 32, "22" * 32
         ledger = Ledger(local, TeacherIdentity.of(teacher_config(), "as it is", ABOUT))
