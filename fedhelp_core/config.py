@@ -336,10 +336,7 @@ class Federation(_Model):
             problems.append(f"protocol.min_silos: {self.protocol.min_silos} silos asked for, but only {len(self.silos)} are listed under silos")
         if self.algorithm.rank_top_k >= len(self.task.classes):
             problems.append(f"algorithm.rank_top_k: must be below the number of classes ({len(self.task.classes)}), got {self.algorithm.rank_top_k}")
-        if self.uses_public_set and TASKS[self.task.name].form == "mask":
-            problems.append(f"algorithm.method: {self.algorithm.method!r} learns from soft labels, but teachers give class probabilities,"
-                            f" not yet the masks of {self.task.name!r}; choose method: fedhelp-no-api")
-        elif self.uses_public_set and self.public_set is None:
+        if self.uses_public_set and self.public_set is None:
             problems.append(f"public_set: method {self.algorithm.method!r} learns from soft labels, so public_set.images and public_set.teachers are"
                             " needed (or choose method: fedhelp-no-api)")
         if self.public_set is not None and TASKS[self.task.name].form == "classes":

@@ -51,8 +51,6 @@ def _brain_data(number: int) -> dict[str, object]:
     return {"layout": "fed-ixi", "root": "../data/subjects", "split_csv": "../data/metadata_tiny.csv", "hospital": list(fed_ixi.COUNTS)[number]}
 
 
-_WITHOUT_SOFT_LABELS: Mapping[str, object] = {"method": "fedhelp-no-api"}
-
 DRAWN: Mapping[str, DrawnTask] = {
     "melanoma": DrawnTask(
         task={"name": "melanoma", "image_size": 32}, silos=SIX_SILOS, silo_data=_melanoma_data,
@@ -65,13 +63,15 @@ DRAWN: Mapping[str, DrawnTask] = {
         public_images=400, teacher_images=1600),
     "lung-segmentation": DrawnTask(
         task={"name": "lung-segmentation", "image_size": 48}, silos=("shenzhen", "montgomery", "tokyo"), silo_data=_lung_data,
-        write=lambda folder, seed, say: lungs.write_lungs(folder, seed=seed, progress=say),
-        algorithm={**_WITHOUT_SOFT_LABELS, "large_silos": 1, "proxy_model": "unet2d-tiny", "large_model": "unet2d"}),
+        write=lambda folder, seed, say: lungs.write_lungs(folder, seed=seed, progress=say), public=lungs.PUBLIC, teacher="unet2d-tiny",
+        public_images=200, teacher_images=320,
+        algorithm={"large_silos": 1, "proxy_model": "unet2d-tiny", "large_model": "unet2d"}),
     "brain-segmentation": DrawnTask(
         task={"name": "brain-segmentation", "image_size": 32, "volume": {"spacing": 6.0, "patch_size": 16, "patches": 2, "window_size": 32}},
         silos=("guys", "hammersmith", "iop"), silo_data=_brain_data,
-        write=lambda folder, seed, say: fed_ixi.write_fed_ixi(folder, seed=seed, progress=say),
-        algorithm={**_WITHOUT_SOFT_LABELS, "large_silos": 1, "batch_size": 2, "proxy_model": "unet3d-tiny", "large_model": "unet3d"}),
+        write=lambda folder, seed, say: fed_ixi.write_fed_ixi(folder, seed=seed, progress=say), public=fed_ixi.PUBLIC, teacher="unet3d-tiny",
+        public_images=60, teacher_images=128,
+        algorithm={"large_silos": 1, "batch_size": 2, "public_batch_size": 4, "proxy_model": "unet3d-tiny", "large_model": "unet3d"}),
 }
 
 

@@ -192,11 +192,6 @@ def nothing_to_federate(scene: Scene) -> tuple[int, str]:
     return scene.check(scene.make(algorithm__method="local"))
 
 
-@case(CONFIG, r".*algorithm\.method: 'fedhelp' learns from soft labels, but .* masks of 'lung-segmentation'; choose method: fedhelp-no-api")
-def a_teacher_for_masks(scene: Scene) -> tuple[int, str]:
-    return scene.check(scene.make(task__name="lung-segmentation"))
-
-
 @case(CONFIG, r".*store\.url.*: expected a folder, file:///folder or s3://bucket/prefix|store url 'ftp://x/y': expected .*")
 def store_of_no_kind(scene: Scene) -> tuple[int, str]:
     return scene.check(scene.make(store__url="ftp://x/y"))

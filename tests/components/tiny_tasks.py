@@ -7,12 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from fedhelp_core.config import TaskConfig
 from fedhelp_core.data.phantom import chest_xray, fed_ixi, lungs
 from fedhelp_core.demo import federation_document, silo_document
 from fedhelp_core.drawn import DRAWN
-from tests.components.tiny import TEACHER_CLASSES, TinyFederation, set_field, write_teacher
+from fedhelp_core.softlabels.demo_teacher import save_teacher
+from fedhelp_core.tasks.objective import objective_of
+from tests.components.tiny import TinyFederation, set_field
 
 _SIZES = (3, 2, 1)  # of pneumonia's hospitals
 
@@ -43,10 +47,11 @@ def write_task(task: str, folder: Path) -> TinyFederation:
     set_field(document, "runtime.device", "cpu")
     for field, value in _CHANGES[task].items():
         set_field(document, field, value)
-    if drawn.public is not None:
-        drawn.public.write(folder / "public", count=12, seed=7)
-        write_teacher(folder / "teacher", classes=TEACHER_CLASSES)
-        set_field(document, "public_set.teachers.0.classes", TEACHER_CLASSES)
+    assert drawn.public is not None
+    drawn.public.write(folder / "public", count=12, seed=7)
+    public = TaskConfig.model_validate({**document["task"], "classes": drawn.public.classes})
+    save_teacher(
+        objective_of(public).build(drawn.teacher, torch.Generator().manual_seed(7)), folder / "teacher", architecture=drawn.teacher, task=public)
     (folder / "silos").mkdir()
     for number, silo in enumerate(drawn.silos):
         own: dict[str, Any] = silo_document(drawn, number)

@@ -51,11 +51,6 @@ def test_every_tasks_defaults_make_a_valid_federation() -> None:
         federation({"name": name, "image_size": 64})
 
 
-def test_soft_labels_for_masks_are_refused_before_any_data_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"algorithm\.method: 'fedhelp' learns from soft labels, but .* not yet the masks of 'lung-segmentation'"):
-        run_study(federation({"name": "lung-segmentation"}), methods=["fedavg", "fedhelp"], seeds=[1], out=tmp_path)
-
-
 def test_a_model_of_another_form_is_refused_with_those_that_fit() -> None:
     with pytest.raises(ConfigError, match="'unet2d' is not registered for classes of 2D images; known models: resnet8"):
         objective_of(TaskConfig()).build("unet2d")
