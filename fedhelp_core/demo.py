@@ -61,9 +61,8 @@ def prepare_demo(folder: Path, *, task: str = "melanoma", seed: int = 1, progres
     mark.write_text(identity, encoding="utf-8")
     _once(folder / "data", lambda path: drawn.write(path, seed, say))
     public = drawn.public
-    if public is not None:
-        _once(folder / "public", lambda path: public.write(path, count=drawn.public_images, seed=seed, progress=say))
-        _once(folder / "teacher", lambda path: _write_teacher(path, drawn, public, seed, say))
+    _once(folder / "public", lambda path: public.write(path, count=drawn.public_images, seed=seed, progress=say))
+    _once(folder / "teacher", lambda path: _write_teacher(path, drawn, public, seed, say))
     (folder / "silos").mkdir(exist_ok=True)
     for number, silo in enumerate(drawn.silos):
         _once(folder / "silos" / f"{silo}.yaml", partial(_write_yaml, head=_SILO_HEAD, document=silo_document(drawn, number)))
@@ -86,17 +85,12 @@ def federation_document(drawn: DrawnTask) -> dict[str, object]:
         },
         "protocol": {"min_silos": max(1, len(drawn.silos) - 2), "round_deadline": 300.0},
         "runtime": {"seed": 1, "threads": 1, "device": "auto"},
-        **_public_section(drawn.public),
+        "public_set": {
+            "images": "public",
+            "teachers": [{"name": "drawn", "kind": "mlflow", "uri": "teacher", "version": "1", "classes": drawn.public.answers}]},
         "store": {"url": "store"},
         "silos": [{"name": silo, "dispatch": {"kind": "process", "silo_config": f"silos/{silo}.yaml"}} for silo in drawn.silos],
     }
-
-
-def _public_section(public: PublicSet | None) -> dict[str, object]:
-    if public is None:
-        return {}
-    teacher = {"name": "drawn", "kind": "mlflow", "uri": "teacher", "version": "1", "classes": public.answers}
-    return {"public_set": {"images": "public", "teachers": [teacher]}}
 
 
 def silo_document(drawn: DrawnTask, number: int) -> dict[str, object]:

@@ -27,9 +27,8 @@ class DrawnTask:
     """Number of a silo -> the `data` section of its silo.yaml; paths are relative to <demo>/silos."""
     write: Callable[[Path, int, Progress], None]
     """(folder, seed, progress): draw all hospitals' data."""
-    public: PublicSet | None = None
-    """None: no soft labels, so that Eq 2 is left out."""
-    teacher: str = ""
+    public: PublicSet
+    teacher: str
     """Architecture, from the model registry."""
     public_images: int = 600
     teacher_images: int = 2400

@@ -86,11 +86,10 @@ def test_a_small_example_passes_its_check_on_drawn_data(task: str, tmp_path: Pat
     for number, silo in enumerate(federation.silo_names):
         (folder / "silos" / f"{silo}.yaml").write_text(yaml.safe_dump(silo_document(DRAWN[task], number)), encoding="utf-8")
     public = DRAWN[task].public
-    if public is not None:
-        public.write(folder / "public", count=2, seed=1)
-        write_teacher(folder / "teacher", classes=public.answers)
-        assert federation.public_set is not None
-        assert federation.public_set.teachers[0].classes == public.answers
+    public.write(folder / "public", count=2, seed=1)
+    write_teacher(folder / "teacher", classes=public.answers)
+    assert federation.public_set is not None
+    assert federation.public_set.teachers[0].classes == public.answers
     check_and_print(tmp_path / f"{task}-small.yaml", {})
     assert "everything is in order" in capsys.readouterr().out
 

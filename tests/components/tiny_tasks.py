@@ -47,7 +47,6 @@ def write_task(task: str, folder: Path) -> TinyFederation:
     set_field(document, "runtime.device", "cpu")
     for field, value in _CHANGES[task].items():
         set_field(document, field, value)
-    assert drawn.public is not None
     drawn.public.write(folder / "public", count=12, seed=7)
     public = TaskConfig.model_validate({**document["task"], "classes": drawn.public.classes})
     save_teacher(
