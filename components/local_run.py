@@ -215,8 +215,7 @@ def tracking_uri_of(federation: Federation) -> str:
 
 
 def _command() -> str:
-    """What to type before a command of this installation: nothing when it is on PATH."""
-    inside = Path(sys.executable).parent
-    return "" if str(inside) in os.environ.get("PATH", "").split(os.pathsep)[1:] and "VIRTUAL_ENV" in os.environ else f"{inside}{os.sep}"
+    """What to type before a command of this installation: its folder, since $PATH may be what make or uv set for this process alone."""
+    return f"{Path(sys.executable).parent}{os.sep}"
 
 

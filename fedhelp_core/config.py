@@ -334,6 +334,7 @@ class Federation(_Model):
             problems.append(f"silos: name {duplicates[0]!r} is used twice, expected each once")
         if self.protocol.min_silos > len(self.silos):
             problems.append(f"protocol.min_silos: {self.protocol.min_silos} silos asked for, but only {len(self.silos)} are listed under silos")
+        problems += self._sides_that_do_not_halve()
         if self.algorithm.rank_top_k >= len(self.task.classes):
             problems.append(f"algorithm.rank_top_k: must be below the number of classes ({len(self.task.classes)}), got {self.algorithm.rank_top_k}")
         if self.uses_public_set and self.public_set is None:
@@ -345,6 +346,17 @@ class Federation(_Model):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _sides_that_do_not_halve(self) -> list[str]:
+        """A U-Net halves its input level by level and doubles it again, so its sides must be multiples of what that comes to."""
+        if TASKS[self.task.name].form != "mask":
+            return []
+        volume = self.task.volume
+        sides = {"task.image_size": self.task.image_size} if TASKS[self.task.name].dimensions == 2 else {
+            "task.volume.patch_size": volume.patch_size, "task.volume.window_size": volume.window_size}
+        multiples = {model: _multiple_of(model) for model in (self.algorithm.proxy_model, self.algorithm.large_model)}
+        model = max(multiples, key=lambda name: multiples[name])
+        return [f"{field}: a multiple of {multiples[model]} expected for {model}, got {side}" for field, side in sides.items() if side % multiples[model]]
 
     def override(self, **changes: Any) -> Federation:
         """A copy with dotted fields replaced, e.g. `override(**{"algorithm.rounds": 3, "silos.0.kind": "large"})`, validated again.
@@ -364,6 +376,13 @@ class Federation(_Model):
     def digest(self) -> str:
         """sha256 (hex) of the canonical text."""
         return hashlib.sha256(self.to_yaml().encode()).hexdigest()
+
+
+def _multiple_of(model: str) -> int:
+    """Of what the sides of a U-Net's input are multiples; 1 for other models."""
+    if not model.startswith("unet"):
+        return 1
+    return 4 if model.endswith("-tiny") else 16 if model.endswith("-large") else 8
 
 
 class FedIsicData(_Model):
@@ -487,7 +506,7 @@ def _read_yaml(path: Path) -> Any:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
-        raise ConfigError(f"{path}: no such file; give the path of a YAML file (`fedhelp data phantom melanoma FOLDER` writes one)") from e
+        raise ConfigError(f"{path}: no such file; give the path of a YAML file (`fedhelp data ingest` writes silo.yaml files for real data, `fedhelp data phantom TASK FOLDER` a drawn federation)") from e
     except IsADirectoryError as e:
         raise ConfigError(f"{path}: is a folder; give the path of a YAML file inside it") from e
     except (OSError, UnicodeDecodeError) as e:

@@ -39,6 +39,7 @@ def test_what_a_file_says_counts_more_than_its_task() -> None:
 @pytest.mark.parametrize(("task", "words"), [
     ({"name": "pnemonia"}, "did you mean 'pneumonia'"),
     ({"name": "lung-segmentation", "classes": ["background", "left", "right"]}, "2 names expected, got 3"),
+    ({"name": "lung-segmentation", "image_size": 47}, "task.image_size: a multiple of 16 expected for unet2d-large, got 47"),
     ({"name": "brain-segmentation", "image_size": 48}, r"at most image_size \(48\) expected, got 64"),
 ])
 def test_a_task_that_cannot_be_is_refused_with_the_reason(task: dict[str, object], words: str) -> None:
