@@ -356,7 +356,8 @@ class Federation(_Model):
             "task.volume.patch_size": volume.patch_size, "task.volume.window_size": volume.window_size}
         multiples = {model: _multiple_of(model) for model in (self.algorithm.proxy_model, self.algorithm.large_model)}
         model = max(multiples, key=lambda name: multiples[name])
-        return [f"{field}: a multiple of {multiples[model]} expected for {model}, got {side}" for field, side in sides.items() if side % multiples[model]]
+        most = multiples[model]
+        return [f"{field}: a multiple of {most} expected for {model}, got {side}" for field, side in sides.items() if side % most]
 
     def override(self, **changes: Any) -> Federation:
         """A copy with dotted fields replaced, e.g. `override(**{"algorithm.rounds": 3, "silos.0.kind": "large"})`, validated again.
@@ -506,7 +507,9 @@ def _read_yaml(path: Path) -> Any:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
-        raise ConfigError(f"{path}: no such file; give the path of a YAML file (`fedhelp data ingest` writes silo.yaml files for real data, `fedhelp data phantom TASK FOLDER` a drawn federation)") from e
+        raise ConfigError(
+            f"{path}: no such file; give the path of a YAML file (`fedhelp data ingest` writes silo.yaml files for real data,"
+            " `fedhelp data phantom TASK FOLDER` a drawn federation)") from e
     except IsADirectoryError as e:
         raise ConfigError(f"{path}: is a folder; give the path of a YAML file inside it") from e
     except (OSError, UnicodeDecodeError) as e:

@@ -338,7 +338,8 @@ class Registry:
                 raise NotFound(f"model {name!r}: no version is champion; make one: fedhelp promote")
             before = self._champions_before(name, champion)
             if not before:
-                raise NotFound(f"model {name!r}: no champion was there before version {champion}; `fedhelp promote FEDERATION --version NUMBER` chooses another")
+                raise NotFound(
+                    f"model {name!r}: no champion was there before version {champion}; `fedhelp promote FEDERATION --version NUMBER` chooses another")
             previous = before.pop()
             self._version(name, previous)  # must still exist
             self._client().set_registered_model_alias(name, CHAMPION, previous)
