@@ -18,6 +18,7 @@ from typing import Any
 from fedhelp_components.dispatch.supervisor import require_none_failed, run_everywhere
 from fedhelp_components.evaluation.candidate import register_candidate
 from fedhelp_components.evaluation.report import write_report
+from fedhelp_components.evaluation.soft_labels import keep_summary
 from fedhelp_components.session import Session, dispatcher_for, end, open_session, run_parser, say
 from fedhelp_core.errors import NotFound
 from fedhelp_core.facts import write_fact
@@ -50,6 +51,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, report_file: str = "") ->
     write_fact(session.store, run_id, "candidate", {"version": version, "global_sha256": final.global_sha256, "metrics": metrics})
     say(", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     confusion = summed_confusion(documents, len(session.federation.task.classes))
+    keep_summary(session.store, run_id)
     write_report(session.store, run_id, session.federation, Path(report_file) if report_file else None)
     return Evaluated(metrics, list(session.federation.task.classes), confusion, version)
 

@@ -5,15 +5,18 @@ Called by evaluation, by promotion (which adds what the gate decided) and by `fe
 
 from __future__ import annotations
 
+import base64
+import json
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedhelp_components.images import VERSION
-from fedhelp_components.session import say
 from fedhelp_core.config import Federation
-from fedhelp_core.errors import FedHelpError, NotFound
+from fedhelp_core.errors import NotFound
 from fedhelp_core.facts import read_fact
 from fedhelp_core.report import (
     GateFacts,
@@ -29,12 +32,11 @@ from fedhelp_core.report import (
 )
 from fedhelp_core.rounds import Commit, Run
 from fedhelp_core.softlabels import report as soft_label_report
-from fedhelp_core.softlabels.summary import summarise
 from fedhelp_core.store import Store
 from fedhelp_core.tasks import TASKS
 
 summary_table = render_summary_table
-_EXAMPLES = 12
+_MAX_SUMMARY_BYTES = 64 * 2**20
 
 
 def write_report(store: Store, run_id: str, federation: Federation, copy: Path | None = None) -> None:
@@ -141,16 +143,18 @@ def _soft_labels(store: Store, run_id: str) -> SoftLabelFacts | None:
     facts = SoftLabelFacts(
         sha256=sha256, images=int(fact["images"]), classes=int(fact["classes"]), asked=asked, requests=sum(teacher.requests for teacher in asked))
     try:
-        found = summarise(store, sha256, examples=_EXAMPLES)
-    except FedHelpError as e:
-        say(f"the report shows nothing of distillation set {sha256[:12]}: {e}")
+        found = json.loads(store.get(soft_label_report.summary_key(run_id), _MAX_SUMMARY_BYTES))
+    except NotFound:  # evaluation has not come so far, or could not read the set
         return facts
     return replace(
-        facts, teachers=tuple(name for name, _ in found.teachers), entropies=tuple(found.entropies_N.tolist()),
-        most_entropy=found.most_entropy,
-        favourites=tuple(zip(found.classes, found.favourites_C, found.mean_C, strict=True)),
-        agreements=tuple((a.one, a.other, a.same_favourite, a.divergence) for a in found.agreements),
-        examples=tuple(PublicExample(image_HWC=example.image_HWC, favourites=example.favourites) for example in found.examples))
+        facts, teachers=tuple(found["teachers"]), entropies=tuple(found["entropies"]), most_entropy=found["most_entropy"],
+        favourites=tuple(tuple(row) for row in found["favourites"]), agreements=tuple(tuple(row) for row in found["agreements"]),
+        examples=tuple(_example(example) for example in found["examples"]))
+
+
+def _example(example: dict[str, Any]) -> PublicExample:
+    pixels = np.frombuffer(base64.b64decode(example["pixels"]), np.uint8).reshape(example["shape"])
+    return PublicExample(image_HWC=pixels, favourites=tuple((name, share) for name, share in example["favourites"]))
 
 
 def _teacher(name: str, teacher: dict[str, Any]) -> TeacherFacts:

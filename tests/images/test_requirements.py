@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LISTS = ("images/build.txt", "images/hub/requirements.txt", "images/silo/torch.txt", "images/silo/requirements.txt")
 OURS = ("fedhelp_core", "fedhelp_components", "fedhelp_pipelines")
 NOT_ON_THE_HUB = {
+    ("fedhelp_core.data.public", "fedhelp_core.data.volumes"),  # decoding volumes, which prefetch does; check only lists them
     ("fedhelp_core.tracking", "torch"),  # logging and loading models, which evaluation and teachers do, in the silo image
 }
 
@@ -48,7 +49,8 @@ def names(text: str) -> set[str]:
 def components(image: str) -> list[str]:
     """The components whose kfp spec names `image`."""
     executors = [item for pipeline in PIPELINES.values() for item in pipeline.pipeline_spec.deployment_spec["executors"].items()]
-    return sorted({name.removeprefix("exec-").replace("-", "_") for name, executor in executors if executor["container"]["image"] == image})
+    found = {name for name, executor in executors if executor["container"]["image"] == image}
+    return sorted({re.sub(r"-\d+$", "", name.removeprefix("exec-")).replace("-", "_") for name in found})
 
 
 @pytest.fixture(scope="module")
