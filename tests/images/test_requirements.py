@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LISTS = ("images/build.txt", "images/hub/requirements.txt", "images/silo/torch.txt", "images/silo/requirements.txt")
 OURS = ("fedhelp_core", "fedhelp_components", "fedhelp_pipelines")
 NOT_ON_THE_HUB = {
-    ("fedhelp_core.data.public", "fedhelp_core.data.volumes"),  # decoding volumes, which prefetch does; check only lists them
+    ("fedhelp_core.data.examples", "fedhelp_core.data.volumes"),  # decoding volumes, which silos and prefetch do; check only lists them
+    ("fedhelp_core.data.public", "fedhelp_core.data.volumes"),
     ("fedhelp_core.tracking", "torch"),  # logging and loading models, which evaluation and teachers do, in the silo image
 }
 
