@@ -9,7 +9,7 @@ RUN := $(UV) run --frozen --no-sync
 DEMO ?= demo
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
-.PHONY: help setup run simulate simulate-tasks test test-all test-cluster check charts format bench bench-peers images requirements cluster cluster-down e2e clean
+.PHONY: help setup run simulate simulate-tasks test test-all test-cluster kills check charts format bench bench-peers images requirements cluster cluster-down e2e clean
 
 ##@ Use
 run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (two to three minutes, five the first time)
@@ -27,18 +27,22 @@ simulate-tasks: setup ## The other tasks' small tables (docs/reproduce) under st
 	  $(RUN) fedhelp simulate examples/$(task)-small.yaml $(COMPARED_$(task)) --evaluate-every 4 --out study/$(task) &&) true
 
 ##@ Develop
+TEST_PROCESSES ?= 2
 test: setup check ## Lint, types, layers, then all tests that need no Kubernetes (a quarter of an hour)
 	@$(RUN) python tests/cluster/build.py helm >/dev/null
-	@$(RUN) pytest tests --ignore tests/cluster -m "not e2e and not long"
+	@$(RUN) pytest tests --ignore tests/cluster -m "not e2e and not long" -n $(TEST_PROCESSES)
 
 test-all: ## What CI runs: test, test-cluster and e2e (Linux, root, Debian's packages; about an hour, with Kubernetes built from source)
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test-cluster
 	@$(MAKE) --no-print-directory e2e
 
-test-cluster: setup ## The twenty kills, and the tests on a real Kubernetes API server, which is built first, once (ten minutes on idle cores)
+kills: setup ## Twenty kill -9s at random moments end in the same model (more than ten minutes)
+	@$(RUN) pytest tests/components/test_kill.py
+
+test-cluster: setup ## The tests on a real Kubernetes API server, which is built first, once (ten minutes on idle cores)
 	@$(RUN) python tests/cluster/build.py --control-plane >/dev/null
-	@$(RUN) pytest tests/cluster tests/components/test_kill.py -m "not e2e"
+	@$(RUN) pytest tests/cluster -m "not e2e"
 
 check: setup .cache/mypy ## The static part: ruff, mypy, import-linter, lock file
 	@$(UV) lock --check --quiet
