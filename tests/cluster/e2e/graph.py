@@ -121,8 +121,8 @@ class GraphRun:
             return self._run_component(name, component, parameters, item)
         items = parameters[iterator["items"]["inputParameter"]]
         with concurrent.futures.ThreadPoolExecutor(max_workers=len(items)) as pool:
-            list(pool.map(lambda one: self._run_component(name, component, {**parameters, iterator["itemInput"]: one}, str(one)), items))
-        return {}
+            done = list(pool.map(lambda one: self._run_component(name, component, {**parameters, iterator["itemInput"]: one}, str(one)), items))
+        return {key: [one[key] for one in done] for key in done[0]}  # what dsl.Collected gathers
 
     def _value(self, source: Mapping[str, Any], inputs: Values, outputs: Mapping[str, Values]) -> Any:
         if "componentInputParameter" in source:
