@@ -32,7 +32,7 @@ test: setup check ## Lint, types, layers, then all tests that need no Kubernetes
 	@$(RUN) python tests/cluster/build.py helm >/dev/null
 	@$(RUN) pytest tests --ignore tests/cluster -m "not e2e and not long" -n $(TEST_PROCESSES)
 
-test-all: ## What CI runs: test, test-cluster and e2e (Linux, root, Debian's packages; about an hour, with Kubernetes built from source)
+test-all: ## test, test-cluster and e2e (Linux, root, Debian's packages; about an hour, with Kubernetes built from source)
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test-cluster
 	@$(MAKE) --no-print-directory e2e

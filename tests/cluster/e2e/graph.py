@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.processes import wait_for
 
 _METADATA = "/tmp/kfp/output_metadata.json"
 _MARK = "kfp output metadata: "
@@ -166,9 +167,14 @@ class GraphRun:
                 continue
             phase = str(pod["status"].get("phase"))
             if phase in ("Succeeded", "Failed"):
-                run.log = self._kubectl("logs", run.pod, check=False)
+                wait_for(lambda: self._read_log(run), 60, pause=1)  # a busy kubelet may not answer at once
                 return phase
             time.sleep(0.3)
+
+    def _read_log(self, run: TaskRun) -> bool:
+        """Whether there is something in it: every task prints a line."""
+        run.log = self._kubectl("logs", run.pod, check=False)
+        return bool(run.log.strip())
 
     def _pod(self, run: TaskRun, component: Mapping[str, Any], parameters: Values) -> dict[str, Any]:
         label = component["executorLabel"]
