@@ -17,6 +17,7 @@ from typing import Any
 
 from fedhelp_components.dispatch.supervisor import require_none_failed, run_everywhere
 from fedhelp_components.evaluation.candidate import register_candidate
+from fedhelp_components.evaluation.deployed import deployed_model
 from fedhelp_components.evaluation.report import write_report
 from fedhelp_components.evaluation.soft_labels import keep_summary
 from fedhelp_components.session import Session, dispatcher_for, end, open_session, run_parser, say
@@ -97,13 +98,6 @@ def evaluate_silos(session: Session) -> dict[str, dict[str, Any]]:
     return documents
 
 
-def deployed_scores(document: Mapping[str, Any]) -> dict[str, float]:
-    """Scores of the model that the silo deploys: the first of its evaluation."""
-    name = "large" if "large" in document["models"] else "proxy"
-    scores: dict[str, float] = document["models"][name]["scores"]
-    return scores
-
-
 def summary(documents: Mapping[str, Mapping[str, Any]], metrics: Sequence[Metric]) -> dict[str, float]:
     """By the first metric: each silo's score, the small silos' mean, the mean of all, the worst silo. By the others: the means."""
     headline, *others = metrics
@@ -115,7 +109,7 @@ def summary(documents: Mapping[str, Mapping[str, Any]], metrics: Sequence[Metric
 
 
 def _scores_by(documents: Mapping[str, Mapping[str, Any]], metric: Metric) -> dict[str, float]:
-    return {silo: float(deployed_scores(document)[metric.name]) for silo, document in documents.items()}
+    return {silo: float(deployed_model(document)["scores"][metric.name]) for silo, document in documents.items()}
 
 
 def _means(documents: Mapping[str, Mapping[str, Any]], scores: Mapping[str, float]) -> dict[str, float]:
@@ -131,8 +125,7 @@ def summed_confusion(documents: dict[str, dict[str, Any]], classes: int) -> list
     """Counts (C, C) of images, or of pixels of masks, over all silos' test images, of the models that they deploy."""
     total = [[0] * classes for _ in range(classes)]
     for document in documents.values():
-        name = "large" if "large" in document["models"] else "proxy"
-        for i, row in enumerate(document["models"][name]["confusion"]):
+        for i, row in enumerate(deployed_model(document)["confusion"]):
             for j, count in enumerate(row):
                 total[i][j] += int(count)
     return total

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedhelp_components.evaluation.deployed import deployed_model
 from fedhelp_components.images import VERSION
 from fedhelp_components.session import Session
 from fedhelp_core.algorithm.inference import recompute_normalisation
@@ -56,7 +57,7 @@ def silo_scores(documents: dict[str, dict[str, Any]], metric: Metric) -> dict[st
     """What the gate compares: silo -> score of its deployed model, kind, and which test images it is from."""
     return {
         silo: {
-            metric.name: document["models"]["large" if "large" in document["models"] else "proxy"]["scores"][metric.name],
+            metric.name: deployed_model(document)["scores"][metric.name],
             "kind": document["kind"], "test_sha256": document["test_sha256"],
         }
         for silo, document in documents.items()

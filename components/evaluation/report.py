@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fedhelp_components.evaluation.deployed import deployed_model
 from fedhelp_components.images import VERSION
 from fedhelp_core.config import Federation
 from fedhelp_core.errors import NotFound
@@ -128,9 +129,9 @@ def _scores(run: Run, federation: Federation) -> dict[str, SiloScores]:
         document = run.evaluation(silo)
         if document is not None:
             models = dict(sorted(document["models"].items()))  # 'large', which a silo that has one deploys, sorts before 'proxy'
-            first = next(iter(models.values()))
             found[silo] = SiloScores(
-                models={name: model["scores"] for name, model in models.items()}, confusion=tuple(tuple(row) for row in first["confusion"]))
+                models={name: model["scores"] for name, model in models.items()},
+                confusion=tuple(tuple(row) for row in deployed_model(document)["confusion"]))
     return found
 
 

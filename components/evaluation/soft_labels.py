@@ -20,6 +20,8 @@ _EXAMPLES = 12
 
 def keep_summary(store: Store, run_id: str) -> None:
     """Write what the report shows of the run's distillation set, once; nothing where it has none or the set cannot be read."""
+    if store.size(summary_key(run_id)) is not None:
+        return  # an evaluation that goes on where it was
     try:
         sha256 = str(read_fact(store, run_id, FACT)["sha256"])
         found = summarise(store, sha256, examples=_EXAMPLES)
