@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -59,13 +60,22 @@ def test_an_error_comes_back_with_its_sentence_and_exit_code(tmp_path: Path, zyg
 def test_a_killed_body_is_said_to_be_killed(make_tiny: Callable[..., TinyFederation], zygote: ZygoteProcess) -> None:
     arguments = frozen(make_tiny())
 
-    def kill() -> None:
-        for pid in wait_until(lambda: children_of(zygote.pid), "the fork"):
-            os.kill(pid, signal.SIGKILL)
+    ended = threading.Event()
 
-    threading.Thread(target=kill).start()
-    with pytest.raises(RuntimeError, match="soft_label_prefetch ended with code -9"):
-        run_component("soft_label_prefetch", **arguments)
+    def kill() -> None:
+        while not ended.wait(0.01):  # the zygote's own imports start processes too, so the first child need not be the body
+            for pid in children_of(zygote.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with pytest.raises(RuntimeError, match="soft_label_prefetch ended with code -9"):
+            run_component("soft_label_prefetch", **arguments)
+    finally:
+        ended.set()
+        killer.join()
 
 
 def children_of(pid: int) -> list[int]:
