@@ -20,7 +20,7 @@ simulate: setup ## Compare all methods over five seeds on the demo's data: table
 
 TASKS ?= pneumonia lung-segmentation brain-segmentation
 COMPARED_pneumonia := --methods local,fedavg,fedprox,fedhelp,fedhelp-no-api --normalisation shared --seeds 1,2
-COMPARED_lung-segmentation := --methods local,fedavg,fedprox,fedhelp-no-api --normalisation shared,silo --seeds 1,2,3
+COMPARED_lung-segmentation := --methods local,fedavg,fedprox,fedhelp,fedhelp-no-api --normalisation shared,silo --seeds 1,2,3
 COMPARED_brain-segmentation := $(COMPARED_lung-segmentation)
 simulate-tasks: setup ## The other tasks' small tables (docs/reproduce) under study/TASK, on drawn data (TASKS=...; a few minutes a task)
 	@$(foreach task,$(TASKS),$(RUN) fedhelp data phantom $(task) examples/data/$(task)-small && \

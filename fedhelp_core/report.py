@@ -200,6 +200,11 @@ class ReportFacts:
         """The silo's score by the headline metric, of the model that it deploys; NaN without one."""
         return self.scores[silo].deployed(self.headline.name) if silo in self.scores else math.nan
 
+    def behind_proxy(self) -> tuple[str, ...]:
+        """Silos that deploy a large model of their own although the global proxy scores better on their test images."""
+        name = self.headline.name
+        return tuple(silo for silo, scores in sorted(self.scores.items()) if self.headline.gain(scores.proxy(name), scores.deployed(name)) > 0)
+
 
 def render_report(facts: ReportFacts, *, max_bytes: int = MAX_BYTES) -> str:
     """The page as text, at most `max_bytes` of UTF-8 unless even its required sections are longer.
@@ -238,6 +243,8 @@ def render_summary_table(facts: ReportFacts) -> Table:
         table.add_row("large silos, mean", "", "", number(facts.large_silos_mean()), "")
     table.add_row("all silos, mean", "", "", number(facts.all_silos_mean()), "")
     table.add_row(Text(f"worst silo: {_printable(worst) or '–'}"), "", "", number(worst_score), "", style="bold")
+    if warning := _behind_proxy(facts):
+        table.caption = Text(_printable(warning))
     return table
 
 
@@ -309,7 +316,17 @@ def _scores(facts: ReportFacts) -> str:
     for label, value in (("small silos, mean", facts.small_silos_mean()), ("large silos, mean", facts.large_silos_mean()),
                          ("all silos, mean", facts.all_silos_mean())):
         body.append([label, "", "", "", number(value), "", *("" for _ in extra)])
-    return _section(f"Scores: {metric.label} on each silo's own test images", chart + _table(head, body, sums=3) + _cut_note(facts.silos))
+    warning = f'<p class="warn">{clean(text, 600)}</p>' if (text := _behind_proxy(facts)) else ""
+    return _section(f"Scores: {metric.label} on each silo's own test images", chart + warning + _table(head, body, sums=3) + _cut_note(facts.silos))
+
+
+def _behind_proxy(facts: ReportFacts) -> str:
+    """A sentence about silos whose large model is not worth deploying; '' where there are none."""
+    silos = facts.behind_proxy()
+    if not silos:
+        return ""
+    return (f"Deploying a large model that scores below the global proxy: {', '.join(silos[:_MAX_ROWS])}. It has had too few images or rounds:"
+            " let such a silo join as a small one (kind: small).")
 
 
 def _score_row(facts: ReportFacts, silo: SiloFacts, extra: Sequence[Metric]) -> list[str]:

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
     from fedhelp_core.algorithm.batches import Rows
 
-IMAGES_PER_SHARD = 4096
-_SHARD_BYTES = 64 * 2**20  # large images: fewer per shard, so that building one needs little memory
+IMAGES_PER_SHARD = 2048
+_SHARD_BYTES = 32 * 2**20  # large images: fewer per shard, so that building one needs little memory
 _MAX_INDEX_BYTES = 16 * 2**20
 
 _INDEX = re.compile(r"softlabels/[0-9a-f]{64}/index\.json")
@@ -191,7 +191,7 @@ def write_distillation_set(
     store: Store, images: PublicImages, answers: Callable[[range], NDArray[Any]], form: AnswerForm, classes: int,
     teachers: Sequence[tuple[TeacherIdentity, float]],
 ) -> str:
-    """Write the set unless it is there already; its sha256 (hex). Memory is a few shards, whatever the number of images.
+    """Write the set unless it is there already; its sha256 (hex). Memory is one shard and its copies, whatever the number of images.
 
     Shards are built twice, first to know the set's name, then to upload: no disk is needed, and a set that exists costs
     only the hashing.
@@ -204,18 +204,16 @@ def write_distillation_set(
         classes: C, the teachers' classes.
         teachers: Identity and share of the mix.
     """
-    shards = [
-        _Shard(images=built.images, images_sha256=_sha(built.pixels), answers_sha256=_sha(built.answers), answers_stored=built.answers_stored)
-        for built in _built(images, answers, form)]
+    ranges = _shard_ranges(images, form)
+    shards = [_described(_built(images, answers(chosen), form, chosen)) for chosen in ranges]
     index = Index(
         images=len(images.hashes), classes=classes, image_shape=list(images.shape), shards=shards, answer_shape=list(form.shape),
         answer_dtype=form.dtype, teachers=[_source(identity, share) for identity, share in teachers])  # type: ignore[arg-type]
     body = index.to_bytes()
     sha256 = _sha(body)
     if store.size(_key(sha256, "index.json")) is None:
-        for number, built in enumerate(_built(images, answers, form)):
-            store.put_new(_key(sha256, shard_name("images", number)), built.pixels)
-            store.put_new(_key(sha256, shard_name("answers", number)), built.answers)
+        for number, chosen in enumerate(ranges):
+            _put(store, sha256, number, _built(images, answers(chosen), form, chosen))
         store.put_new(_key(sha256, "index.json"), body)
     return _settled(store, index, sha256)
 
@@ -245,14 +243,25 @@ class _Built:
     answers_stored: int
 
 
-def _built(images: PublicImages, answers: Callable[[range], NDArray[Any]], form: AnswerForm) -> Iterator[_Built]:
+def _shard_ranges(images: PublicImages, form: AnswerForm) -> list[range]:
+    """Positions of each shard's images."""
     per_shard = min(IMAGES_PER_SHARD, max(1, _SHARD_BYTES // (math.prod(images.shape) + form.bytes_per_image)))
-    for start in range(0, len(images.hashes), per_shard):
-        chosen = range(start, min(start + per_shard, len(images.hashes)))
-        pixels_NCHW = np.moveaxis(images.pixels(chosen), -1, 1)
-        arrays = form.packed(answers(chosen))
-        rows = pack(arrays | {"sha256": hash_rows(images.hashes[start : chosen.stop])})
-        yield _Built(len(chosen), pack({"images": pixels_NCHW}), rows, len(arrays["answers"]))
+    return [range(start, min(start + per_shard, len(images.hashes))) for start in range(0, len(images.hashes), per_shard)]
+
+
+def _built(images: PublicImages, answers: NDArray[Any], form: AnswerForm, chosen: range) -> _Built:
+    arrays = form.packed(answers)
+    rows = pack(arrays | {"sha256": hash_rows(images.hashes[chosen.start : chosen.stop])})
+    return _Built(len(chosen), pack({"images": np.moveaxis(images.pixels(chosen), -1, 1)}), rows, len(arrays["answers"]))
+
+
+def _described(built: _Built) -> _Shard:
+    return _Shard(images=built.images, images_sha256=_sha(built.pixels), answers_sha256=_sha(built.answers), answers_stored=built.answers_stored)
+
+
+def _put(store: Store, sha256: str, number: int, built: _Built) -> None:
+    store.put_new(_key(sha256, shard_name("images", number)), built.pixels)
+    store.put_new(_key(sha256, shard_name("answers", number)), built.answers)
 
 
 def known_sets(store: Store) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -55,8 +56,12 @@ def open_sources(images: Path, layout: str, preparation: Preparation) -> Iterato
 def _folder(folder: Path, preparation: Preparation) -> Iterator[Source]:
     if not folder.is_dir():
         raise DataError(f"public_set.images: {folder} is not a folder; give the folder of public images, or set public_set.layout")
-    for path in sorted(p for p in folder.rglob("*") if _is_image(p.name, preparation) and p.is_file()):
-        yield Source(str(path), partial(preparation.of_file, path))
+    for inside, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = os.path.join(inside, name)
+            if _is_image(name, preparation) and os.path.isfile(path):
+                yield Source(path, partial(preparation.of_file, Path(path)))
 
 
 def _is_image(name: str, preparation: Preparation) -> bool:

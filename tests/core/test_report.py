@@ -151,6 +151,17 @@ def test_means_leave_out_silos_without_a_score() -> None:
     assert facts.worst_silo() == ("c", 0.4)
 
 
+def test_a_large_model_worse_than_the_proxy_is_named_on_page_and_terminal() -> None:
+    scores = scored(b=0.5, c=0.6) | {"a": SiloScores(models={"large": {"balanced_accuracy": 0.4}, "proxy": {"balanced_accuracy": 0.7}})}
+    facts = minimal(scores=scores)
+    out = io.StringIO()
+    Console(file=out, width=200).print(render_summary_table(facts))
+    assert facts.behind_proxy() == ("a",)
+    assert "scores below the global proxy: a." in out.getvalue()
+    assert "scores below the global proxy: a." in render_report(facts)
+    assert full().behind_proxy() == (), "0.8 is better than 0.7, and without a score nothing is said"
+
+
 def test_terminal_table_prints_brackets_as_text() -> None:
     facts = minimal(silos=(SiloFacts(name="[red]a[/red]", kind="small"),), scores=scored(**{"[red]a[/red]": 0.25}))
     out = io.StringIO()
