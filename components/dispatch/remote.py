@@ -227,7 +227,9 @@ class RemoteWork:
                 self._verify()
             else:
                 self._examine(self._object)
+            self._refused_since = None
         except ClusterUnavailable as e:
+            self._refused_since = None  # it knows its roles no sooner for having been away
             self._unreachable(e)
         except ApiRefusal as e:
             self._refused(explained(e, doing=f"create and read {self._hub.kind}s", namespace=self.namespace, ask=self._carrier.ask))

@@ -301,7 +301,7 @@ def test_an_api_server_that_is_away_for_a_while_and_forgot_the_past_loses_no_job
         monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(account)))
         one, two, three = (Hospital(cluster, silo, account) for silo in ("aachen", "bonn", "celle"))
         config = federation(one, two, three)
-        dispatcher = dispatcher_of(config)
+        dispatcher = dispatcher_of(config, Patience())  # a server that has just started refuses what it will soon allow
         works = {hospital.silo: dispatcher.start(request_for(config, RUN, hospital.silo, "train")) for hospital in (one, two)}
         for hospital in (one, two):
             waits_for(works[hospital.silo], "no node can take its pod")
