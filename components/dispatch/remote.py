@@ -233,6 +233,8 @@ class RemoteWork:
             self._unreachable(e)
         except ApiRefusal as e:
             self._refused(explained(e, doing=f"create and read {self._hub.kind}s", namespace=self.namespace, ask=self._carrier.ask))
+        except AccessDenied as e:
+            self._refused(e)
         except FedHelpError as e:
             self.end(Outcome(exit_code=e.exit_code, reason=str(e)))
         except Exception as e:  # a thread's error would be lost: the supervisor reports it and tries again

@@ -6,6 +6,7 @@ There is no kubelet: the only node has no free GPU, pods wait for it, and tests 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,21 @@ def test_the_workers_exit_code_decides_whether_trying_again_is_of_use(
     outcome = end_of(work)
     assert (outcome.exit_code, outcome.permanent, outcome.late) == (code, permanent, False)
     assert outcome.reason == "image 7.jpg: cannot be decoded"
+
+
+def test_rights_that_came_back_are_missed_anew_before_it_is_a_fault(control_plane: ControlPlane, account: str, dispatcher_of: Any) -> None:
+    patience = 8.0
+    hospital = Hospital(control_plane, "aachen", account, role=False)
+    config = federation(hospital)
+    work = dispatcher_of(config, Patience(refusal=patience)).start(request_for(config, RUN, "aachen", "train"))
+    waits_for(work, "ask the hospital")
+    refused = time.monotonic()
+    hospital.grant(account)
+    waits_for(work, "no node can take its pod")
+    time.sleep(max(0.0, patience - (time.monotonic() - refused)))
+    control_plane.request("DELETE", f"/apis/rbac.authorization.k8s.io/v1/namespaces/{hospital.namespace}/rolebindings/fedhelp-hub")
+    waits_for(work, "ask the hospital")
+    assert end_of(work).exit_code == 14
 
 
 def test_a_pod_that_was_evicted_is_started_again_by_its_job_and_nobody_notices(hospital: Hospital, dispatcher_of: Any) -> None:
