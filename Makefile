@@ -45,7 +45,7 @@ test-all: ## test, test-cluster and e2e (Linux, root, Debian's packages; about a
 	@$(MAKE) --no-print-directory test-cluster
 	@$(MAKE) --no-print-directory e2e
 
-kills: setup ## Twenty kill -9s at random moments end in the same model (more than ten minutes)
+kills: setup ## Twenty kill -9s at random moments end in the same model (some ten minutes)
 	@$(RUN) pytest tests/components/test_kill.py
 
 test-cluster: setup ## The tests on a real Kubernetes API server, which is built first, once (ten minutes on idle cores)
