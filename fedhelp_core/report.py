@@ -64,12 +64,17 @@ class RoundReport:
 
 @dataclass(frozen=True, kw_only=True)
 class SiloScores:
-    """One silo's evaluation on its own test images: the deployed model first, then (where it is another) the proxy."""
+    """One silo's evaluation on its own test images: the deployed model first, then the other one where it has two."""
 
     models: Mapping[str, Mapping[str, float]]
     """model name ('large' | 'proxy') -> metric -> value; NaN where the metric is undefined."""
     confusion: tuple[tuple[int, ...], ...] | None = None
     """Counts of the deployed model: row = true class, column = predicted class."""
+
+    @property
+    def deploys_proxy(self) -> bool:
+        """Whether the global proxy is what the silo deploys."""
+        return next(iter(self.models), "proxy") == "proxy"
 
     def deployed(self, metric: str) -> float:
         """The deployed model's score, NaN without one."""
@@ -234,7 +239,7 @@ def render_summary_table(facts: ReportFacts) -> Table:
     for silo in facts.silos:
         scores = facts.scores.get(silo.name)
         table.add_row(
-            Text(_printable(silo.name)), silo.kind, "–" if silo.training_samples is None else f"{silo.training_samples:,}",
+            Text(_printable(silo.name)), _kind(silo, scores), "–" if silo.training_samples is None else f"{silo.training_samples:,}",
             number(scores.deployed(metric.name)) if scores else "–", number(scores.proxy(metric.name)) if scores else "–")
     table.add_section()
     worst, worst_score = facts.worst_silo()
@@ -325,15 +330,20 @@ def _behind_proxy(facts: ReportFacts) -> str:
     silos = facts.behind_proxy()
     if not silos:
         return ""
-    return (f"Deploying a large model that scores below the global proxy: {', '.join(silos[:_MAX_ROWS])}. It has had too few images or rounds:"
-            " let such a silo join as a small one (kind: small).")
+    return (f"Deploying a large model that scores below the global proxy: {', '.join(silos[:_MAX_ROWS])}. With validation images"
+            " (docs/data.md) such a silo deploys the better of the two.")
 
 
 def _score_row(facts: ReportFacts, silo: SiloFacts, extra: Sequence[Metric]) -> list[str]:
     scores = facts.scores.get(silo.name, SiloScores(models={}))
     name = facts.headline.name
-    return [silo.name, silo.kind, _count(silo.training_samples), _count(silo.test_samples), number(scores.deployed(name)),
+    return [silo.name, _kind(silo, scores), _count(silo.training_samples), _count(silo.test_samples), number(scores.deployed(name)),
             number(scores.proxy(name)), *(number(scores.deployed(other.name)) for other in extra)]
+
+
+def _kind(silo: SiloFacts, scores: SiloScores | None) -> str:
+    """Of the silo; and whether a large one has chosen the proxy."""
+    return "large, deploys the proxy" if scores is not None and len(scores.models) > 1 and scores.deploys_proxy else silo.kind
 
 
 def _bar_pair(facts: ReportFacts, silo: str) -> tuple[float | None, float | None]:
@@ -341,7 +351,7 @@ def _bar_pair(facts: ReportFacts, silo: str) -> tuple[float | None, float | None
     if scores is None:
         return None, None
     name = facts.headline.name
-    return scores.deployed(name), scores.proxy(name) if len(scores.models) > 1 else None
+    return scores.deployed(name), None if scores.deploys_proxy else scores.proxy(name)
 
 
 def _participation(facts: ReportFacts) -> str:

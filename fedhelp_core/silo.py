@@ -126,20 +126,22 @@ class Silo:
         return update
 
     def evaluate(self) -> dict[str, object]:
-        """Scores on the silo's own test split: its deployed model first, then the proxy. Written once for the run."""
+        """Scores on the silo's own test split, and which of its models it deploys. Written once for the run."""
         known = self.run.evaluation(self.config.name)
         if known is not None:
             return known
         commit = self._latest_commit()
         weights = self.run.global_weights(commit, max_bytes=self.federation.protocol.max_update_bytes)
-        test = self.arrays.test
+        test, validation = self.arrays.test, self.arrays.validation
+        found_models = deployed_models(
+            weights, self.state.before(commit.round + 1), self.settings, images_NCHW=validation.images_NCHW, targets_NK=validation.labels_N)
         models: dict[str, object] = {}
-        for name, model in deployed_models(weights, self.state.before(commit.round + 1), self.settings).items():
+        for name, model in found_models.items():
             found = self.settings.objective.scored(model, test.images_NCHW, test.labels_N, self.device)
             models[name] = {"scores": found.scores, "confusion": found.confusion_CC.tolist()}
         document: dict[str, object] = {
             "silo": self.config.name, "kind": self.settings.kind, "round": commit.round, "global_sha256": commit.global_sha256,
-            "test_samples": len(test.labels_N), "test_sha256": _content_digest(test), "models": models,
+            "test_samples": len(test.labels_N), "test_sha256": _content_digest(test), "models": models, "deployed": next(iter(found_models)),
         }
         self.run.write_evaluation(self.config.name, document)
         return document

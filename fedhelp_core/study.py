@@ -220,7 +220,8 @@ def load_simulated_silos(federation: Federation, *, distillation_sha256: str | N
         name: SimulatedSilo(
             kind=kinds[name],
             training=SiloData(images_NCHW=found.training.images_NCHW, labels_N=found.training.labels_N, **public),
-            test_images_NCHW=found.test.images_NCHW, test_labels_N=found.test.labels_N)
+            test_images_NCHW=found.test.images_NCHW, test_labels_N=found.test.labels_N,
+            validation_images_NCHW=found.validation.images_NCHW, validation_labels_N=found.validation.labels_N)
         for name, found in arrays.items()
     }
 
@@ -239,7 +240,8 @@ def digest_of_data(silos: Silos) -> str:
     digest = hashlib.sha256()
     for name, silo in sorted(silos.items()):
         digest.update(f"{name}/{silo.kind}".encode())
-        for tensor in (silo.training.images_NCHW, silo.training.labels_N, silo.test_images_NCHW, silo.test_labels_N):
+        for tensor in (silo.training.images_NCHW, silo.training.labels_N, silo.test_images_NCHW, silo.test_labels_N,
+                       silo.validation_images_NCHW, silo.validation_labels_N):
             digest.update(tensor.numpy().tobytes())
     # the public set is the same object for every silo: once is enough
     for silo in list(silos.values())[:1]:

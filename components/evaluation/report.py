@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fedhelp_components.evaluation.deployed import deployed_model
+from fedhelp_components.evaluation.deployed import deployed_model, deployed_name
 from fedhelp_components.images import VERSION
 from fedhelp_core.config import Federation
 from fedhelp_core.errors import NotFound
@@ -128,7 +128,8 @@ def _scores(run: Run, federation: Federation) -> dict[str, SiloScores]:
     for silo in federation.silo_names:
         document = run.evaluation(silo)
         if document is not None:
-            models = dict(sorted(document["models"].items()))  # 'large', which a silo that has one deploys, sorts before 'proxy'
+            deployed = deployed_name(document)
+            models = {deployed: document["models"][deployed], **document["models"]}
             found[silo] = SiloScores(
                 models={name: model["scores"] for name, model in models.items()},
                 confusion=tuple(tuple(row) for row in deployed_model(document)["confusion"]))

@@ -8,20 +8,40 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedhelp_core.algorithm.batches import Rows, to_input
 from fedhelp_core.algorithm.local_update import METHOD_PARTS, SiloState, UpdateSettings, Weights, large_model_of, proxy_with
+from fedhelp_core.tasks import TASKS
 
 _BATCH_PIXELS = 2**18  # a batch's images: large enough to keep the arithmetic busy, small enough for any GPU that trains
 
 
-def deployed_models(global_weights: Weights, state: SiloState, settings: UpdateSettings) -> dict[str, nn.Module]:
-    """The models this silo evaluates, the one it deploys first: a large silo its own `large` model, then everyone's `proxy`."""
-    models = {"proxy": proxy_with(global_weights, state, settings)}
-    if settings.kind == "large" and METHOD_PARTS[settings.algorithm.method].large_model:
-        models = {"large": large_model_of(state, settings)} | models
-    return models
+def deployed_models(
+    global_weights: Weights, state: SiloState, settings: UpdateSettings, *, images_NCHW: Tensor, targets_NK: Tensor,
+) -> dict[str, nn.Module]:
+    """The models this silo evaluates, the one it deploys first: `proxy`, and in a large silo its own `large`.
+
+    A large silo deploys its large model, as in the paper, unless the proxy has the better score on the silo's validation images
+    (docs/decisions/0014). Test images have no say.
+
+    Args:
+        global_weights: The round's proxy.
+        state: The silo's, after that round.
+        settings: The silo's.
+        images_NCHW: Its validation images, uint8; there may be none.
+        targets_NK: Their labels or masks.
+    """
+    proxy = proxy_with(global_weights, state, settings)
+    if settings.kind != "large" or not METHOD_PARTS[settings.algorithm.method].large_model:
+        return {"proxy": proxy}
+    large = large_model_of(state, settings)
+    if len(targets_NK):
+        metric = TASKS[settings.task.name].headline
+        ours, theirs = (settings.objective.scored(model, images_NCHW, targets_NK, settings.device).scores[metric.name] for model in (large, proxy))
+        if metric.gain(theirs, ours) > 0:  # never where one is undefined
+            return {"proxy": proxy, "large": large}
+    return {"large": large, "proxy": proxy}
 
 
 @torch.no_grad()

@@ -35,6 +35,9 @@ class SimulatedSilo:
     training: SiloData
     test_images_NCHW: Tensor
     test_labels_N: Tensor
+    validation_images_NCHW: Tensor = field(default_factory=lambda: torch.empty(0))
+    """Which of its models a large silo deploys; there may be none."""
+    validation_labels_N: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,8 @@ def simulate(
 
 
 def _scores(weights: Weights, state: SiloState, silo: SimulatedSilo, settings: UpdateSettings) -> dict[str, dict[str, float]]:
+    models = deployed_models(weights, state, settings, images_NCHW=silo.validation_images_NCHW, targets_NK=silo.validation_labels_N)
     return {
         name: settings.objective.scored(model, silo.test_images_NCHW, silo.test_labels_N, settings.device).scores
-        for name, model in deployed_models(weights, state, settings).items()
+        for name, model in models.items()
     }

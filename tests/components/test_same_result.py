@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,15 +18,16 @@ from tests.components.tiny_tasks import write_task
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # seconds; minutes on two idle cores, more where others work beside it
 
 
-def simulated_sha256(tiny: TinyFederation, processes: Processes) -> str:
-    """What `fedhelp simulate` ends with; it finds the run's soft labels in the ledger."""
+def simulated(tiny: TinyFederation, processes: Processes) -> dict[str, Any]:
+    """What `fedhelp simulate` writes of its one cell; it finds the run's soft labels in the ledger."""
     federation, out = tiny.load(), tiny.folder / "study"
     algorithm, seed = federation.algorithm, federation.runtime.seed
     succeeded(processes.fedhelp(
         "simulate", tiny.path, "--methods", algorithm.method, "--normalisation", algorithm.normalisation, "--seeds", seed,
         "--workers", "1", "--evaluate-every", "0", "--out", out))
     (cell,) = out.glob("cells/*.json")
-    return str(json.loads(cell.read_text(encoding="utf-8"))["global_sha256"])
+    found: dict[str, Any] = json.loads(cell.read_text(encoding="utf-8"))
+    return found
 
 
 def run_components(tiny: TinyFederation, processes: Processes, run_id: str) -> str:
@@ -53,7 +55,7 @@ def test_simulation_compact_pipeline_and_concurrent_components_end_with_the_same
     compact = tiny.final_sha256("compact")
     assert run_components(tiny, processes, "components") == compact
     assert tiny.final_sha256("components") == compact
-    assert simulated_sha256(tiny, processes) == compact
+    assert simulated(tiny, processes)["global_sha256"] == compact
 
 
 @pytest.mark.parametrize("task", ["pneumonia", "lung-segmentation", "brain-segmentation"])
@@ -61,7 +63,10 @@ def test_the_other_tasks_end_with_the_same_bits_too_and_are_scored_by_their_own_
     tiny = write_task(task, tmp_path)
     output = succeeded(processes.fedhelp("run", tiny.path, "--run-id", "compact"))
     compact = tiny.final_sha256("compact")
-    assert simulated_sha256(tiny, processes) == compact
+    cell = simulated(tiny, processes)
+    assert cell["global_sha256"] == compact
+    for silo, models in cell["scores"]["2"].items():
+        assert next(iter(models)) == json.loads((tiny.store / "runs" / "compact" / "evaluation" / f"{silo}.json").read_text())["deployed"]
 
     metric, *others = TASKS[task].metrics
     assert f"demo · {tiny.load().algorithm.method} · {metric.label}" in output

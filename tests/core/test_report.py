@@ -162,6 +162,16 @@ def test_a_large_model_worse_than_the_proxy_is_named_on_page_and_terminal() -> N
     assert full().behind_proxy() == (), "0.8 is better than 0.7, and without a score nothing is said"
 
 
+def test_a_large_silo_that_deploys_the_proxy_is_said_to_do_so() -> None:
+    chosen = SiloScores(models={"proxy": {"balanced_accuracy": 0.7}, "large": {"balanced_accuracy": 0.4}})
+    facts = minimal(scores=scored(b=0.5, c=0.6) | {"a": chosen})
+    out = io.StringIO()
+    Console(file=out, width=200).print(render_summary_table(facts))
+    assert facts.deployed("a") == 0.7 and facts.behind_proxy() == ()
+    assert "large, deploys the proxy" in out.getvalue()
+    assert "large, deploys the proxy" in render_report(facts)
+
+
 def test_terminal_table_prints_brackets_as_text() -> None:
     facts = minimal(silos=(SiloFacts(name="[red]a[/red]", kind="small"),), scores=scored(**{"[red]a[/red]": 0.25}))
     out = io.StringIO()
