@@ -330,8 +330,8 @@ def _behind_proxy(facts: ReportFacts) -> str:
     silos = facts.behind_proxy()
     if not silos:
         return ""
-    return (f"Deploying a large model that scores below the global proxy: {', '.join(silos[:_MAX_ROWS])}. With validation images"
-            " (docs/data.md) such a silo deploys the better of the two.")
+    return (f"Deploying a large model that scores below the global proxy: {', '.join(silos[:_MAX_ROWS])}. With ten validation"
+            " images (docs/data.md) such a silo deploys the better of the two.")
 
 
 def _score_row(facts: ReportFacts, silo: SiloFacts, extra: Sequence[Metric]) -> list[str]:

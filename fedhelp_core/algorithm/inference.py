@@ -14,6 +14,8 @@ from fedhelp_core.algorithm.batches import Rows, to_input
 from fedhelp_core.algorithm.local_update import METHOD_PARTS, SiloState, UpdateSettings, Weights, large_model_of, proxy_with
 from fedhelp_core.tasks import TASKS
 
+ENOUGH = 10
+"""Validation images; what fewer say is chance."""
 _BATCH_PIXELS = 2**18  # a batch's images: large enough to keep the arithmetic busy, small enough for any GPU that trains
 
 
@@ -22,8 +24,8 @@ def deployed_models(
 ) -> dict[str, nn.Module]:
     """The models this silo evaluates, the one it deploys first: `proxy`, and in a large silo its own `large`.
 
-    A large silo deploys its large model, as in the paper, unless the proxy has the better score on the silo's validation images
-    (docs/decisions/0014). Test images have no say.
+    A large silo deploys its large model, as in the paper, unless the proxy has the better score on the silo's validation images,
+    of which there have to be at least ENOUGH (docs/decisions/0014). Test images have no say.
 
     Args:
         global_weights: The round's proxy.
@@ -36,7 +38,7 @@ def deployed_models(
     if settings.kind != "large" or not METHOD_PARTS[settings.algorithm.method].large_model:
         return {"proxy": proxy}
     large = large_model_of(state, settings)
-    if len(targets_NK):
+    if len(targets_NK) >= ENOUGH:
         metric = TASKS[settings.task.name].headline
         ours, theirs = (settings.objective.scored(model, images_NCHW, targets_NK, settings.device).scores[metric.name] for model in (large, proxy))
         if metric.gain(theirs, ours) > 0:  # never where one is undefined

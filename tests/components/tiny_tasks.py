@@ -21,8 +21,8 @@ from tests.components.tiny import TinyFederation, set_field
 _SIZES = (3, 2, 1)  # of pneumonia's hospitals
 
 _WRITERS: Mapping[str, Callable[[Path], None]] = {
-    "pneumonia": lambda folder: chest_xray.write_chest_xray(
-        folder, seed=7, counts={"training": (8, 10), "validation": (3, 3), "test": (6, 6)}, sizes=_SIZES),
+    "pneumonia": lambda folder: chest_xray.write_chest_xray(  # ten validation images a hospital: enough to choose a model by
+        folder, seed=7, counts={"training": (8, 10), "validation": (15, 15), "test": (6, 6)}, sizes=_SIZES),
     "lung-segmentation": lambda folder: lungs.write_lungs(folder, seed=7, counts={"CHNCXR": 16, "MCUCXR": 12, "JPCLN": 14}),
     "brain-segmentation": lambda folder: fed_ixi.write_fed_ixi(
         folder, seed=7, counts={"Guys": (4, 2), "HH": (2, 2), "IOP": (2, 2)}, spacing=10.0),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedhelp_core.algorithm.batches import to_input
-from fedhelp_core.algorithm.inference import deployed_models
+from fedhelp_core.algorithm.inference import ENOUGH, deployed_models
 from fedhelp_core.algorithm.local_update import CPU, SiloState, UpdateSettings, initial_weights
 from fedhelp_core.config import AlgorithmConfig, TaskConfig
 
@@ -41,8 +41,9 @@ def test_a_large_silo_deploys_what_is_better_on_its_validation_images(better: st
     assert set(deployed(LARGE, IMAGES, labels)) == {"large", "proxy"}
 
 
-def test_without_validation_images_it_deploys_its_large_model() -> None:
-    assert deployed(LARGE, *NONE) == ["large", "proxy"]
+@pytest.mark.parametrize("images", [0, 1, ENOUGH - 1])
+def test_with_too_few_validation_images_it_deploys_its_large_model(images: int) -> None:
+    assert deployed(LARGE, IMAGES[:images], answers_of("proxy")[:images]) == ["large", "proxy"]
 
 
 @pytest.mark.parametrize(("kind", "method"), [("small", "fedhelp"), ("large", "fedavg")])
