@@ -32,6 +32,8 @@ def check_and_print(path: Path, changes: Mapping[str, Any]) -> None:
         problems.append(e)
     raise_all(problems)
     print(f"{path}: everything is in order; start it with: fedhelp run {path}")
+    if federation.uses_public_set:
+        print("Not looked at yet: whether every public image can be decoded and what the teachers answer; a run does that before it trains.")
 
 
 def _check_silos_elsewhere(federation: Federation) -> None:

@@ -15,7 +15,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -132,10 +132,13 @@ def present(store: Store, keys: Iterable[str], *, prefix: str) -> set[str]:
 def probe(store: Store) -> None:
     """Write, write again, read, list and delete one object: whether this store keeps the promises that rounds rest on.
 
+    Leaves nothing behind: a folder that was not there is gone again.
+
     Raises:
         ConfigError: the store overwrites what must be write-once, or loses what was written.
     """
     key = f"probe-{secrets.token_hex(8)}"
+    made = store.absent_folders() if isinstance(store, LocalStore) else ()
     try:
         first, second = store.put_new(key, b"first"), store.put_new(key, b"second")
         if not first or second or store.get(key, 16) != b"first":
@@ -147,6 +150,8 @@ def probe(store: Store) -> None:
     finally:
         with suppress(FedHelpError):
             store.delete(key)
+        if isinstance(store, LocalStore):
+            store.remove_folders(made)
 
 
 def check_key(key: str) -> str:
@@ -296,6 +301,18 @@ class LocalStore:
                 os.makedirs(self._scratch, exist_ok=True)
                 _sweep(self._scratch)
         return Path(self._scratch)
+
+    def absent_folders(self) -> tuple[Path, ...]:
+        """What the first write will make, the innermost first."""
+        scratch = Path(self._scratch)
+        return tuple(folder for folder in (scratch, *scratch.parents) if not folder.exists())
+
+    def remove_folders(self, folders: Sequence[Path]) -> None:
+        """Remove those that are empty, in this order; the next write makes them again."""
+        for folder in folders:
+            with suppress(OSError):
+                folder.rmdir()
+        self._swept = self._swept and not folders
 
     def _link(self, source: str, target: str) -> bool:
         try:

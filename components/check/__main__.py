@@ -100,6 +100,8 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
     kinds = write_fact(store, run.run_id, "kinds", resolve_kinds(config, counts))
     for silo in config.silo_names:
         say(f"silo {silo}: {counts[silo]} training images, {kinds[silo]}")
+    if config.uses_public_set and "small" not in kinds.values():
+        say("no silo is small, and only small ones learn from soft labels: lower algorithm.large_silos, or choose method fedhelp-no-api")
 
 
 def read_federation(source: str) -> Federation:

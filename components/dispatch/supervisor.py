@@ -342,10 +342,14 @@ def tick_of(federation: Federation) -> float:
 
 
 def require_none_failed(failed: dict[str, str], what: str) -> None:
-    """Raise one error that names every silo in `failed`.
+    """Raise one error that names every silo in `failed`, those with the same reason together.
 
     Raises:
         JobFailed: `failed` is not empty.
     """
-    if failed:
-        raise JobFailed("\n".join(f"silo {silo}: {what} failed: {reason}" for silo, reason in failed.items()))
+    by_reason: dict[str, list[str]] = {}
+    for silo, reason in failed.items():
+        by_reason.setdefault(reason.removeprefix(f"silo {silo}: "), []).append(silo)
+    if by_reason:
+        raise JobFailed("\n".join(
+            f"silo{'s' if len(silos) > 1 else ''} {', '.join(silos)}: {what} failed: {reason}" for reason, silos in by_reason.items()))

@@ -73,7 +73,8 @@ def build_model(
     """
     if name not in known_models(form, dimensions):
         fitting = ", ".join(known_models(form, dimensions))
-        raise ConfigError(f"model {name!r} is not registered for {form} of {dimensions}D images; known models: {fitting}")
+        raise ConfigError(f"model {name!r} is not registered for {form} of {dimensions}D images; known models: {fitting};"
+                          " correct algorithm.proxy_model or algorithm.large_model")
     with torch.device("meta"):
         model = _REGISTRY[name].factory(outputs, in_channels)
     model = model.to_empty(device="cpu")

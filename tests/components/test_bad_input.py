@@ -298,7 +298,7 @@ def no_silo_file(scene: Scene) -> tuple[int, str]:
     return scene.check(tiny)
 
 
-@case(FAILED, r"silo aachen: check failed: silo aachen: .*: at least 1 test image expected, got none")
+@case(FAILED, r"silo aachen: check failed: .*: at least 1 test image expected, got none")
 def no_test_split(scene: Scene) -> tuple[int, str]:
     def only_training(rows: list[dict[str, str]]) -> None:
         for row in rows:
@@ -307,22 +307,22 @@ def no_test_split(scene: Scene) -> tuple[int, str]:
     return scene.check(edited_csv(scene.make(), only_training))
 
 
-@case(FAILED, r"silo aachen: check failed: silo aachen: .*/ISIC_absent\.jpg: no such image file .*; listed in .*")
+@case(FAILED, r"silo aachen: check failed: .*/ISIC_absent\.jpg: no such image file .*; listed in .*")
 def missing_image(scene: Scene) -> tuple[int, str]:
     return scene.check(edited_csv(scene.make(), lambda rows: rows[0].update(image="ISIC_absent")))
 
 
-@case(FAILED, r"silo aachen: check failed: silo aachen: .*ISIC_\d+\.jpg \(t\w+\) has label 9, expected 0 to 7 \(task\.classes\)")
+@case(FAILED, r"silo aachen: check failed: .*ISIC_\d+\.jpg \(t\w+\) has label 9, expected 0 to 7 \(task\.classes\)")
 def label_out_of_range(scene: Scene) -> tuple[int, str]:
     return scene.check(edited_csv(scene.make(), lambda rows: rows[0].update(target="9")))
 
 
-@case(FAILED, r"silo aachen: check failed: silo aachen: .*line 2: image should be a plain file name.*'\.\./secret'")
+@case(FAILED, r"silo aachen: check failed: .*line 2: image should be a plain file name.*'\.\./secret'")
 def image_outside_its_folder(scene: Scene) -> tuple[int, str]:
     return scene.check(edited_csv(scene.make(), lambda rows: rows[0].update(image="../secret")))
 
 
-@case(FAILED, r"silo aachen: check failed: silo aachen: .*ISIC_\d+\.jpg: cannot be read as an image .*; replace or remove it")
+@case(FAILED, r"silo aachen: check failed: .*ISIC_\d+\.jpg: cannot be read as an image .*; replace or remove it")
 def truncated_image(scene: Scene) -> tuple[int, str]:
     tiny = edited_csv(scene.make(), lambda rows: None)
     image = next((tiny.folder / "data" / "images").glob("ISIC_0000000.jpg"))

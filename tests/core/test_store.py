@@ -114,6 +114,14 @@ class TestEveryStore:
         probe(store)
         assert store.list("") == []
 
+    def test_the_probe_removes_the_folders_that_it_made_and_the_store_goes_on(self, tmp_path: Path) -> None:
+        store = LocalStore(tmp_path / "data" / "store")
+        probe(store)
+        assert list(tmp_path.iterdir()) == []
+        assert store.put_new("runs/a", b"1") and store.get("runs/a") == b"1"
+        probe(store)
+        assert store.get("runs/a") == b"1"
+
     def test_of_eight_threads_exactly_one_writes(self, open_again: Open) -> None:
         start = threading.Barrier(8)
 
