@@ -19,20 +19,16 @@ simulate: setup ## Compare all methods over five seeds on the demo's data: table
 	@$(RUN) fedhelp simulate --demo $(DEMO) --out study
 
 TASKS ?= pneumonia lung-segmentation brain-segmentation
-COMPARED_pneumonia := --methods local,fedavg,fedprox,fedhelp,fedhelp-no-api --normalisation shared,silo
-SEEDS_lung-segmentation := --seeds 1,2,3
-SEEDS_brain-segmentation := $(SEEDS_lung-segmentation)
-COMPARED_lung-segmentation := $(COMPARED_pneumonia) $(SEEDS_lung-segmentation)
-COMPARED_brain-segmentation := $(COMPARED_lung-segmentation)
+COMPARED := --methods local,fedavg,fedprox,fedhelp,fedhelp-no-api --normalisation shared,silo --seeds 1,2,3 --evaluate-every 4
 simulate-tasks: setup ## The other tasks' small tables (docs/reproduce) under study/TASK, on drawn data (TASKS=...; a few minutes a task)
 	@$(foreach task,$(TASKS),$(RUN) fedhelp data phantom $(task) examples/data/$(task)-small && \
-	  $(RUN) fedhelp simulate examples/$(task)-small.yaml $(COMPARED_$(task)) --evaluate-every 4 --out study/$(task) &&) true
+	  $(RUN) fedhelp simulate examples/$(task)-small.yaml $(COMPARED) --out study/$(task) &&) true
 
 EQUAL_STEPS := --methods local,fedavg --normalisation shared,silo --set algorithm.local_epochs=9 --evaluate-every 0
 simulate-steps: setup ## FedAvg with as many optimizer steps as FedHelp takes (nine local epochs), for all tasks, under study/TASK-steps (long)
 	@$(RUN) fedhelp simulate --demo $(DEMO) $(EQUAL_STEPS) --out study/melanoma-steps
 	@$(foreach task,$(TASKS),$(RUN) fedhelp data phantom $(task) examples/data/$(task)-small && \
-	  $(RUN) fedhelp simulate examples/$(task)-small.yaml $(EQUAL_STEPS) $(SEEDS_$(task)) --out study/$(task)-steps &&) true
+	  $(RUN) fedhelp simulate examples/$(task)-small.yaml $(EQUAL_STEPS) --seeds 1,2,3 --out study/$(task)-steps &&) true
 
 ##@ Develop
 TEST_PROCESSES ?= 2

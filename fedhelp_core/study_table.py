@@ -279,7 +279,7 @@ def _notes(result: StudyResult, block: Sequence[Row]) -> str:
         least = "least" if result.headline.larger_is_better else "most"
         notes.append(f"Rounds to score: first evaluated round in which the small silos' mean is at {least} {target:.3f}.")
     if len(result.normalisations) > 1 and "local" in result.methods:
-        notes.append("† averages nothing, so both normalisations show the same numbers.")
+        notes.append("† averages nothing: both normalisations show the same scores.")
     notes += [f"* {name} is by definition the same mathematics as {same}: computed once."
               for name, same in SAME_MATHEMATICS.items() if name in result.methods]
     return " ".join(notes)

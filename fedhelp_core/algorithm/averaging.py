@@ -3,7 +3,7 @@
 Floating tensors are summed in float64 in the order given and cast back; integer and bool tensors (batch counters) take the
 maximum. Both entry points feed the same arithmetic piece by piece, and arithmetic on one element does not depend on the
 pieces, so neither piece size nor number of threads changes a bit. Memory is a few pieces, whatever the number of silos and
-the size of the model. Numbers in docs/results.md come from `python -m benchmarks.averaging`.
+the size of the model. Numbers in docs/benchmarks.md come from `python -m benchmarks.averaging`.
 """
 
 from __future__ import annotations
