@@ -406,7 +406,7 @@ def _traffic(facts: ReportFacts) -> str:
 def _rounds_table(facts: ReportFacts) -> str:
     if not facts.rounds:
         return ""
-    head = ["#round", "#answered", "#absent", "#refused", "#mean loss", "#sent", "#fetched", "#seconds"]
+    head = ["#round", "#answered", "#absent", "#refused", "#mean of first losses", "#sent", "#fetched", "#seconds"]
     rows = []
     for r in facts.rounds[-_MAX_ROWS:]:
         loss = _mean(next(iter(losses.values()), math.nan) for losses in r.losses.values())

@@ -64,8 +64,8 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
         rounds=_rounds(store, commits), planned_rounds=algorithm.rounds, scores=_scores(run, federation), soft_labels=soft_labels,
         final_sha256=final.global_sha256 if final and final.round == algorithm.rounds else None,
         lineage={
-            "config sha256": federation.digest(), "distillation set": soft_labels.sha256 if soft_labels else "none used", "code version": VERSION,
-            "previous global model": (final.previous_sha256 or "") if final else "",
+            "config sha256": federation.digest(), **({} if soft_labels else {"distillation set": "none used"}), "code version": VERSION,
+            "global model one round before, sha256": (final.previous_sha256 or "") if final else "",
         },
         tracking={k: str(v) for k, v in candidate.items() if k in ("mlflow_run", "model", "version", "tracking_uri")},
         gate=_gate(store, run_id), aborted=run.abort_reason(), finished_at=final.created if final else None)
@@ -113,7 +113,7 @@ def _rounds(store: Store, commits: list[Commit]) -> tuple[RoundReport, ...]:
         took_part = len(commit.participants)
         found.append(RoundReport(
             number=commit.round, participants=commit.participants, absent=commit.absent, refused=commit.refused,
-            losses={silo: {k: v for k, v in m.items() if k.endswith("loss")} for silo, m in commit.metrics.items()},
+            losses={silo: {k: v for k, v in m.items() if k.endswith("_loss")} for silo, m in commit.metrics.items()},
             bytes_up=size * took_part, bytes_down=size * took_part,
             seconds=_seconds_between(before, commit) if before is not None else None))
     return tuple(found)
