@@ -252,7 +252,7 @@ def register(packages: tuple[Path, ...], endpoint: str, namespace: str | None, r
 @click.option("--namespace", help="Namespace (profile) of the experiment, where Kubeflow is multi-user.")
 @click.option("--service-account", help="Account of the run's pods, such as fedhelp-runs; default: Kubeflow's own.")
 @click.option("--run-id", default="", help="Name of the run; blank: the job's id.")
-@click.option("--set", "settings", multiple=True, metavar="PARAMETER=VALUE", help="A parameter of the form, e.g. --set rounds=10 (repeatable).")
+@click.option("--set", "settings", multiple=True, metavar="PARAMETER=VALUE", help="Replace a field of the form, e.g. --set rounds=10 (repeatable).")
 @click.option("--wait/--no-wait", default=False, help="Wait until the run has ended.")
 @click.option("--dry-run", is_flag=True, help="Print the request instead of sending it.")
 @_explained
@@ -260,7 +260,11 @@ def submit(
     federation: str, endpoint: str, pipeline: str, experiment: str, namespace: str | None, service_account: str | None, run_id: str,
     settings: tuple[str, ...], wait: bool, dry_run: bool,
 ) -> None:
-    """Start a pipeline on a Kubeflow endpoint. FEDERATION is the path or s3:// URL that the cluster sees."""
+    """Start a pipeline on a Kubeflow endpoint. FEDERATION is the path or s3:// URL that the cluster sees.
+
+    Where FEDERATION can be read here too, it fills in the run's form, and --set replaces fields of that: the run is the file's. Where it
+    cannot, the form's defaults, which are the paper's settings, replace what the file says of the form's fields; the command lists them.
+    """
     from fedhelp_components.submit_command import submit_to_kubeflow
 
     submit_to_kubeflow(
@@ -324,16 +328,10 @@ def rollback(federation: Path) -> None:
 
 
 def _form_defaults(federation: Path) -> dict[str, Any]:
-    from fedhelp_components.check.form import FIELDS, LITERALS
-    from fedhelp_components.local_run import form_of
+    from fedhelp_components.run_form import offered_form_of
     from fedhelp_core.config import load_federation
-    from fedhelp_core.errors import ConfigError
 
-    form = form_of(load_federation(federation))
-    for parameter, menu in LITERALS.items():
-        if form[parameter] not in menu:
-            raise ConfigError(f"{federation}: {FIELDS[parameter]}: a pipeline runs one of {', '.join(menu)}, got {form[parameter]!r}; change it")
-    return form
+    return offered_form_of(load_federation(federation), source=str(federation))
 
 
 def _file_or_demo(federation: Path | None, demo: Path | None, task: str | None) -> Path:

@@ -20,9 +20,9 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedhelp_components.check.form import FIELDS
 from fedhelp_components.dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess
 from fedhelp_components.entry import FAILURE_VARIABLE, OWNER_VARIABLE, owner_mark
+from fedhelp_components.run_form import form_of
 from fedhelp_core.config import Federation, load_federation
 from fedhelp_core.errors import FedHelpError, JobFailed, PermanentError
 from fedhelp_core.facts import read_fact
@@ -42,18 +42,6 @@ def prepared_demo(folder: Path, task: str = "melanoma") -> Path:
         paths = prepare_demo(folder.resolve(), task=task, progress=lambda what: progress.update(bar, description=f"demo input: {what}"))
         progress.update(bar, description=f"demo input: ready in {folder}")
     return paths.federation
-
-
-def form_of(federation: Federation) -> dict[str, Any]:
-    """The pipeline form's parameters as this federation's file sets them."""
-    document = federation.model_dump(mode="json")
-    form: dict[str, Any] = {}
-    for parameter, dotted in FIELDS.items():
-        value: Any = document
-        for key in dotted.split("."):
-            value = value[key]
-        form[parameter] = value
-    return form
 
 
 def default_run_id(federation: Federation) -> str:

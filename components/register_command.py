@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from fedhelp_core.errors import AccessDenied, ConfigError, PermanentError, StoreUnavailable
+from fedhelp_components.kubeflow_endpoint import explained, require_address
+from fedhelp_core.errors import ConfigError
 
 TOKEN_VARIABLE = "KF_PIPELINES_SA_TOKEN_PATH"
+_ADVICE = "where Kubeflow is multi-user, set pipelines.tokenAudience and pipelines.namespace in the chart's values"
 
 
 def register_with_kubeflow(packages: Sequence[Path], *, endpoint: str, namespace: str | None, remove: bool) -> None:
     """Register the compiled pipelines at `packages`, or this product's own where there are none.
 
     Raises:
-        ConfigError: a package that is no compiled pipeline.
+        ConfigError: a package that is no compiled pipeline, an endpoint that is no address.
         AccessDenied, StoreUnavailable: Kubeflow refuses this account, or was not reached.
     """
+    require_address(endpoint)
     for package in packages:
         _require_pipeline(package)
     from fedhelp_pipelines.register import Registry, own_packages  # kfp takes seconds to import: after what is found wrong without it
 
-    with tempfile.TemporaryDirectory() as folder, _explained(endpoint):
+    with tempfile.TemporaryDirectory() as folder, explained(endpoint, wish="register pipelines", advice=_ADVICE):
         registry = Registry(endpoint, namespace, token_path=os.environ.get(TOKEN_VARIABLE))
         for package in packages or own_packages(Path(folder)):
             name = package.stem
@@ -44,25 +46,3 @@ def _require_pipeline(package: Path) -> None:
         raise ConfigError(f"{package}: cannot be read as YAML ({e}); give what `fedhelp compile` writes") from e
     if not documents or not isinstance(documents[0], dict) or "pipelineInfo" not in documents[0]:
         raise ConfigError(f"{package}: is no compiled pipeline (no pipelineInfo); give what `fedhelp compile` writes")
-
-
-@contextmanager
-def _explained(endpoint: str) -> Iterator[None]:
-    """Errors of kfp's client as errors of our own."""
-    from kfp_server_api.exceptions import ApiException
-    from urllib3.exceptions import HTTPError
-
-    try:
-        yield
-    except ApiException as e:
-        said = " ".join(str(e.body or e.reason).split())[:300]
-        if e.status in (401, 403):
-            raise AccessDenied(
-                f"Kubeflow endpoint {endpoint}: does not let this account register pipelines ({said}); where Kubeflow is multi-user, set"
-                " pipelines.tokenAudience and pipelines.namespace in the chart's values") from e
-        if e.status >= 500 or e.status == 429:
-            raise StoreUnavailable(f"Kubeflow endpoint {endpoint}: cannot answer now (HTTP {e.status}: {said}); try again later") from e
-        raise PermanentError(f"Kubeflow endpoint {endpoint}: refused the pipeline (HTTP {e.status}: {said})") from e
-    except (HTTPError, OSError, TimeoutError) as e:
-        raise StoreUnavailable(
-            f"Kubeflow endpoint {endpoint}: not reached ({type(e).__name__}); check --endpoint, or port-forward ml-pipeline") from e

@@ -1,35 +1,44 @@
-"""`fedhelp submit`: start a pipeline on a Kubeflow endpoint through kfp's client. Called by cli.py."""
+"""`fedhelp submit`: start a pipeline on a Kubeflow endpoint through kfp's client. Called by cli.py.
+
+The run's form wins over the federation's file, so the form is filled in from the file, where this process can read it.
+"""
 
 from __future__ import annotations
 
-import difflib
 import json
+import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedhelp_components.check.form import FIELDS
-from fedhelp_core.errors import ConfigError, JobFailed, PermanentError, StoreUnavailable
+from fedhelp_components.kubeflow_endpoint import explained, require_address
+from fedhelp_components.run_form import checked_settings, default_form, offered_form_of
+from fedhelp_core.config import Federation, load_federation
+from fedhelp_core.errors import FedHelpError, JobFailed, StoreUnavailable
+
+_ADVICE = "where Kubeflow is multi-user, give your profile's --namespace"
+
+
+class _OutOfSight(Exception):
+    """The federation's file cannot be read from here; the message says why."""
 
 
 def submit_to_kubeflow(
     federation: str, *, endpoint: str, pipeline: str, experiment: str, namespace: str | None, run_id: str, settings: Mapping[str, Any],
     wait: bool, dry_run: bool, service_account: str | None = None,
 ) -> None:
-    """Compile `pipeline`, start it with `settings` for its form, print where to look.
+    """Compile `pipeline`, start it with its form filled in by the file and `settings`, print where to look.
 
     Raises:
-        ConfigError: a setting that the form does not have.
-        StoreUnavailable: the endpoint was not reached.
+        ConfigError: a setting that the form does not take, a file that is wrong, an endpoint that is no address.
+        AccessDenied, StoreUnavailable, PermanentError: Kubeflow refuses this account, was not reached, refuses the run.
         JobFailed: the run was waited for and failed.
     """
-    for name in settings:
-        if name not in FIELDS:
-            near = difflib.get_close_matches(name, FIELDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(FIELDS)}"
-            raise ConfigError(f"--set {name}: the form has no such parameter; {hint}")
-    arguments = {"federation": federation, "run_id": run_id, **settings}
+    require_address(endpoint)
+    arguments = {"federation": federation, "run_id": run_id, **_filled_form(federation, checked_settings(settings))}
     if dry_run:
         request = {"endpoint": endpoint, "pipeline": pipeline, "experiment": experiment, "namespace": namespace, "service_account": service_account,
                    "arguments": arguments}
@@ -37,18 +46,54 @@ def submit_to_kubeflow(
         return
     from fedhelp_pipelines.submit import start, wait_for
 
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            started = start(
-                pipeline, arguments, Path(folder), endpoint=endpoint, experiment=experiment, namespace=namespace, service_account=service_account)
-        except OSError as e:
-            raise StoreUnavailable(
-                f"Kubeflow endpoint {endpoint}: not reached ({type(e).__name__}); check --endpoint, or port-forward ml-pipeline") from e
-        except Exception as e:
-            raise PermanentError(f"Kubeflow endpoint {endpoint}: refused the run: {e}") from e
+    with tempfile.TemporaryDirectory() as folder, explained(endpoint, wish="start the run", advice=_ADVICE):
+        started = start(
+            pipeline, arguments, Path(folder), endpoint=endpoint, experiment=experiment, namespace=namespace, service_account=service_account)
     print(f"run {started} started: {endpoint}/#/runs/details/{started}")
-    if wait:
-        state = wait_for(started, endpoint=endpoint, namespace=namespace)
-        print(f"run {started} ended: {state}")
-        if state != "SUCCEEDED":
-            raise JobFailed(f"run {started} ended as {state}; look at {endpoint}/#/runs/details/{started}")
+    if not wait:
+        return
+    try:
+        with explained(endpoint, wish="look at the run", advice=_ADVICE):
+            state = wait_for(started, endpoint=endpoint, namespace=namespace)
+    except StoreUnavailable as e:
+        raise StoreUnavailable(f"{e}; run {started} was started, and goes on unwatched") from e
+    print(f"run {started} ended: {state}")
+    if state != "SUCCEEDED":
+        raise JobFailed(f"run {started} ended as {state}; look at {endpoint}/#/runs/details/{started}")
+
+
+def _filled_form(source: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All of the form, by the federation at `source` with `settings` on top; `settings` alone where that is out of sight, which is said."""
+    try:
+        federation = _seen_here(source)
+    except _OutOfSight as e:
+        _say_what_replaces(source, settings, str(e))
+        return dict(settings)
+    changed = federation.override(**{FIELDS[parameter]: value for parameter, value in settings.items()})
+    return offered_form_of(changed, source=source)
+
+
+def _seen_here(source: str) -> Federation:
+    """The federation at a path or s3:// URL.
+
+    Raises:
+        _OutOfSight: it cannot be read from here.
+        ConfigError: it can, and is wrong (every problem listed).
+    """
+    if not source.startswith("s3://"):
+        if not os.access(source, os.R_OK):
+            raise _OutOfSight("no file here that may be read")
+        return load_federation(source)
+    from fedhelp_components.check.__main__ import downloaded, federation_in
+
+    try:
+        body = downloaded(source)
+    except FedHelpError as e:
+        raise _OutOfSight(str(e)) from e
+    return federation_in(body, source)
+
+
+def _say_what_replaces(source: str, settings: Mapping[str, Any], why: str) -> None:
+    left = ", ".join(f"{parameter}={value}" for parameter, value in default_form().items() if parameter not in settings)
+    print(f"fedhelp submit: {source} is not read here ({why}), so the form's defaults replace what it says of these fields: {left};"
+          " replace them with --set NAME=VALUE", file=sys.stderr)

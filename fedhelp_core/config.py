@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.tasks import TASKS
@@ -493,6 +494,34 @@ def parse_federation(document: Any, *, source: str) -> Federation:
         ConfigError: with every problem found.
     """
     return _validate(Federation, document, source)
+
+
+def checked_value(dotted: str, value: Any, *, source: str) -> Any:
+    """`value` as the federation's field at `dotted` takes it, judged alone and by its own type: '3' and true are no numbers.
+
+    Raises:
+        ConfigError: the field does not take it; `source` names it in the message.
+    """
+    field = _field_at(dotted)
+    bounded: Any = Annotated[field.annotation, field]
+    try:
+        return TypeAdapter(bounded, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
+    except ValidationError as e:
+        errors: list[Any] = [{**error, "loc": tuple(dotted.split("."))} for error in e.errors(include_url=False)]
+        raise ConfigError([f"{source}: {line}" for error in errors for line in _sentences(Federation, error)]) from None
+
+
+def default_of(dotted: str) -> Any:
+    """What the federation's field at `dotted` is where neither file nor task says anything."""
+    return _field_at(dotted).get_default(call_default_factory=True)
+
+
+def _field_at(dotted: str) -> FieldInfo:
+    *sections, name = dotted.split(".")
+    model: type[BaseModel] = Federation
+    for section in sections:
+        (model,) = _models_in(model.model_fields[section].annotation)
+    return model.model_fields[name]
 
 
 _LAYOUTS = ("'fed-isic2019'", "'datalist'", "'chest-xray'", "'pictures-and-masks'", "'fed-ixi'")

@@ -7,10 +7,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from kfp import Client
 from kfp.client import ServiceAccountTokenVolumeCredentials
 from kfp_server_api import V2beta1Pipeline
 
+from fedhelp_pipelines.client import kubeflow_client
 from fedhelp_pipelines.compile import compiled
 from fedhelp_pipelines.graphs import PIPELINES
 
@@ -40,7 +40,7 @@ class Registry:
 
     def __init__(self, endpoint: str, namespace: str | None, *, token_path: str | None = None) -> None:
         credentials = ServiceAccountTokenVolumeCredentials(path=token_path) if token_path else None
-        self._client = Client(host=endpoint, namespace=namespace or "kubeflow", credentials=credentials)
+        self._client = kubeflow_client(endpoint, namespace, credentials=credentials)
         self._namespace = namespace
 
     def register(self, package: Path, name: str) -> Registered:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kfp import Client
-
+from fedhelp_pipelines.client import kubeflow_client
 from fedhelp_pipelines.compile import compiled
 
 _LONGEST_RUN = 30 * 24 * 3600  # seconds
@@ -20,12 +19,12 @@ def start(
     """The id of the run that was started; its pods use `service_account` (default: Kubeflow's)."""
     package = scratch / f"{pipeline}.yaml"
     package.write_text(compiled(pipeline), encoding="utf-8")
-    result = Client(host=endpoint, namespace=namespace or "kubeflow").create_run_from_pipeline_package(
+    result = kubeflow_client(endpoint, namespace).create_run_from_pipeline_package(
         str(package), arguments=dict(arguments), experiment_name=experiment, namespace=namespace, service_account=service_account)
     return str(result.run_id)
 
 
 def wait_for(run_id: str, *, endpoint: str, namespace: str | None) -> str:
     """The state that the run ended in, e.g. 'SUCCEEDED'."""
-    finished = Client(host=endpoint, namespace=namespace or "kubeflow").wait_for_run_completion(run_id, timeout=_LONGEST_RUN)
+    finished = kubeflow_client(endpoint, namespace).wait_for_run_completion(run_id, timeout=_LONGEST_RUN)
     return str(finished.state)

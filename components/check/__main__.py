@@ -106,13 +106,24 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
 
 def read_federation(source: str) -> Federation:
     """federation.yaml from a path or an s3:// URL (credentials from the environment)."""
-    if not source.startswith("s3://"):
-        return load_federation(source)
-    folder, _, name = source.rpartition("/")
+    return federation_in(downloaded(source), source) if source.startswith("s3://") else load_federation(source)
+
+
+def downloaded(url: str) -> bytes:
+    """The object at s3:// URL `url`, of at most 1 MiB (credentials from the environment)."""
+    folder, _, name = url.rpartition("/")
+    return open_store(folder).get(name, 2**20)
+
+
+def federation_in(body: bytes, source: str) -> Federation:
+    """The federation that `body`, a federation.yaml, holds; `source` names it in messages."""
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "federation.yaml"
-        copy.write_bytes(open_store(folder).get(name, 2**20))
-        return load_federation(copy)
+        copy.write_bytes(body)
+        try:
+            return load_federation(copy)
+        except ConfigError as e:
+            raise ConfigError([problem.replace(str(copy), source) for problem in e.problems]) from e
 
 
 def static_problems(config: Federation) -> list[FedHelpError]:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import yaml
 
-from fedhelp_components.local_run import form_of
+from fedhelp_components.run_form import form_of
 from fedhelp_core.config import parse_federation
 from fedhelp_core.facts import read_fact
 from fedhelp_core.rounds import Run

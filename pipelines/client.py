@@ -1,0 +1,15 @@
+"""kfp's client for one endpoint. Called by register.py and submit.py."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from kfp import Client
+
+
+def kubeflow_client(endpoint: str, namespace: str | None, *, credentials: Any = None) -> Client:
+    """A client of Kubeflow Pipelines at `endpoint`, which it asks for its health at once."""
+    with warnings.catch_warnings():  # of every client: it says that it is not for Kubeflow Pipelines 1
+        warnings.filterwarnings("ignore", message="This client only works with Kubeflow Pipeline", category=FutureWarning)
+        return Client(host=endpoint, namespace=namespace or "kubeflow", credentials=credentials)

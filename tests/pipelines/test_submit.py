@@ -1,0 +1,217 @@
+"""`fedhelp submit`: what it sends for a federation's file and `--set`, through kfp's own client to a stand-in of Kubeflow's REST interface."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from fedhelp_components.check.form import FIELDS
+from fedhelp_components.cli import main
+from fedhelp_core.errors import AccessDenied, ConfigError, JobFailed, StoreUnavailable
+from tests.pipelines.kubeflow import Kubeflow
+from tests.s3_server import s3_server
+
+IN_THE_CLUSTER = "/etc/fedhelp-of-no-machine/federation.yaml"
+FEDERATION: dict[str, Any] = {
+    "name": "demo", "store": {"url": "s3://bucket/demo"}, "runtime": {"seed": 17}, "protocol": {"min_silos": 2},
+    "algorithm": {"method": "fedavg", "rounds": 3, "public_steps": 8, "optimizer": {"learning_rate": 0.02}},
+    "silos": [{"name": name, "dispatch": {"kind": "kubernetes"}} for name in ("aachen", "berlin")],
+}
+THE_FILES_FORM = {
+    "method": "fedavg", "normalisation": "shared", "rounds": 3, "local_epochs": 1, "batch_size": 4, "public_steps": 8,
+    "learning_rate": 0.02, "temperature": 1.0, "distillation_weight": 1.0, "rank_weight": 0.2, "weighting": "uniform",
+    "seed": 17, "min_silos": 2, "round_deadline": 3600.0, "promotion_mode": "gate"}
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> str:
+    path = tmp_path / "federation.yaml"
+    path.write_text(yaml.safe_dump(FEDERATION), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def uploaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of FEDERATION in a real S3 server, and of broken.yaml beside it; credentials in the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"AWS_ACCESS_KEY_ID": "hub", "AWS_SECRET_ACCESS_KEY": "secret", "NO_PROXY": "127.0.0.1"}.items():
+            patch.setenv(name, value)
+        patch.delenv("AWS_PROFILE", raising=False)
+        with s3_server(tmp_path_factory.mktemp("s3") / "server.log") as endpoint:
+            import boto3
+
+            patch.setenv("AWS_ENDPOINT_URL", endpoint)
+            client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+            client.create_bucket(Bucket="bucket")
+            client.put_object(Bucket="bucket", Key="demo/federation.yaml", Body=yaml.safe_dump(FEDERATION).encode())
+            client.put_object(Bucket="bucket", Key="demo/broken.yaml", Body=b"name: Demo")
+            yield "s3://bucket/demo/federation.yaml"
+
+
+def submit(federation: str, *arguments: str, endpoint: str = "http://localhost:8888") -> Result:
+    return CliRunner().invoke(main, ["submit", federation, "--endpoint", endpoint, *arguments])
+
+
+def sent(result: Result) -> dict[str, Any]:
+    """The form that `--dry-run` shows: standard output is JSON and nothing else."""
+    assert result.exit_code == 0, result.output
+    arguments: dict[str, Any] = json.loads(result.stdout)["arguments"]
+    return {name: value for name, value in arguments.items() if name in FIELDS}
+
+
+def test_the_file_fills_in_the_whole_form(federation: str) -> None:
+    result = submit(federation, "--dry-run")
+
+    assert sent(result) == THE_FILES_FORM
+    assert result.stderr == ""
+
+
+def test_set_replaces_what_the_file_says(federation: str) -> None:
+    result = submit(federation, "--set", "rounds=10", "--set", "learning_rate=1", "--set", "method=fedprox", "--dry-run")
+
+    assert sent(result) == {**THE_FILES_FORM, "rounds": 10, "learning_rate": 1.0, "method": "fedprox"}
+
+
+def test_a_file_in_s3_fills_in_the_form_too(uploaded: str) -> None:
+    result = submit(uploaded, "--set", "seed=5", "--dry-run")
+
+    assert sent(result) == {**THE_FILES_FORM, "seed": 5}
+    assert result.stderr == ""
+
+
+def test_a_file_that_is_wrong_is_refused_under_its_own_name(uploaded: str) -> None:
+    result = submit(uploaded.replace("federation.yaml", "broken.yaml"), "--dry-run")
+
+    assert result.exit_code == ConfigError.exit_code
+    assert [line.split("error: ")[1].split(": ")[:2] for line in result.stderr.splitlines()] == [
+        ["s3://bucket/demo/broken.yaml", field] for field in ("name", "store", "silos")]
+
+
+def test_where_the_file_is_out_of_sight_what_replaces_it_is_listed(kubeflow: Kubeflow) -> None:
+    result = submit(IN_THE_CLUSTER, "--set", "rounds=3", "--dry-run")
+
+    assert sent(result) == {"rounds": 3}
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"fedhelp submit: {IN_THE_CLUSTER} is not read here (no file here that may be read), so the form's defaults replace")
+    assert "method=fedhelp, normalisation=shared, local_epochs=1, batch_size=4, public_steps=1, learning_rate=0.001, temperature=1.0," in line
+    assert line.endswith("promotion_mode=gate; replace them with --set NAME=VALUE")
+    assert "rounds=" not in line
+
+
+def test_a_file_in_s3_that_this_process_may_not_read_is_out_of_sight(uploaded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+
+    result = submit(uploaded, "--dry-run")
+
+    assert sent(result) == {}
+    assert "no credentials found" in result.stderr
+    assert "so the form's defaults replace what it says of these fields: method=fedhelp, normalisation=shared, rounds=50," in result.stderr
+
+
+def test_what_a_dry_run_shows_is_what_kubeflow_gets(kubeflow: Kubeflow, federation: str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="This client only works")
+        result = submit(federation, "--run-id", "mine", "--service-account", "fedhelp-runs", "--wait", endpoint=kubeflow.address)
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    (run,) = kubeflow.runs
+    assert run["runtime_config"]["parameters"] == {"federation": federation, "run_id": "mine", **THE_FILES_FORM}
+    assert run["service_account"] == "fedhelp-runs"
+    assert "run r0 ended: SUCCEEDED" in result.stdout
+
+
+def test_a_run_that_failed_is_named(kubeflow: Kubeflow, federation: str) -> None:
+    kubeflow.state = "FAILED"
+
+    result = submit(federation, "--wait", endpoint=kubeflow.address)
+
+    assert result.exit_code == JobFailed.exit_code
+    assert "run r0 ended as FAILED" in result.stderr
+
+
+def test_a_run_that_cannot_be_looked_at_is_said_to_go_on(kubeflow: Kubeflow, federation: str) -> None:
+    kubeflow.state = None
+
+    result = submit(federation, "--wait", endpoint=kubeflow.address)
+
+    assert result.exit_code == StoreUnavailable.exit_code
+    assert result.stderr.endswith("; run r0 was started, and goes on unwatched\n")
+
+
+@pytest.mark.parametrize(("setting", "said"), [
+    ("rounds=three", "--set rounds: algorithm.rounds: input should be a valid integer, got 'three'"),
+    ("rounds=0", "--set rounds: algorithm.rounds: input should be greater than or equal to 1, got 0"),
+    ("rounds=true", "--set rounds: algorithm.rounds: input should be a valid integer, got True"),
+    ("learning_rate=NaN", "--set learning_rate: algorithm.optimizer.learning_rate: input should be a finite number, got nan"),
+    ("method=foo", "--set method: one of fedhelp, fedavg, fedprox, fedhelp-no-api, fedhelp-no-rank, fedhelp-symmetric, fedhelp-one-way expected,"
+                   " got 'foo'"),
+    ("method=local", "fedhelp-one-way expected, got 'local'"),
+    ("promotion_mode=manuel", "--set promotion_mode: one of gate, manual expected, got 'manuel'; did you mean 'manual'?"),
+    ("round=3", "--set round: the form has no such parameter; did you mean 'rounds'?"),
+])
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_value_that_its_field_does_not_take_is_refused(setting: str, said: str, seen: bool, federation: str) -> None:
+    result = submit(federation if seen else IN_THE_CLUSTER, "--set", setting, "--dry-run")
+
+    assert result.exit_code == ConfigError.exit_code
+    (line,) = result.stderr.splitlines()
+    assert said in line
+
+
+def test_all_wrong_values_are_listed(federation: str) -> None:
+    result = submit(federation, "--set", "rounds=three", "--set", "seed=-1", "--dry-run")
+
+    assert [line.split(": ")[2] for line in result.stderr.splitlines()] == ["--set rounds", "--set seed"]
+
+
+def test_values_that_do_not_fit_the_file_are_refused_before_anything_starts(federation: str) -> None:
+    result = submit(federation, "--set", "min_silos=3", "--set", "method=fedhelp", "--dry-run")
+
+    assert result.exit_code == ConfigError.exit_code
+    assert "protocol.min_silos: 3 silos asked for, but only 2 are listed" in result.stderr
+    assert "public_set: method 'fedhelp' learns from soft labels" in result.stderr
+
+
+def test_an_endpoint_that_is_no_address_is_refused_by_a_dry_run_too(federation: str) -> None:
+    result = submit(federation, "--dry-run", endpoint="localhost")
+
+    assert result.exit_code == ConfigError.exit_code
+    assert "--endpoint: an address such as http://localhost:8888 expected, with http:// or https://, got 'localhost'" in result.stderr
+
+
+def test_an_endpoint_that_is_not_reached_is_one_sentence_and_may_be_tried_again(federation: str, tmp_path: Path) -> None:
+    command = [Path(sys.executable).with_name("fedhelp"), "submit", federation, "--endpoint", "http://127.0.0.1:9"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, "NO_PROXY": "127.0.0.1", "HOME": str(tmp_path)})
+
+    assert done.returncode == StoreUnavailable.exit_code
+    assert done.stderr == ("fedhelp submit: error: Kubeflow endpoint http://127.0.0.1:9: not reached (Connection refused);"
+                           " check --endpoint, or port-forward ml-pipeline\n")
+
+
+@pytest.mark.parametrize(("status", "code", "said"), [
+    (403, AccessDenied.exit_code, "does not let this account start the run"),
+    (503, StoreUnavailable.exit_code, "cannot answer now"),
+    (400, 10, "refused to start the run"),
+])
+def test_a_refusal_is_one_sentence_with_its_exit_code(status: int, code: int, said: str, kubeflow: Kubeflow, federation: str) -> None:
+    kubeflow.refuse = status
+
+    result = submit(federation, endpoint=kubeflow.address)
+
+    assert result.exit_code == code
+    (line,) = result.stderr.splitlines()
+    assert said in line
