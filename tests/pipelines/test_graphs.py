@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from fedhelp_components.check.form import FIELDS, LITERALS
+from fedhelp_components.run_form import default_form
 from fedhelp_core.config import METHODS, AlgorithmConfig, Federation, Normalisation, PromotionConfig, parse_federation
 
 HEAVY = ("torch", "mlflow", "boto3", "matplotlib", "monai", "kubernetes")
@@ -121,6 +122,7 @@ def test_the_forms_defaults_and_types_are_the_schemas(form: dict[str, dict[str, 
             assert form[name]["defaultValue"] == value_at(federation, dotted), name
         assert type(value_at(federation, dotted)) is kinds[form[name]["parameterType"]], name
     assert form["method"]["defaultValue"] == AlgorithmConfig().method
+    assert default_form() == {name: form[name]["defaultValue"] for name in FIELDS}
 
 
 def test_enumerations_are_menus_of_what_the_schema_takes(form: dict[str, dict[str, Any]]) -> None:
