@@ -306,12 +306,9 @@ def jobs(federation: Path | None, run_id: str | None, context: str | None, names
 @_explained
 def promote(federation: Path, version: str | None) -> None:
     """Make a model version the champion, whatever the gate said; the champion before it is remembered."""
-    from fedhelp_core.config import load_federation
-    from fedhelp_core.tracking import Registry
+    from fedhelp_components.promotion import by_hand
 
-    config = load_federation(federation)
-    name = config.tracking.registered_model or config.name
-    click.echo(f"{name}: champion is now version {Registry.for_federation(config).promote(name, version)}")
+    click.echo(by_hand.promote(federation, version))
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -319,12 +316,9 @@ def promote(federation: Path, version: str | None) -> None:
 @_explained
 def rollback(federation: Path) -> None:
     """Give the alias `champion` back to the version that had it before."""
-    from fedhelp_core.config import load_federation
-    from fedhelp_core.tracking import Registry
+    from fedhelp_components.promotion import by_hand
 
-    config = load_federation(federation)
-    name = config.tracking.registered_model or config.name
-    click.echo(f"{name}: champion is again version {Registry.for_federation(config).rollback(name)}")
+    click.echo(by_hand.rollback(federation))
 
 
 def _form_defaults(federation: Path) -> dict[str, Any]:

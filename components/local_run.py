@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -22,10 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from fedhelp_components.dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess
 from fedhelp_components.entry import FAILURE_VARIABLE, OWNER_VARIABLE, owner_mark
+from fedhelp_components.local_ending import Ending
 from fedhelp_components.run_form import form_of
 from fedhelp_core.config import Federation, load_federation
-from fedhelp_core.errors import FedHelpError, JobFailed, PermanentError
-from fedhelp_core.facts import read_fact
+from fedhelp_core.errors import FedHelpError, JobFailed, NotFound, PermanentError
 from fedhelp_core.rounds import Run
 from fedhelp_core.store import Store, open_store
 
@@ -60,11 +59,15 @@ def run_locally(path: Path, *, run_id: str | None, changes: Mapping[str, Any], d
     if dry_run:
         _print_plan(federation, name)
         return
+    ending = Ending(path, federation, name, changes, work_folder(federation, name) / "pipeline.log")
+    if ending.was_before():
+        ending.tell_again()
+        return
     with tempfile.TemporaryDirectory(prefix="fedhelp-run-") as scratch:
         frozen = Path(scratch) / "federation.yaml"
         frozen.write_text(federation.to_yaml(), encoding="utf-8")
         _run_pipeline(federation, name, frozen, Path(scratch) / "failure.json")
-    _print_result(path, federation, name)
+    ending.tell()
 
 
 def _print_plan(federation: Federation, run_id: str) -> None:
@@ -134,6 +137,7 @@ class RunProgress:
         self._task: TaskID = self._progress.add_task("check", total=federation.algorithm.rounds)
         self._said: set[str] = set()
         self._started = time.monotonic()
+        self._ours = False
 
     def __enter__(self) -> RunProgress:
         self._progress.start()
@@ -148,16 +152,18 @@ class RunProgress:
     def _loop(self) -> None:
         store = open_store(self._federation.store.url, endpoint_url=self._federation.store.endpoint_url)
         run = Run(store, self._run_id)
-        last_round = 0
-        while not self._stop.wait(_LOOK):
+        stopped = False
+        while not stopped:
+            stopped = self._stop.wait(_LOOK)  # and a last look after that, for what has come since
             with contextlib.suppress(FedHelpError):
-                last_round = self._look(store, run, last_round)
+                self._look(store, run)
 
-    def _look(self, store: Store, run: Run, last_round: int) -> int:
-        commit = run.latest_commit()
-        done = commit.round if commit is not None else 0
-        rounds = self._federation.algorithm.rounds
-        if done == rounds:
+    def _look(self, store: Store, run: Run) -> None:
+        commit = run.latest_commit() if self._is_ours(run) else None
+        done, rounds = commit.round if commit is not None else 0, self._federation.algorithm.rounds
+        if not self._ours:
+            phase = "check: every silo looks at its data"
+        elif done == rounds:
             phase = "evaluation and promotion"
         elif done or store.size(f"runs/{self._run_id}/distillation_set.json") is not None:
             phase = "federation: rounds"
@@ -166,44 +172,22 @@ class RunProgress:
         else:
             phase = "check: every silo looks at its data"
         self._progress.update(self._task, description=phase, completed=done)
-        self._say_once(phase)
-        if commit is not None and done > last_round and not console.is_terminal:
+        if done < rounds:
+            self._say_once(phase)
+        if commit is not None and done and not console.is_terminal:
             from fedhelp_components.aggregation.__main__ import mean_loss
 
             self._say_once(f"round {done} of {rounds}: {len(commit.participants)} silos, mean loss {mean_loss(commit):.3f}")
-        return done
+        self._say_once(phase)  # evaluation: after the last round
+
+    def _is_ours(self, run: Run) -> bool:
+        """Whether the run was frozen with our config. Before that, what the store holds of it may be another's."""
+        if not self._ours:
+            with contextlib.suppress(NotFound):
+                self._ours = run.federation_yaml() == self._federation.to_yaml()
+        return self._ours
 
     def _say_once(self, line: str) -> None:
         if line not in self._said and not console.is_terminal:
             self._said.add(line)
             console.print(f"[{time.monotonic() - self._started:5.1f} s] {line}", highlight=False, markup=False)
-
-
-def _print_result(path: Path, federation: Federation, run_id: str) -> None:
-    from fedhelp_components.evaluation.report import facts_of_run, summary_table
-
-    store = open_store(federation.store.url, endpoint_url=federation.store.endpoint_url)
-    out = Console()
-    out.print(summary_table(facts_of_run(store, run_id, federation)))
-    candidate = read_fact(store, run_id, "candidate")
-    out.print(f"final model sha256 {candidate['global_sha256']}", highlight=False, soft_wrap=True)
-    out.print(read_fact(store, run_id, "promotion")["decision"], highlight=False, soft_wrap=True)
-    report = store.fetch(f"runs/{run_id}/report.html")
-    print(f"\nReport     {report}")
-    print(f"Log        {work_folder(federation, run_id) / 'pipeline.log'}")
-    print(f"MLflow     {_command()}mlflow ui --backend-store-uri {tracking_uri_of(federation)}")
-    print(f"Roll back  {_command()}fedhelp rollback {path}")
-
-
-def tracking_uri_of(federation: Federation) -> str:
-    """Where MLflow keeps this federation's runs."""
-    from fedhelp_core.tracking import tracking_uri
-
-    return tracking_uri(federation)
-
-
-def _command() -> str:
-    """What to type before a command of this installation: its folder, since $PATH may be what make or uv set for this process alone."""
-    return f"{Path(sys.executable).parent}{os.sep}"
-
-

@@ -75,6 +75,7 @@ _PACE = 1.0  # seconds between two requests of a healthy tracker: fast rounds sh
 _RETRY_AFTER = 20.0  # seconds until a server that did not answer is asked again
 _CLOSING_WAIT = 45.0  # seconds that the end of training waits for MLflow at most
 _CHAMPIONS_KEPT = 20
+_VERSIONS_LISTED = 20  # in a message
 _ROUNDING = 1e-9  # two scores closer than this are the same: 0.80 - 0.75 is 0.05000000000000004
 _log = logging.getLogger("fedhelp.tracking")
 
@@ -255,6 +256,13 @@ class Tracker:
         return self._opened
 
 
+class Promoted(NamedTuple):
+    """The champion, and who it took the place of: itself where nothing changed, None where nobody was champion."""
+
+    version: str
+    replaced: str | None
+
+
 class Registry:
     """The Model Registry: what is candidate, what is champion, and what was."""
 
@@ -304,8 +312,30 @@ class Registry:
         except NotFound:
             return None
 
-    def promote(self, name: str, version: str | None) -> str:
-        """Make `version` (None: the candidate) champion and remember the one before it; that version.
+    def champion_before(self, name: str) -> str | None:
+        """The version that `rollback` would make champion; None where there is none.
+
+        Raises:
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        champion = self.champion(name)
+        with _explained(self._uri):
+            before = self._champions_before(name, champion) if champion is not None else []
+        return before[-1] if before else None
+
+    def run_of(self, name: str, version: str) -> str | None:
+        """The id of the run that `version` is of; None where it does not say.
+
+        Raises:
+            NotFound: no such version.
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        with _explained(self._uri):
+            run: str | None = self._version(name, version).tags.get(_IDENTITY_TAGS[0])
+        return run
+
+    def promote(self, name: str, version: str | None) -> Promoted:
+        """Make `version` (None: the candidate) champion and remember the one before it.
 
         Raises:
             NotFound: no such model or version, or no candidate.
@@ -316,14 +346,14 @@ class Registry:
             version = version or aliases.get(CANDIDATE)
             if version is None:
                 raise NotFound(f"model {name!r}: no version has the alias {CANDIDATE!r}; run evaluation first, or name a version")
-            self._version(name, version)  # must exist before anything is changed
+            self._require_version(name, version)  # before anything is changed
             champion = aliases.get(CHAMPION)
             if champion == version:
-                return version
+                return Promoted(version, version)
             if champion is not None:
                 self._remember(name, [*self._champions_before(name, champion), champion])
             self._client().set_registered_model_alias(name, CHAMPION, version)  # last: a kill before it leaves the old champion
-            return version
+            return Promoted(version, champion)
 
     def rollback(self, name: str) -> str:
         """Give alias `champion` back to the version that had it before; that version.
@@ -341,7 +371,7 @@ class Registry:
                 raise NotFound(
                     f"model {name!r}: no champion was there before version {champion}; `fedhelp promote FEDERATION --version NUMBER` chooses another")
             previous = before.pop()
-            self._version(name, previous)  # must still exist
+            self._require_version(name, previous)
             self._client().set_registered_model_alias(name, CHAMPION, previous)
             self._remember(name, before)
             return previous
@@ -359,6 +389,13 @@ class Registry:
 
     def _aliases(self, name: str) -> dict[str, str]:
         return {alias: str(version) for alias, version in self._client().get_registered_model(name).aliases.items()}
+
+    def _require_version(self, name: str, version: str) -> None:
+        there = sorted((str(found.version) for found in self._client().search_model_versions(f"name = '{name}'")), key=int)
+        if version not in there:
+            listed = ("... " if len(there) > _VERSIONS_LISTED else "") + ", ".join(there[-_VERSIONS_LISTED:])
+            choice = f"choose one of {listed}: fedhelp promote FEDERATION --version NUMBER" if there else "run evaluation first"
+            raise NotFound(f"model {name!r} has no version {version!r}; {choice}")
 
     def _version(self, name: str, version: str) -> Any:
         return self._client().get_model_version(name, version)

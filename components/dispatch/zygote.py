@@ -62,6 +62,8 @@ class Zygote:
         self._warm = False
         signal.set_wakeup_fd(self._child_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the owner's, and reaches the workers by themselves
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the owner has kept it back until here
 
     def serve(self) -> None:
         """Answer until standard input closes; then kill every worker."""
@@ -201,6 +203,7 @@ class Zygote:
             os._exit(1)
         os.dup2(outputs[0], 1)
         os.dup2(outputs[1], 2)
+        signal.signal(signal.SIGINT, self._on_interrupt)  # last: what it raises belongs into the worker's own log
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ class ZygoteProcess:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="fedhelp-")
         self.path = str(Path(self._folder.name) / "zygote.sock")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "fedhelp_components.dispatch.zygote", "--socket", self.path], stdin=subprocess.PIPE)
+        with _interrupts_kept_back():  # until the zygote ignores them: Ctrl-C goes to all processes of the terminal
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fedhelp_components.dispatch.zygote", "--socket", self.path], stdin=subprocess.PIPE)
 
     @property
     def pid(self) -> int:
@@ -149,6 +150,16 @@ class ZygoteClient:
             for identity, code in exits.items():
                 self._exits.setdefault(identity, code)
             self._ended.notify_all()
+
+
+@contextlib.contextmanager
+def _interrupts_kept_back() -> Iterator[None]:
+    """SIGINT is kept from this thread for a while, and from a process that it starts until that one takes it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def connected(path: str) -> socket.socket | None:

@@ -18,7 +18,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
     federation = session.federation
     name = federation.tracking.registered_model or federation.name
     registry, metric = Registry.for_federation(federation), TASKS[federation.task.name].headline
-    outcome = "manual"
+    outcome, reasons, before = "manual", "", None
     if federation.promotion.mode == "manual":
         decision = f"{name} version {model_version} stays a candidate (promotion.mode is manual); promote it with: fedhelp promote"
     else:
@@ -33,9 +33,11 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
             if verdict.promote:
                 registry.promote(name, model_version)
             outcome = "promoted" if verdict.promote else "kept"
+            reasons = "; ".join(verdict.reasons)
             became = "became the champion" if verdict.promote else "stays a candidate"
-            decision = f"{name} version {model_version} {became}: {'; '.join(verdict.reasons)}"
-    fact = write_fact(session.store, run_id, "promotion", {"decision": decision, "outcome": outcome})
+            decision = f"{name} version {model_version} {became}: {reasons}"
+        before = registry.champion_before(name) if outcome == "promoted" else None
+    fact = write_fact(session.store, run_id, "promotion", {"decision": decision, "outcome": outcome, "reasons": reasons, "before": before})
     write_report(session.store, run_id, federation)
     say(str(fact["decision"]))
     return str(fact["decision"])

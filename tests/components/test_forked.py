@@ -80,3 +80,34 @@ def test_a_killed_body_is_said_to_be_killed(make_tiny: Callable[..., TinyFederat
 
 def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_interrupts_from_its_start_on_leave_the_zygote_alone_and_reach_the_bodies(
+    make_tiny: Callable[..., TinyFederation], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiny = make_tiny()
+    arguments = frozen(tiny)
+    process = ZygoteProcess()
+    monkeypatch.setenv(ZYGOTE_VARIABLE, process.path)
+    try:
+        while (connection := connected(process.path)) is None:
+            assert process.alive()
+            os.kill(process.pid, signal.SIGINT)
+        connection.close()
+        os.kill(process.pid, signal.SIGINT)
+        assert run_component("soft_label_prefetch", **arguments)
+        assert "Traceback" not in capfd.readouterr().err
+
+        def interrupt() -> None:
+            wait_until((tiny.store / "mlflow.db").exists, "aggregation in its work")
+            for pid in children_of(process.pid):
+                os.kill(pid, signal.SIGINT)
+
+        killer = threading.Thread(target=interrupt)
+        killer.start()
+        with pytest.raises(RuntimeError, match="aggregation ended with code 1 and no result"):
+            run_component("aggregation", **arguments)
+        killer.join()
+        assert process.alive()
+    finally:
+        process.close()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from fedhelp_core.tasks import TASKS
-from tests.components.tiny import SILOS, Processes, TinyFederation, last_json, succeeded
+from tests.components.tiny import SILOS, Processes, TinyFederation, ended, last_json, succeeded, wait_until
 from tests.components.tiny_tasks import write_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # seconds; minutes on two idle cores, more where others work beside it
@@ -81,6 +83,8 @@ def test_a_finished_run_goes_to_the_registry_and_its_model_is_loaded_by_alias_in
 ) -> None:
     tiny = make_tiny()
     output = succeeded(processes.fedhelp("run", tiny.path, "--run-id", "first"))
+    assert output.index("round 2 of 2") < output.index("evaluation and promotion")
+    assert "Roll back" not in output and f"fedhelp run {tiny.path} --set runtime.seed=6" in output  # no champion was there before
     uri = next(line.split("--backend-store-uri ")[1] for line in output.splitlines() if line.startswith("MLflow"))
     program = tmp_path / "load.py"
     program.write_text(
@@ -103,7 +107,49 @@ def test_a_finished_run_goes_to_the_registry_and_its_model_is_loaded_by_alias_in
     assert "12 public images of 16 x 16 pixels, 5 classes" in shown
     assert "teacher drawn version 1: 100% of every answer" in shown
 
-    assert "champion is now version 1" in succeeded(processes.fedhelp("promote", tiny.path))
-    succeeded(processes.fedhelp("run", tiny.path, "--run-id", "second", "--set", "runtime.seed=6"))
-    assert "champion is now version 2" in succeeded(processes.fedhelp("promote", tiny.path, "--version", "2"))
-    assert "champion is again version 1" in succeeded(processes.fedhelp("rollback", tiny.path))
+    assert "version 1 is the champion already; nothing was changed" in succeeded(processes.fedhelp("promote", tiny.path))
+    code, clash = ended(processes.fedhelp("run", tiny.path, "--run-id", "first", "--set", "algorithm.rounds=1"))
+    assert code == 13 and "round 2" not in clash and "algorithm.rounds: 2 expected, got 1" in clash
+
+
+def test_a_champion_is_replaced_by_gate_and_by_hand_and_every_command_says_what_that_changed(
+    make_tiny: Callable[..., TinyFederation], processes: Processes,
+) -> None:
+    tiny = make_tiny()
+
+    def said(command: str, *arguments: str) -> str:
+        return succeeded(processes.fedhelp(command, tiny.path, *arguments))
+
+    said("run", "--run-id", "first")
+    refused = said("run", "--run-id", "second", "--set", "promotion.min_improvement=1.0", "--set", "runtime.seed=6")
+    assert "tiny version 2 stays a candidate" in refused and "Roll back" not in refused
+    assert "--set promotion.min_improvement=1.0 --set runtime.seed=7" in refused
+
+    override = said("promote")
+    assert "champion is now version 2, in place of version 1" in override
+    assert "the gate had kept it back: " in override and "at least 1.000 was asked for" in override and f"fedhelp rollback {tiny.path}" in override
+    again = said("run", "--run-id", "first")
+    assert again.startswith("run first was finished before, so nothing was trained; this starts another one: ")
+    assert "tiny version 1 is not the champion, version 2 is (when the run ended: tiny version 1 became the champion" in again
+    assert "champion is again version 1" in said("rollback")
+
+    promoted = said("run", "--run-id", "third")  # the first one's model: no better, no worse
+    assert "tiny version 3 became the champion" in promoted and f"fedhelp rollback {tiny.path}" in promoted
+    assert "Roll back" in said("run", "--run-id", "third")
+    assert "champion is again version 1" in said("rollback")
+    assert "Roll back" not in said("run", "--run-id", "first")
+
+
+def test_ctrl_c_says_one_sentence_wherever_it_comes(make_tiny: Callable[..., TinyFederation], processes: Processes) -> None:
+    tiny = make_tiny(algorithm__rounds=40)
+    moments: list[Callable[[], object]] = [
+        lambda: any("zygote" in command for command in processes.alive().values()),
+        lambda: (tiny.store / "runs" / "r" / "rounds" / "1" / "commit.json").exists()]
+    for moment in moments:
+        command = processes.start("setsid", Path(sys.executable).with_name("fedhelp"), "run", tiny.path, "--run-id", "r")
+        wait_until(moment, "the moment to stop", 240)
+        os.killpg(command.pid, signal.SIGINT)  # as a terminal does
+        code, output = ended(command)
+        assert code == 130
+        assert [line for line in output.splitlines() if not line.startswith("[")] == ["fedhelp run: stopped; the same command goes on where it was"]
+        processes.wait_until_gone()

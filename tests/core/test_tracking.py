@@ -417,7 +417,7 @@ class TestWithAServer:
         assert registry.champion("tiny") is None
         assert registry.champion("unheard-of") is None
         assert registry.scores_of("tiny", "1") == SCORES
-        assert registry.promote("tiny", None) == "1"
+        assert registry.promote("tiny", None).version == "1"
         assert registry.champion("tiny") == "1"
         with pytest.raises(NotFound, match="no champion was there before"):
             registry.rollback("tiny")
@@ -473,9 +473,13 @@ class TestRegistry:
     def test_the_candidate_is_promoted_and_the_champion_before_it_comes_back(self, federation: Federation) -> None:
         registry = add_versions(federation, "{}", "{}", "{}")
         assert registry.champion("tiny") is None
-        assert registry.promote("tiny", "1") == "1"
-        assert registry.promote("tiny", None) == "3"
-        assert registry.promote("tiny", "2") == "2"
+        assert registry.champion_before("tiny") is None
+        assert registry.promote("tiny", "1") == ("1", None)
+        assert registry.champion_before("tiny") is None
+        assert registry.promote("tiny", None) == ("3", "1")
+        assert registry.promote("tiny", "2") == ("2", "3")
+        assert registry.promote("tiny", "2") == ("2", "2")
+        assert registry.champion_before("tiny") == "3"
         assert registry.rollback("tiny") == "3"
         assert registry.rollback("tiny") == "1"
         assert registry.champion("tiny") == "1"
@@ -520,10 +524,17 @@ class TestRegistry:
         add_versions(federation)
         with pytest.raises(NotFound, match="no version has the alias 'candidate'"):
             registry.promote("tiny", None)
-        with pytest.raises(NotFound):
+        with pytest.raises(NotFound, match="has no version '7'; run evaluation first"):
             registry.promote("tiny", "7")
         with pytest.raises(NotFound, match="no version is champion"):
             registry.rollback("tiny")
+
+    def test_a_version_that_is_not_there_is_answered_with_those_that_are(self, federation: Federation) -> None:
+        registry = add_versions(federation, "{}", "{}")
+        for wrong in ("7", "x", "01"):
+            with pytest.raises(NotFound, match=f"model 'tiny' has no version '{wrong}'; choose one of 1, 2: fedhelp promote"):
+                registry.promote("tiny", wrong)
+        assert registry.champion("tiny") is None
 
     def test_scores_are_read_back_and_what_is_no_scores_is_refused(self, federation: Federation) -> None:
         bad = ["{", "[]", "3", "{}", '{"a": 1}', '{"a": {"kind": "small", "test_sha256": "x"}}',
