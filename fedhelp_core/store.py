@@ -167,7 +167,7 @@ def check_key(key: str) -> str:
 
 
 class Poller:
-    """Pauses between two looks at a store that grow with the time waited: at most a twentieth of it is lost by looking late.
+    """Pauses between two looks at a store that grow with the time waited: at most a tenth of it is lost by looking late.
 
     In a folder 1 ms to 20 ms (a look is a stat of a few µs), in a bucket 0.2 s to 2 s (a look is a request).
     """
@@ -188,7 +188,7 @@ class Poller:
     @property
     def interval(self) -> float:
         """Seconds till the next look."""
-        return min(self._longest, max(self._shortest, self.waited / 20))
+        return min(self._longest, max(self._shortest, self.waited / 10))
 
     def pause(self, *, until: float | None = None) -> None:
         """Sleep till the next look, not beyond the monotonic time `until`."""
