@@ -249,7 +249,7 @@ def render_summary_table(facts: ReportFacts) -> Table:
     table.add_row("all silos, mean", "", "", number(facts.all_silos_mean()), "")
     table.add_row(Text(f"worst silo: {_printable(worst) or '–'}"), "", "", number(worst_score), "", style="bold")
     if warning := _behind_proxy(facts):
-        table.caption = Text(_printable(warning))
+        table.caption, table.caption_justify = Text(_printable(warning)), "left"
     return table
 
 
