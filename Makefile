@@ -12,7 +12,7 @@ export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 .PHONY: help setup run simulate simulate-tasks simulate-steps test test-all test-cluster kills check charts format bench bench-peers images requirements cluster cluster-down e2e clean
 
 ##@ Use
-run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (two to three minutes, five the first time)
+run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (two to four minutes, five the first time)
 	@$(RUN) fedhelp run --demo $(DEMO)
 
 simulate: setup ## Compare all methods over five seeds on the demo's data: table, figure, CSV under study/ (long)
