@@ -40,7 +40,7 @@ class Ending:
             version = self._version(store)
             if Run(store, self.run_id).federation_yaml() != self.federation.to_yaml():
                 return False
-            return Registry.for_federation(self.federation).run_of(self._model(), version) == self.run_id
+            return Registry.for_federation(self.federation).run_of(self.federation.registered_name, version) == self.run_id
         except FedHelpError:
             return False
 
@@ -58,11 +58,11 @@ class Ending:
         print(f"run {self.run_id} was finished before, so nothing was trained; this starts another one: {self._another_run()}\n")
         store, registry = self._store(), Registry.for_federation(self.federation)
         write_report(store, self.run_id, self.federation)  # a kill may have come between the gate and this
-        version, champion = self._version(store), registry.champion(self._model())
+        version, champion = self._version(store), registry.champion(self.federation.registered_name)
         said = read_fact(store, self.run_id, "promotion")["decision"]
         now = "is the champion" if champion == version else f"is not the champion, {f'version {champion}' if champion else 'none'} is"
-        self._tell_of_the_model(f"{self._model()} version {version} {now} (when the run ended: {said})")
-        self._tell_how_to_go_on(can_roll_back=champion == version and registry.champion_before(self._model()) is not None)
+        self._tell_of_the_model(f"{self.federation.registered_name} version {version} {now} (when the run ended: {said})")
+        self._tell_how_to_go_on(can_roll_back=champion == version and registry.champion_before(self.federation.registered_name) is not None)
 
     def _tell_of_the_model(self, standing: str) -> None:
         from fedhelp_components.evaluation.report import facts_of_run, summary_table
@@ -92,9 +92,6 @@ class Ending:
 
     def _store(self) -> Store:
         return open_store(self.federation.store.url, endpoint_url=self.federation.store.endpoint_url)
-
-    def _model(self) -> str:
-        return self.federation.tracking.registered_model or self.federation.name
 
     def _version(self, store: Store) -> str:
         return str(read_fact(store, self.run_id, "candidate")["version"])

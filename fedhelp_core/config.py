@@ -323,6 +323,11 @@ class Federation(_Model):
         return {**document, "algorithm": {**task.defaults, **algorithm}} if task is not None and isinstance(algorithm, dict) else document
 
     @property
+    def registered_name(self) -> str:
+        """Of its model in MLflow's registry."""
+        return self.tracking.registered_model or self.name
+
+    @property
     def uses_public_set(self) -> bool:
         """Whether the method runs Eq 2 and so needs soft labels."""
         return self.algorithm.method in ("fedhelp", "fedhelp-no-rank", "fedhelp-symmetric", "fedhelp-one-way")

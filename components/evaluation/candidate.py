@@ -35,7 +35,7 @@ def register_candidate(session: Session, final: Commit, documents: dict[str, dic
     tracker.log_final(metrics)
     return tracker.log_and_register_model(
         module, torch.zeros((1, *image_shape(federation.task)), dtype=torch.float32),
-        name=federation.tracking.registered_model or federation.name,
+        name=federation.registered_name,
         tags={
             "fedhelp.run": session.run.run_id,
             "fedhelp.task": federation.task.name,

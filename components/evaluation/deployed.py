@@ -16,4 +16,4 @@ def deployed_name(document: Mapping[str, Any]) -> str:
     """'large' or 'proxy': what the silo chose (inference.deployed_models); from a worker that does not say, its large one if it has one."""
     models = document["models"]
     chosen = document.get("deployed")
-    return str(chosen) if chosen in models else "large" if "large" in models else "proxy"
+    return chosen if isinstance(chosen, str) and chosen in models else "large" if "large" in models else "proxy"

@@ -16,7 +16,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
     """One sentence: what was decided, and why."""
     session = open_session(store, run_id, endpoint_url)
     federation = session.federation
-    name = federation.tracking.registered_model or federation.name
+    name = federation.registered_name
     registry, metric = Registry.for_federation(federation), TASKS[federation.task.name].headline
     outcome, reasons, before = "manual", "", None
     if federation.promotion.mode == "manual":

@@ -18,7 +18,7 @@ def promote(path: Path, version: str | None) -> str:
         NotFound: no such model or version, or no candidate.
     """
     federation = load_federation(path)
-    name, registry = model_name(federation), Registry.for_federation(federation)
+    name, registry = federation.registered_name, Registry.for_federation(federation)
     done = registry.promote(name, version)
     if done.replaced == done.version:
         return f"{name}: version {done.version} is the champion already; nothing was changed"
@@ -34,19 +34,14 @@ def rollback(path: Path) -> str:
         NotFound: there is no champion, or none was before it.
     """
     federation = load_federation(path)
-    name = model_name(federation)
+    name = federation.registered_name
     return f"{name}: champion is again version {Registry.for_federation(federation).rollback(name)}"
-
-
-def model_name(federation: Federation) -> str:
-    """The registered model of this federation."""
-    return federation.tracking.registered_model or federation.name
 
 
 def _kept_back(federation: Federation, registry: Registry, version: str) -> list[str]:
     """That the gate had refused `version`, and why; empty where it had not, or where nothing is known of it any more."""
     try:
-        run_id = registry.run_of(model_name(federation), version)
+        run_id = registry.run_of(federation.registered_name, version)
         if not run_id:
             return []
         fact = read_fact(open_store(federation.store.url, endpoint_url=federation.store.endpoint_url), run_id, "promotion")
