@@ -14,15 +14,14 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedhelp_core.algorithm.averaging import average_files, shares_of
+from fedhelp_core.documents import Commit, OfSilo, SiloEvaluation, SiloReport, UpdateManifest, dump, parse, parse_mapping
 from fedhelp_core.errors import AccessDenied, ConfigError, NotFound, PermanentError, QuorumLost, RunAborted, RunConflict
 from fedhelp_core.store import Poller, Store, give, present, release, scratch_file, wait_for
 from fedhelp_core.weights import Weights, WeightsSpec, check_weights_file, read_weights, serialize_weights
@@ -33,77 +32,6 @@ OnEvent = Callable[[dict[str, object]], None]
 _MAX_JSON = 2**20  # bytes of a manifest, report or marker
 _MAX_COMMIT = 16 * 2**20  # bytes; 1000 silos with all the metrics that a manifest may hold stay below
 _MAX_REASON = 500  # characters
-_DOCUMENT = ConfigDict(strict=True, allow_inf_nan=False, ser_json_inf_nan="constants")
-
-_Name = Annotated[str, Field(max_length=100)]
-_Text = Annotated[str, Field(max_length=300)]
-_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_Metrics = Annotated[dict[_Name, float], Field(max_length=64)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpdateManifest:
-    """One silo's answer to one round: `updates/<silo>.json`."""
-
-    __pydantic_config__ = _DOCUMENT
-
-    silo: _Name
-    round: Annotated[int, Field(ge=1)]
-    weights: Annotated[str, Field(max_length=1024)]
-    """Key of the weights object."""
-    sha256: _Sha256
-    """Of the weights file, hex."""
-    size_bytes: Annotated[int, Field(ge=0)]
-    samples: Annotated[int, Field(ge=1, le=2**53)]
-    """Private training images behind this update: n_k of Eq 7."""
-    loss: float | None
-    """Mean training loss; None where the method has none."""
-    metrics: _Metrics
-    architecture: _Text
-    code_version: _Text = ""
-    image_digest: _Text = ""
-    created: _Text = ""
-    """ISO 8601, UTC."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Commit:
-    """What made a round real: `commit.json`. Commit 0 holds the seeded start and has no participants."""
-
-    __pydantic_config__ = _DOCUMENT
-
-    round: Annotated[int, Field(ge=0)]
-    global_key: Annotated[str, Field(max_length=1024)]
-    """Key of the model after this round, which the next round starts from."""
-    global_sha256: _Sha256
-    spec: dict[str, Any]
-    """What every update of the next round must look like: `WeightsSpec.to_json()`."""
-    participants: tuple[str, ...] = ()
-    """Silos in the average, in the order in which they were summed."""
-    shares: dict[str, float] = field(default_factory=dict)
-    """a_k of Eq 7 by participant."""
-    absent: dict[str, str] = field(default_factory=dict)
-    """Invited silos that sent nothing in time, and why."""
-    refused: dict[str, str] = field(default_factory=dict)
-    """Silos whose update failed a check, and which."""
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By participant: samples, loss, and what the silo's manifest says."""
-    previous_sha256: str = ""
-    """sha256 of the model that this round started from; '' in commit 0."""
-    created: str = ""
-    """ISO 8601, UTC."""
-
-    @property
-    def weights_spec(self) -> WeightsSpec:
-        """`spec`, parsed."""
-        return WeightsSpec.from_json(self.spec)
-
-
-_Document = TypeVar("_Document", UpdateManifest, Commit)
-_MANIFEST = TypeAdapter(UpdateManifest)
-_COMMIT = TypeAdapter(Commit)
-
-
 class Run:
     """One run's objects in a store. Holds no state but what it remembers of write-once objects; threads may share it.
 
@@ -165,7 +93,7 @@ class Run:
         body = self._get(self._commit_key(round), _MAX_COMMIT)
         if body is None:
             return None
-        commit = _parse(_COMMIT, body, self._commit_key(round))
+        commit = parse(Commit, body, self._commit_key(round))
         if commit.round != round:
             raise PermanentError(f"{self._commit_key(round)} says that it is of round {commit.round}; the store was tampered with")
         self._remember(commit)
@@ -240,7 +168,7 @@ class Run:
             metrics={name: float(value) for name, value in metrics.items() if math.isfinite(value)}, architecture=architecture,
             code_version=code_version, image_digest=image_digest, created=_now())
         self.store.put_new(key, body)
-        if self.store.put_new(self._update_key(silo, round), _MANIFEST.dump_json(manifest)):
+        if self.store.put_new(self._update_key(silo, round), dump(manifest)):
             return manifest
         return self.update(silo, round) or manifest
 
@@ -254,7 +182,7 @@ class Run:
         body = self._get(key, _MAX_JSON)
         if body is None:
             return None
-        manifest = _parse(_MANIFEST, body, key)
+        manifest = parse(UpdateManifest, body, key)
         if (manifest.silo, manifest.round) != (silo, round):
             raise PermanentError(f"{key}: the manifest is of silo {manifest.silo!r}, round {manifest.round}")
         if manifest.weights != self._weights_key(silo, round, manifest.sha256):
@@ -305,21 +233,37 @@ class Run:
 
     # ---- what silos report beside updates
 
-    def silo_report(self, silo: str) -> dict[str, Any] | None:
-        """What check found in the silo; None before."""
-        return self._get_mapping(self._key(f"silos/{_checked_name(silo, 'silo')}.json"))
+    def silo_report(self, silo: str) -> SiloReport | None:
+        """What check found in the silo; None before.
 
-    def write_silo_report(self, silo: str, report: Mapping[str, Any]) -> None:
+        Raises:
+            PermanentError: the object is no report, or of another silo.
+        """
+        return self._of(silo, SiloReport, self._report_key(silo))
+
+    def has_silo_report(self, silo: str) -> bool:
+        """Whether the silo has reported, well or badly."""
+        return self.store.size(self._report_key(silo)) is not None
+
+    def write_silo_report(self, report: SiloReport) -> None:
         """Write-once: a report that is there already stays."""
-        self.store.put_new(self._key(f"silos/{_checked_name(silo, 'silo')}.json"), _json(report))
+        self.store.put_new(self._report_key(report.silo), dump(report))
 
-    def evaluation(self, silo: str) -> dict[str, Any] | None:
-        """The silo's scores on its test data; None before."""
-        return self._get_mapping(self._key(f"evaluation/{_checked_name(silo, 'silo')}.json"))
+    def evaluation(self, silo: str) -> SiloEvaluation | None:
+        """The silo's scores on its test data; None before.
 
-    def write_evaluation(self, silo: str, evaluation: Mapping[str, Any]) -> None:
+        Raises:
+            PermanentError: the object is no evaluation, or of another silo.
+        """
+        return self._of(silo, SiloEvaluation, self._evaluation_key(silo))
+
+    def has_evaluation(self, silo: str) -> bool:
+        """Whether the silo has evaluated, well or badly."""
+        return self.store.size(self._evaluation_key(silo)) is not None
+
+    def write_evaluation(self, evaluation: SiloEvaluation) -> None:
         """Write-once: an evaluation that is there already stays."""
-        self.store.put_new(self._key(f"evaluation/{_checked_name(silo, 'silo')}.json"), _json(evaluation))
+        self.store.put_new(self._evaluation_key(evaluation.silo), dump(evaluation))
 
     # ---- names and reading
 
@@ -347,9 +291,24 @@ class Run:
         except NotFound:
             return None
 
+    def _report_key(self, silo: str) -> str:
+        return self._key(f"silos/{_checked_name(silo, 'silo')}.json")
+
+    def _evaluation_key(self, silo: str) -> str:
+        return self._key(f"evaluation/{_checked_name(silo, 'silo')}.json")
+
+    def _of(self, silo: str, kind: type[OfSilo], key: str) -> OfSilo | None:
+        body = self._get(key, _MAX_JSON)
+        if body is None:
+            return None
+        document = parse(kind, body, key)
+        if document.silo != silo:
+            raise PermanentError(f"{key}: silo: {silo!r} expected, got {document.silo!r}")
+        return document
+
     def _get_mapping(self, key: str) -> dict[str, Any] | None:
         body = self._get(key, _MAX_JSON)
-        return None if body is None else _mapping(body, key)
+        return None if body is None else parse_mapping(body, key)
 
     def _reason(self, key: str) -> str | None:
         document = self._get_mapping(key)
@@ -361,7 +320,7 @@ class Run:
 
     def _write_commit(self, commit: Commit) -> Commit:
         """Make `commit` real, or adopt the one that somebody else made real first."""
-        if self.store.put_new(self._commit_key(commit.round), _COMMIT.dump_json(commit)):
+        if self.store.put_new(self._commit_key(commit.round), dump(commit)):
             self._remember(commit)
             return commit
         adopted = self.commit(commit.round)
@@ -577,26 +536,6 @@ def _checked_name(name: str, what: str) -> str:
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
         raise PermanentError(f"{what} {name[:80]!r}: 1 to 63 lower-case letters, digits and '-' expected, no '-' at the ends")
     return name
-
-
-def _mapping(body: bytes, key: str) -> dict[str, Any]:
-    """JSON of an object, hostile until parsed."""
-    try:
-        document = json.loads(body.decode())
-    except (ValueError, RecursionError) as e:
-        raise PermanentError(f"{key}: is not JSON ({str(e)[:100]}); the object is damaged or was tampered with") from e
-    if not isinstance(document, dict):
-        raise PermanentError(f"{key}: a JSON object expected, got {type(document).__name__}")
-    return document
-
-
-def _parse(adapter: TypeAdapter[_Document], body: bytes, key: str) -> _Document:
-    try:
-        return adapter.validate_json(body)
-    except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise PermanentError(f"{key}: {where[:200]}: {first['msg'][:1].lower()}{first['msg'][1:200]}, got {repr(first['input'])[:80]}") from e
 
 
 def _differences(frozen: str, wanted: str) -> str:

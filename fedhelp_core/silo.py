@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 import yaml
@@ -20,9 +21,10 @@ from fedhelp_core.algorithm.local_update import METHOD_PARTS, SiloData, UpdateSe
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config import Federation, SiloConfig, parse_federation
 from fedhelp_core.data.arrays import ImageArrays, SiloArrays, load_silo_arrays
+from fedhelp_core.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.facts import read_fact
-from fedhelp_core.rounds import Commit, Run, UpdateManifest
+from fedhelp_core.rounds import Run
 from fedhelp_core.silo_state import LedgeredStore, StateFolder
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.softlabels.report import FACT
@@ -61,21 +63,18 @@ class Silo:
             self._arrays = load_silo_arrays(self.config, self.federation.task)
         return self._arrays
 
-    def check(self) -> dict[str, object]:
+    def check(self) -> SiloReport:
         """Decode every image once (and cache that), draw the start model, and report counts and hashes: no image, no name of one."""
         splits = {name: getattr(self.arrays, name) for name in ("training", "validation", "test")}
         classes = len(self.federation.task.classes)
         start = initial_weights(self.federation.algorithm, self.federation.task, seed=self.federation.runtime.seed)
         objective_of(self.federation.task).build(self.federation.algorithm.large_model)
         self.run.initialise(start, self.federation.algorithm.proxy_model)
-        report: dict[str, object] = {
-            "silo": self.config.name,
-            "samples": {name: len(split.labels_N) for name, split in splits.items()},
-            "training_class_counts": torch.bincount(self.arrays.training.labels_N.flatten(), minlength=classes).tolist(),
-            "test_sha256": _content_digest(self.arrays.test),
-            "start_sha256": fingerprint(start, self.federation.algorithm.proxy_model),
-        }
-        self.run.write_silo_report(self.config.name, report)
+        report = SiloReport(
+            silo=self.config.name, samples=SplitSizes(**{name: len(split.labels_N) for name, split in splits.items()}),
+            training_class_counts=torch.bincount(self.arrays.training.labels_N.flatten(), minlength=classes).tolist(),
+            test_sha256=_content_digest(self.arrays.test), start_sha256=fingerprint(start, self.federation.algorithm.proxy_model))
+        self.run.write_silo_report(report)
         return report
 
     def next_round(self) -> int:
@@ -125,7 +124,7 @@ class Silo:
             "phases": phases.seconds})
         return update
 
-    def evaluate(self) -> dict[str, object]:
+    def evaluate(self) -> SiloEvaluation:
         """Scores on the silo's own test split, and which of its models it deploys. Written once for the run."""
         known = self.run.evaluation(self.config.name)
         if known is not None:
@@ -135,16 +134,15 @@ class Silo:
         test, validation = self.arrays.test, self.arrays.validation
         found_models = deployed_models(
             weights, self.state.before(commit.round + 1), self.settings, images_NCHW=validation.images_NCHW, targets_NK=validation.labels_N)
-        models: dict[str, object] = {}
+        models: dict[Literal["proxy", "large"], ModelScores] = {}
         for name, model in found_models.items():
             found = self.settings.objective.scored(model, test.images_NCHW, test.labels_N, self.device)
-            models[name] = {"scores": found.scores, "confusion": found.confusion_CC.tolist()}
-        document: dict[str, object] = {
-            "silo": self.config.name, "kind": self.settings.kind, "round": commit.round, "global_sha256": commit.global_sha256,
-            "test_samples": len(test.labels_N), "test_sha256": _content_digest(test), "models": models, "deployed": next(iter(found_models)),
-        }
-        self.run.write_evaluation(self.config.name, document)
-        return document
+            models[name] = ModelScores(scores=found.scores, confusion=found.confusion_CC.tolist())
+        evaluation = SiloEvaluation(
+            silo=self.config.name, kind=self.settings.kind, round=commit.round, global_sha256=commit.global_sha256,
+            test_samples=len(test.labels_N), test_sha256=_content_digest(test), models=models, deployed=next(iter(found_models)))
+        self.run.write_evaluation(evaluation)
+        return evaluation
 
     def _latest_commit(self) -> Commit:
         self.run.raise_if_aborted()

@@ -22,6 +22,7 @@ from fedhelp_components.dispatch.supervisor import require_none_failed, run_ever
 from fedhelp_components.session import dispatcher_for, end, say
 from fedhelp_core.config import Federation, PublicSetConfig, TaskConfig, load_federation
 from fedhelp_core.data.public import preparation_of
+from fedhelp_core.documents import SiloReport
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, PermanentError
 from fedhelp_core.facts import write_fact
 from fedhelp_core.kinds import resolve_kinds
@@ -84,24 +85,38 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
     """
     dispatcher = dispatcher_for(config, run.run_id)
     try:
-        failed = run_everywhere("check", config, run, dispatcher, say, lambda silo: run.silo_report(silo) is not None)
+        failed = run_everywhere("check", config, run, dispatcher, say, run.has_silo_report)
         require_none_failed(failed, "check")
     finally:
         dispatcher.close()
-    reports = {silo: run.silo_report(silo) for silo in config.silo_names}
-    require_none_failed({
-        silo: "its work ended well, but left no report under this name; does the silo.yaml it was given carry another name?"
-        for silo, report in reports.items() if report is None}, "check")
-    starts = {silo: str(report["start_sha256"]) for silo, report in reports.items() if report is not None}
+    reports = _reports(config, run)
+    starts = {silo: report.start_sha256 for silo, report in reports.items()}
     if len(set(starts.values())) != 1:
         listed = ", ".join(f"{silo}: {sha[:12]}" for silo, sha in starts.items())
         raise PermanentError(f"silos draw different start models from the same seed ({listed}); give all of them the same image version")
-    counts = {silo: int(report["samples"]["training"]) for silo, report in reports.items() if report is not None}
+    counts = {silo: report.samples.training for silo, report in reports.items()}
     kinds = write_fact(store, run.run_id, "kinds", resolve_kinds(config, counts))
     for silo in config.silo_names:
         say(f"silo {silo}: {counts[silo]} training images, {kinds[silo]}")
     if config.uses_public_set and "small" not in kinds.values():
         say("no silo is small, and only small ones learn from soft labels: lower algorithm.large_silos, or choose method fedhelp-no-api")
+
+
+def _reports(config: Federation, run: Run) -> dict[str, SiloReport]:
+    """Every silo's, read. Raises JobFailed with all that are missing or make no sense."""
+    found, failed = {}, {}
+    for silo in config.silo_names:
+        try:
+            report = run.silo_report(silo)
+        except PermanentError as e:
+            failed[silo] = f"its report makes no sense: {e}"
+            continue
+        if report is None:
+            failed[silo] = "its work ended well, but left no report under this name; does the silo.yaml it was given carry another name?"
+        else:
+            found[silo] = report
+    require_none_failed(failed, "check")
+    return found
 
 
 def read_federation(source: str) -> Federation:

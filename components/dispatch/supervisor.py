@@ -15,9 +15,10 @@ from datetime import UTC, datetime
 
 from fedhelp_components.dispatch.request import Action, Dispatcher, Outcome, Waiting, Work, request_for
 from fedhelp_core.config import Federation, SiloEntry
+from fedhelp_core.documents import Commit
 from fedhelp_core.errors import HubSilent, JobFailed, RetryableError, RunAborted
 from fedhelp_core.lease import Lease
-from fedhelp_core.rounds import Commit, Run
+from fedhelp_core.rounds import Run
 from fedhelp_core.store import Poller
 
 _TICK = 0.02  # seconds between looks at forked workers; a round's own hand-over goes through the store, not through here

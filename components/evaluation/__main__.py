@@ -13,17 +13,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedhelp_components.dispatch.supervisor import require_none_failed, run_everywhere
 from fedhelp_components.evaluation.candidate import register_candidate
-from fedhelp_components.evaluation.deployed import deployed_model
-from fedhelp_components.evaluation.report import write_report
+from fedhelp_components.evaluation.report import evaluation_of, write_report
 from fedhelp_components.evaluation.soft_labels import keep_summary
 from fedhelp_components.session import Session, dispatcher_for, end, open_session, run_parser, say
-from fedhelp_core.errors import NotFound
+from fedhelp_core.documents import Commit, SiloEvaluation
+from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.facts import write_fact
-from fedhelp_core.rounds import Commit
 from fedhelp_core.tasks import TASKS, Metric
 
 
@@ -46,12 +44,12 @@ def run(*, store: str, endpoint_url: str, run_id: str, report_file: str = "") ->
     """
     session = open_session(store, run_id, endpoint_url)
     final = final_commit(session)
-    documents = evaluate_silos(session)
-    metrics = summary(documents, TASKS[session.federation.task.name].metrics)
-    version = register_candidate(session, final, documents, metrics)
+    evaluations = evaluate_silos(session)
+    metrics = summary(evaluations, TASKS[session.federation.task.name].metrics)
+    version = register_candidate(session, final, evaluations, metrics)
     write_fact(session.store, run_id, "candidate", {"version": version, "global_sha256": final.global_sha256, "metrics": metrics})
     say(", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
-    confusion = summed_confusion(documents, len(session.federation.task.classes))
+    confusion = summed_confusion(evaluations, len(session.federation.task.classes))
     keep_summary(session.store, run_id)
     write_report(session.store, run_id, session.federation, Path(report_file) if report_file else None)
     return Evaluated(metrics, list(session.federation.task.classes), confusion, version)
@@ -70,7 +68,7 @@ def final_commit(session: Session) -> Commit:
     return commit
 
 
-def evaluate_silos(session: Session) -> dict[str, dict[str, Any]]:
+def evaluate_silos(session: Session) -> dict[str, SiloEvaluation]:
     """Evaluations by silo; those that are there already are not asked for again, and a silo that cannot answer is left out.
 
     Raises:
@@ -80,54 +78,58 @@ def evaluate_silos(session: Session) -> dict[str, dict[str, Any]]:
     dispatcher = dispatcher_for(federation, run.run_id)
     try:
         failed = run_everywhere(
-            "evaluate", federation, run, dispatcher, say, lambda silo: run.evaluation(silo) is not None,
+            "evaluate", federation, run, dispatcher, say, run.has_evaluation,
             deadline_s=federation.protocol.round_deadline)
     finally:
         dispatcher.close()
-    documents: dict[str, dict[str, Any]] = {}
+    evaluations: dict[str, SiloEvaluation] = {}
     for silo in federation.silo_names:
-        document = run.evaluation(silo)
-        if document is None or not document.get("models"):
+        try:
+            evaluation = evaluation_of(run, silo, federation.task)
+        except PermanentError as e:
+            failed[silo] = f"its evaluation makes no sense: {e}"
+            continue
+        if evaluation is None:
             failed.setdefault(silo, "its evaluation holds no scores; look at its log")
         else:
-            documents[silo] = document
-    if len(documents) < federation.protocol.min_silos:
+            evaluations[silo] = evaluation
+    if len(evaluations) < federation.protocol.min_silos:
         require_none_failed(failed, "evaluation")
     for silo, reason in failed.items():
         say(f"silo {silo}: left out of the evaluation: {reason}")
-    return documents
+    return evaluations
 
 
-def summary(documents: Mapping[str, Mapping[str, Any]], metrics: Sequence[Metric]) -> dict[str, float]:
+def summary(evaluations: Mapping[str, SiloEvaluation], metrics: Sequence[Metric]) -> dict[str, float]:
     """By the first metric: each silo's score, the small silos' mean, the mean of all, the worst silo. By the others: the means."""
     headline, *others = metrics
-    scores = _scores_by(documents, headline)
-    found = {**scores, **_means(documents, scores), "worst_silo": headline.worst(scores.values())}
+    scores = _scores_by(evaluations, headline)
+    found = {**scores, **_means(evaluations, scores), "worst_silo": headline.worst(scores.values())}
     for metric in others:
-        found |= {f"{name}_{metric.name}": value for name, value in _means(documents, _scores_by(documents, metric)).items()}
+        found |= {f"{name}_{metric.name}": value for name, value in _means(evaluations, _scores_by(evaluations, metric)).items()}
     return found
 
 
-def _scores_by(documents: Mapping[str, Mapping[str, Any]], metric: Metric) -> dict[str, float]:
-    return {silo: float(deployed_model(document)["scores"][metric.name]) for silo, document in documents.items()}
+def _scores_by(evaluations: Mapping[str, SiloEvaluation], metric: Metric) -> dict[str, float]:
+    return {silo: evaluation.deployed_model.scores[metric.name] for silo, evaluation in evaluations.items()}
 
 
-def _means(documents: Mapping[str, Mapping[str, Any]], scores: Mapping[str, float]) -> dict[str, float]:
+def _means(evaluations: Mapping[str, SiloEvaluation], scores: Mapping[str, float]) -> dict[str, float]:
     """Over the silos that have a score; without any, no mean."""
     groups = {
-        "small_silos_mean": [scores[silo] for silo, document in documents.items() if document["kind"] == "small"],
+        "small_silos_mean": [scores[silo] for silo, evaluation in evaluations.items() if evaluation.kind == "small"],
         "all_silos_mean": list(scores.values())}
     finite = {name: [value for value in values if math.isfinite(value)] for name, values in groups.items()}
     return {name: sum(values) / len(values) for name, values in finite.items() if values}
 
 
-def summed_confusion(documents: dict[str, dict[str, Any]], classes: int) -> list[list[int]]:
+def summed_confusion(evaluations: Mapping[str, SiloEvaluation], classes: int) -> list[list[int]]:
     """Counts (C, C) of images, or of pixels of masks, over all silos' test images, of the models that they deploy."""
     total = [[0] * classes for _ in range(classes)]
-    for document in documents.values():
-        for i, row in enumerate(deployed_model(document)["confusion"]):
+    for evaluation in evaluations.values():
+        for i, row in enumerate(evaluation.deployed_model.confusion):
             for j, count in enumerate(row):
-                total[i][j] += int(count)
+                total[i][j] += count
     return total
 
 

@@ -6,28 +6,28 @@ Needs PyTorch (the silo image). What the version says of itself is in its tags: 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fedhelp_components.evaluation.deployed import deployed_model
 from fedhelp_components.images import VERSION
 from fedhelp_components.session import Session
 from fedhelp_core.algorithm.inference import recompute_normalisation
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, proxy_with
 from fedhelp_core.data.examples import image_shape
+from fedhelp_core.documents import Commit, SiloEvaluation
 from fedhelp_core.errors import NotFound
 from fedhelp_core.facts import read_fact
-from fedhelp_core.rounds import Commit
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.softlabels.report import FACT
 from fedhelp_core.tasks import TASKS, Metric
 from fedhelp_core.tracking import Tracker
 
 
-def register_candidate(session: Session, final: Commit, documents: dict[str, dict[str, Any]], metrics: dict[str, float]) -> str:
+def register_candidate(session: Session, final: Commit, evaluations: Mapping[str, SiloEvaluation], metrics: dict[str, float]) -> str:
     """Log the global model and register it with alias `candidate`; the version. Doing it again finds the same version."""
     federation = session.federation
     module, statistics = build_served(session, final)
@@ -49,18 +49,17 @@ def register_candidate(session: Session, final: Commit, documents: dict[str, dic
             "fedhelp.distillation_set_sha256": _distillation_sha256(session),
             "fedhelp.code_version": VERSION,
             "fedhelp.participants": ",".join(final.participants),
-            "fedhelp.scores": json.dumps(silo_scores(documents, TASKS[federation.task.name].headline), sort_keys=True),
+            "fedhelp.scores": json.dumps(silo_scores(evaluations, TASKS[federation.task.name].headline), sort_keys=True),
         })
 
 
-def silo_scores(documents: dict[str, dict[str, Any]], metric: Metric) -> dict[str, dict[str, Any]]:
+def silo_scores(evaluations: Mapping[str, SiloEvaluation], metric: Metric) -> dict[str, dict[str, Any]]:
     """What the gate compares: silo -> score of its deployed model, kind, and which test images it is from."""
     return {
         silo: {
-            metric.name: deployed_model(document)["scores"][metric.name],
-            "kind": document["kind"], "test_sha256": document["test_sha256"],
+            metric.name: evaluation.deployed_model.scores[metric.name], "kind": evaluation.kind, "test_sha256": evaluation.test_sha256,
         }
-        for silo, document in documents.items()
+        for silo, evaluation in evaluations.items()
     }
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from fedhelp_components.evaluation.deployed import deployed_model, deployed_name
 from fedhelp_components.images import VERSION
-from fedhelp_core.config import Federation
-from fedhelp_core.errors import NotFound
+from fedhelp_core.config import Federation, TaskConfig
+from fedhelp_core.documents import Commit, SiloEvaluation, SplitSizes
+from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.facts import read_fact
 from fedhelp_core.report import (
     GateFacts,
@@ -31,7 +31,7 @@ from fedhelp_core.report import (
     render_report,
     render_summary_table,
 )
-from fedhelp_core.rounds import Commit, Run
+from fedhelp_core.rounds import Run
 from fedhelp_core.softlabels import report as soft_label_report
 from fedhelp_core.store import Store
 from fedhelp_core.tasks import TASKS
@@ -89,10 +89,19 @@ def _silos(store: Store, run: Run, federation: Federation) -> tuple[SiloFacts, .
     kinds = _fact(store, run.run_id, "kinds")
     found = []
     for silo in federation.silos:
-        samples = (run.silo_report(silo.name) or {}).get("samples", {})
+        samples = _samples(run, silo.name)
         found.append(SiloFacts(
-            name=silo.name, kind=str(kinds.get(silo.name, silo.kind)), training_samples=samples.get("training"), test_samples=samples.get("test")))
+            name=silo.name, kind=str(kinds.get(silo.name, silo.kind)), training_samples=samples.training if samples else None,
+            test_samples=samples.test if samples else None))
     return tuple(found)
+
+
+def _samples(run: Run, silo: str) -> SplitSizes | None:
+    try:
+        report = run.silo_report(silo)
+    except PermanentError:  # check has said so
+        return None
+    return report.samples if report else None
 
 
 def _parameters(federation: Federation) -> dict[str, object]:
@@ -126,14 +135,28 @@ def _seconds_between(before: Commit, commit: Commit) -> float:
 def _scores(run: Run, federation: Federation) -> dict[str, SiloScores]:
     found = {}
     for silo in federation.silo_names:
-        document = run.evaluation(silo)
-        if document is not None:
-            deployed = deployed_name(document)
-            models = {deployed: document["models"][deployed], **document["models"]}
+        try:
+            evaluation = evaluation_of(run, silo, federation.task)
+        except PermanentError:  # evaluation has left it out and said so
+            continue
+        if evaluation is not None:
+            models = {evaluation.deployed: evaluation.deployed_model, **evaluation.models}
             found[silo] = SiloScores(
-                models={name: model["scores"] for name, model in models.items()},
-                confusion=tuple(tuple(row) for row in deployed_model(document)["confusion"]))
+                models={name: model.scores for name, model in models.items()},
+                confusion=tuple(tuple(row) for row in evaluation.deployed_model.confusion))
     return found
+
+
+def evaluation_of(run: Run, silo: str, task: TaskConfig) -> SiloEvaluation | None:
+    """The silo's evaluation, fit for `task`; None before.
+
+    Raises:
+        PermanentError: it is damaged, or no evaluation of such a task.
+    """
+    evaluation = run.evaluation(silo)
+    if evaluation is not None:
+        evaluation.require_scores_of(TASKS[task.name].metrics, len(task.classes))
+    return evaluation
 
 
 def _soft_labels(store: Store, run_id: str) -> SoftLabelFacts | None:

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from fedhelp_components.entry import exit_code_of
@@ -61,11 +62,11 @@ def _work(arguments: argparse.Namespace) -> None:
         end_without_hub(store, arguments.run, config.name, arguments.lease, f"fedhelp-worker {arguments.action}")
     silo = open_silo(config, store, arguments.run, on_event=on_event)
     if arguments.action == "check":
-        _print_event({"event": "checked", **silo.check()})
+        _print_event({"event": "checked", **asdict(silo.check())})
     elif arguments.action == "train":
         silo.train(last_round=silo.federation.algorithm.rounds, only=arguments.round)
     else:
-        _print_event({"event": "evaluated", **{k: v for k, v in silo.evaluate().items() if k != "models"}})
+        _print_event({"event": "evaluated", **{k: v for k, v in asdict(silo.evaluate()).items() if k != "models"}})
 
 
 def _print_event(event: dict[str, object]) -> None:

@@ -6,6 +6,7 @@ Shapes: N images.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ _BATCH_PIXELS = 2**18  # a batch's images: large enough to keep the arithmetic b
 
 def deployed_models(
     global_weights: Weights, state: SiloState, settings: UpdateSettings, *, images_NCHW: Tensor, targets_NK: Tensor,
-) -> dict[str, nn.Module]:
+) -> dict[Literal["proxy", "large"], nn.Module]:
     """The models this silo evaluates, the one it deploys first: `proxy`, and in a large silo its own `large`.
 
     A large silo deploys its large model, as in the paper, unless the proxy has the better score on the silo's validation images,

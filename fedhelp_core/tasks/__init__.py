@@ -25,6 +25,11 @@ class Metric:
     """Of a distance; empty for what lies in [0, 1]."""
 
     @property
+    def most(self) -> float:
+        """The largest value that there is: 1, or none of a distance."""
+        return math.inf if self.unit else 1.0
+
+    @property
     def label(self) -> str:
         """Title, and unit where there is one."""
         return f"{self.title} ({self.unit})" if self.unit else self.title

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedhelp_core.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
 from fedhelp_core.errors import AccessDenied, NotFound, PermanentError, QuorumLost, RunAborted, RunConflict, StoreUnavailable, WeightsError
-from fedhelp_core.rounds import Commit, Run, UpdateManifest, close_round
+from fedhelp_core.rounds import Run, close_round
 from fedhelp_core.store import LocalStore, Store
 from fedhelp_core.weights import Weights, serialize_weights
 
@@ -362,7 +363,7 @@ class TestRefusal:
     @pytest.mark.parametrize("silo", ["", "Berlin", "a/b", "..", "a" * 64])
     def test_what_is_no_silo_name_is_refused(self, local_run: Run, silo: str) -> None:
         for call in (lambda: submit(local_run, silo, 1, 1), lambda: local_run.mark_absent(silo, 1, "x"),
-                     lambda: local_run.write_evaluation(silo, {})):
+                     lambda: local_run.evaluation(silo)):
             with pytest.raises(PermanentError, match="silo"):
                 call()
 
@@ -462,15 +463,34 @@ def _close_and_die(run: Run, fatal_write: int) -> None:
     close(run)
 
 
+def report(number: int) -> SiloReport:
+    return SiloReport(
+        silo="berlin", samples=SplitSizes(training=number, validation=0, test=4), training_class_counts=[number, 0], test_sha256="0" * 64,
+        start_sha256="1" * 64)
+
+
+def evaluation(number: int) -> SiloEvaluation:
+    scores = ModelScores(scores={"accuracy": number / 4}, confusion=[[number, 0], [0, 1]])
+    return SiloEvaluation(
+        silo="berlin", kind="small", round=1, global_sha256="0" * 64, test_samples=4, test_sha256="1" * 64, deployed="proxy",
+        models={"proxy": scores})
+
+
 class TestReports:
     def test_reports_and_evaluations_are_written_once(self, run: Run) -> None:
-        assert run.silo_report("berlin") is None
-        assert run.evaluation("berlin") is None
+        assert run.silo_report("berlin") is None and not run.has_silo_report("berlin")
+        assert run.evaluation("berlin") is None and not run.has_evaluation("berlin")
         for number in (1, 2):
-            run.write_silo_report("berlin", {"samples": number})
-            run.write_evaluation("berlin", {"scores": {"accuracy": number / 4}})
-        assert run.silo_report("berlin") == {"samples": 1}
-        assert run.evaluation("berlin") == {"scores": {"accuracy": 0.25}}
+            run.write_silo_report(report(number))
+            run.write_evaluation(evaluation(number))
+        assert run.silo_report("berlin") == report(1) and run.has_silo_report("berlin")
+        assert run.evaluation("berlin") == evaluation(1) and run.has_evaluation("berlin")
+
+    def test_what_another_silo_says_of_itself_is_not_taken_for_this_ones(self, local_run: Run) -> None:
+        local_run.write_evaluation(evaluation(1))
+        local_run.store.put("runs/run-1/evaluation/paris.json", local_run.store.get("runs/run-1/evaluation/berlin.json"))
+        with pytest.raises(PermanentError, match=r"evaluation/paris\.json: silo: 'paris' expected, got 'berlin'"):
+            local_run.evaluation("paris")
 
     @pytest.mark.parametrize("body", [b"[1]", b"{", b"\xff"])
     def test_a_damaged_report_is_named(self, local_run: Run, body: bytes) -> None:

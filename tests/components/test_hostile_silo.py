@@ -1,0 +1,47 @@
+"""One silo writes what makes no sense: it is named, and the others' run is theirs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.components.test_same_result import run_components
+from tests.components.tiny import Processes, TinyFederation, ended, last_json, succeeded
+
+SHA = "0" * 64
+NONSENSE = {
+    "no JSON": b"<html>",
+    "no models": b'{"silo": "brno"}',
+    "scores that would move everyone's mean": json.dumps({
+        "silo": "brno", "kind": "small", "round": 2, "global_sha256": SHA, "test_samples": 8, "test_sha256": SHA, "deployed": "proxy",
+        "models": {"proxy": {"scores": {"balanced_accuracy": 1e300, "accuracy": 1.0, "auroc": 1.0}, "confusion": [[1] * 8] * 8}}}).encode(),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_evaluation_that_makes_no_sense_is_left_out_and_the_others_are_scored(
+    make_tiny: Callable[..., TinyFederation], processes: Processes,
+) -> None:
+    tiny = make_tiny(algorithm__method="fedavg", algorithm__rounds=1, protocol__min_silos=2)
+    run_components(tiny, processes, "r")
+    page = tiny.folder / "report.html"
+    for what, body in NONSENSE.items():
+        tiny.run("r").store.put("runs/r/evaluation/brno.json", body)
+        output = succeeded(processes.component("evaluation", "--store", str(tiny.store), "--run", "r", "--report", str(page)))
+        assert "silo brno: left out of the evaluation: its evaluation makes no sense: " in output, what
+        metrics = last_json(output)
+        assert set(metrics) >= {"aachen", "coimbra"} and "brno" not in metrics, what
+        assert 0 <= metrics["all_silos_mean"] <= 1, what
+        assert page.read_text(encoding="utf-8").startswith("<!doctype html>"), what
+
+
+def test_a_silo_whose_report_makes_no_sense_ends_the_check_with_its_name(make_tiny: Callable[..., TinyFederation], processes: Processes) -> None:
+    tiny = make_tiny(algorithm__method="fedavg")
+    tiny.run("r").store.put("runs/r/silos/brno.json", b'{"silo": "brno", "samples": "many"}')
+    code, output = ended(processes.component("check", "--federation", tiny.path, "--run-id", "r"))
+    assert code != 0
+    assert "brno" in output and "its report makes no sense: " in output and "samples" in output
+    assert "Traceback" not in output
