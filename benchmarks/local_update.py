@@ -25,7 +25,7 @@ from fedhelp_core.algorithm.local_update import CPU, SiloData, SiloState, Update
 from fedhelp_core.algorithm.precision import Precision, arithmetic
 from fedhelp_core.algorithm.randomness import fix_arithmetic, generator_for
 from fedhelp_core.config import AlgorithmConfig, TaskConfig
-from fedhelp_core.models import build_public_head
+from fedhelp_core.models.build import build_public_head
 from fedhelp_core.tasks import TASKS
 from fedhelp_core.tasks.objective import objective_of
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 from pydantic.fields import FieldInfo
 
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.models import Entry, entry
 from fedhelp_core.tasks import TASKS
 
 Method = Literal[
@@ -340,7 +341,7 @@ class Federation(_Model):
             problems.append(f"silos: name {duplicates[0]!r} is used twice, expected each once")
         if self.protocol.min_silos > len(self.silos):
             problems.append(f"protocol.min_silos: {self.protocol.min_silos} silos asked for, but only {len(self.silos)} are listed under silos")
-        problems += self._sides_that_do_not_halve()
+        problems += self._models_that_do_not_fit()
         if self.algorithm.rank_top_k >= len(self.task.classes):
             problems.append(f"algorithm.rank_top_k: must be below the number of classes ({len(self.task.classes)}), got {self.algorithm.rank_top_k}")
         if self.uses_public_set and self.public_set is None:
@@ -353,17 +354,23 @@ class Federation(_Model):
             raise ValueError("\n".join(problems))
         return self
 
-    def _sides_that_do_not_halve(self) -> list[str]:
-        """A U-Net halves its input level by level and doubles it again, so its sides must be multiples of what that comes to."""
-        if TASKS[self.task.name].form != "mask":
-            return []
-        volume = self.task.volume
-        sides = {"task.image_size": self.task.image_size} if TASKS[self.task.name].dimensions == 2 else {
+    def _models_that_do_not_fit(self) -> list[str]:
+        """A model that does not know this task's images, or an image whose sides a U-Net cannot halve level by level."""
+        task, volume = TASKS[self.task.name], self.task.volume
+        models: dict[str, Entry] = {}
+        problems = []
+        for field, name in (("proxy_model", self.algorithm.proxy_model), ("large_model", self.algorithm.large_model)):
+            try:
+                models[name] = entry(name, task.form, task.dimensions)
+            except ConfigError as e:
+                problems.append(f"algorithm.{field}: {e}")
+        sides = {"task.image_size": self.task.image_size} if task.dimensions == 2 else {
             "task.volume.patch_size": volume.patch_size, "task.volume.window_size": volume.window_size}
-        multiples = {model: _multiple_of(model) for model in (self.algorithm.proxy_model, self.algorithm.large_model)}
-        model = max(multiples, key=lambda name: multiples[name])
-        most = multiples[model]
-        return [f"{field}: a multiple of {most} expected for {model}, got {side}" for field, side in sides.items() if side % most]
+        strictest = max(models, key=lambda name: models[name].sides_multiple_of, default=None)
+        if strictest is not None:
+            most = models[strictest].sides_multiple_of
+            problems += [f"{field}: a multiple of {most} expected for {strictest}, got {side}" for field, side in sides.items() if side % most]
+        return problems
 
     def override(self, **changes: Any) -> Federation:
         """A copy with dotted fields replaced, e.g. `override(**{"algorithm.rounds": 3, "silos.0.kind": "large"})`, validated again.
@@ -383,13 +390,6 @@ class Federation(_Model):
     def digest(self) -> str:
         """sha256 (hex) of the canonical text."""
         return hashlib.sha256(self.to_yaml().encode()).hexdigest()
-
-
-def _multiple_of(model: str) -> int:
-    """Of what the sides of a U-Net's input are multiples; 1 for other models."""
-    if not model.startswith("unet"):
-        return 1
-    return 4 if model.endswith("-tiny") else 16 if model.endswith("-large") else 8
 
 
 class FedIsicData(_Model):

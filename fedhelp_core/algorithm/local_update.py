@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from fedhelp_core.algorithm import losses
 from fedhelp_core.algorithm.batches import Batches, Rows, memory_format
-from fedhelp_core.algorithm.precision import Precision, arithmetic
+from fedhelp_core.algorithm.precision import Precision, arithmetic, kernels
 from fedhelp_core.algorithm.randomness import generator_for
 from fedhelp_core.config import AlgorithmConfig, TaskConfig
 from fedhelp_core.errors import DataError, WeightsError
-from fedhelp_core.models import build_public_head, normalisation_keys
+from fedhelp_core.models.build import build_public_head, normalisation_keys
 from fedhelp_core.tasks import TASKS
 from fedhelp_core.tasks.objective import Objective, objective_of
 
@@ -182,7 +182,8 @@ def local_update(
     parts = METHOD_PARTS[settings.algorithm.method]
     large = settings.kind == "large" and parts.large_model
     trainer = _LargeTrainer if large else _SmallTrainer
-    return trainer(global_weights, state, data, settings, round_number).run(progress)
+    with kernels(settings.precision, settings.device):
+        return trainer(global_weights, state, data, settings, round_number).run(progress)
 
 
 class _Trainer:

@@ -1,44 +1,71 @@
-"""The model registry: names that `proxy_model` and `large_model` may take, and how each is built.
+"""The model registry: names that `proxy_model` and `large_model` may take, and how each is built. No torch before one is built.
 
-Called by the tasks. A model is an `nn.Module` with a `backbone` (images -> features) and a `head` (features -> logits; a linear
-layer, or a 1x1 convolution where every pixel is answered), so that a public head can share the backbone (Eq 2).
-Register another with `register("name", factory)`.
+Called by config.py (which names there are) and by build.py. A model is an `nn.Module` with a `backbone` (images -> features) and a
+`head` (features -> logits; a linear layer, or a 1x1 convolution where every pixel is answered), so that a public head can share
+the backbone (Eq 2). Register another with `register("name", factory)`, in the hub's image too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Literal
 
 from fedhelp_core.errors import ConfigError
-from fedhelp_core.models import resnet
-from fedhelp_core.models.initialisation import initialise
 
-Factory = Callable[[int, int], nn.Module]
+if TYPE_CHECKING:
+    from torch import nn
+
+Factory = Callable[[int, int], "nn.Module"]
+"""(outputs, in_channels) -> the module, its parameters in any state."""
 Form = Literal["classes", "mask"]
 
 
-@dataclass(frozen=True)
-class _Entry:
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One model."""
+
     factory: Factory
     form: Form
+    """What it answers: class logits of an image, or a logit of every pixel or voxel."""
     dimensions: int
+    """Of its images: 2 or 3."""
+    sides_multiple_of: int
+    """What every side of an image must be a multiple of."""
 
 
-_REGISTRY: dict[str, _Entry] = {}
+_REGISTRY: dict[str, Entry] = {}
 
 
-def register(name: str, factory: Factory, *, form: Form = "classes", dimensions: int = 2) -> None:
-    """Make `name` available; `factory(outputs, in_channels)` returns the module, its parameters in any state."""
-    _REGISTRY[name] = _Entry(factory, form, dimensions)
+def register(name: str, factory: Factory, *, form: Form = "classes", dimensions: int = 2, sides_multiple_of: int = 1) -> None:
+    """Make `name` available."""
+    _REGISTRY[name] = Entry(factory=factory, form=form, dimensions=dimensions, sides_multiple_of=sides_multiple_of)
+
+
+def known_models(form: Form = "classes", dimensions: int = 2) -> tuple[str, ...]:
+    """Names of the models that answer in `form` to images of `dimensions`, in order of registration."""
+    return tuple(name for name, known in _REGISTRY.items() if (known.form, known.dimensions) == (form, dimensions))
+
+
+def entry(name: str, form: Form, dimensions: int) -> Entry:
+    """The model `name`.
+
+    Raises:
+        ConfigError: it is not in the registry, or answers in another form.
+    """
+    fitting = known_models(form, dimensions)
+    if name not in fitting:
+        raise ConfigError(f"a model for {form} of {dimensions}D images expected ({', '.join(fitting)}), got {name!r}")
+    return _REGISTRY[name]
 
 
 def _cifar_resnet(depth: int) -> Factory:
-    return lambda outputs, in_channels: resnet.Classifier(depth, outputs, in_channels)
+    def build(outputs: int, in_channels: int) -> nn.Module:
+        from fedhelp_core.models.resnet import Classifier
+
+        return Classifier(depth, outputs, in_channels)
+
+    return build
 
 
 def _unet(dimensions: int, channels: Sequence[int], residual_units: int) -> Factory:
@@ -50,61 +77,14 @@ def _unet(dimensions: int, channels: Sequence[int], residual_units: int) -> Fact
     return build
 
 
+def _register_unet(name: str, dimensions: int, channels: Sequence[int], residual_units: int = 0) -> None:
+    halvings = len(channels) - 1  # level by level on the way down, doubled again on the way up
+    register(name, _unet(dimensions, channels, residual_units), form="mask", dimensions=dimensions, sides_multiple_of=2**halvings)
+
+
 for _depth in (8, 14, 20, 32, 44, 56, 110):
     register(f"resnet{_depth}", _cifar_resnet(_depth))
 for _dimensions in (2, 3):
-    register(f"unet{_dimensions}d-tiny", _unet(_dimensions, (8, 16, 32), 0), form="mask", dimensions=_dimensions)
-    register(f"unet{_dimensions}d", _unet(_dimensions, (16, 32, 64, 128), 0), form="mask", dimensions=_dimensions)
-    register(f"unet{_dimensions}d-large", _unet(_dimensions, (16, 32, 64, 128, 256), 2), form="mask", dimensions=_dimensions)
-
-
-def known_models(form: Form = "classes", dimensions: int = 2) -> tuple[str, ...]:
-    """Names of the models that answer in `form` to images of `dimensions`, in order of registration."""
-    return tuple(name for name, entry in _REGISTRY.items() if (entry.form, entry.dimensions) == (form, dimensions))
-
-
-def build_model(
-    name: str, *, outputs: int, in_channels: int = 3, form: Form = "classes", dimensions: int = 2, generator: torch.Generator | None = None,
-) -> nn.Module:
-    """The model `name`, float32 on the CPU; initialised from `generator`, or left uninitialised for loading where it is None.
-
-    Raises:
-        ConfigError: `name` is not in the registry, or answers in another form.
-    """
-    if name not in known_models(form, dimensions):
-        fitting = ", ".join(known_models(form, dimensions))
-        raise ConfigError(f"model {name!r} is not registered for {form} of {dimensions}D images; known models: {fitting};"
-                          " correct algorithm.proxy_model or algorithm.large_model")
-    with torch.device("meta"):
-        model = _REGISTRY[name].factory(outputs, in_channels)
-    model = model.to_empty(device="cpu")
-    if generator is not None:
-        initialise(model, generator)
-    return model
-
-
-def build_public_head(model: nn.Module, *, outputs: int, generator: torch.Generator | None = None) -> nn.Module:
-    """g of Eq 2: a head on `model`'s features with `outputs` = C_pub, of the kind of the model's own head and initialised like it."""
-    own_head = model.head
-    head: nn.Module
-    with torch.device("meta"):
-        if isinstance(own_head, nn.Linear):
-            head = nn.Linear(own_head.in_features, outputs)
-        elif isinstance(own_head, nn.Conv2d | nn.Conv3d):
-            head = type(own_head)(own_head.in_channels, outputs, 1)
-        else:
-            raise ConfigError("a proxy model needs a `head` that is linear or a 1x1 convolution for the public head to be made like it")
-    head = head.to_empty(device="cpu")
-    if generator is not None:
-        initialise(head, generator)
-    return head
-
-
-def normalisation_keys(model: nn.Module) -> frozenset[str]:
-    """Names in `model.state_dict()` that belong to batch norms: what `normalisation: silo` keeps at home."""
-    return frozenset(
-        f"{prefix}.{key}"
-        for prefix, layer in model.named_modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        for key in layer.state_dict()
-    )
+    _register_unet(f"unet{_dimensions}d-tiny", _dimensions, (8, 16, 32))
+    _register_unet(f"unet{_dimensions}d", _dimensions, (16, 32, 64, 128))
+    _register_unet(f"unet{_dimensions}d-large", _dimensions, (16, 32, 64, 128, 256), residual_units=2)

@@ -12,7 +12,7 @@ from fedhelp_core.algorithm.batches import Augment, flip_at_random, to_input
 from fedhelp_core.algorithm.losses import CLASSES
 from fedhelp_core.config import TaskConfig
 from fedhelp_core.metrics import classification_scores, confusion_matrix
-from fedhelp_core.models import build_model
+from fedhelp_core.models.build import build_model
 from fedhelp_core.tasks import Task
 from fedhelp_core.tasks.objective import Scored
 

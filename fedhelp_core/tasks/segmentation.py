@@ -28,7 +28,7 @@ from fedhelp_core.lean_monai import (
     set_track_meta,
     sliding_window_inference,
 )
-from fedhelp_core.models import build_model
+from fedhelp_core.models.build import build_model
 from fedhelp_core.tasks import Task
 from fedhelp_core.tasks.objective import Scored
 

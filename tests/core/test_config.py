@@ -72,6 +72,9 @@ BAD_FEDERATIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no store": ({"store": MISSING}, ("store: missing",)),
     "no silos": ({"silos": MISSING}, ("silos: missing",)),
     "no teacher uri": ({"public_set.teachers.0.uri": MISSING}, ("public_set.teachers.0.uri: missing",)),
+    "a model that nobody knows": (
+        {"algorithm.proxy_model": "resnet21"}, ("algorithm.proxy_model: ", "classes of 2D images expected", "resnet20", "got 'resnet21'")),
+    "a model for masks where classes are asked": ({"algorithm.large_model": "unet2d"}, ("algorithm.large_model: ", "resnet110", "got 'unet2d'")),
     "silos empty": ({"silos": []}, ("silos: ", "list should have at least 1 item", "got []")),
     "silos as text": ({"silos": "aachen"}, ("silos: ", "list", "got 'aachen'")),
     "a silo as text": ({"silos.0": "aachen"}, ("silos.0: ", "mapping", "got 'aachen'")),

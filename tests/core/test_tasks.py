@@ -53,7 +53,7 @@ def test_every_tasks_defaults_make_a_valid_federation() -> None:
 
 
 def test_a_model_of_another_form_is_refused_with_those_that_fit() -> None:
-    with pytest.raises(ConfigError, match="'unet2d' is not registered for classes of 2D images; known models: resnet8"):
+    with pytest.raises(ConfigError, match=r"a model for classes of 2D images expected \(resnet8, .*\), got 'unet2d'"):
         objective_of(TaskConfig()).build("unet2d")
 
 

@@ -23,7 +23,7 @@ import torch
 from fedhelp_core import tracking
 from fedhelp_core.config import Federation, parse_federation
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StoreUnavailable, TeacherError
-from fedhelp_core.models import build_model
+from fedhelp_core.models.build import build_model
 from fedhelp_core.tasks import TASKS
 from fedhelp_core.tracking import AsyncTracker, Registry, Tracker, gate, load_pyfunc, save_pyfunc_from_code, tracking_uri
 

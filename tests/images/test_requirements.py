@@ -24,6 +24,8 @@ OURS = ("fedhelp_core", "fedhelp_components", "fedhelp_pipelines")
 NOT_ON_THE_HUB = {
     ("fedhelp_core.data.examples", "fedhelp_core.data.volumes"),  # decoding volumes, which silos and prefetch do; check only lists them
     ("fedhelp_core.data.public", "fedhelp_core.data.volumes"),
+    ("fedhelp_core.models", "fedhelp_core.models.resnet"),  # building models, which silos do; the hub knows their names
+    ("fedhelp_core.models", "fedhelp_core.models.unet"),
     ("fedhelp_core.tracking", "torch"),  # logging and loading models, which evaluation and teachers do, in the silo image
 }
 

@@ -20,7 +20,7 @@ from fedhelp_core.algorithm.local_update import (
 from fedhelp_core.algorithm.randomness import generator_for
 from fedhelp_core.config import AlgorithmConfig, TaskConfig
 from fedhelp_core.errors import DataError, WeightsError
-from fedhelp_core.models import build_model, build_public_head, normalisation_keys
+from fedhelp_core.models.build import build_model, build_public_head, normalisation_keys
 
 CLASSES, PUBLIC_CLASSES = 4, 6
 TASK = TaskConfig(classes=("a", "b", "c", "d"), image_size=8)
