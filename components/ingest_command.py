@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +17,10 @@ from fedhelp_core.data.data_report import DataReport, remarks, rows_of
 from fedhelp_core.data.ingest import ingest, write_report, write_silos
 from fedhelp_core.data.leakage import Side
 from fedhelp_core.data.public_layouts import Hospital, Options, hospitals_of, layout_called
-from fedhelp_core.errors import ConfigError
+from fedhelp_core.errors import ConfigError, DataError
 from fedhelp_core.tasks import TASKS
 
+_OPTIONS = {"data.images": "FOLDER or --images", "data.masks": "--masks", "data.split_csv": "--split-csv", "data.prefix": "--prefixes"}
 _SIDE = 128    # pixels; says nothing about what is written, for images are reported as they lie on disk
 _EVERY = 10.0  # seconds between lines where nobody watches a terminal
 
@@ -36,7 +38,10 @@ def ingest_and_print(
     entry = layout_called(layout)
     config = TaskConfig(name=_known_task(task or entry.task), image_size=_SIDE)
     out = (out or Path("data") / config.name).resolve()
-    hospitals = hospitals_of(layout, folder.resolve(), config, options)
+    try:
+        hospitals = hospitals_of(layout, folder.resolve(), config, options)
+    except DataError as e:
+        raise DataError([_in_words_of_this_command(problem) for problem in e.problems]) from e
     if dry_run:
         _print_plan(hospitals, config, out)
         return
@@ -48,6 +53,13 @@ def ingest_and_print(
     console.print(f"report: {out / 'report.html'} and report.json", highlight=False, soft_wrap=True)
     paths = write_silos(out, ingested, config)
     print(f"{out}: {len(paths)} silos; name {paths[0].parent}/<silo>.yaml as silo_config in federation.yaml: {', '.join(ingested.manifests)}")
+
+
+def _in_words_of_this_command(problem: str) -> str:
+    """Loaders name the field of silo.yaml that a person should correct; here there is none yet."""
+    return re.sub(
+        r"correct (data\.\w+(?: or data\.\w+)*) in silo\.yaml",
+        lambda found: "give the right " + " or ".join(_OPTIONS.get(field, "FOLDER") for field in found[1].split(" or ")), problem)
 
 
 def _known_task(name: str) -> str:

@@ -54,10 +54,10 @@ def submit_to_kubeflow(
         return
     try:
         with explained(endpoint, wish="look at the run", advice=_ADVICE):
-            state = wait_for(started, endpoint=endpoint, namespace=namespace)
+            state = wait_for(
+                started, endpoint=endpoint, namespace=namespace, on_state=lambda state: print(f"run {started}: {state}", flush=True))
     except StoreUnavailable as e:
         raise StoreUnavailable(f"{e}; run {started} was started, and goes on unwatched") from e
-    print(f"run {started} ended: {state}")
     if state != "SUCCEEDED":
         raise JobFailed(f"run {started} ended as {state}; look at {endpoint}/#/runs/details/{started}")
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedhelp_pipelines.client import kubeflow_client
 from fedhelp_pipelines.compile import compiled
 
-_LONGEST_RUN = 30 * 24 * 3600  # seconds
+_ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "ERROR")
 
 
 def start(
@@ -24,7 +25,17 @@ def start(
     return str(result.run_id)
 
 
-def wait_for(run_id: str, *, endpoint: str, namespace: str | None) -> str:
-    """The state that the run ended in, e.g. 'SUCCEEDED'."""
-    finished = kubeflow_client(endpoint, namespace).wait_for_run_completion(run_id, timeout=_LONGEST_RUN)
-    return str(finished.state)
+def wait_for(run_id: str, *, endpoint: str, namespace: str | None, on_state: Callable[[str], object], every: float = 5.0) -> str:
+    """The state that the run ended in, e.g. 'SUCCEEDED'; `on_state` hears each new one. Looks every so many seconds.
+
+    kfp's own wait_for_run_completion does not know CANCELED, and would wait for ever.
+    """
+    client, state = kubeflow_client(endpoint, namespace), ""
+    while True:
+        found = str(client.get_run(run_id).state or "PENDING").upper()
+        if found != state:
+            state = found
+            on_state(state)
+        if state in _ENDED:
+            return state
+        time.sleep(every)

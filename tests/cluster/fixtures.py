@@ -14,13 +14,14 @@ import pytest
 
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.node import Node
+from tests.cluster.releases import CHARTS
 
 
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A real API server with its controllers, shared by all tests of the session: make namespaces, never edit what others see."""
     with ControlPlane(tmp_path_factory.mktemp("cluster")) as cluster:
-        _keep_parameters_watched(cluster)
+        cluster.kubectl("apply", "-f", str(CHARTS / "fedhelp-silo" / "keep-templates-watched.yaml"))  # tests install and uninstall silos
         yield cluster
 
 
@@ -41,23 +42,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 def node_namespace(node: Node) -> Iterator[str]:
     """Like `namespace`, in the node's cluster."""
     yield from _restricted_namespace(node.cluster)
-
-
-def _keep_parameters_watched(cluster: ControlPlane) -> None:
-    """A policy that matches nothing but takes a CronJob as parameter, as the silo chart's does.
-
-    Once the last such binding is gone, an API server up to 1.36 never sees a parameter of that kind again (kubernetes/kubernetes#130887),
-    and whichever test installs the chart next would be refused everything. README's known limits say what that means for a hospital.
-    """
-    policies = "/apis/admissionregistration.k8s.io/v1"
-    nowhere = {"matchLabels": {"fedhelp.test/nowhere": "true"}}
-    rule = {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"]}
-    cluster.request("POST", f"{policies}/validatingadmissionpolicies", {"metadata": {"name": "watches-cronjobs"}, "spec": {
-        "paramKind": {"apiVersion": "batch/v1", "kind": "CronJob"}, "validations": [{"expression": "true"}],
-        "matchConstraints": {"namespaceSelector": nowhere, "resourceRules": [rule]}}})
-    cluster.request("POST", f"{policies}/validatingadmissionpolicybindings", {"metadata": {"name": "watches-cronjobs"}, "spec": {
-        "policyName": "watches-cronjobs", "validationActions": ["Deny"],
-        "paramRef": {"name": "none", "namespace": "default", "parameterNotFoundAction": "Allow"}}})
 
 
 def _restricted_namespace(cluster: ControlPlane) -> Iterator[str]:

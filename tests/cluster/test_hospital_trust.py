@@ -60,6 +60,15 @@ class Hub:
                    "deadline_s": 3600, "lease_s": 600.0, **changes}
         return job_of(self.template(), WorkRequest(**request), namespace=self.hospital)
 
+    def wait_for_the_policy(self) -> None:
+        """A new policy takes effect about a second after it is made."""
+        wrong = self.job()
+        wrong["metadata"]["labels"]["policy"] = "not-yet"
+        deadline = time.monotonic() + 60
+        while "does not allow these labels: policy" not in self.create(wrong):
+            assert time.monotonic() < deadline, self.create(wrong)
+            time.sleep(0.2)
+
 
 @pytest.fixture(scope="module")
 def hub(control_plane: ControlPlane) -> Iterator[Hub]:
@@ -71,20 +80,10 @@ def hub(control_plane: ControlPlane) -> Iterator[Hub]:
     install(control_plane, "fedhelp-silo", hospitals[1], "shared-cluster", {"hub": {"subjects": [{"kind": "User", "name": "another-hub"}]}})
     kubeconfig = control_plane.kubeconfig(f"system:serviceaccount:{home}:fedhelp-runs")
     found = Hub(control_plane, str(kubeconfig), *hospitals)
-    _wait_for_the_policy(found)
+    found.wait_for_the_policy()
     yield found
     for name in (home, *hospitals):
         control_plane.request("DELETE", f"/api/v1/namespaces/{name}")
-
-
-def _wait_for_the_policy(hub: Hub) -> None:
-    """A new policy takes effect about a second after it is made."""
-    wrong = hub.job()
-    wrong["metadata"]["labels"]["policy"] = "not-yet"
-    deadline = time.monotonic() + 60
-    while "does not allow these labels: policy" not in hub.create(wrong):
-        assert time.monotonic() < deadline, hub.create(wrong)
-        time.sleep(0.2)
 
 
 def pod_of(job: Job) -> dict[str, Any]:

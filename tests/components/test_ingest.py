@@ -37,6 +37,16 @@ def test_a_set_becomes_silos_with_a_table_and_the_next_step(chest: Path, tmp_pat
     assert [load_silo(tmp_path / "out" / "silos" / f"{name}.yaml").name for name in "abcdef"] == list("abcdef")
 
 
+@pytest.mark.parametrize(("layout", "said"), [
+    ("chest-xray", "give the right FOLDER\n"), ("pictures-and-masks", "/images: no such folder; give the right FOLDER or --images\n"),
+    ("fed-ixi", "give it with --split-csv\n")])
+def test_of_a_folder_without_the_data_it_says_what_to_type(layout: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused = typed(layout, tmp_path / "empty", "--out", tmp_path / "out")
+    assert refused.exit_code == DATA
+    assert said in refused.output and "silo.yaml" not in refused.output
+
+
 def test_a_leak_ends_with_exit_code_11_and_a_report_but_no_datalist(chest: Path, tmp_path: Path) -> None:
     shutil.copy(next((chest / "train" / "NORMAL").iterdir()), chest / "test" / "NORMAL" / "IM-9999-0001.jpeg")
     refused = typed("chest-xray", chest, "--out", tmp_path / "out")

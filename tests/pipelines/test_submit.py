@@ -130,16 +130,17 @@ def test_what_a_dry_run_shows_is_what_kubeflow_gets(kubeflow: Kubeflow, federati
     (run,) = kubeflow.runs
     assert run["runtime_config"]["parameters"] == {"federation": federation, "run_id": "mine", **THE_FILES_FORM}
     assert run["service_account"] == "fedhelp-runs"
-    assert "run r0 ended: SUCCEEDED" in result.stdout
+    assert "run r0: SUCCEEDED" in result.stdout
 
 
-def test_a_run_that_failed_is_named(kubeflow: Kubeflow, federation: str) -> None:
-    kubeflow.state = "FAILED"
+@pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
+def test_a_run_that_did_not_succeed_is_named(state: str, kubeflow: Kubeflow, federation: str) -> None:
+    kubeflow.state = state
 
     result = submit(federation, "--wait", endpoint=kubeflow.address)
 
     assert result.exit_code == JobFailed.exit_code
-    assert "run r0 ended as FAILED" in result.stderr
+    assert f"run r0 ended as {state}" in result.stderr
 
 
 def test_a_run_that_cannot_be_looked_at_is_said_to_go_on(kubeflow: Kubeflow, federation: str) -> None:
