@@ -1,6 +1,7 @@
 """`fedhelp check`: everything that check finds, without starting a run. Called by cli.py.
 
-The silos' answers go to a throw-away store, so that no run id is taken.
+Silos on this machine check themselves, and their answers go to a throw-away store, so that no run id is taken. Of silos in
+clusters it is tried whether their work would be taken there; their images are looked at when a run starts.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhelp_components.check.__main__ import check_silos, raise_all, static_problems
+from fedhelp_components.check.__main__ import ask_silos, check_silos, raise_all, static_problems
+from fedhelp_components.session import say
 from fedhelp_core.config import Federation, load_federation
 from fedhelp_core.errors import FedHelpError
 from fedhelp_core.rounds import Run
@@ -27,18 +29,43 @@ def check_and_print(path: Path, changes: Mapping[str, Any]) -> None:
     federation = load_federation(path).override(**changes)
     problems = static_problems(federation)
     try:
-        _check_silos_elsewhere(federation)
+        _check_silos_here(federation)
     except FedHelpError as e:
         problems.append(e)
+    elsewhere = [silo.name for silo in federation.silos if silo.dispatch.kind != "process"]
+    if elsewhere:
+        problems += _what_clusters_refuse(federation)
     raise_all(problems)
     print(f"{path}: everything is in order; start it with: fedhelp run {path}")
+    unseen = [f"the images of {', '.join(elsewhere)}"] if elsewhere else []
     if federation.uses_public_set:
-        print("Not looked at yet: whether every public image can be decoded and what the teachers answer; a run does that before it trains.")
+        unseen += ["whether every public image can be decoded", "what the teachers answer"]
+    if unseen:
+        print(f"Not looked at yet: {'; '.join(unseen)}. A run does that before it trains.")
 
 
-def _check_silos_elsewhere(federation: Federation) -> None:
+def _check_silos_here(federation: Federation) -> None:
+    here = [silo.model_dump(mode="json") for silo in federation.silos if silo.dispatch.kind == "process"]
+    if not here:
+        return
     with tempfile.TemporaryDirectory(prefix="fedhelp-check-") as folder:
         local = federation.override(**{"store.url": folder, "store.endpoint_url": None})
+        if len(here) < len(federation.silos):
+            local = local.override(**{"silos": here, "protocol.min_silos": 1})
         run = Run(open_store(folder), "check")
         run.freeze(local.to_yaml())
-        check_silos(local, run.store, run)
+        if len(here) == len(federation.silos):
+            check_silos(local, run.store, run)
+            return
+        for silo, report in ask_silos(local, run).items():  # who is large depends on the others' counts too
+            say(f"silo {silo}: {report.samples.training} training images")
+
+
+def _what_clusters_refuse(federation: Federation) -> list[FedHelpError]:
+    from fedhelp_components.dispatch.preflight import preflight  # its `kubernetes` takes seconds to import
+
+    found = preflight(federation)
+    for silo, problem in found.items():
+        if problem is None:
+            say(f"silo {silo}: its cluster takes the work")
+    return [type(problem)(f"silo {silo}: {problem}") for silo, problem in found.items() if problem is not None]

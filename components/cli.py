@@ -277,7 +277,11 @@ def submit(
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
 @_explained
 def check(federation: Path, changes: tuple[str, ...]) -> None:
-    """Check a federation's file, store, public images, and every silo's data; list everything wrong at once. Starts nothing."""
+    """Check a federation's file, store, public images, and every silo; list everything wrong at once. Starts nothing.
+
+    Silos on this machine look at all their images. Of silos in clusters it is tried, by a server-side dry run, whether their work would be
+    taken: credentials, template, roles, Pod Security, the hospital's admission policy.
+    """
     from fedhelp_components.check_command import check_and_print
 
     check_and_print(federation, _changes(changes))

@@ -77,10 +77,24 @@ def run_form(federation: str, run_id: str, form: Mapping[str, Any]) -> Checked:
 
 
 def check_silos(config: Federation, store: Store, run: Run) -> None:
-    """Have every silo check itself (those that did are not asked again), agree on the start model, decide who is large.
+    """Have every silo check itself, and decide who is large.
 
     Raises:
-        JobFailed: a silo found something wrong (every silo listed), or checked itself under another name.
+        JobFailed, PermanentError: as `ask_silos`.
+    """
+    counts = {silo: report.samples.training for silo, report in ask_silos(config, run).items()}
+    kinds = write_fact(store, run.run_id, "kinds", resolve_kinds(config, counts))
+    for silo in config.silo_names:
+        say(f"silo {silo}: {counts[silo]} training images, {kinds[silo]}")
+    if config.uses_public_set and "small" not in kinds.values():
+        say("no silo is small, and only small ones learn from soft labels: lower algorithm.large_silos, or choose method fedhelp-no-api")
+
+
+def ask_silos(config: Federation, run: Run) -> dict[str, SiloReport]:
+    """Every silo's report of itself (those that made one are not asked again); they agree on the start model.
+
+    Raises:
+        JobFailed: a silo found something wrong (every silo listed), checked itself under another name, or reports nonsense.
         PermanentError: the silos' software is not the same.
     """
     dispatcher = dispatcher_for(config, run.run_id)
@@ -94,12 +108,7 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
     if len(set(starts.values())) != 1:
         listed = ", ".join(f"{silo}: {sha[:12]}" for silo, sha in starts.items())
         raise PermanentError(f"silos draw different start models from the same seed ({listed}); give all of them the same image version")
-    counts = {silo: report.samples.training for silo, report in reports.items()}
-    kinds = write_fact(store, run.run_id, "kinds", resolve_kinds(config, counts))
-    for silo in config.silo_names:
-        say(f"silo {silo}: {counts[silo]} training images, {kinds[silo]}")
-    if config.uses_public_set and "small" not in kinds.values():
-        say("no silo is small, and only small ones learn from soft labels: lower algorithm.large_silos, or choose method fedhelp-no-api")
+    return reports
 
 
 def _reports(config: Federation, run: Run) -> dict[str, SiloReport]:

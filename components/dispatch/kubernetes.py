@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fedhelp_components.dispatch.job import CONTAINER, Object, job_of
 from fedhelp_components.dispatch.reading import JobReading, failure, newest, pull_fault, read_job, why_waiting
 from fedhelp_components.dispatch.refusals import ASK_HOSPITAL, ApiRefusal, explained
-from fedhelp_components.dispatch.remote import Look, Patience, RemoteDispatcher
+from fedhelp_components.dispatch.remote import Look, Patience, RemoteDispatcher, Right
 from fedhelp_components.dispatch.request import Outcome, Waiting, WorkRequest
 from fedhelp_core.config import Federation
 from fedhelp_core.errors import FedHelpError
@@ -38,6 +38,9 @@ class JobCarrier:
     collection_group = "batch/v1"
     resource = "jobs"
     ask = ASK_HOSPITAL
+    rights: tuple[Right, ...] = (
+        ("batch", "jobs", ("create", "get", "list", "watch", "delete")),
+        ("", "pods", ("list",)), ("", "pods/log", ("get",)), ("", "events", ("list",)))
 
     def __init__(self, federation: Federation) -> None:
         self._silos = {silo.name: silo for silo in federation.silos}

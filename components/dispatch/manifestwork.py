@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedhelp_components.dispatch.job import Object, job_of
 from fedhelp_components.dispatch.reading import JobReading, failure, read_job, why_waiting
-from fedhelp_components.dispatch.remote import Look, Patience, RemoteDispatcher
+from fedhelp_components.dispatch.remote import Look, Patience, RemoteDispatcher, Right
 from fedhelp_components.dispatch.request import Outcome, Waiting, WorkRequest
 from fedhelp_core.config import Federation, SiloEntry
 from fedhelp_core.errors import AccessDenied
@@ -53,6 +53,7 @@ class ManifestWorkCarrier:
     collection_group = "work.open-cluster-management.io/v1"
     resource = "manifestworks"
     ask = "ask whoever runs the Open Cluster Management hub for a Role on manifestworks in that namespace, or correct dispatch.cluster"
+    rights: tuple[Right, ...] = (("work.open-cluster-management.io", "manifestworks", ("create", "get", "list", "watch", "delete")),)
 
     def __init__(self, federation: Federation) -> None:
         self._silos = {silo.name: silo for silo in federation.silos}

@@ -1,7 +1,8 @@
-"""What a run would create in the silos' clusters, made from the hospitals' templates as they are now. For `--dry-run`."""
+"""What a run would create in the silos' clusters, made from the hospitals' templates as they are now. For `--dry-run`, and for preflight.py."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -14,18 +15,37 @@ from fedhelp_components.dispatch.request import Action, request_for
 from fedhelp_core.config import Federation
 
 
+class Clusters:
+    """One connection for every kubeconfig context that is asked for; threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[str | None, Cluster] = {}
+
+    def of(self, context: str | None) -> Cluster:
+        """Raises ConfigError where there is no such context."""
+        with self._lock:
+            if context not in self._known:
+                self._known[context] = Cluster(context)
+            return self._known[context]
+
+
+def carriers_of(federation: Federation) -> dict[str, Carrier]:
+    """By kind of dispatch: what carries work out of this machine."""
+    return {"kubernetes": JobCarrier(federation), "manifestwork": ManifestWorkCarrier(federation)}
+
+
 def planned_objects(federation: Federation, run_id: str) -> Iterator[dict[str, Any]]:
     """Per silo outside this machine: the objects that check, (the first round's) training and evaluation would create.
 
     Raises:
         AccessDenied, NotFound, ConfigError: the silo's template cannot be read or used.
     """
-    carriers: dict[str, Carrier] = {"kubernetes": JobCarrier(federation), "manifestwork": ManifestWorkCarrier(federation)}
-    clusters: dict[str | None, Cluster] = {}
+    carriers, clusters = carriers_of(federation), Clusters()
     for silo in federation.silos:
         if (carrier := carriers.get(silo.dispatch.kind)) is None:
             continue
-        cluster = clusters.setdefault(silo.dispatch.context, Cluster(silo.dispatch.context))
+        cluster = clusters.of(silo.dispatch.context)
         for action in get_args(Action):
             first = 1 if action == "train" and silo.dispatch.residency == "round" else None
             try:

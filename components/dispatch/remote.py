@@ -56,6 +56,10 @@ class Look:
     """A fault that waiting will hardly mend."""
 
 
+Right = tuple[str, str, tuple[str, ...]]
+"""(API group, resource or resource/subresource, verbs)"""
+
+
 class Carrier(Protocol):
     """What carries a request into a silo, and how to read it."""
 
@@ -63,6 +67,8 @@ class Carrier(Protocol):
     resource: str
     ask: str
     """What to do where the account lacks the rights."""
+    rights: tuple[Right, ...]
+    """What the account needs where the objects are, beside what `build` reads."""
 
     def namespace(self, silo: str) -> str:
         """Where the silo's objects are, in the cluster that the hub talks to."""

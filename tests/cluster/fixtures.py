@@ -8,11 +8,15 @@ A test folder elsewhere gets them with two lines in its conftest.py:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.hospital import hub_account
 from tests.cluster.node import Node
 from tests.cluster.releases import CHARTS
 
@@ -42,6 +46,29 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 def node_namespace(node: Node) -> Iterator[str]:
     """Like `namespace`, in the node's cluster."""
     yield from _restricted_namespace(node.cluster)
+
+
+@pytest.fixture
+def kubeconfig(control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Makes $KUBECONFIG one of `identity`, changed by `change`."""
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+
+    def use(identity: str, change: Callable[[dict[str, Any]], None] = lambda _document: None) -> None:
+        document = yaml.safe_load(control_plane.kubeconfig(identity).read_text())
+        change(document)
+        path = tmp_path / "kubeconfig"
+        path.write_text(yaml.safe_dump(document))
+        monkeypatch.setenv("KUBECONFIG", str(path))
+
+    return use
+
+
+@pytest.fixture
+def account(control_plane: ControlPlane, kubeconfig: Callable[..., None]) -> str:
+    """A hub's account that no hospital has let in yet; $KUBECONFIG is its."""
+    account = hub_account(control_plane)
+    kubeconfig(account)
+    return account
 
 
 def _restricted_namespace(cluster: ControlPlane) -> Iterator[str]:
