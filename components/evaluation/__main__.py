@@ -44,7 +44,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, report_file: str = "") ->
     """
     session = open_session(store, run_id, endpoint_url)
     final = final_commit(session)
-    evaluations = evaluate_silos(session)
+    evaluations = evaluate_silos(session, final)
     metrics = summary(evaluations, TASKS[session.federation.task.name].metrics)
     version = register_candidate(session, final, evaluations, metrics)
     write_fact(session.store, run_id, "candidate", {"version": version, "global_sha256": final.global_sha256, "metrics": metrics})
@@ -68,8 +68,8 @@ def final_commit(session: Session) -> Commit:
     return commit
 
 
-def evaluate_silos(session: Session) -> dict[str, SiloEvaluation]:
-    """Evaluations by silo; those that are there already are not asked for again, and a silo that cannot answer is left out.
+def evaluate_silos(session: Session, final: Commit) -> dict[str, SiloEvaluation]:
+    """Evaluations of the final model by silo; those that are there already are not asked for again, and a silo that cannot answer is left out.
 
     Raises:
         JobFailed: fewer than `protocol.min_silos` could evaluate.
@@ -85,12 +85,12 @@ def evaluate_silos(session: Session) -> dict[str, SiloEvaluation]:
     evaluations: dict[str, SiloEvaluation] = {}
     for silo in federation.silo_names:
         try:
-            evaluation = evaluation_of(run, silo, federation.task)
+            evaluation = evaluation_of(run, silo, federation.task, final)
         except PermanentError as e:
-            failed[silo] = f"its evaluation makes no sense: {e}"
+            failed[silo] = f"its evaluation is not taken: {e}"
             continue
         if evaluation is None:
-            failed.setdefault(silo, "its evaluation holds no scores; look at its log")
+            failed.setdefault(silo, "it left no evaluation; look at its log")
         else:
             evaluations[silo] = evaluation
     if len(evaluations) < federation.protocol.min_silos:

@@ -61,7 +61,8 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
         run_id=run_id, federation=federation.name, method=algorithm.method, normalisation=algorithm.normalisation,
         silos=_silos(store, run, federation), metrics=TASKS[federation.task.name].metrics,
         classes=federation.task.classes, parameters=_parameters(federation),
-        rounds=_rounds(store, commits), planned_rounds=algorithm.rounds, scores=_scores(run, federation), soft_labels=soft_labels,
+        rounds=_rounds(store, commits), planned_rounds=algorithm.rounds, scores=_scores(run, federation, final) if final else {},
+        soft_labels=soft_labels,
         final_sha256=final.global_sha256 if final and final.round == algorithm.rounds else None,
         lineage={
             "config sha256": federation.digest(), **({} if soft_labels else {"distillation set": "none used"}), "code version": VERSION,
@@ -132,11 +133,11 @@ def _seconds_between(before: Commit, commit: Commit) -> float:
     return (datetime.fromisoformat(commit.created) - datetime.fromisoformat(before.created)).total_seconds()
 
 
-def _scores(run: Run, federation: Federation) -> dict[str, SiloScores]:
+def _scores(run: Run, federation: Federation, final: Commit) -> dict[str, SiloScores]:
     found = {}
     for silo in federation.silo_names:
         try:
-            evaluation = evaluation_of(run, silo, federation.task)
+            evaluation = evaluation_of(run, silo, federation.task, final)
         except PermanentError:  # evaluation has left it out and said so
             continue
         if evaluation is not None:
@@ -147,14 +148,16 @@ def _scores(run: Run, federation: Federation) -> dict[str, SiloScores]:
     return found
 
 
-def evaluation_of(run: Run, silo: str, task: TaskConfig) -> SiloEvaluation | None:
-    """The silo's evaluation, fit for `task`; None before.
+def evaluation_of(run: Run, silo: str, task: TaskConfig, final: Commit) -> SiloEvaluation | None:
+    """The silo's evaluation of the model after `final`, fit for `task`; None before.
 
     Raises:
-        PermanentError: it is damaged, or no evaluation of such a task.
+        PermanentError: it is damaged, of another model, or no evaluation of such a task.
     """
     evaluation = run.evaluation(silo)
     if evaluation is not None:
+        if evaluation.global_sha256 != final.global_sha256:
+            raise PermanentError(f"global_sha256: the final model's {final.global_sha256[:12]}... expected, got {evaluation.global_sha256[:12]}...")
         evaluation.require_scores_of(TASKS[task.name].metrics, len(task.classes))
     return evaluation
 

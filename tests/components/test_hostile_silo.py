@@ -11,13 +11,12 @@ from tests.components.test_same_result import run_components
 from tests.components.tiny import Processes, TinyFederation, ended, last_json, succeeded
 
 SHA = "0" * 64
-NONSENSE = {
-    "no JSON": b"<html>",
-    "no models": b'{"silo": "brno"}',
-    "scores that would move everyone's mean": json.dumps({
-        "silo": "brno", "kind": "small", "round": 2, "global_sha256": SHA, "test_samples": 8, "test_sha256": SHA, "deployed": "proxy",
-        "models": {"proxy": {"scores": {"balanced_accuracy": 1e300, "accuracy": 1.0, "auroc": 1.0}, "confusion": [[1] * 8] * 8}}}).encode(),
-}
+
+
+def evaluation(score: float, model: str) -> bytes:
+    return json.dumps({
+        "silo": "brno", "kind": "small", "round": 1, "global_sha256": model, "test_samples": 8, "test_sha256": SHA, "deployed": "proxy",
+        "models": {"proxy": {"scores": {"balanced_accuracy": score, "accuracy": 1.0, "auroc": 1.0}, "confusion": [[1] * 8] * 8}}}).encode()
 
 
 @pytest.mark.slow
@@ -28,10 +27,16 @@ def test_an_evaluation_that_makes_no_sense_is_left_out_and_the_others_are_scored
     tiny = make_tiny(algorithm__method="fedavg", algorithm__rounds=1, protocol__min_silos=2)
     run_components(tiny, processes, "r")
     page = tiny.folder / "report.html"
-    for what, body in NONSENSE.items():
+    nonsense = {
+        b"<html>": "runs/r/evaluation/brno.json: document: ",
+        b'{"silo": "brno"}': "runs/r/evaluation/brno.json: kind: ",
+        evaluation(1e300, tiny.final_sha256("r")): "models.proxy.scores.balanced_accuracy: a number from 0 to 1 expected, got 1e+300",
+        evaluation(0.5, SHA): "global_sha256: the final model's ",
+    }
+    for body, what in nonsense.items():
         tiny.run("r").store.put("runs/r/evaluation/brno.json", body)
         output = succeeded(processes.component("evaluation", "--store", str(tiny.store), "--run", "r", "--report", str(page)))
-        assert "silo brno: left out of the evaluation: its evaluation makes no sense: " in output, what
+        assert f"silo brno: left out of the evaluation: its evaluation is not taken: {what}" in output
         metrics = last_json(output)
         assert set(metrics) >= {"aachen", "coimbra"} and "brno" not in metrics, what
         assert 0 <= metrics["all_silos_mean"] <= 1, what
