@@ -18,6 +18,8 @@ from fedhelp_core.errors import FedHelpError
 from fedhelp_core.rounds import Run
 from fedhelp_core.store import open_store
 
+_NAMED = 10  # silos that are listed by name
+
 
 def check_and_print(path: Path, changes: Mapping[str, Any]) -> None:
     """Check the federation at `path` with `changes`.
@@ -37,7 +39,7 @@ def check_and_print(path: Path, changes: Mapping[str, Any]) -> None:
         problems += _what_clusters_refuse(federation)
     raise_all(problems)
     print(f"{path}: everything is in order; start it with: fedhelp run {path}")
-    unseen = [f"the images of {', '.join(elsewhere)}"] if elsewhere else []
+    unseen = [f"the images of {', '.join(elsewhere) if len(elsewhere) <= _NAMED else f'{len(elsewhere)} silos in clusters'}"] if elsewhere else []
     if federation.uses_public_set:
         unseen += ["whether every public image can be decoded", "what the teachers answer"]
     if unseen:
