@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.releases import CHARTS, install, uninstall
 from tests.cluster.test_hospital_trust import Hub, container_of
+
+_UNTIL_FORGOTTEN = 5.0  # seconds: the API server looks every second which parameters its policies still name
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -25,6 +28,7 @@ def test_a_silo_that_comes_back_is_judged_by_its_new_template(tmp_path: Path) ->
         hub.wait_for_the_policy()
         before = hub.job()
         uninstall(cluster, "fedhelp-silo", hospital)
+        time.sleep(_UNTIL_FORGOTTEN)
         install(cluster, "fedhelp-silo", hospital, "shared-cluster", {**account, "activeDeadlineSeconds": 43200, "gpu": {"count": 2}})
         hub.wait_for_the_policy()
 
