@@ -38,15 +38,14 @@ test: setup check ## Lint, types, layers, then all tests that need no Kubernetes
 
 test-all: ## test, test-cluster and e2e (Linux, root, Debian's packages; about an hour, with Kubernetes built from source)
 	@$(MAKE) --no-print-directory test
-	@$(MAKE) --no-print-directory test-cluster
-	@$(MAKE) --no-print-directory e2e
+	@$(MAKE) --no-print-directory --keep-going test-cluster e2e
 
 kills: setup ## Twenty kill -9s at random moments end in the same model (some ten minutes)
 	@$(RUN) pytest tests/components/test_kill.py
 
 test-cluster: setup ## The tests on a real Kubernetes API server, which is built first, once (ten minutes on idle cores)
 	@$(RUN) python tests/cluster/build.py --control-plane >/dev/null
-	@$(RUN) pytest tests/cluster -m "not e2e"
+	@$(RUN) pytest tests/cluster -m "not e2e" -v
 
 check: setup .cache/mypy ## The static part: ruff, mypy, import-linter, lock file
 	@$(UV) lock --check --quiet
@@ -83,7 +82,7 @@ cluster-down: setup ## End it and remove its traces
 
 e2e: setup ## Hospitals on a real Kubernetes node with real images (Linux, root, Debian's packages)
 	@$(RUN) python tests/cluster/build.py --all >/dev/null
-	@$(RUN) pytest tests -m e2e
+	@$(RUN) pytest tests -m e2e -v
 
 ##@ House
 setup: .cache/setup-done ## Make the environment (uv, locked dependencies)
