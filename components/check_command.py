@@ -18,6 +18,9 @@ from fedhelp_core.errors import FedHelpError
 from fedhelp_core.rounds import Run
 from fedhelp_core.store import open_store
 
+_TAKEN = {
+    "kubernetes": "its cluster takes the work",
+    "manifestwork": "the Open Cluster Management hub takes the work; what the hospital's own cluster says to it shows in a run"}
 _NAMED = 10  # silos that are listed by name
 
 
@@ -67,7 +70,7 @@ def _what_clusters_refuse(federation: Federation) -> list[FedHelpError]:
     from fedhelp_components.dispatch.preflight import preflight  # its `kubernetes` takes seconds to import
 
     found = preflight(federation)
-    for silo, problem in found.items():
-        if problem is None:
-            say(f"silo {silo}: its cluster takes the work")
+    for silo in federation.silos:
+        if silo.name in found and found[silo.name] is None:
+            say(f"silo {silo.name}: {_TAKEN[silo.dispatch.kind]}")
     return [type(problem)(f"silo {silo}: {problem}") for silo, problem in found.items() if problem is not None]

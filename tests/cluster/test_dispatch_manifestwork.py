@@ -20,9 +20,11 @@ import yaml
 
 from fedhelp_components.dispatch.job import QUEUE_LABEL
 from fedhelp_components.dispatch.manifestwork import ManifestWorkDispatcher
+from fedhelp_components.dispatch.preflight import preflight
 from fedhelp_components.dispatch.request import Work, request_for
 from fedhelp_components.dispatch.routing import RoutingDispatcher
 from fedhelp_core.config import Federation, load_federation
+from fedhelp_core.errors import AccessDenied
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.hospital import Hospital, context_named, eventually, hub_account, template, until_allowed
 
@@ -234,6 +236,13 @@ def test_the_hospitals_kueue_holds_the_job_and_stopping_deletes_it_there(
         assert there.jobs() == []
 
 
+def test_a_hub_without_rights_on_works_is_told_before_a_run_whom_to_ask(control_plane: ControlPlane, managed: str, tmp_path: Path) -> None:
+    config = written(tmp_path, entry(tmp_path, "aachen", control_plane.new_namespace("other-clinic"), "silo"))
+    problem = preflight(config)["aachen"]
+    assert isinstance(problem, AccessDenied)
+    assert "ask whoever runs the Open Cluster Management hub for a Role on manifestworks" in str(problem)
+
+
 def test_one_federation_mixes_its_silos_ways(
     control_plane: ControlPlane, clinic: ControlPlane, managed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:
@@ -247,6 +256,8 @@ def test_one_federation_mixes_its_silos_ways(
         tmp_path, entry(tmp_path, "aachen", managed, there.namespace),
         {"name": "bonn", "dispatch": {"kind": "kubernetes", "context": "bonn", "namespace": direct.namespace}},
         {"name": "celle", "dispatch": {"kind": "process", "silo_config": "celle.yaml"}})
+    assert preflight(config) == {"aachen": None, "bonn": None}
+    assert control_plane.request("GET", f"{GROUP}/namespaces/{managed}/manifestworks")["items"] == direct.jobs() == []
     dispatcher = RoutingDispatcher(config, RUN, tmp_path / "logs")
     works = {silo: dispatcher.start(request_for(config, RUN, silo, "check")) for silo in config.silo_names}
     with Agent(control_plane, managed, clinic):
