@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhelp_components.check.__main__ import ask_silos, check_silos, raise_all, static_problems
+from fedhelp_components.check.__main__ import ask_silos, check_silos, missing_teachers, raise_all, static_problems
 from fedhelp_components.session import say
 from fedhelp_core.config import Federation, load_federation
 from fedhelp_core.errors import FedHelpError
@@ -32,7 +32,7 @@ def check_and_print(path: Path, changes: Mapping[str, Any]) -> None:
         FedHelpError: the only problem.
     """
     federation = load_federation(path).override(**changes)
-    problems = static_problems(federation)
+    problems = static_problems(federation) + missing_teachers(federation)
     try:
         _check_silos_here(federation)
     except FedHelpError as e:

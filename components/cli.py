@@ -26,7 +26,7 @@ Exit codes
   10-19  something has to be changed first (10 config, 11 data, 12 weights, 13 run id in use, 14 access,
          15 teacher, 16 run aborted, 17 too few silos, 18 not found, 19 a silo's work failed)
   30-39  the same command may work later (30 store, 31 teacher, 32 disk full, 33 silo busy, 34 hub silent, 35 cluster)
-  130    stopped with Ctrl-C; the same command goes on where it was
+  130    stopped with Ctrl-C, 143 with SIGTERM; the same command goes on where it was
 """
 
 _F = TypeVar("_F", bound=Callable[..., None])

@@ -48,7 +48,7 @@ class Ending:
         """After a run."""
         fact = read_fact(self._store(), self.run_id, "promotion")
         self._tell_of_the_model(str(fact["decision"]))
-        self._tell_how_to_go_on(can_roll_back=bool(fact.get("before")))
+        self._tell_how_to_go_on(can_roll_back=bool(fact.get("before")), can_promote=fact["outcome"] != "promoted")
 
     def tell_again(self) -> None:
         """Instead of a run that has ended before: that nothing was done, and what the model is now."""
@@ -62,7 +62,9 @@ class Ending:
         said = read_fact(store, self.run_id, "promotion")["decision"]
         now = "is the champion" if champion == version else f"is not the champion, {f'version {champion}' if champion else 'none'} is"
         self._tell_of_the_model(f"{self.federation.registered_name} version {version} {now} (when the run ended: {said})")
-        self._tell_how_to_go_on(can_roll_back=champion == version and registry.champion_before(self.federation.registered_name) is not None)
+        self._tell_how_to_go_on(
+            can_roll_back=champion == version and registry.champion_before(self.federation.registered_name) is not None,
+            can_promote=champion != version)
 
     def _tell_of_the_model(self, standing: str) -> None:
         from fedhelp_components.evaluation.report import facts_of_run, summary_table
@@ -73,12 +75,14 @@ class Ending:
         for line in (f"final model sha256 {candidate['global_sha256']}", standing):
             out.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def _tell_how_to_go_on(self, *, can_roll_back: bool) -> None:
+    def _tell_how_to_go_on(self, *, can_roll_back: bool, can_promote: bool) -> None:
         from fedhelp_core.tracking import tracking_uri
 
         print(f"\nReport     {self._store().fetch(f'runs/{self.run_id}/report.html')}")
         print(f"Log        {self.log}")
         print(f"MLflow     {_command()}mlflow ui --backend-store-uri {tracking_uri(self.federation)}")
+        if can_promote:
+            print(f"Promote    {_command()}fedhelp promote {shlex.quote(str(self.path))}  (whatever the gate said)")
         if can_roll_back:
             print(f"Roll back  {_command()}fedhelp rollback {shlex.quote(str(self.path))}")
         else:

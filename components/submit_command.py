@@ -17,7 +17,7 @@ from fedhelp_components.check.form import FIELDS
 from fedhelp_components.kubeflow_endpoint import explained, require_address
 from fedhelp_components.run_form import checked_settings, default_form, offered_form_of
 from fedhelp_core.config import Federation, load_federation
-from fedhelp_core.errors import FedHelpError, JobFailed, StoreUnavailable
+from fedhelp_core.errors import ConfigError, FedHelpError, JobFailed, StoreUnavailable
 
 _ADVICE = "where Kubeflow is multi-user, give your profile's --namespace"
 
@@ -69,8 +69,19 @@ def _filled_form(source: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     except _OutOfSight as e:
         _say_what_replaces(source, settings, str(e))
         return dict(settings)
+    if unseen := _only_here(federation):
+        raise ConfigError(
+            f"{source}: no pod sees {unseen}: give silos dispatch kubernetes or manifestwork and a store s3://bucket/prefix, or run it on this"
+            f" machine: fedhelp run {source}")
     changed = federation.override(**{FIELDS[parameter]: value for parameter, value in settings.items()})
     return offered_form_of(changed, source=source)
+
+
+def _only_here(federation: Federation) -> str:
+    """What of a federation exists on this machine alone; '' where that is nothing."""
+    here = [f"silo {silo.name!r}, a process of this machine" for silo in federation.silos if silo.dispatch.kind == "process"][:1]
+    store = [] if federation.store.url.startswith("s3://") else [f"store {federation.store.url!r}, a folder of this machine"]
+    return ", nor ".join([*here, *store])
 
 
 def _seen_here(source: str) -> Federation:

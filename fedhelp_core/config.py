@@ -229,6 +229,13 @@ class StoreConfig(_Model):
     url: str = Field(description="file:///folder, a plain folder, or s3://bucket/prefix.")
     endpoint_url: str | None = Field(None, description="S3 endpoint other than AWS; credentials come from the environment.")
 
+    @model_validator(mode="after")
+    def _is_a_place(self) -> Self:
+        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/*", self.url)
+        if not self.url.strip() or (scheme and scheme[0] not in ("s3://", "file:///")):
+            raise ValueError(f"url: a folder, file:///folder or s3://bucket/prefix expected, got {self.url!r}")
+        return self
+
 
 class TrackingConfig(_Model):
     """MLflow."""
@@ -381,7 +388,7 @@ class Federation(_Model):
         document = self.model_dump(mode="json")
         for dotted, value in changes.items():
             _replace(document, dotted, value)
-        return parse_federation(document, source="override")
+        return parse_federation(document, source="--set")
 
     def to_yaml(self) -> str:
         """Canonical text: same federation, same bytes."""
@@ -539,7 +546,7 @@ _SILO_PATHS = ("data.images", "data.split_csv", "data.datalist", "data.root", "d
 
 def _read_yaml(path: Path) -> Any:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError as e:
         raise ConfigError(
             f"{path}: no such file; give the path of a YAML file (`fedhelp data ingest` writes silo.yaml files for real data,"
@@ -552,9 +559,24 @@ def _read_yaml(path: Path) -> Any:
         mark = getattr(e, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{path}: is not valid YAML{where}: {getattr(e, 'problem', e)}") from e
+    if document is None:
+        raise ConfigError(f"{path}: is empty; expected a mapping of fields")
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected a mapping of fields, got {type(document).__name__}")
     return document
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a field that is given twice, of which YAML would keep the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"field {key.value!r} is given twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:")  # s3://bucket, models:/name@alias, runs:/id/model
@@ -562,7 +584,9 @@ _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:")  # s3://bucket, models:/name@alias,
 
 def _absolute(document: Any, base: Path, dotted_paths: tuple[str, ...]) -> Any:
     """`document` with the values at `dotted_paths` made absolute against `base`, where they are relative paths."""
-    return _changed(document, dotted_paths, lambda text: text if _SCHEME.match(text) or Path(text).is_absolute() else str((base / text).resolve()))
+    return _changed(
+        document, dotted_paths,
+        lambda text: text if not text.strip() or _SCHEME.match(text) or Path(text).is_absolute() else str((base / text).resolve()))
 
 
 def _template_in(path: Path) -> dict[str, Any]:
@@ -596,7 +620,7 @@ def _replace(document: Any, dotted: str, value: Any) -> None:
         key: Any = int(parent) if isinstance(node, list) and parent.isdecimal() else parent
         fits = key < len(node) if isinstance(node, list) and isinstance(key, int) else isinstance(node, dict)
         if not fits:
-            raise ConfigError(f"override: {dotted}: {'.'.join(parents[:number])} has nothing called {parent!r}; correct the dotted path")
+            raise ConfigError(f"--set: {dotted}: {'.'.join(parents[:number])} has nothing called {parent!r}; correct the dotted path")
         if number == len(parents):
             node[key] = value
         elif isinstance(node, dict) and node.get(key) is None:
@@ -640,7 +664,8 @@ def _sentences(model: type[BaseModel], error: Any) -> list[str]:
         expected, got = (error["ctx"]["expected"], got) if kind == "literal_error" else (error["ctx"]["expected_tags"], error["ctx"]["tag"])
         near = _nearest(str(got), re.findall(r"'([^']+)'", str(expected)))
         hint = f"; did you mean {near!r}?" if near else ""
-        return [f"{field}{'' if kind == 'literal_error' else '.layout'}: one of {expected} expected, got {got!r}{hint}"]
+        choice = f"one of {expected}" if "," in str(expected) or " or " in str(expected) else str(expected)
+        return [f"{field}{'' if kind == 'literal_error' else '.layout'}: {choice} expected, got {got!r}{hint}"]
     if kind == "union_tag_not_found":
         return [f"{field}.layout: missing; one of {', '.join(_LAYOUTS)} expected"]
     said = re.sub(r" or instance of \w+| or object to extract fields from| for <class '[\w.]+'>| after validation, not \d+", "", error["msg"])

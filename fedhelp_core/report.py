@@ -292,7 +292,7 @@ def _tiles(facts: ReportFacts) -> str:
     ]
     seats = sum(len(r.participants) + len(r.absent) + len(r.refused) for r in facts.rounds)
     if seats:
-        tiles.append((f"{sum(len(r.participants) for r in facts.rounds) / seats:.0%}", "of invitations answered and accepted"))
+        tiles.append((f"{sum(len(r.participants) for r in facts.rounds) / seats:.0%}", "of the updates asked for came and were accepted"))
     uploaded = [r.bytes_up for r in facts.rounds if r.bytes_up is not None]
     if uploaded:
         tiles.append((_bytes(sum(uploaded)), "left the silos in all"))
@@ -406,7 +406,7 @@ def _traffic(facts: ReportFacts) -> str:
 def _rounds_table(facts: ReportFacts) -> str:
     if not facts.rounds:
         return ""
-    head = ["#round", "#answered", "#absent", "#refused", "#mean of first losses", "#sent", "#fetched", "#seconds"]
+    head = ["#round", "#answered", "#absent", "#refused", "#mean loss", "#sent", "#fetched", "#seconds"]
     rows = []
     for r in facts.rounds[-_MAX_ROWS:]:
         loss = _mean(next(iter(losses.values()), math.nan) for losses in r.losses.values())

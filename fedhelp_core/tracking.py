@@ -424,7 +424,7 @@ def gate(
     Without a small silo the mean is over all silos.
     """
     if champion_scores is None:
-        return Verdict(True, ["there is no champion yet to compare with"])
+        return Verdict(True, ["there was none to compare with"])
     incomparable = _incomparable(candidate_scores, champion_scores, metric)
     if incomparable:
         return Verdict(False, incomparable)
@@ -829,4 +829,6 @@ def _mean_gains(pairs: Sequence[tuple[float, float]], whose: str, metric: Metric
     new, old = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
     enough = metric.gain(new, old) >= least - _ROUNDING
     change = f"{'falls' if new < old else 'rises'} by {abs(new - old):.3f} to {new:.3f}"
-    return enough, f"{whose} {change}, {'at least' if enough else 'but at least'} {least:.3f} was asked for"
+    if least > 0:
+        return enough, f"{whose} {change}, {'at least' if enough else 'but at least'} {least:.3f} was asked for"
+    return enough, f"{whose} {change}" if enough else f"{whose} {change}, but must not get worse"

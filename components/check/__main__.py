@@ -81,13 +81,16 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
 
     Raises:
         JobFailed, PermanentError: as `ask_silos`.
+        ConfigError: teachers would be asked, and nobody would learn from their answers.
     """
     counts = {silo: report.samples.training for silo, report in ask_silos(config, run).items()}
     kinds = write_fact(store, run.run_id, "kinds", resolve_kinds(config, counts))
     for silo in config.silo_names:
         say(f"silo {silo}: {counts[silo]} training images, {kinds[silo]}")
     if config.uses_public_set and "small" not in kinds.values():
-        say("no silo is small, and only small ones learn from soft labels: lower algorithm.large_silos, or choose method fedhelp-no-api")
+        raise ConfigError(
+            "algorithm.large_silos: no silo is small, and only small ones learn from soft labels, so teachers would be asked for nothing;"
+            " lower it, or choose method fedhelp-no-api")
 
 
 def ask_silos(config: Federation, run: Run) -> dict[str, SiloReport]:
@@ -159,7 +162,7 @@ def static_problems(config: Federation) -> list[FedHelpError]:
     if remote and not config.store.url.startswith("s3://"):
         found.append(ConfigError(
             f"store.url: silo {remote[0]!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix"))
-    looks: list[Callable[[], object]] = [lambda: _require_store(config)]
+    looks: list[Callable[[], object]] = [lambda: tracking_uri(config), lambda: _require_store(config)]
     if config.uses_public_set and config.public_set is not None:
         looks.append(partial(_require_public_images, config.public_set, config.task))
     for look in looks:
@@ -168,6 +171,16 @@ def static_problems(config: Federation) -> list[FedHelpError]:
         except FedHelpError as e:
             found.append(e)
     return found
+
+
+def missing_teachers(config: Federation) -> list[FedHelpError]:
+    """Teachers that are folders of this machine and are not there. In a cluster, the pod that asks may see other folders than the one that checks."""
+    teachers = config.public_set.teachers if config.uses_public_set and config.public_set is not None else ()
+    return [
+        ConfigError(f"public_set.teachers.{number}.uri: teacher {teacher.name!r} is to be a folder with an MLflow model, and {teacher.uri} is none;"
+                    " correct the path, or give models:/NAME/VERSION")
+        for number, teacher in enumerate(teachers)
+        if teacher.kind == "mlflow" and ":" not in teacher.uri.partition("/")[0] and not Path(teacher.uri).is_dir()]
 
 
 def raise_all(problems: Sequence[FedHelpError]) -> None:
@@ -183,10 +196,10 @@ def raise_all(problems: Sequence[FedHelpError]) -> None:
 
 
 def _require_store(config: Federation) -> None:
-    """A store that keeps its promises, and a place for MLflow, which may be that store."""
-    store = open_store(config.store.url, endpoint_url=config.store.endpoint_url)
-    tracking_uri(config)
-    probe(store)
+    """A store that keeps its promises."""
+    if Path(config.store.url).exists() and not Path(config.store.url).is_dir():
+        raise ConfigError(f"store.url: a folder expected, but {config.store.url} is a file")
+    probe(open_store(config.store.url, endpoint_url=config.store.endpoint_url))
 
 
 def _require_public_images(public: PublicSetConfig, task: TaskConfig) -> None:

@@ -6,7 +6,6 @@ the JSON that the server speaks. Used by remote.py, kubernetes.py, manifestwork.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import ssl
@@ -145,12 +144,30 @@ def kubeconfig() -> str:
 
 
 def contexts() -> list[str]:
-    """The kubeconfig's contexts; none without a kubeconfig."""
-    try:
-        found, _ = config.list_kube_config_contexts(kubeconfig())
-    except ConfigException:
-        return []
-    return [str(context["name"]) for context in found]
+    """The kubeconfig's contexts; none without a kubeconfig.
+
+    Raises:
+        ConfigError: it is there, and no kubeconfig.
+    """
+    return [str(context["name"]) for _, document in _kubeconfigs() for context in document["contexts"]]
+
+
+def _kubeconfigs() -> list[tuple[str, dict[str, Any]]]:
+    """Path and content of the files that are there, as far as everybody needs them: a mapping with a list of named contexts."""
+    found = []
+    for path in kubeconfig().split(os.pathsep):
+        try:
+            document = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8")) or {}
+            document = {**document, "contexts": [dict(context) for context in document.get("contexts") or []]}
+            if not all("name" in context for context in document["contexts"]):
+                raise ValueError("a context without a name")
+        except FileNotFoundError:
+            continue
+        except (yaml.YAMLError, OSError, ValueError, TypeError, AttributeError) as e:
+            raise ConfigError(
+                f"kubeconfig {path}: no file with clusters, users and contexts ({_first_line(e)}); ask the hospital for a new one") from e
+        found.append((path, document))
+    return found
 
 
 def message_of(text: bytes | str) -> str:
@@ -167,18 +184,21 @@ def _read_credentials(context: str | None, settings: client.Configuration) -> No
     Raises:
         ConfigError: none of these.
     """
+    inside = context is None and "KUBERNETES_SERVICE_HOST" in os.environ
+    known = [] if inside else contexts()
     try:
-        if context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+        if inside:
             config.load_incluster_config(client_configuration=settings)
         else:
             config.load_kube_config(kubeconfig(), context=context or _current_context(), client_configuration=settings)
-    except (ConfigException, OSError, ValueError, TypeError, KeyError) as e:
-        known = contexts()
+    except (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+        if inside:
+            raise ConfigError(f"this pod's own account cannot be used ({_first_line(e)}); does its service account mount a token?") from e
         if context is not None and known and context not in known:
             raise ConfigError(
                 f"dispatch.context: the kubeconfig has no context {context!r}, only {', '.join(known)}; correct it, or ask the hospital for its"
                 " kubeconfig") from e
-        if not known:
+        if not _kubeconfigs():
             raise ConfigError(
                 f"no kubeconfig at {kubeconfig()} ($KUBECONFIG), and this process runs in no cluster; set KUBECONFIG to the file with the hospitals'"
                 " contexts") from e
@@ -187,11 +207,7 @@ def _read_credentials(context: str | None, settings: client.Configuration) -> No
 
 def _current_context() -> str | None:
     """The first that a kubeconfig names, as kubectl has it; of several files the package would take the last one's."""
-    for path in kubeconfig().split(os.pathsep):
-        with contextlib.suppress(OSError, yaml.YAMLError, AttributeError):
-            if current := yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8")).get("current-context"):
-                return str(current)
-    return None
+    return next((str(document["current-context"]) for _, document in _kubeconfigs() if document.get("current-context")), None)
 
 
 def _tls_of(settings: client.Configuration) -> ssl.SSLContext:

@@ -192,7 +192,7 @@ def nothing_to_federate(scene: Scene) -> tuple[int, str]:
     return scene.check(scene.make(algorithm__method="local"))
 
 
-@case(CONFIG, r".*store\.url.*: expected a folder, file:///folder or s3://bucket/prefix|store url 'ftp://x/y': expected .*")
+@case(CONFIG, r".*federation\.yaml: store\.url: a folder, file:///folder or s3://bucket/prefix expected, got 'ftp://x/y'")
 def store_of_no_kind(scene: Scene) -> tuple[int, str]:
     return scene.check(scene.make(store__url="ftp://x/y"))
 
@@ -381,9 +381,20 @@ def read_only_state(scene: Scene) -> tuple[int, str]:
         return scene.check(tiny)
 
 
-@case(CONFIG, r"tracking\.uri: missing, and store 's3://federation/x' is no folder where MLflow could keep SQLite; .*")
-def bucket_without_tracking(scene: Scene) -> tuple[int, str]:
-    return scene.check(scene.make(store__url="s3://federation/x", store__endpoint_url=NOBODY))
+@case(CONFIG, r"public_set\.teachers\.0\.uri: teacher 'drawn' is to be a folder with an MLflow model, and .*/gone is none; correct the path, .*")
+def teacher_that_is_gone(scene: Scene) -> tuple[int, str]:
+    return scene.check(scene.make(public_set__teachers__0__uri="gone"))
+
+
+@case(CONFIG, r"algorithm\.large_silos: no silo is small, .* teachers would be asked for nothing; lower it, or choose method fedhelp-no-api")
+def nobody_who_learns_from_teachers(scene: Scene) -> tuple[int, str]:
+    return scene.check(scene.make(algorithm__large_silos=3))
+
+
+@case(CONFIG, r"store\.url: a folder expected, but .*/a-file is a file")
+def store_that_is_a_file(scene: Scene) -> tuple[int, str]:
+    (scene.tmp / "a-file").touch()
+    return scene.check(scene.make(store__url=str(scene.tmp / "a-file"), tracking__uri=f"sqlite:///{scene.tmp}/m.db"))
 
 
 @case(STORE, r"s3://federation/x/.* at http://127\.0\.0\.1:9: not reached .*; check the endpoint and the network, then try again")
@@ -483,3 +494,13 @@ def test_what_is_wrong_is_said_in_one_sentence(
 
 def test_there_are_at_least_25_cases() -> None:
     assert len(CASES) >= 25
+
+
+def test_store_and_tracking_are_both_said_to_be_wrong(
+    make_tiny: Callable[..., TinyFederation], tmp_path: Path, request: pytest.FixtureRequest,
+) -> None:
+    scene = Scene(make_tiny, tmp_path, request)
+    code, output = scene.check(scene.make(store__url="s3://federation/x", store__endpoint_url=NOBODY))
+    assert code == CONFIG
+    assert "error: tracking.uri: missing, and store 's3://federation/x' is no folder where MLflow could keep SQLite; " in output
+    assert "error: s3://federation/x/" in output and "not reached" in output

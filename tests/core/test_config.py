@@ -75,6 +75,9 @@ BAD_FEDERATIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "a model that nobody knows": (
         {"algorithm.proxy_model": "resnet21"}, ("algorithm.proxy_model: ", "classes of 2D images expected", "resnet20", "got 'resnet21'")),
     "a model for masks where classes are asked": ({"algorithm.large_model": "unet2d"}, ("algorithm.large_model: ", "resnet110", "got 'unet2d'")),
+    "a blank store": ({"store.url": " "}, ("store.url: ", "s3://bucket/prefix expected")),
+    "a store with one slash": ({"store.url": "s3:/bucket/x"}, ("store.url: ", "s3://bucket/prefix expected", "got 's3:/bucket/x'")),
+    "a store of another kind": ({"store.url": "gs://bucket/x"}, ("store.url: ", "got 'gs://bucket/x'")),
     "silos empty": ({"silos": []}, ("silos: ", "list should have at least 1 item", "got []")),
     "silos as text": ({"silos": "aachen"}, ("silos: ", "list", "got 'aachen'")),
     "a silo as text": ({"silos.0": "aachen"}, ("silos.0: ", "mapping", "got 'aachen'")),
@@ -175,12 +178,14 @@ def test_a_bad_silo_file_is_refused_in_one_sentence(tmp_path: Path, changes: dic
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("", ("expected a mapping of fields", "NoneType")),
+    ("", ("is empty", "expected a mapping of fields")),
+    ("name: a\nsilos: []\nname: b\n", ("not valid YAML at line 3, column 1", "field 'name' is given twice")),
+    ("store: {url: a, url: b}\n", ("line 1, column 17", "field 'url' is given twice")),
     ("- a\n- b\n", ("expected a mapping of fields", "list")),
     ("name: demo\nstore: [1, 2\n", ("is not valid YAML", "line 3, column 1")),
     ("name: !!python/object/apply:os.system ['true']\n", ("is not valid YAML", "line 1")),
     ("name: a: b\n", ("is not valid YAML", "line 1, column 8", "mapping values are not allowed here")),
-], ids=["empty", "a list", "unclosed", "python object", "two colons"])
+], ids=["empty", "a field twice", "a nested field twice", "a list", "unclosed", "python object", "two colons"])
 def test_a_file_that_is_no_mapping_says_where_it_breaks(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
     (problem,) = problems_of(load_federation, written(tmp_path, text))
     assert [word for word in words if word not in problem] == []

@@ -580,7 +580,7 @@ class TestGate:
 
     def test_the_first_candidate_needs_no_comparison(self) -> None:
         verdict = gate(BEFORE, None, SCORE, min_improvement=0.02, max_regression=0.05)
-        assert verdict.promote and verdict.reasons == ["there is no champion yet to compare with"]
+        assert verdict.promote and verdict.reasons == ["there was none to compare with"]
 
     def test_the_same_scores_pass_when_no_improvement_is_asked_for(self) -> None:
         assert gate(BEFORE, BEFORE, SCORE, min_improvement=0.0, max_regression=0.0).promote

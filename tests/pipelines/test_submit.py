@@ -89,6 +89,18 @@ def test_a_file_in_s3_fills_in_the_form_too(uploaded: str) -> None:
     assert result.stderr == ""
 
 
+def test_a_federation_of_this_machine_is_not_sent_where_no_pod_sees_it(tmp_path: Path) -> None:
+    path = tmp_path / "here.yaml"
+    here = {"name": "aachen", "dispatch": {"kind": "process", "silo_config": "aachen.yaml"}}
+    path.write_text(yaml.safe_dump({**FEDERATION, "store": {"url": "store"}, "protocol": {}, "silos": [here]}), encoding="utf-8")
+
+    result = submit(str(path), "--dry-run")
+
+    assert result.exit_code == ConfigError.exit_code
+    assert f"no pod sees silo 'aachen', a process of this machine, nor store '{tmp_path / 'store'}'" in result.stderr
+    assert f"fedhelp run {path}" in result.stderr
+
+
 def test_a_file_that_is_wrong_is_refused_under_its_own_name(uploaded: str) -> None:
     result = submit(uploaded.replace("federation.yaml", "broken.yaml"), "--dry-run")
 
