@@ -68,7 +68,9 @@ _SET_HELP = "Replace a field of the file, e.g. --set algorithm.rounds=3 (repeata
 @click.option("--dry-run", is_flag=True, help="Check the file, print what would run (as YAML; Jobs of silos in clusters too), and stop.")
 @_explained
 def run(federation: Path | None, demo: Path | None, task: str | None, run_id: str | None, changes: tuple[str, ...], dry_run: bool) -> None:
-    """Run pipeline fedhelp-compact on this machine, through kfp's local runner.
+    """Run the whole pipeline on this machine.
+
+    Pipeline fedhelp-compact, through kfp's local runner.
 
     FEDERATION is a federation.yaml (`fedhelp data phantom melanoma FOLDER` writes one): its silos work as processes here, or
     as Jobs in their clusters. Whatever kills the run, the same command again goes on after the last finished round and ends with the same model.
@@ -98,7 +100,9 @@ def simulate(
     federation: Path | None, demo: Path | None, task: str | None, methods: str, seeds: str, normalisations: str, workers: int, evaluate_every: int,
     changes: tuple[str, ...], out: Path, dry_run: bool,
 ) -> None:
-    """Compare methods over seeds in this process alone: a table, and a figure like the paper's Figure 1.
+    """Compare methods over seeds on this machine.
+
+    In this process alone: a table, and a figure like the paper's Figure 1.
 
     Finished cells are kept under OUT, so an interrupted study goes on, and a wider one computes only what is new.
     """
@@ -111,7 +115,7 @@ def simulate(
 
 @main.group(epilog=_EXIT_CODES)
 def data() -> None:
-    """Data sets: take in real ones, draw small ones in the same formats."""
+    """Take in real data sets, draw small ones like them."""
 
 
 _LAYOUTS_HELP = """
@@ -192,7 +196,7 @@ def phantom(task: str, folder: Path) -> None:
 
 @main.group(epilog=_EXIT_CODES)
 def softlabels() -> None:
-    """Distillation sets: public images with the teachers' answers."""
+    """Look at what the teachers answered."""
 
 
 @softlabels.command(epilog=_EXIT_CODES)
@@ -234,7 +238,7 @@ def compile_(pipeline: str, federation: Path | None, output: Path | None) -> Non
 @click.option("--remove", is_flag=True, help="Take the pipelines out again, with all their versions. Runs that were started stay.")
 @_explained
 def register(packages: tuple[Path, ...], endpoint: str, namespace: str | None, remove: bool) -> None:
-    """Put pipelines into Kubeflow, where people find them in the UI.
+    """Put pipelines into Kubeflow's UI.
 
     PACKAGES are compiled pipelines, each registered under its file's name; default: both of this product's. A version is named
     by its content, so that the same content again changes nothing.
@@ -277,7 +281,9 @@ def submit(
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
 @_explained
 def check(federation: Path, changes: tuple[str, ...]) -> None:
-    """Check a federation's file, store, public images, and every silo; list everything wrong at once. Starts nothing.
+    """List everything that is wrong with a federation.
+
+    With its file, store, public images and every silo, all at once; no run is started.
 
     Silos on this machine look at all their images. Of silos in clusters it is tried, by a server-side dry run, whether their work would be
     taken: credentials, template, roles, Pod Security, the hospital's admission policy.
@@ -294,7 +300,9 @@ def check(federation: Path, changes: tuple[str, ...]) -> None:
 @click.option("--namespace", "-n", "namespaces", multiple=True, help="Without a FEDERATION: look there (repeatable; default: everywhere).")
 @_explained
 def jobs(federation: Path | None, run_id: str | None, context: str | None, namespaces: tuple[str, ...]) -> None:
-    """List the Jobs in the silos' clusters: silo, action, round, state, since when, why, and whether a hub still wants them.
+    """List the Jobs in the silos' clusters.
+
+    With silo, action, round, state, since when, why, and whether a hub still wants them.
 
     With a FEDERATION, those of its silos; without, those of a cluster. A Job is an orphan when it has not ended although the
     last sign of its run's hub is older than the lease; it ends by itself soon.
@@ -309,7 +317,10 @@ def jobs(federation: Path | None, run_id: str | None, context: str | None, names
 @click.option("--version", "version", help="Version of the registered model; default: the candidate.")
 @_explained
 def promote(federation: Path, version: str | None) -> None:
-    """Make a model version the champion, whatever the gate said; the champion before it is remembered."""
+    """Make a model version the champion.
+
+    Whatever the gate said; the champion before it is remembered.
+    """
     from fedhelp_components.promotion import by_hand
 
     click.echo(by_hand.promote(federation, version))
@@ -319,7 +330,7 @@ def promote(federation: Path, version: str | None) -> None:
 @click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
 @_explained
 def rollback(federation: Path) -> None:
-    """Give the alias `champion` back to the version that had it before."""
+    """Make the champion before this one champion again."""
     from fedhelp_components.promotion import by_hand
 
     click.echo(by_hand.rollback(federation))
