@@ -9,11 +9,11 @@ the seeded start model (commit 0) and which silos are large.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def run(*, federation: str, run_id: str, settings: Mapping[str, Any]) -> Checked
     """
     config = read_federation(federation)
     if settings:
-        config = config.override(**settings)
+        config = _formed(config, settings)
     raise_all(static_problems(config))
     store = open_store(config.store.url, endpoint_url=config.store.endpoint_url)
     started = Run(store, run_id)
@@ -63,6 +63,24 @@ def run(*, federation: str, run_id: str, settings: Mapping[str, Any]) -> Checked
     started.clear_abort()
     check_silos(config, store, started)
     return Checked(config.store.url, config.store.endpoint_url or "", run_id, list(config.silo_names), shards_of(config))
+
+
+def _formed(config: Federation, settings: Mapping[str, Any]) -> Federation:
+    """`config` with the run's form on top, and said what that replaces: a form's default may undo what a file says on purpose."""
+    formed = config.override(**settings)
+    old, new = (_values_at(federation, settings) for federation in (config, formed))
+    for dotted, value in new.items():
+        if value != old[dotted]:
+            say(f"the run's form replaces {dotted}: {value!r} instead of the file's {old[dotted]!r}")
+    return formed
+
+
+def _values_at(config: Federation, dotted_fields: Iterable[str]) -> dict[str, Any]:
+    def below(node: Any, key: str) -> Any:
+        return node[int(key)] if isinstance(node, list) else node[key]
+
+    document = config.model_dump(mode="json")
+    return {dotted: functools.reduce(below, dotted.split("."), document) for dotted in dotted_fields}
 
 
 def shards_of(config: Federation) -> list[str]:
@@ -164,7 +182,7 @@ def static_problems(config: Federation) -> list[FedHelpError]:
             f"store.url: silo {remote[0]!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix"))
     looks: list[Callable[[], object]] = [lambda: tracking_uri(config), lambda: _require_store(config)]
     if config.uses_public_set and config.public_set is not None:
-        looks.append(partial(_require_public_images, config.public_set, config.task))
+        looks.append(functools.partial(_require_public_images, config.public_set, config.task))
     for look in looks:
         try:
             look()
