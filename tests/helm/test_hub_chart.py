@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -24,6 +24,21 @@ def uploaded(objects: Rendered, name: str = "fedhelp.yaml") -> list[dict[str, An
 
 def images_of(spec: dict[str, Any]) -> dict[str, str]:
     return {name: executor["container"]["image"] for name, executor in spec["deploymentSpec"]["executors"].items()}
+
+
+def images_in(node: object) -> Iterator[str]:
+    """Every container's image below `node`, those in pipelines that a ConfigMap holds as text too."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "image" and isinstance(value, str):
+                yield value
+            elif isinstance(value, str) and "deploymentSpec:" in value:
+                yield from images_in(list(yaml.safe_load_all(value)))
+            else:
+                yield from images_in(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from images_in(value)
 
 
 def test_the_variants() -> None:
@@ -53,6 +68,18 @@ def test_federation_yaml_is_one_that_check_takes(variant: str, render: Render) -
 
     assert federation.name == "melanoma"
     assert {silo.dispatch.kind for silo in federation.silos} == {"kubernetes"}
+    assert federation.store.url.startswith("s3://")
+    assert federation.tracking.uri, "MLflow could be nowhere: check would refuse the run"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_image_comes_from_the_registry_that_the_values_name(variant: str, render: Render) -> None:
+    values = yaml.safe_load((HUB / "ci" / f"{variant}-values.yaml").read_text())
+    registry = values["image"]["repository"].split("/")[0]
+    found = set(images_in(list(render(HUB, variant))))
+
+    assert {image.rpartition("/")[2].partition(":")[0] for image in found} == {"hub", "silo"}
+    assert not [image for image in found if not image.startswith(f"{registry}/")]
 
 
 def test_names_that_pipelines_refer_to_are_the_charts(render: Render) -> None:
@@ -89,6 +116,16 @@ def test_the_runs_account_may_start_no_job_and_read_no_secret_but_kubeflows(rend
     assert [rule.get("resourceNames") for rule in rules if "secrets" in rule["resources"]] == [["mlpipeline-minio-artifact"]]
     assert not any("*" in rule["verbs"] or "*" in rule["resources"] for rule in rules)
     assert not objects.has("ClusterRole")
+
+
+def test_pods_of_a_run_get_the_registrys_credentials_from_their_account(render: Render) -> None:
+    values = {"image": {"pullSecrets": ["registry-credentials", "another"]}}
+    objects = render(HUB, "shared-cluster", values)
+    expected = [{"name": "registry-credentials"}, {"name": "another"}]
+
+    assert objects.one("ServiceAccount", "fedhelp-runs")["imagePullSecrets"] == expected
+    assert objects.one("Job", "fedhelp-register")["spec"]["template"]["spec"]["imagePullSecrets"] == expected
+    assert "imagePullSecrets" not in render(HUB, "shared-cluster").one("ServiceAccount", "fedhelp-runs")
 
 
 def test_a_profiles_own_account_is_left_alone(render: Render) -> None:
@@ -224,3 +261,11 @@ def test_the_notes_say_the_next_step() -> None:
 
     assert "kubectl create secret generic fedhelp-store -n fedhelp" in notes
     assert "{kind: ServiceAccount, name: fedhelp-runs, namespace: fedhelp}" in notes
+    assert "MLflow is expected at http://mlflow.mlflow:5000 (federation.tracking.uri)" in notes
+
+
+def test_the_notes_say_that_mlflows_address_is_missing() -> None:
+    done = helm(
+        "install", "mine", HUB, "--dry-run=client", "--values", HUB / "ci" / "shared-cluster-values.yaml", "--set", "federation.tracking.uri=null")
+
+    assert "federation.tracking.uri is missing" in done.stdout.split("NOTES:")[1]

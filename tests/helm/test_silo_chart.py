@@ -202,6 +202,13 @@ def test_credentials_come_from_the_hospitals_own_secret(render: Render) -> None:
     assert not render(SILO, "shared-cluster").has("Secret")
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_example_names_the_registry_of_its_image(variant: str, render: Render) -> None:
+    image = pod_of(render(SILO, variant))["containers"][0]["image"]
+
+    assert image.startswith("registry."), image
+
+
 def test_an_image_can_be_pinned_by_digest(render: Render) -> None:
     image = pod_of(render(SILO, "air-gapped"))["containers"][0]["image"]
 
