@@ -17,6 +17,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "operating.md"
+NAMESPACES = ("fedhelp", "charite", "fedhelp-kleine-klinik")
+_AS = {"tenant": {"HELM_KUBEASUSER": "kleine-klinik", "HELM_KUBEASGROUPS": "system:authenticated"}}
+"""Who runs a block, where that is not the cluster's administrator."""
 _BLOCK = re.compile(r"<!-- run: (?P<name>[a-z]+) -->\n```sh\n(?P<script>.*?)```", re.DOTALL)
 
 
@@ -29,16 +32,19 @@ def said(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) 
     environment = {
         **os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "KUBECONFIG": str(control_plane.kubeconfig()),
         "HUB_OPTIONS": "--set pipelines.enabled=false"}
+    folder = tmp_path_factory.mktemp("guide")
+    (folder / "helm").symlink_to(ROOT / "helm")
     printed = {"before": of_fedhelp_in_the_cluster(control_plane)}
     try:
         for block in _BLOCK.finditer(GUIDE.read_text(encoding="utf-8")):
             done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", block["script"]], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+                ["bash", "-euo", "pipefail", "-c", block["script"]], cwd=folder, env=environment | _AS.get(block["name"], {}), capture_output=True,
+                text=True, timeout=300)
             assert done.returncode == 0, f"block {block['name']}:\n{done.stdout}{done.stderr}"
             printed[block["name"]] = done.stdout + done.stderr
         yield printed
     finally:
-        for name in ("fedhelp", "charite"):
+        for name in NAMESPACES:
             control_plane.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
 
 
@@ -49,7 +55,8 @@ def of_fedhelp_in_the_cluster(control_plane: ControlPlane) -> str:
 
 
 def test_every_step_of_the_guide_works(said: dict[str, str]) -> None:
-    assert list(said) == ["before", "hub", "silo", "look", "upgrade", "uninstall", "forget"]
+    assert list(said) == [
+        "before", "hub", "images", "silo", "administrator", "tenant", "kubeconfig", "renew", "look", "upgrade", "uninstall", "withdraw", "forget"]
 
 
 def test_the_hub_says_what_to_do_next(said: dict[str, str]) -> None:
@@ -59,6 +66,16 @@ def test_the_hub_says_what_to_do_next(said: dict[str, str]) -> None:
 def test_the_hospital_says_what_to_do_next(said: dict[str, str]) -> None:
     assert "helm test fedhelp-silo -n charite" in said["silo"]
     assert "fedhelp-worker" in said["silo"]
+
+
+def test_a_hospital_without_rights_on_the_cluster_installs_all_but_what_the_administrator_did(said: dict[str, str]) -> None:
+    assert "fedhelp-worker.fedhelp-kleine-klinik" in said["administrator"]
+    assert "resourcequota/fedhelp-worker created" in said["administrator"]
+    assert "Hospital kleine-klinik can take part, once an administrator has installed its admission policy" in said["tenant"]
+
+
+def test_the_hubs_kubeconfig_is_kept_in_a_secret(said: dict[str, str]) -> None:
+    assert "secret/fedhelp-kubeconfig created" in said["renew"]
 
 
 def test_the_guide_shows_what_the_hub_may_do(said: dict[str, str]) -> None:
@@ -74,12 +91,13 @@ def test_after_uninstalling_only_the_state_volume_is_left(said: dict[str, str], 
     assert "fedhelp-state" in said["uninstall"]
     kinds = control_plane.kubectl("api-resources", "--verbs=list", "--namespaced", "-o", "name").split()
     look = ("get", ",".join(kinds), "-l", "app.kubernetes.io/part-of=fedhelp", "-o", "name")
-    found = [line for place in ("fedhelp", "charite") for line in control_plane.kubectl(*look, "-n", place, check=False).split()]
+    found = [line for place in NAMESPACES for line in control_plane.kubectl(*look, "-n", place, check=False).split()]
     policies = control_plane.kubectl("get", "validatingadmissionpolicies,validatingadmissionpolicybindings", "-o", "name")
 
     assert [line for line in found if not line.startswith("persistentvolumeclaim/")] == []
     assert set(of_fedhelp_in_the_cluster(control_plane).split()) <= set(said["before"].split())
     assert "fedhelp-worker.charite" not in policies
+    assert "fedhelp-worker.fedhelp-kleine-klinik" not in policies
 
 
 def test_marked_blocks_are_all_found() -> None:
