@@ -1,0 +1,116 @@
+"""The store's policy for one hospital, as docs/security.md has it: all that a silo's run needs, and nothing of others'."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
+from fedhelp_core.config import load_silo
+from fedhelp_core.facts import write_fact
+from fedhelp_core.lease import Lease, lease_keys
+from fedhelp_core.rounds import Run, close_round
+from fedhelp_core.silo import open_silo
+from fedhelp_core.store import LocalStore, open_store, probe
+from tests.components.tiny import SILOS, TinyFederation
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "security.md"
+ROOT = "arn:aws:s3:::federation/melanoma/"
+ACTIONS = {"get": "s3:GetObject", "fetch": "s3:GetObject", "size": "s3:GetObject", "put_new": "s3:PutObject", "put": "s3:PutObject", "delete": "s3:DeleteObject"}
+Allowed = Callable[[str, str], bool]
+Asked = set[tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def allowed() -> Allowed:
+    """allowed(action, object's name): whether the page's policy lets `charite` do it; `*` and `?` match as in S3, '/' too."""
+    found = re.search(r"<!-- policy: charite -->\n```json\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    statements = json.loads(found[1])["Statement"]
+    assert all(statement["Effect"] == "Allow" for statement in statements)
+
+    def asked(action: str, name: str) -> bool:
+        return any(
+            action in statement["Action"] and any(fnmatchcase(ROOT + name, pattern) for pattern in statement["Resource"]) for statement in statements)
+
+    return asked
+
+
+class Asking(LocalStore):
+    """Notes what it is asked for, by the action that S3 wants allowed."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked: Asked = set()
+
+    def __getattribute__(self, name: str) -> object:
+        found = super().__getattribute__(name)
+        if name not in ACTIONS:
+            return found
+        asked: Asked = super().__getattribute__("asked")
+
+        def noted(key: str, *more: object, **named: object) -> object:
+            asked.add((ACTIONS[name], key))
+            return found(key, *more, **named)  # type: ignore[operator]
+
+        return noted
+
+
+def test_the_policy_allows_all_that_a_silos_run_asks_for(
+    make_tiny: Callable[..., TinyFederation], allowed: Allowed, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tiny = make_tiny()
+    federation, run_id = tiny.load(), "a-run"
+    run = Run(open_store(str(tiny.store)), run_id)
+    run.freeze(federation.to_yaml())
+    store = Asking(tiny.store)
+    silos = {name: open_silo(load_silo(tiny.folder / f"{name}.yaml"), store, run_id) for name in SILOS}
+
+    for silo in silos.values():
+        silo.check()
+    write_fact(run.store, run_id, "kinds", dict(zip(SILOS, ("large", "small", "small"), strict=True)))
+    prefetch(store=str(tiny.store), endpoint_url="", run_id=run_id)
+    with Lease(run.store, run_id, 60):
+        for number in range(1, federation.algorithm.rounds + 1):
+            for silo in silos.values():
+                silo.train(last_round=federation.algorithm.rounds, only=number)
+            close_round(run, number, SILOS, min_silos=len(SILOS), deadline_s=60, max_update_bytes=federation.protocol.max_update_bytes)
+    for silo in silos.values():
+        silo.evaluate()
+    for silo in SILOS:
+        for key in lease_keys(run_id, silo):
+            store.size(key)
+    probe(store)
+
+    asked = {(action, key.replace("brno", "charite")) for action, key in store.asked if not re.search(r"/(aachen|coimbra)[-.]", key)}
+    assert {action for action, _ in asked} == {"s3:GetObject", "s3:PutObject", "s3:DeleteObject"}
+    for part in ("updates/charite-", "evaluation/charite.json", "softlabels/", "rounds/0/commit.json", "rounds/1/global-", "abort", "probe-"):
+        assert any(part in key for _, key in asked), part
+    assert [] == sorted((action, key) for action, key in asked if not allowed(action, key))
+
+
+@pytest.mark.parametrize(("action", "name"), [
+    ("s3:GetObject", "runs/r/rounds/1/updates/aachen.json"),
+    ("s3:GetObject", "runs/r/rounds/1/updates/aachen-0123456789abcdef.safetensors"),
+    ("s3:GetObject", "runs/r/silos/aachen.json"),
+    ("s3:GetObject", "runs/r/evaluation/aachen.json"),
+    ("s3:GetObject", "runs/r/report.html"),
+    ("s3:GetObject", "softlabels/ledger/teacher/answers/00001-0123456789abcdef.safetensors"),
+    ("s3:PutObject", "runs/r/rounds/1/updates/aachen.json"),
+    ("s3:PutObject", "runs/r/rounds/1/updates/charite-nord.json"),
+    ("s3:PutObject", "runs/r/rounds/1/updates/charite-nord-0123456789abcdef.safetensors"),
+    ("s3:PutObject", "runs/r/rounds/1/commit.json"),
+    ("s3:PutObject", "runs/r/rounds/2/global-0123456789abcdef.safetensors"),
+    ("s3:PutObject", "runs/r/federation.yaml"),
+    ("s3:PutObject", "runs/r/lease.json"),
+    ("s3:PutObject", "runs/r/abort"),
+    ("s3:DeleteObject", "runs/r/rounds/1/updates/charite.json"),
+])
+def test_the_policy_keeps_a_hospital_from_what_is_others(action: str, name: str, allowed: Allowed) -> None:
+    assert not allowed(action, name)
