@@ -23,7 +23,7 @@ from fedhelp_components.session import dispatcher_for, end, say
 from fedhelp_core.config import Federation, PublicSetConfig, TaskConfig, load_federation
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.documents import SiloReport
-from fedhelp_core.errors import ConfigError, DataError, FedHelpError, PermanentError
+from fedhelp_core.errors import ConfigError, DataError, FedHelpError, NotFound, PermanentError
 from fedhelp_core.facts import write_fact
 from fedhelp_core.kinds import resolve_kinds
 from fedhelp_core.rounds import Run
@@ -116,7 +116,7 @@ def ask_silos(config: Federation, run: Run) -> dict[str, SiloReport]:
 
     Raises:
         JobFailed: a silo found something wrong (every silo listed), checked itself under another name, or reports nonsense.
-        PermanentError: the silos' software is not the same.
+        PermanentError: the silos' software is not the same, or the start model in the store is not the one that they draw.
     """
     dispatcher = dispatcher_for(config, run.run_id)
     try:
@@ -129,7 +129,19 @@ def ask_silos(config: Federation, run: Run) -> dict[str, SiloReport]:
     if len(set(starts.values())) != 1:
         listed = ", ".join(f"{silo}: {sha[:12]}" for silo, sha in starts.items())
         raise PermanentError(f"silos draw different start models from the same seed ({listed}); give all of them the same image version")
+    _require_start_model(run, next(iter(starts.values())))
     return reports
+
+
+def _require_start_model(run: Run, sha256: str) -> None:
+    """Whichever silo came first wrote it; the others did not look at what it wrote."""
+    start = run.commit(0)
+    if start is None:
+        raise NotFound(f"run {run.run_id!r}: every silo has checked itself, but none has written the start model; start another run")
+    if start.global_sha256 != sha256:  # which all who read the weights hold them against
+        raise PermanentError(
+            f"run {run.run_id!r}: the start model in the store is not the one that all silos draw from the seed ({sha256[:12]}); somebody wrote"
+            " another: look at who may write there, and start another run")
 
 
 def _reports(config: Federation, run: Run) -> dict[str, SiloReport]:

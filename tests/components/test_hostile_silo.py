@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 
 import pytest
 
+from fedhelp_core.errors import PermanentError
 from tests.components.test_same_result import run_components
 from tests.components.tiny import Processes, TinyFederation, ended, last_json, succeeded
 
@@ -49,4 +51,14 @@ def test_a_silo_whose_report_makes_no_sense_ends_the_check_with_its_name(make_ti
     code, output = ended(processes.component("check", "--federation", tiny.path, "--run-id", "r"))
     assert code != 0
     assert "brno" in output and "its report makes no sense: " in output and "samples" in output
+    assert "Traceback" not in output
+
+
+def test_a_start_model_that_nobody_draws_from_the_seed_ends_the_check(make_tiny: Callable[..., TinyFederation], processes: Processes) -> None:
+    tiny, other = make_tiny(algorithm__method="fedavg"), make_tiny(algorithm__method="fedavg", runtime__seed=6)
+    succeeded(processes.component("check", "--federation", other.path, "--run-id", "r"))
+    shutil.copytree(other.store / "runs" / "r" / "rounds", tiny.store / "runs" / "r" / "rounds")  # somebody was faster than all silos
+    code, output = ended(processes.component("check", "--federation", tiny.path, "--run-id", "r"))
+    assert code == PermanentError.exit_code
+    assert "the start model in the store is not the one that all silos draw from the seed" in output
     assert "Traceback" not in output
