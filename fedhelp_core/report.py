@@ -249,7 +249,7 @@ def render_summary_table(facts: ReportFacts) -> Table:
     table.add_row("all silos, mean", "", "", number(facts.all_silos_mean()), "")
     table.add_row(Text(f"worst silo: {_printable(worst) or '–'}"), "", "", number(worst_score), "", style="bold")
     if warning := _behind_proxy(facts):
-        table.caption, table.caption_justify = Text(_printable(warning)), "left"
+        table.caption, table.caption_justify = Text(_printable(warning, 600)), "left"
     return table
 
 
@@ -584,6 +584,6 @@ def _bytes(value: int | None) -> str:
     return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
 
 
-def _printable(text: str) -> str:
-    """`text` without control characters, for a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:80])
+def _printable(text: str, most: int = 80) -> str:
+    """The first `most` characters of `text`, without control characters, for a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:most])
