@@ -53,13 +53,13 @@ def _check_silos_here(federation: Federation) -> None:
     here = [silo.model_dump(mode="json") for silo in federation.silos if silo.dispatch.kind == "process"]
     if not here:
         return
+    all_here = len(here) == len(federation.silos)
     with tempfile.TemporaryDirectory(prefix="fedhelp-check-") as folder:
-        local = federation.override(**{"store.url": folder, "store.endpoint_url": None})
-        if len(here) < len(federation.silos):
-            local = local.override(**{"silos": here, "protocol.min_silos": 1})
+        fewer = {} if all_here else {"silos": here, "protocol.min_silos": 1}
+        local = federation.override(**{"store.url": folder, "store.endpoint_url": None, **fewer})
         run = Run(open_store(folder), "check")
         run.freeze(local.to_yaml())
-        if len(here) == len(federation.silos):
+        if all_here:
             check_silos(local, run.store, run)
             return
         for silo, report in ask_silos(local, run).items():  # who is large depends on the others' counts too

@@ -13,14 +13,8 @@ from fedhelp_core.errors import ConfigError
 
 def form_of(federation: Federation) -> dict[str, Any]:
     """The form's parameters as this federation's file sets them."""
-    document = federation.model_dump(mode="json")
-    form: dict[str, Any] = {}
-    for parameter, dotted in FIELDS.items():
-        value: Any = document
-        for key in dotted.split("."):
-            value = value[key]
-        form[parameter] = value
-    return form
+    values = federation.values_at(FIELDS.values())
+    return {parameter: values[dotted] for parameter, dotted in FIELDS.items()}
 
 
 def offered_form_of(federation: Federation, *, source: str) -> dict[str, Any]:

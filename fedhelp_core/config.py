@@ -8,10 +8,11 @@ gives unit and source of its default ("paper" = arXiv 2412.19654, as written dow
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -21,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.models import Entry, entry
+from fedhelp_core.store_url import folder_of
 from fedhelp_core.tasks import TASKS
 
 Method = Literal[
@@ -231,9 +233,10 @@ class StoreConfig(_Model):
 
     @model_validator(mode="after")
     def _is_a_place(self) -> Self:
-        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/*", self.url)
-        if not self.url.strip() or (scheme and scheme[0] not in ("s3://", "file:///")):
-            raise ValueError(f"url: a folder, file:///folder or s3://bucket/prefix expected, got {self.url!r}")
+        try:
+            folder_of(self.url)
+        except ValueError as e:
+            raise ValueError(f"url: {e}") from e
         return self
 
 
@@ -385,10 +388,23 @@ class Federation(_Model):
         Raises:
             ConfigError: no such field, or a value that it does not take.
         """
+        return self.changed(changes, source="--set")
+
+    def changed(self, changes: Mapping[str, Any], *, source: str) -> Federation:
+        """As `override`; `source` names in messages where the changes come from."""
         document = self.model_dump(mode="json")
         for dotted, value in changes.items():
-            _replace(document, dotted, value)
-        return parse_federation(document, source="--set")
+            _replace(document, dotted, value, source)
+        return parse_federation(document, source=source)
+
+    def values_at(self, dotted_fields: Iterable[str]) -> dict[str, Any]:
+        """Each of `dotted_fields`, such as 'silos.0.kind', with its value as JSON has it."""
+
+        def below(node: Any, key: str) -> Any:
+            return node[int(key)] if isinstance(node, list) else node[key]
+
+        document = self.model_dump(mode="json")
+        return {dotted: functools.reduce(below, dotted.split("."), document) for dotted in dotted_fields}
 
     def to_yaml(self) -> str:
         """Canonical text: same federation, same bytes."""
@@ -612,7 +628,7 @@ def _changed(document: Any, dotted_paths: tuple[str, ...], change: Callable[[str
     return document
 
 
-def _replace(document: Any, dotted: str, value: Any) -> None:
+def _replace(document: Any, dotted: str, value: Any, source: str) -> None:
     """Set the field at `dotted` inside `document`; a name that the schema lacks is left for validation to explain."""
     *parents, leaf = dotted.split(".")
     node = document
@@ -620,7 +636,7 @@ def _replace(document: Any, dotted: str, value: Any) -> None:
         key: Any = int(parent) if isinstance(node, list) and parent.isdecimal() else parent
         fits = key < len(node) if isinstance(node, list) and isinstance(key, int) else isinstance(node, dict)
         if not fits:
-            raise ConfigError(f"--set: {dotted}: {'.'.join(parents[:number])} has nothing called {parent!r}; correct the dotted path")
+            raise ConfigError(f"{source}: {dotted}: {'.'.join(parents[:number])} has nothing called {parent!r}; correct the dotted path")
         if number == len(parents):
             node[key] = value
         elif isinstance(node, dict) and node.get(key) is None:

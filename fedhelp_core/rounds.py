@@ -32,6 +32,8 @@ OnEvent = Callable[[dict[str, object]], None]
 _MAX_JSON = 2**20  # bytes of a manifest, report or marker
 _MAX_COMMIT = 16 * 2**20  # bytes; 1000 silos with all the metrics that a manifest may hold stay below
 _MAX_REASON = 500  # characters
+
+
 class Run:
     """One run's objects in a store. Holds no state but what it remembers of write-once objects; threads may share it.
 

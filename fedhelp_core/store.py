@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
-from urllib.parse import unquote, urlsplit
 
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StorageFull, StoreUnavailable
+from fedhelp_core.store_url import folder_of
 
 _T = TypeVar("_T")
 
@@ -75,18 +75,15 @@ def open_store(url: str, *, endpoint_url: str | None = None) -> Store:
     Raises:
         ConfigError: `url` is none of these.
     """
-    if url.startswith("s3://"):
-        from fedhelp_core.store_s3 import S3Store  # boto3 is 30 MB and 0.3 s to import; a folder needs none of it
+    try:
+        folder = folder_of(url)
+    except ValueError as e:
+        raise ConfigError(f"store url: {e}") from e
+    if folder is not None:
+        return LocalStore(folder)
+    from fedhelp_core.store_s3 import S3Store  # boto3 is 30 MB and 0.3 s to import; a folder needs none of it
 
-        return S3Store(url, endpoint_url=endpoint_url)
-    if url.startswith("file://"):
-        parts = urlsplit(url)
-        if parts.netloc not in ("", "localhost") or not parts.path:
-            raise ConfigError(f"store url {url!r}: a file url is file:///absolute/folder, with three slashes")
-        return LocalStore(Path(unquote(parts.path)))
-    if "://" in url or not url:
-        raise ConfigError(f"store url {url!r}: expected a folder, file:///folder or s3://bucket/prefix")
-    return LocalStore(Path(url))
+    return S3Store(url, endpoint_url=endpoint_url)
 
 
 def is_local(store: Store) -> bool:

@@ -9,11 +9,11 @@ the seeded start model (commit 0) and which silos are large.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from fedhelp_core.kinds import resolve_kinds
 from fedhelp_core.rounds import Run
 from fedhelp_core.softlabels.image_sources import open_sources
 from fedhelp_core.store import Store, open_store, probe
+from fedhelp_core.store_url import folder_of
 from fedhelp_core.tracking import tracking_uri
 
 
@@ -67,20 +68,12 @@ def run(*, federation: str, run_id: str, settings: Mapping[str, Any]) -> Checked
 
 def _formed(config: Federation, settings: Mapping[str, Any]) -> Federation:
     """`config` with the run's form on top, and said what that replaces: a form's default may undo what a file says on purpose."""
-    formed = config.override(**settings)
-    old, new = (_values_at(federation, settings) for federation in (config, formed))
+    formed = config.changed(settings, source="the run's form")
+    old, new = config.values_at(settings), formed.values_at(settings)
     for dotted, value in new.items():
         if value != old[dotted]:
             say(f"the run's form replaces {dotted}: {value!r} instead of the file's {old[dotted]!r}")
     return formed
-
-
-def _values_at(config: Federation, dotted_fields: Iterable[str]) -> dict[str, Any]:
-    def below(node: Any, key: str) -> Any:
-        return node[int(key)] if isinstance(node, list) else node[key]
-
-    document = config.model_dump(mode="json")
-    return {dotted: functools.reduce(below, dotted.split("."), document) for dotted in dotted_fields}
 
 
 def shards_of(config: Federation) -> list[str]:
@@ -194,7 +187,7 @@ def static_problems(config: Federation) -> list[FedHelpError]:
             f"store.url: silo {remote[0]!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix"))
     looks: list[Callable[[], object]] = [lambda: tracking_uri(config), lambda: _require_store(config)]
     if config.uses_public_set and config.public_set is not None:
-        looks.append(functools.partial(_require_public_images, config.public_set, config.task))
+        looks.append(partial(_require_public_images, config.public_set, config.task))
     for look in looks:
         try:
             look()
@@ -227,8 +220,9 @@ def raise_all(problems: Sequence[FedHelpError]) -> None:
 
 def _require_store(config: Federation) -> None:
     """A store that keeps its promises."""
-    if Path(config.store.url).exists() and not Path(config.store.url).is_dir():
-        raise ConfigError(f"store.url: a folder expected, but {config.store.url} is a file")
+    folder = folder_of(config.store.url)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"store.url: a folder expected, but {folder} is a file")
     probe(open_store(config.store.url, endpoint_url=config.store.endpoint_url))
 
 

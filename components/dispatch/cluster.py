@@ -11,6 +11,7 @@ import os
 import ssl
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -149,11 +150,15 @@ def contexts() -> list[str]:
     Raises:
         ConfigError: it is there, and no kubeconfig.
     """
-    return [str(context["name"]) for _, document in _kubeconfigs() for context in document["contexts"]]
+    return _names(_kubeconfigs())
 
 
-def _kubeconfigs() -> list[tuple[str, dict[str, Any]]]:
-    """Path and content of the files that are there, as far as everybody needs them: a mapping with a list of named contexts."""
+def _names(documents: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [str(context["name"]) for document in documents for context in document["contexts"]]
+
+
+def _kubeconfigs() -> list[dict[str, Any]]:
+    """Content of the files that are there, as far as everybody needs it: a mapping with a list of named contexts."""
     found = []
     for path in kubeconfig().split(os.pathsep):
         try:
@@ -166,7 +171,7 @@ def _kubeconfigs() -> list[tuple[str, dict[str, Any]]]:
         except (yaml.YAMLError, OSError, ValueError, TypeError, AttributeError) as e:
             raise ConfigError(
                 f"kubeconfig {path}: no file with clusters, users and contexts ({_first_line(e)}); ask the hospital for a new one") from e
-        found.append((path, document))
+        found.append(document)
     return found
 
 
@@ -185,29 +190,30 @@ def _read_credentials(context: str | None, settings: client.Configuration) -> No
         ConfigError: none of these.
     """
     inside = context is None and "KUBERNETES_SERVICE_HOST" in os.environ
-    known = [] if inside else contexts()
+    documents = [] if inside else _kubeconfigs()
     try:
         if inside:
             config.load_incluster_config(client_configuration=settings)
         else:
-            config.load_kube_config(kubeconfig(), context=context or _current_context(), client_configuration=settings)
+            config.load_kube_config(kubeconfig(), context=context or _current_context(documents), client_configuration=settings)
     except (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         if inside:
             raise ConfigError(f"this pod's own account cannot be used ({_first_line(e)}); does its service account mount a token?") from e
+        known = _names(documents)
         if context is not None and known and context not in known:
             raise ConfigError(
                 f"dispatch.context: the kubeconfig has no context {context!r}, only {', '.join(known)}; correct it, or ask the hospital for its"
                 " kubeconfig") from e
-        if not _kubeconfigs():
+        if not documents:
             raise ConfigError(
                 f"no kubeconfig at {kubeconfig()} ($KUBECONFIG), and this process runs in no cluster; set KUBECONFIG to the file with the hospitals'"
                 " contexts") from e
         raise ConfigError(f"kubeconfig {kubeconfig()}: cannot be used ({_first_line(e)}); ask the hospital for a new one") from e
 
 
-def _current_context() -> str | None:
+def _current_context(documents: Sequence[Mapping[str, Any]]) -> str | None:
     """The first that a kubeconfig names, as kubectl has it; of several files the package would take the last one's."""
-    return next((str(document["current-context"]) for _, document in _kubeconfigs() if document.get("current-context")), None)
+    return next((str(document["current-context"]) for document in documents if document.get("current-context")), None)
 
 
 def _tls_of(settings: client.Configuration) -> ssl.SSLContext:

@@ -15,7 +15,7 @@ from fedhelp_components.dispatch.refusals import ApiRefusal, explained, quota_ex
 from fedhelp_components.dispatch.remote import Carrier
 from fedhelp_components.dispatch.request import request_for
 from fedhelp_components.dispatch.watch import Collection
-from fedhelp_core.config import Federation
+from fedhelp_core.config import Federation, SiloEntry
 from fedhelp_core.errors import AccessDenied, FedHelpError
 
 _THREADS = 16
@@ -28,8 +28,7 @@ def preflight(federation: Federation) -> dict[str, FedHelpError | None]:
     carriers, clusters = carriers_of(federation), Clusters()
     silos = [silo for silo in federation.silos if silo.dispatch.kind in carriers]
 
-    def problem(number: int) -> FedHelpError | None:
-        silo = silos[number]
+    def problem(silo: SiloEntry) -> FedHelpError | None:
         try:
             _try_out(federation, silo.name, carriers[silo.dispatch.kind], clusters.of(silo.dispatch.context))
         except FedHelpError as e:
@@ -37,7 +36,7 @@ def preflight(federation: Federation) -> dict[str, FedHelpError | None]:
         return None
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        return dict(zip((silo.name for silo in silos), pool.map(problem, range(len(silos))), strict=True))
+        return dict(zip((silo.name for silo in silos), pool.map(problem, silos), strict=True))
 
 
 def _try_out(federation: Federation, silo: str, carrier: Carrier, cluster: Cluster) -> None:

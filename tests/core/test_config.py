@@ -317,3 +317,15 @@ def test_canonical_text_is_read_back_as_the_same_federation(tmp_path: Path) -> N
     after = load_federation(written(tmp_path, before.to_yaml(), "frozen.yaml"))
     assert after == before
     assert after.digest() == before.digest()
+
+
+@pytest.mark.parametrize("url", ["file:///data/store", "file://localhost/data/store", "/data/store", "s3://bucket/prefix"])
+def test_every_url_that_a_store_opens_may_stand_in_the_file(url: str) -> None:
+    assert federation({"store.url": url}).store.url == url
+
+
+def test_changes_are_named_by_where_they_come_from() -> None:
+    with pytest.raises(ConfigError, match=r"^the form: algorithm\.rounds: .*, got 0$"):
+        federation().changed({"algorithm.rounds": 0}, source="the form")
+    with pytest.raises(ConfigError, match=r"^--set: rounds: unknown field; did you mean 'algorithm\.rounds'\?$"):
+        federation().override(rounds=3)
