@@ -37,7 +37,6 @@ from fedhelp_core.store import Store
 from fedhelp_core.tasks import TASKS
 
 summary_table = render_summary_table
-_LINEAGE = {"mlflow_run": "MLflow's run", "model": "registered model", "version": "its version in the Model Registry", "tracking_uri": "MLflow"}
 _MAX_SUMMARY_BYTES = 64 * 2**20
 
 
@@ -69,7 +68,7 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
             "config sha256": federation.digest(), **({} if soft_labels else {"distillation set": "none used"}), "FedHelp's version": VERSION,
             "global model one round before, sha256": (final.previous_sha256 or "") if final else "",
         },
-        tracking={_LINEAGE[k]: str(v) for k, v in candidate.items() if k in _LINEAGE},
+        tracking={"registered model": f"{federation.registered_name} version {candidate['version']}"} if candidate else {},
         gate=_gate(store, run_id), aborted=run.abort_reason(), finished_at=final.created if final else None)
 
 

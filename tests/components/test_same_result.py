@@ -94,6 +94,7 @@ def test_a_finished_run_goes_to_the_registry_and_its_model_is_loaded_by_alias_in
     assert succeeded(processes.start(sys.executable, program, uri)).strip().splitlines()[-1] == "[3, 8] True"
     page = (tiny.store / "runs" / "first" / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
+    assert "registered model" in page and "tiny version 1" in page
 
     # what the prefetch asked and cost: in MLflow as of round 0, in the report, and its set on demand
     ask = "import sys, mlflow\nrun = mlflow.tracking.MlflowClient(sys.argv[1]).search_runs(['1'])[0]\nprint(run.data.metrics)\n"
