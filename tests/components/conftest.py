@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 
 from tests.components import tiny
 from tests.components.tiny import Processes, TinyFederation
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job passes that on, and tests of Ctrl-C would find it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
