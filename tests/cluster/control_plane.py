@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import secrets
 import shutil
 import ssl
@@ -213,14 +214,16 @@ class ControlPlane:
 
 
 def write_kubeconfig(folder: Path, name: str, cluster: Mapping[str, str], user: Mapping[str, str]) -> Path:
-    """A kubeconfig file with one context called `name`, readable by its owner alone."""
+    """A kubeconfig file with one context called `name`, readable by its owner alone; whoever reads it meanwhile finds a whole one."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (name.replace(":", "-") + ".yaml")
-    path.touch(mode=0o600)
-    path.write_text(json.dumps({
-        "apiVersion": "v1", "kind": "Config", "current-context": name,
-        "clusters": [{"name": "cluster", "cluster": dict(cluster)}], "users": [{"name": name, "user": dict(user)}],
-        "contexts": [{"name": name, "context": {"cluster": "cluster", "user": name}}]}))
+    handle, scratch = tempfile.mkstemp(prefix=".", dir=folder)  # mode 0600
+    with os.fdopen(handle, "w") as file:
+        json.dump({
+            "apiVersion": "v1", "kind": "Config", "current-context": name,
+            "clusters": [{"name": "cluster", "cluster": dict(cluster)}], "users": [{"name": name, "user": dict(user)}],
+            "contexts": [{"name": name, "context": {"cluster": "cluster", "user": name}}]}, file)
+    os.replace(scratch, path)
     return path
 
 

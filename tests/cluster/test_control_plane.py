@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from kubernetes import client, config
 
-from tests.cluster.control_plane import ControlPlane
+from tests.cluster.control_plane import ControlPlane, write_kubeconfig
 
 pytestmark = pytest.mark.cluster
 
@@ -43,6 +44,19 @@ def test_a_user_is_known_by_a_client_certificate_with_its_groups(control_plane: 
     doctor = connected(control_plane.kubeconfig("doctor", groups=["hospital-a"]))
     user = client.AuthenticationV1Api(doctor).create_self_subject_review({}).status.user_info
     assert user.username == "doctor" and "hospital-a" in user.groups
+
+
+def test_a_kubeconfig_that_is_written_again_while_others_read_it_is_whole_at_every_moment(tmp_path: Path) -> None:
+    """A run's tasks and the test around it call kubectl at the same time, and each call writes the administrator's file."""
+    def write() -> Path:
+        return write_kubeconfig(tmp_path, "admin", {"server": "https://127.0.0.1:1"}, {"token": "t" * 4000})
+
+    path = write()
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        writers = [pool.submit(lambda: [write() for _ in range(1000)]) for _ in range(2)]
+        while not all(writer.done() for writer in writers):
+            assert json.loads(path.read_text())["current-context"] == "admin"
+    assert [one.name for one in tmp_path.iterdir()] == ["admin.yaml"] and path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_privileged_pod_is_refused_where_the_namespace_enforces_the_restricted_level(control_plane: ControlPlane, namespace: str) -> None:

@@ -160,10 +160,10 @@ class GraphRun:
         while True:
             try:
                 pod = self._cluster.request("GET", f"/api/v1/namespaces/{self._namespace}/pods/{run.pod}")
-            except RuntimeError:
-                return "Deleted"
-            except OSError:  # the API server is away for a moment: Argo's controller would wait too
-                time.sleep(1)
+            except (RuntimeError, OSError) as error:
+                if ": 404 " in str(error):
+                    return "Deleted"
+                time.sleep(1)  # the API server is away or overloaded for a moment: Argo's controller would wait too
                 continue
             phase = str(pod["status"].get("phase"))
             if phase in ("Succeeded", "Failed"):
