@@ -37,7 +37,7 @@ def check_and_print(path: Path, changes: Mapping[str, Any]) -> None:
         _check_silos_here(federation)
     except FedHelpError as e:
         problems.append(e)
-    elsewhere = [silo.name for silo in federation.silos if silo.dispatch.kind != "process"]
+    elsewhere = [silo.name for silo in federation.silos_in_clusters]
     if elsewhere:
         problems += _what_clusters_refuse(federation)
     raise_all(problems)
@@ -50,7 +50,7 @@ def check_and_print(path: Path, changes: Mapping[str, Any]) -> None:
 
 
 def _check_silos_here(federation: Federation) -> None:
-    here = [silo.model_dump(mode="json") for silo in federation.silos if silo.dispatch.kind == "process"]
+    here = [silo.model_dump(mode="json") for silo in federation.silos_here]
     if not here:
         return
     all_here = len(here) == len(federation.silos)

@@ -80,8 +80,7 @@ def places(federation: Path | None, context: str | None, namespaces: Sequence[st
     found = [
         Place(silo.dispatch.context, silo.namespace) if silo.dispatch.kind == "kubernetes"
         else Place(silo.dispatch.context, silo.dispatch.cluster, ManifestWorkCarrier)
-        for silo in load_federation(federation).silos
-        if silo.dispatch.kind != "process" and context in (None, silo.dispatch.context)]
+        for silo in load_federation(federation).silos_in_clusters if context in (None, silo.dispatch.context)]
     if not found:
         raise ConfigError(f"{federation}: no silo works in {f'context {context!r}' if context else 'a cluster'}; there are no Jobs to list")
     return list(dict.fromkeys(found))

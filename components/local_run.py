@@ -74,7 +74,7 @@ def _print_plan(federation: Federation, run_id: str) -> None:
     console.print(f"run {run_id}: check -> soft_label_prefetch -> federation ({federation.algorithm.rounds} rounds, "
                   f"{len(federation.silos)} silos, method {federation.algorithm.method}) -> evaluation -> promotion")
     print(federation.to_yaml(), end="")
-    if any(silo.dispatch.kind != "process" for silo in federation.silos):
+    if federation.silos_in_clusters:
         from fedhelp_components.dispatch.plan import planned_objects
 
         for planned in planned_objects(federation, run_id):
@@ -117,8 +117,8 @@ def _output_to(log: Any) -> Any:
 
 def work_folder(federation: Federation, run_id: str) -> Path:
     """Where this machine keeps logs and kfp's artifacts of a run."""
-    remote = "://" in federation.store.url
-    folder = Path("fedhelp-runs") / run_id if remote else Path(federation.store.url) / "local" / run_id
+    store = federation.store.folder
+    folder = Path("fedhelp-runs") / run_id if store is None else store / "local" / run_id
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -46,9 +46,8 @@ def dispatcher_for(federation: Federation, run_id: str) -> Dispatcher:
 
 def logs_folder(federation: Federation, run_id: str) -> Path:
     """Where this machine keeps the workers' logs of a run: beside a local store, else in $FEDHELP_LOGS or the working folder."""
-    if "://" not in federation.store.url:
-        return Path(federation.store.url) / "logs" / run_id
-    return Path(os.environ.get("FEDHELP_LOGS", "fedhelp-logs")) / run_id
+    store = federation.store.folder
+    return (Path(os.environ.get("FEDHELP_LOGS", "fedhelp-logs")) if store is None else store / "logs") / run_id
 
 
 def say(message: str) -> None:

@@ -79,8 +79,8 @@ def _filled_form(source: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _only_here(federation: Federation) -> str:
     """What of a federation exists on this machine alone; '' where that is nothing."""
-    here = [f"silo {silo.name!r}, a process of this machine" for silo in federation.silos if silo.dispatch.kind == "process"][:1]
-    store = [] if federation.store.url.startswith("s3://") else [f"store {federation.store.url!r}, a folder of this machine"]
+    here = [f"silo {silo.name!r}, a process of this machine" for silo in federation.silos_here[:1]]
+    store = [] if federation.store.folder is None else [f"store {federation.store.url!r}, a folder of this machine"]
     return ", nor ".join([*here, *store])
 
 

@@ -239,6 +239,11 @@ class StoreConfig(_Model):
             raise ValueError(f"url: {e}") from e
         return self
 
+    @property
+    def folder(self) -> Path | None:
+        """Of this machine; None for a bucket."""
+        return folder_of(self.url)
+
 
 class TrackingConfig(_Model):
     """MLflow."""
@@ -323,6 +328,16 @@ class Federation(_Model):
     def silo_names(self) -> tuple[str, ...]:
         """Names in the order of the file: the order in which updates are summed."""
         return tuple(silo.name for silo in self.silos)
+
+    @property
+    def silos_here(self) -> tuple[SiloEntry, ...]:
+        """Those that work as processes of this machine."""
+        return tuple(silo for silo in self.silos if silo.dispatch.kind == "process")
+
+    @property
+    def silos_in_clusters(self) -> tuple[SiloEntry, ...]:
+        """Those that work as Jobs, wherever that is."""
+        return tuple(silo for silo in self.silos if silo.dispatch.kind != "process")
 
     @model_validator(mode="before")
     @classmethod
@@ -653,7 +668,9 @@ def _validate(model: type[_M], document: Any, source: str) -> _M:
     except ValidationError as e:
         problems: list[str] = []
         for error in e.errors(include_url=False):
-            problems.extend(f"{source}: {line}" for line in _sentences(model, error))
+            owner = _owner(document, _walk(model, error["loc"])[0])
+            for field, _, said in (line.partition(": ") for line in _sentences(model, error)):
+                problems.append(f"{source}: {field}{owner}: {said}")
         raise ConfigError(problems) from None
 
 
@@ -687,6 +704,22 @@ def _sentences(model: type[BaseModel], error: Any) -> list[str]:
     said = re.sub(r" or instance of \w+| or object to extract fields from| for <class '[\w.]+'>| after validation, not \d+", "", error["msg"])
     said = said.replace("Tuple", "List").replace("tuple", "list").replace("dictionary", "mapping")  # YAML's words
     return [f"{field}: {said[0].lower()}{said[1:]}, got {_short(got)}"]
+
+
+def _owner(document: Any, names: list[str]) -> str:
+    """The name of the list's item that a path leads through, such as " ('berlin')" for silos.7.dispatch; '' where there is none."""
+    found, node = "", document
+    for depth, part in enumerate(names):
+        inside = names[depth + 1:]
+        if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+            node = node[int(part)]
+            name = node.get("name") if isinstance(node, dict) else None
+            found = f" ({name!r})" if isinstance(name, str) and inside != ["name"] else ""
+        elif isinstance(node, dict):
+            node = node.get(part)
+        else:
+            break
+    return found
 
 
 def _walk(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str], list[type[BaseModel]]]:

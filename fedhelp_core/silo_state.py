@@ -37,16 +37,14 @@ _FILE = re.compile(r"^round-(\d{5,})\.safetensors$")
 
 
 class StateFolder:
-    """One run's states in one silo."""
+    """One run's states in one silo; its folder appears with the first work, so a silo that was only checked has none."""
 
     def __init__(self, state: Path, run_id: str) -> None:
         self.folder = state / "runs" / run_id
-        with explained(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
 
     def versions(self) -> list[int]:
         """Rounds whose state is on disk, oldest first."""
-        found = (_FILE.match(path.name) for path in self.folder.iterdir())
+        found = (_FILE.match(path.name) for path in self.folder.iterdir()) if self.folder.exists() else ()
         return sorted(int(match.group(1)) for match in found if match)
 
     def before(self, round_number: int) -> SiloState:
@@ -74,6 +72,7 @@ class StateFolder:
         path = self._path(state.round)
         scratch = path.with_suffix(f".{os.getpid()}.tmp")
         with explained(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 write_weights(scratch, {name: tensor.numpy() for name, tensor in state.tensors.items()}, _ARCHITECTURE)
                 os.replace(scratch, path)
@@ -89,13 +88,15 @@ class StateFolder:
         Raises:
             StateLocked: another process holds it.
         """
-        with explained(self.folder), (self.folder / "lock").open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                raise StateLocked(
-                    f"{self.folder}: another process is working on this silo's state; wait for it to end, or stop it, and try again") from e
-            yield
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "lock").open("a") as handle:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as e:
+                    raise StateLocked(
+                        f"{self.folder}: another process is working on this silo's state; wait for it to end, or stop it, and try again") from e
+                yield
 
     def _read(self, version: int) -> SiloState:
         path = self._path(version)

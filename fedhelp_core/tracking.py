@@ -43,7 +43,6 @@ from fedhelp_core.errors import (
     TeacherError,
     TeacherUnavailable,
 )
-from fedhelp_core.store import LocalStore, open_store
 from fedhelp_core.tasks import Metric
 
 if TYPE_CHECKING:
@@ -89,13 +88,12 @@ def tracking_uri(federation: Federation) -> str:
     uri = federation.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if uri:
         return uri
-    url = federation.store.url
-    store = None if url.startswith("s3://") else open_store(url)
-    if not isinstance(store, LocalStore):
+    folder = federation.store.folder
+    if folder is None:
         raise ConfigError(
-            f"tracking.uri: missing, and store {url!r} is no folder where MLflow could keep SQLite; "
+            f"tracking.uri: missing, and store {federation.store.url!r} is no folder where MLflow could keep SQLite; "
             "set tracking.uri or $MLFLOW_TRACKING_URI to your MLflow server")
-    return f"sqlite:///{store.root / 'mlflow.db'}"
+    return f"sqlite:///{folder.absolute() / 'mlflow.db'}"
 
 
 class AsyncTracker:

@@ -29,7 +29,6 @@ from fedhelp_core.kinds import resolve_kinds
 from fedhelp_core.rounds import Run
 from fedhelp_core.softlabels.image_sources import open_sources
 from fedhelp_core.store import Store, open_store, probe
-from fedhelp_core.store_url import folder_of
 from fedhelp_core.tracking import tracking_uri
 
 
@@ -181,10 +180,9 @@ def static_problems(config: Federation) -> list[FedHelpError]:
     found: list[FedHelpError] = []
     if config.algorithm.method == "local":
         found.append(ConfigError("algorithm.method: 'local' has no federation to run; compare it with `fedhelp simulate --methods local,...`"))
-    remote = [silo.name for silo in config.silos if silo.dispatch.kind != "process"]
-    if remote and not config.store.url.startswith("s3://"):
+    if config.silos_in_clusters and config.store.folder is not None:
         found.append(ConfigError(
-            f"store.url: silo {remote[0]!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix"))
+            f"store.url: silo {config.silos_in_clusters[0].name!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix"))
     looks: list[Callable[[], object]] = [lambda: tracking_uri(config), lambda: _require_store(config)]
     if config.uses_public_set and config.public_set is not None:
         looks.append(partial(_require_public_images, config.public_set, config.task))
@@ -220,7 +218,7 @@ def raise_all(problems: Sequence[FedHelpError]) -> None:
 
 def _require_store(config: Federation) -> None:
     """A store that keeps its promises."""
-    folder = folder_of(config.store.url)
+    folder = config.store.folder
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"store.url: a folder expected, but {folder} is a file")
     probe(open_store(config.store.url, endpoint_url=config.store.endpoint_url))

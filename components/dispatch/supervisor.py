@@ -339,7 +339,7 @@ def run_everywhere(
 
 def tick_of(federation: Federation) -> float:
     """Seconds between two looks at this federation's workers."""
-    return _TICK if any(silo.dispatch.kind == "process" for silo in federation.silos) else _REMOTE_TICK
+    return _TICK if federation.silos_here else _REMOTE_TICK
 
 
 def require_none_failed(failed: dict[str, str], what: str) -> None:

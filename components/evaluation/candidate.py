@@ -89,4 +89,5 @@ def _distillation_sha256(session: Session) -> str:
 
 
 def _cache(session: Session) -> Path | None:
-    return None if "://" in session.federation.store.url else Path(session.federation.store.url) / "cache"
+    folder = session.federation.store.folder
+    return None if folder is None else folder / "cache"

@@ -71,7 +71,7 @@ BAD_FEDERATIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no name": ({"name": MISSING}, ("name: missing", "no default")),
     "no store": ({"store": MISSING}, ("store: missing",)),
     "no silos": ({"silos": MISSING}, ("silos: missing",)),
-    "no teacher uri": ({"public_set.teachers.0.uri": MISSING}, ("public_set.teachers.0.uri: missing",)),
+    "no teacher uri": ({"public_set.teachers.0.uri": MISSING}, ("public_set.teachers.0.uri ('teacher'): missing",)),
     "a model that nobody knows": (
         {"algorithm.proxy_model": "resnet21"}, ("algorithm.proxy_model: ", "classes of 2D images expected", "resnet20", "got 'resnet21'")),
     "a model for masks where classes are asked": ({"algorithm.large_model": "unet2d"}, ("algorithm.large_model: ", "resnet110", "got 'unet2d'")),
@@ -110,15 +110,19 @@ BAD_FEDERATIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no public set": ({"public_set": None}, ("public_set: ", "method 'fedhelp' learns from soft labels", "fedhelp-no-api")),
     "no teachers": ({"public_set.teachers": []}, ("public_set.teachers: ", "at least 1 item", "got []")),
     "teacher of one class": ({"public_set.teachers.0.classes": 1}, ("public_set.teachers.0.classes: ", "at least 2 expected", "got 1")),
-    "teacher of no class": ({"public_set.teachers.0.classes": 0}, ("public_set.teachers.0.classes: ", "greater than or equal to 1", "got 0")),
-    "teacher without weight": ({"public_set.teachers.0.weight": 0}, ("public_set.teachers.0.weight: ", "greater than 0", "got 0")),
-    "version as number": ({"public_set.teachers.0.version": 2}, ("public_set.teachers.0.version: ", "string", "got 2")),
+    "teacher of no class": (
+        {"public_set.teachers.0.classes": 0},
+        ("public_set.teachers.0.classes ('teacher'): ", "greater than or equal to 1", "got 0")),
+    "teacher without weight": ({"public_set.teachers.0.weight": 0}, ("public_set.teachers.0.weight ('teacher'): ", "greater than 0", "got 0")),
+    "version as number": ({"public_set.teachers.0.version": 2}, ("public_set.teachers.0.version ('teacher'): ", "string", "got 2")),
     "teacher's kind": (
         {"public_set.teachers.0.kind": "openinferense"},
-        ("public_set.teachers.0.kind: ", "got 'openinferense'", "did you mean 'openinference'?")),
+        ("public_set.teachers.0.kind ('teacher'): ", "got 'openinferense'", "did you mean 'openinference'?")),
     "a silo twice": ({"silos.1.name": "aachen"}, ("silos: ", "'aachen' is used twice", "expected each once")),
-    "dispatch kind": ({"silos.1.dispatch.kind": "kubernets"}, ("silos.1.dispatch.kind: ", "got 'kubernets'", "did you mean 'kubernetes'?")),
-    "process without file": ({"silos.0.dispatch": {}}, ("silos.0.dispatch: ", "silo_config", "'process' needs the path")),
+    "dispatch kind": (
+        {"silos.1.dispatch.kind": "kubernets"},
+        ("silos.1.dispatch.kind ('berlin'): ", "got 'kubernets'", "did you mean 'kubernetes'?")),
+    "process without file": ({"silos.0.dispatch": {}}, ("silos.0.dispatch ('aachen'): ", "silo_config", "'process' needs the path")),
     "promotion out of range": ({"promotion.max_regression": 1.5}, ("promotion.max_regression: ", "less than or equal to 1", "got 1.5")),
     "url as number": ({"store.url": 5}, ("store.url: ", "string", "got 5")),
     "key that is a number": ({"algorithm": {3: 4}}, ("algorithm.3: ", "keys should be strings", "got 3")),
@@ -130,10 +134,14 @@ UNKNOWN_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "one level too high": ({"algorithm.lerning_rate": 1}, "algorithm.lerning_rate: unknown field; did you mean 'algorithm.optimizer.learning_rate'?"),
     "at the top": ({"rounds": 3}, "rounds: unknown field; did you mean 'algorithm.rounds'?"),
     "in a sister section": ({"algorithm.min_silos": 1}, "algorithm.min_silos: unknown field; did you mean 'protocol.min_silos'?"),
-    "in a list's item": ({"silos.0.knd": "large"}, "silos.0.knd: unknown field; did you mean 'kind'?"),
-    "in a list's item, too high": ({"silos.0.residence": "run"}, "silos.0.residence: unknown field; did you mean 'silos.*.dispatch.residency'?"),
-    "in a list's item, too deep": ({"silos.0.dispatch.name": "x"}, "silos.0.dispatch.name: unknown field; did you mean 'silos.*.name'?"),
-    "inside a teacher": ({"public_set.teachers.0.batchsize": 4}, "public_set.teachers.0.batchsize: unknown field; did you mean 'batch_size'?"),
+    "in a list's item": ({"silos.0.knd": "large"}, "silos.0.knd ('aachen'): unknown field; did you mean 'kind'?"),
+    "in a list's item, too high": (
+        {"silos.0.residence": "run"},
+        "silos.0.residence ('aachen'): unknown field; did you mean 'silos.*.dispatch.residency'?"),
+    "in a list's item, too deep": ({"silos.0.dispatch.name": "x"}, "silos.0.dispatch.name ('aachen'): unknown field; did you mean 'silos.*.name'?"),
+    "inside a teacher": (
+        {"public_set.teachers.0.batchsize": 4},
+        "public_set.teachers.0.batchsize ('teacher'): unknown field; did you mean 'batch_size'?"),
     "like nothing": ({"tracking.xyzzy": 4}, "tracking.xyzzy: unknown field; remove it"),
 }
 
@@ -205,8 +213,8 @@ def test_everything_wrong_is_listed_at_once(tmp_path: Path) -> None:
     })
     problems = problems_of(load_federation, written(tmp_path, document))
     assert sorted(problem.partition(":")[0] for problem in problems) == [
-        "algorithm.lerning_rate", "algorithm.rounds", "name", "protocol.round_deadline", "public_set.teachers.0.weight",
-        "silos.0.dispatch", "silos.1.dispatch.kind"]
+        "algorithm.lerning_rate", "algorithm.rounds", "name", "protocol.round_deadline", "public_set.teachers.0.weight ('teacher')",
+        "silos.0.dispatch ('aachen')", "silos.1.dispatch.kind ('berlin')"]
 
 
 def test_fields_that_do_not_fit_together_are_listed_at_once(tmp_path: Path) -> None:
@@ -219,7 +227,7 @@ def test_fields_that_do_not_fit_together_are_listed_at_once(tmp_path: Path) -> N
 def test_wrong_entries_are_not_also_called_missing(tmp_path: Path) -> None:
     document = changed(federation_document(), {"silos.0.name": "A", "silos.1.name": "B", "public_set.teachers.0.classes": 0})
     problems = problems_of(load_federation, written(tmp_path, document))
-    assert [problem.partition(":")[0] for problem in problems] == ["public_set.teachers.0.classes", "silos.0.name", "silos.1.name"]
+    assert [problem.partition(":")[0] for problem in problems] == ["public_set.teachers.0.classes ('teacher')", "silos.0.name", "silos.1.name"]
 
 
 def test_a_long_wrong_value_is_cut_short(tmp_path: Path) -> None:
