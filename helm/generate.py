@@ -4,8 +4,8 @@
     python helm/generate.py --check    only say which are not in step (exit code 1)
 
 The table of values in each README comes from the `# --` comments of values.yaml; the hub's pipelines from
-fedhelp_pipelines.graphs; the schema of the hub's `federation` value from fedhelp_core.config. tests/helm/test_generated.py
-holds them in step.
+fedhelp_pipelines.graphs; what their form shows of a federation from the form's fields and the tasks' defaults; the schema of the
+hub's `federation` value from fedhelp_core.config. tests/helm/test_generated.py holds them in step.
 """
 
 from __future__ import annotations
@@ -103,6 +103,18 @@ def pipelines() -> dict[str, str]:
     return {f"{name}.yaml": compiled(name) for name in PIPELINES}
 
 
+def form() -> str:
+    """Where in the hub's `federation` value each parameter of the run form is found, and what a task's name alone sets."""
+    from fedhelp_components.check.form import FIELDS
+    from fedhelp_core.tasks import TASKS
+
+    defaults = {
+        name: {parameter: task.defaults[field.removeprefix("algorithm.")] for parameter, field in FIELDS.items()
+               if field.startswith("algorithm.") and field.removeprefix("algorithm.") in task.defaults}
+        for name, task in TASKS.items()}
+    return yaml.safe_dump({"fields": FIELDS, "tasks": {name: found for name, found in defaults.items() if found}}, sort_keys=False)
+
+
 def hub_schema() -> str:
     """The hub's values.schema.json with the product's own schema of a federation in it."""
     from fedhelp_core.config import Federation
@@ -117,6 +129,7 @@ def generated() -> dict[Path, str]:
     """Every made file, as it should be."""
     files = {HERE / chart / "README.md": readme(chart) for chart in CHARTS}
     files[HERE / "fedhelp-hub" / "values.schema.json"] = hub_schema()
+    files[HERE / "fedhelp-hub" / "files" / "form.yaml"] = form()
     files |= {HERE / "fedhelp-hub" / "files" / "pipelines" / name: text for name, text in pipelines().items()}
     return files
 

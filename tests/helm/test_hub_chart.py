@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from fedhelp_components.check.form import FIELDS
+from fedhelp_components.run_form import form_of
 from fedhelp_core.config import parse_federation
+from fedhelp_core.tasks import TASKS
 from fedhelp_pipelines.graphs import FEDERATION_CONFIG_MAP, MLFLOW_SECRET, STORE_SECRET, TEACHERS_FOLDER, TEACHERS_SECRET
 from tests.helm.conftest import HUB, OPTIONAL_APIS, Rendered, helm, variants
 
@@ -175,6 +178,38 @@ def test_tasks_run_in_this_installations_images(render: Render) -> None:
 
     assert set(images_of(spec).values()) == {"registry.example/hub:0.1.0", f"registry.example/silo@{digest}"}
     assert images_of(spec)["exec-check"] == "registry.example/hub:0.1.0"
+
+
+def shown_by(objects: Rendered) -> dict[str, Any]:
+    """The form's parameters as the UI shows them before anybody touches it."""
+    inputs = uploaded(objects)[0]["root"]["inputDefinitions"]["parameters"]
+    return {parameter: inputs[parameter]["defaultValue"] for parameter in FIELDS}
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_the_form_shows_what_the_federation_says(task: str, render: Render) -> None:
+    """Whoever changes nothing in it runs the federation as its file has it, what the task's name alone sets included."""
+    by_task = {"task": {"name": task, "image_size": 64}}
+    itself = {
+        "algorithm": {"rounds": 7, "rank_weight": 0, "optimizer": {"learning_rate": 0.01}}, "runtime": {"seed": 0},
+        "protocol": {"min_silos": 2, "round_deadline": 90, "lease": 60}}
+
+    for said in (by_task, by_task | itself):
+        objects = render(HUB, "kubernetes-native", {"federation": said, "pipelines": {"kubernetesNative": False}})
+        document = yaml.safe_load(objects.one("ConfigMap", "fedhelp-federation")["data"]["federation.yaml"])
+        assert shown_by(objects) == form_of(parse_federation(document, source="the chart's"))
+
+
+def test_the_form_of_kubernetes_native_pipelines_shows_it_too(render: Render) -> None:
+    objects = render(HUB, "kubernetes-native", {"federation": {"algorithm": {"rounds": 7}}})
+    inputs = objects.one("PipelineVersion")["spec"]["pipelineSpec"]["root"]["inputDefinitions"]["parameters"]
+
+    assert inputs["rounds"]["defaultValue"] == 7
+    assert inputs["local_epochs"]["defaultValue"] == 1
+
+
+def test_a_method_that_no_pipeline_runs_is_refused(refusal: Refusal) -> None:
+    assert "the run form's method is one of fedhelp, fedavg, " in refusal(HUB, "shared-cluster", {"federation": {"algorithm": {"method": "local"}}})
 
 
 def test_tasks_get_federation_yaml_and_credentials_where_they_exist(render: Render) -> None:

@@ -1,6 +1,7 @@
 {{/*
 A compiled pipeline, made ready for this installation. Takes {"root": $, "name": "fedhelp"}; gives JSON
-{"pipelineSpec": ..., "platformSpec": ...} with this release's image, and the public images mounted where tasks read them.
+{"pipelineSpec": ..., "platformSpec": ...} with this release's images, a form that shows the federation's own settings, and the
+public images mounted where tasks read them.
 */}}
 {{- define "hub.pipeline" -}}
 {{- $root := .root -}}
@@ -11,6 +12,13 @@ A compiled pipeline, made ready for this installation. Takes {"root": $, "name":
 {{- $documents := splitList "\n---\n" $text -}}
 {{- $spec := index $documents 0 | fromYaml -}}
 {{- $platform := index $documents 1 | fromYaml -}}
+{{- range $parameter, $value := include "hub.form" $root | fromJson -}}
+{{- $field := index $spec.root.inputDefinitions.parameters $parameter -}}
+{{- if and $field.literals (not (has $value $field.literals)) -}}
+{{- fail (printf "federation: the run form's %s is one of %s, got %v; change it" $parameter (join ", " $field.literals) $value) -}}
+{{- end -}}
+{{- $_ := set $field "defaultValue" $value -}}
+{{- end -}}
 {{- with $root.Values.publicImages.claimName -}}
 {{- $folder := ($root.Values.federation.public_set | default dict).images | required "publicImages.claimName: federation.public_set.images must say where the public images are mounted, such as /public" -}}
 {{- $mount := dict "mountPath" $folder "constant" . "pvcNameParameter" (dict "runtimeValue" (dict "constant" .)) -}}
@@ -21,6 +29,23 @@ A compiled pipeline, made ready for this installation. Takes {"root": $, "name":
 {{- end -}}
 {{- end -}}
 {{- dict "pipelineSpec" $spec "platformSpec" $platform | toJson -}}
+{{- end }}
+
+{{/* What the federation says of the run form's parameters, itself or by its task; JSON {parameter: value}. The rest keep the paper's settings. */}}
+{{- define "hub.form" -}}
+{{- $form := .Files.Get "files/form.yaml" | fromYaml -}}
+{{- $federation := .Values.federation -}}
+{{- $found := get $form.tasks (dig "task" "name" "" $federation) | default dict | deepCopy -}}
+{{- range $parameter, $path := $form.fields -}}
+{{- $value := $federation -}}
+{{- range splitList "." $path -}}
+{{- $value = dig . "" ($value | default dict) -}}
+{{- end -}}
+{{- if not (or (kindIs "invalid" $value) (eq (toString $value) "")) -}}
+{{- $_ := set $found $parameter $value -}}
+{{- end -}}
+{{- end -}}
+{{- $found | toJson -}}
 {{- end }}
 
 {{/* The name of this content: another content is another version. */}}

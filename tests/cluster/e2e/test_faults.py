@@ -32,7 +32,7 @@ def running(world: World, run_id: str, **changes: object) -> Iterator[GraphRun]:
     """A run in the background; leaves when it has ended, and raises what it raised."""
     run = world.new_run()
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
-        future = pool.submit(run.run, world.arguments(run_id=run_id, **changes))
+        future = pool.submit(run.run, {"run_id": run_id, **changes})
         try:
             yield run
         except BaseException:
@@ -121,7 +121,7 @@ def test_a_job_that_kueue_admits_evicts_and_admits_again_ends_in_the_same_model(
 def test_a_run_whose_hub_pods_were_killed_goes_on_where_it_was_when_it_is_started_again(world: World, expected: str) -> None:
     with pytest.raises(TaskFailed):
         kill_hub_in_round_2(world, "hub-killed")
-    world.new_run().run(world.arguments(run_id="hub-killed"))
+    world.new_run().run({"run_id": "hub-killed"})
     assert world.final_sha256("hub-killed") == expected
 
 

@@ -8,8 +8,6 @@ from typing import Any, Self
 
 import yaml
 
-from fedhelp_components.run_form import form_of
-from fedhelp_core.config import parse_federation
 from fedhelp_core.facts import read_fact
 from fedhelp_core.rounds import Run
 from fedhelp_core.store import Store, open_store
@@ -104,10 +102,6 @@ class World:
     def new_run(self, pipeline: str = "fedhelp") -> GraphRun:
         """A run of the pipeline as the hub's chart registered it."""
         return GraphRun(self.node.cluster, self._registered(pipeline), namespace=HUB_NAMESPACE, service_account=HUB_ACCOUNT)
-
-    def arguments(self, **changes: Any) -> dict[str, Any]:
-        """The form as a person fills it in: the federation's own settings, and `changes`."""
-        return {"federation": "/etc/fedhelp/federation.yaml", **form_of(parse_federation(self.document, source="the tests' federation")), **changes}
 
     def simulated_sha256(self) -> str:
         """What every undisturbed run must end in."""
