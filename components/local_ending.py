@@ -32,7 +32,7 @@ class Ending:
 
     def was_before(self) -> bool:
         """Whether the run has come to its end already, with this config, and its model is registered still. False where nobody can tell."""
-        from fedhelp_core.tracking import Registry
+        from fedhelp_core.tracking.registry import Registry
 
         store = self._store()
         try:
@@ -53,7 +53,7 @@ class Ending:
     def tell_again(self) -> None:
         """Instead of a run that has ended before: that nothing was done, and what the model is now."""
         from fedhelp_components.evaluation.report import write_report
-        from fedhelp_core.tracking import Registry
+        from fedhelp_core.tracking.registry import Registry
 
         print(f"run {self.run_id} was finished before, so nothing was trained; this starts another one: {self._another_run()}\n")
         store, registry = self._store(), Registry.for_federation(self.federation)
@@ -76,7 +76,7 @@ class Ending:
             out.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _tell_how_to_go_on(self, *, can_roll_back: bool, can_promote: bool) -> None:
-        from fedhelp_core.tracking import tracking_uri
+        from fedhelp_core.tracking.server import tracking_uri
 
         print(f"\nReport     {self._store().fetch(f'runs/{self.run_id}/report.html')}")
         print(f"Log        {self.log}")

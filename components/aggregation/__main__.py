@@ -17,7 +17,7 @@ from fedhelp_core.errors import NotFound
 from fedhelp_core.facts import read_fact
 from fedhelp_core.rounds import close_round
 from fedhelp_core.softlabels.report import FACT, numbers
-from fedhelp_core.tracking import AsyncTracker
+from fedhelp_core.tracking.runs import AsyncTracker
 
 
 def run(*, store: str, endpoint_url: str, run_id: str, progress_file: str = "") -> str:

@@ -29,7 +29,7 @@ from fedhelp_core.kinds import resolve_kinds
 from fedhelp_core.rounds import Run
 from fedhelp_core.softlabels.image_sources import open_sources
 from fedhelp_core.store import Store, open_store, probe
-from fedhelp_core.tracking import tracking_uri
+from fedhelp_core.tracking.server import tracking_uri
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from fedhelp_core.facts import read_fact
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.softlabels.report import FACT
 from fedhelp_core.tasks import TASKS, Metric
-from fedhelp_core.tracking import Tracker
+from fedhelp_core.tracking.runs import Tracker
 
 
 def register_candidate(session: Session, final: Commit, evaluations: Mapping[str, SiloEvaluation], metrics: dict[str, float]) -> str:

@@ -9,7 +9,8 @@ from fedhelp_components.evaluation.report import write_report
 from fedhelp_components.session import end, open_session, run_parser, say
 from fedhelp_core.facts import write_fact
 from fedhelp_core.tasks import TASKS
-from fedhelp_core.tracking import Registry, gate
+from fedhelp_core.tracking.gate import gate
+from fedhelp_core.tracking.registry import Registry
 
 
 def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> str:

@@ -8,7 +8,7 @@ from fedhelp_core.config import Federation, load_federation
 from fedhelp_core.errors import FedHelpError
 from fedhelp_core.facts import read_fact
 from fedhelp_core.store import open_store
-from fedhelp_core.tracking import Registry
+from fedhelp_core.tracking.registry import Registry
 
 
 def promote(path: Path, version: str | None) -> str:

@@ -53,7 +53,7 @@ def train_teacher(
 
 def save_teacher(model: torch.nn.Module, folder: Path, *, architecture: str, task: TaskConfig) -> None:
     """Write `model` as an MLflow pyfunc folder that `mlflow.pyfunc.load_model` reads."""
-    from fedhelp_core.tracking import save_pyfunc_from_code
+    from fedhelp_core.tracking.models import save_pyfunc_from_code
     from fedhelp_core.weights import write_weights
 
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -157,7 +157,7 @@ class MlflowTeacher:
         del question  # a pyfunc model says too little about images to check it
         with self._asked:
             if self._predict is None:
-                from fedhelp_core.tracking import load_pyfunc  # MLflow takes seconds to import
+                from fedhelp_core.tracking.models import load_pyfunc  # MLflow takes seconds to import
 
                 self._predict, self._served_version = load_pyfunc(self.config.uri)
         return Readiness(batch_size=self.config.batch_size, concurrency=1, served_version=self._served_version)

@@ -26,7 +26,7 @@ from fedhelp_core.data.phantom.dermoscopy import Camera
 from fedhelp_core.data.phantom.fed_isic import PUBLIC, Site, write_fed_isic
 from fedhelp_core.rounds import Run
 from fedhelp_core.store import open_store
-from fedhelp_core.tracking import save_pyfunc_from_code
+from fedhelp_core.tracking.models import save_pyfunc_from_code
 
 SILOS = ("aachen", "brno", "coimbra")
 ROUNDS = 2

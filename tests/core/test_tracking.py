@@ -20,18 +20,21 @@ import numpy as np
 import pytest
 import torch
 
-from fedhelp_core import tracking
 from fedhelp_core.config import Federation, parse_federation
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StoreUnavailable, TeacherError
 from fedhelp_core.models.build import build_model
 from fedhelp_core.tasks import TASKS
-from fedhelp_core.tracking import AsyncTracker, Registry, Tracker, gate, load_pyfunc, save_pyfunc_from_code, tracking_uri
+from fedhelp_core.tracking.gate import gate
+from fedhelp_core.tracking.models import load_pyfunc, save_pyfunc_from_code
+from fedhelp_core.tracking.registry import Registry
+from fedhelp_core.tracking.runs import AsyncTracker, Tracker
+from fedhelp_core.tracking.server import client_of, tracking_uri
 
 _KILLED_AMID_MIGRATIONS = """
 import os, signal, sys
 from alembic.ddl.impl import DefaultImpl
 from fedhelp_core.config import Federation
-from fedhelp_core.tracking import Tracker
+from fedhelp_core.tracking.runs import Tracker
 
 DefaultImpl.drop_table = lambda *args, **kw: os.kill(os.getpid(), signal.SIGKILL)  # the new table is there, the old one not yet gone
 Tracker.for_run(Federation.model_validate_json(sys.argv[2]), "r").log_final({"a": 0.5})
@@ -103,10 +106,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, database: bytes) -> Iterato
         os.killpg(process.pid, 15)
         process.wait(10)
         log.close()
-
-
-def client_of(uri: str) -> Any:
-    return tracking._client(uri)  # with the product's quiet settings: mlflow reads some when it is imported
 
 
 def runs_of(federation: Federation, run_id: str) -> list[Any]:
@@ -210,7 +209,7 @@ class TestRounds:
         (tmp_path / "federation.yaml").write_text(federation.to_yaml())
         script = (
             "import sys, time\nfrom pathlib import Path\nfrom fedhelp_core.config import load_federation\n"
-            "from fedhelp_core.tracking import AsyncTracker\n"
+            "from fedhelp_core.tracking.runs import AsyncTracker\n"
             "with AsyncTracker.for_run(load_federation(Path(sys.argv[1])), 'r') as tracker:\n"
             "    for number in range(1, 10**6):\n"
             "        tracker.log_round(number, {'mean_loss': 1 / number, 'a.accuracy': number / 10})\n        time.sleep(0.1)\n")
@@ -281,7 +280,7 @@ class TestRounds:
     def test_more_rounds_than_memory_is_meant_for_are_dropped_and_counted(
         self, federation: Federation, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("fedhelp_core.tracking._ROUNDS_KEPT", 5)
+        monkeypatch.setattr("fedhelp_core.tracking.runs._ROUNDS_KEPT", 5)
         with AsyncTracker.for_run(federation.override(**{"tracking.uri": NOBODY}), "r") as tracker:
             for number in range(1, 13):
                 tracker.log_round(number, {"mean_loss": 0.5})
@@ -291,7 +290,7 @@ class TestRounds:
     def test_a_server_that_hangs_holds_the_end_no_longer_than_it_may(
         self, federation: Federation, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("fedhelp_core.tracking._CLOSING_WAIT", 0.5)
+        monkeypatch.setattr("fedhelp_core.tracking.runs._CLOSING_WAIT", 0.5)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         with socket.socket() as deaf:  # accepts, never answers
             deaf.bind(("127.0.0.1", 0))
@@ -306,7 +305,7 @@ class TestRounds:
             assert not tracker._thread.is_alive()
 
     def test_what_an_absent_server_missed_is_logged_when_it_is_back(self, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("fedhelp_core.tracking._RETRY_AFTER", 0.2)
+        monkeypatch.setattr("fedhelp_core.tracking.runs._RETRY_AFTER", 0.2)
         database = Path(federation.store.url) / "mlflow.db"
         content = database.read_bytes()
         database.write_bytes(b"no database" * 1000)
@@ -324,9 +323,9 @@ class TestRounds:
         (tmp_path / "federation.yaml").write_text(federation.to_yaml())
         script = (
             "import sys, time, threading\nfrom pathlib import Path\nfrom fedhelp_core.config import load_federation\n"
-            "from fedhelp_core import tracking\n"
+            "from fedhelp_core.tracking.runs import AsyncTracker\n"
             "assert 'mlflow' not in sys.modules and 'torch' not in sys.modules\n"
-            "tracker = tracking.AsyncTracker.for_run(load_federation(Path(sys.argv[1])), 'r')\n"
+            "tracker = AsyncTracker.for_run(load_federation(Path(sys.argv[1])), 'r')\n"
             "assert 'mlflow' not in sys.modules\n"
             "with tracker:\n    started = time.monotonic()\n    tracker.log_round(1, {'mean_loss': 1.0})\n    took = time.monotonic() - started\n"
             "assert 'mlflow' in sys.modules and took < 0.2, took\n")

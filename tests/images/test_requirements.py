@@ -26,7 +26,7 @@ NOT_ON_THE_HUB = {
     ("fedhelp_core.data.public", "fedhelp_core.data.volumes"),
     ("fedhelp_core.models", "fedhelp_core.models.resnet"),  # building models, which silos do; the hub knows their names
     ("fedhelp_core.models", "fedhelp_core.models.unet"),
-    ("fedhelp_core.tracking", "torch"),  # logging and loading models, which evaluation and teachers do, in the silo image
+    ("fedhelp_core.tracking.models", "torch"),  # logging and loading models, which evaluation and teachers do, in the silo image
 }
 
 

@@ -1,0 +1,185 @@
+"""The Model Registry: candidate, champion, and who was champion before. Called by promotion and by `promote` and `rollback`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fedhelp_core.config import Federation
+from fedhelp_core.errors import NotFound, PermanentError
+from fedhelp_core.tracking.models import _IDENTITY_TAGS
+from fedhelp_core.tracking.server import client_of, explained, tracking_uri
+
+CANDIDATE = "candidate"
+CHAMPION = "champion"
+SCORES_TAG = "fedhelp.scores"
+PREVIOUS_TAG = "fedhelp.previous_champions"  # of the registered model: versions, the last one last
+_NOTED = ("kind", "test_sha256")  # of a silo in SCORES_TAG, beside its scores
+_CHAMPIONS_KEPT = 20
+_VERSIONS_LISTED = 20  # in a message
+
+
+class Promoted(NamedTuple):
+    """The champion, and who it took the place of: itself where nothing changed, None where nobody was champion."""
+
+    version: str
+    replaced: str | None
+
+
+class Registry:
+    """The Model Registry: what is candidate, what is champion, and what was."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._opened: Any = None
+
+    @classmethod
+    def for_federation(cls, federation: Federation) -> Registry:
+        """The registry beside the federation's runs; contacts nothing yet.
+
+        Raises:
+            ConfigError: no tracking URI can be told.
+        """
+        return cls(tracking_uri(federation))
+
+    def scores_of(self, name: str, version: str) -> dict[str, dict[str, Any]]:
+        """Silo -> its score by the task's metric's name, kind and test_sha256, as evaluation noted them at this version.
+
+        Raises:
+            NotFound: no such version, or nothing noted.
+            PermanentError: what is noted cannot be read.
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        with explained(self._uri):
+            text = self._version(name, version).tags.get(SCORES_TAG)
+        if text is None:
+            raise NotFound(
+                f"model {name!r} version {version}: no tag {SCORES_TAG}, so it was not registered by FedHelp's evaluation and cannot be"
+                " compared; decide by hand: fedhelp promote")
+        try:
+            return _checked_scores(json.loads(text))
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
+            raise PermanentError(
+                f"model {name!r} version {version}: tag {SCORES_TAG} cannot be read ({e}); expected JSON of silo ->"
+                " a score, kind, test_sha256; mend it in MLflow, or decide by hand: fedhelp promote") from e
+
+    def champion(self, name: str) -> str | None:
+        """The version with alias `champion`; None where there is none.
+
+        Raises:
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        try:
+            with explained(self._uri):
+                return self._aliases(name).get(CHAMPION)
+        except NotFound:
+            return None
+
+    def champion_before(self, name: str) -> str | None:
+        """The version that `rollback` would make champion; None where there is none.
+
+        Raises:
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        champion = self.champion(name)
+        with explained(self._uri):
+            before = self._champions_before(name, champion) if champion is not None else []
+        return before[-1] if before else None
+
+    def run_of(self, name: str, version: str) -> str | None:
+        """The id of the run that `version` is of; None where it does not say.
+
+        Raises:
+            NotFound: no such version.
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        with explained(self._uri):
+            run: str | None = self._version(name, version).tags.get(_IDENTITY_TAGS[0])
+        return run
+
+    def promote(self, name: str, version: str | None) -> Promoted:
+        """Make `version` (None: the candidate) champion and remember the one before it.
+
+        Raises:
+            NotFound: no such model or version, or no candidate.
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        with explained(self._uri):
+            aliases = self._aliases(name)
+            version = version or aliases.get(CANDIDATE)
+            if version is None:
+                raise NotFound(f"model {name!r}: no version has the alias {CANDIDATE!r}; run evaluation first, or name a version")
+            self._require_version(name, version)  # before anything is changed
+            champion = aliases.get(CHAMPION)
+            if champion == version:
+                return Promoted(version, version)
+            if champion is not None:
+                self._remember(name, [*self._champions_before(name, champion), champion])
+            self._client().set_registered_model_alias(name, CHAMPION, version)  # last: a kill before it leaves the old champion
+            return Promoted(version, champion)
+
+    def rollback(self, name: str) -> str:
+        """Give alias `champion` back to the version that had it before; that version.
+
+        Raises:
+            NotFound: there is no model or no champion, or none was before it, or that one has been deleted.
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        with explained(self._uri):
+            champion = self._aliases(name).get(CHAMPION)
+            if champion is None:
+                raise NotFound(f"model {name!r}: no version is champion; make one: fedhelp promote")
+            before = self._champions_before(name, champion)
+            if not before:
+                raise NotFound(
+                    f"model {name!r}: no champion was there before version {champion}; `fedhelp promote FEDERATION --version NUMBER` chooses another")
+            previous = before.pop()
+            self._require_version(name, previous)
+            self._client().set_registered_model_alias(name, CHAMPION, previous)
+            self._remember(name, before)
+            return previous
+
+    def _champions_before(self, name: str, champion: str) -> list[str]:
+        """Champions before the present one, the last one last. A killed promotion may have noted the present one already."""
+        noted = self._client().get_registered_model(name).tags.get(PREVIOUS_TAG, "")
+        versions = [version for version in noted.split(",") if version]
+        while versions and versions[-1] == champion:
+            versions.pop()
+        return versions
+
+    def _remember(self, name: str, versions: Sequence[str]) -> None:
+        self._client().set_registered_model_tag(name, PREVIOUS_TAG, ",".join(versions[-_CHAMPIONS_KEPT:]))
+
+    def _aliases(self, name: str) -> dict[str, str]:
+        return {alias: str(version) for alias, version in self._client().get_registered_model(name).aliases.items()}
+
+    def _require_version(self, name: str, version: str) -> None:
+        there = sorted((str(found.version) for found in self._client().search_model_versions(f"name = '{name}'")), key=int)
+        if version not in there:
+            listed = ("... " if len(there) > _VERSIONS_LISTED else "") + ", ".join(there[-_VERSIONS_LISTED:])
+            choice = f"choose one of {listed}: fedhelp promote FEDERATION --version NUMBER" if there else "run evaluation first"
+            raise NotFound(f"model {name!r} has no version {version!r}; {choice}")
+
+    def _version(self, name: str, version: str) -> Any:
+        return self._client().get_model_version(name, version)
+
+    def _client(self) -> Any:
+        if self._opened is None:
+            self._opened = client_of(self._uri)
+        return self._opened
+
+
+def _checked_scores(document: Any) -> dict[str, dict[str, Any]]:
+    if not document:
+        raise ValueError("no silo in it")
+    scores: dict[str, dict[str, Any]] = {}
+    for silo, noted in document.items():
+        values = {str(name): float(value) for name, value in noted.items() if name not in _NOTED}
+        if not values:
+            raise ValueError(f"no score of {silo}")
+        if not all(map(math.isfinite, values.values())):
+            raise ValueError(f"{', '.join(values)} of {silo} is not finite")
+        scores[str(silo)] = values | {key: str(noted[key]) for key in _NOTED}
+    return scores
