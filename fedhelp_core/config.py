@@ -7,12 +7,9 @@ gives unit and source of its default ("paper" = arXiv 2412.19654, as written dow
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
-import itertools
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -20,6 +17,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from fedhelp_core.config_errors import models_in, nearest, sentences
+from fedhelp_core.config_files import read_yaml, template_in, with_absolute_paths, with_changed
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.models import Entry, entry
 from fedhelp_core.store_url import folder_of
@@ -73,7 +72,7 @@ class TaskConfig(_Model):
     @model_validator(mode="after")
     def _fields_make_sense(self) -> Self:
         if self.name not in TASKS:
-            near = _nearest(self.name, list(TASKS))
+            near = nearest(self.name, list(TASKS))
             raise ValueError(f"name: one of {', '.join(TASKS)} expected, got {self.name!r}" + (f"; did you mean {near!r}?" if near else ""))
         if len(self.classes) < 2:
             raise ValueError(f"classes: at least 2 names expected, got {len(self.classes)}")
@@ -515,8 +514,8 @@ def load_federation(path: str | Path) -> Federation:
         ConfigError: with every problem found.
     """
     path = Path(path)
-    document = _absolute(_read_yaml(path), path.parent, _FEDERATION_PATHS)
-    return parse_federation(_changed(document, _FEDERATION_FILES, lambda file: _template_in(Path(file))), source=str(path))
+    document = with_absolute_paths(read_yaml(path), path.parent, _FEDERATION_PATHS)
+    return parse_federation(with_changed(document, _FEDERATION_FILES, lambda file: template_in(Path(file))), source=str(path))
 
 
 def load_silo(path: str | Path) -> SiloConfig:
@@ -526,7 +525,7 @@ def load_silo(path: str | Path) -> SiloConfig:
         ConfigError: with every problem found.
     """
     path = Path(path)
-    document = _absolute(_read_yaml(path), path.parent, _SILO_PATHS)
+    document = with_absolute_paths(read_yaml(path), path.parent, _SILO_PATHS)
     return _validate(SiloConfig, document, str(path))
 
 
@@ -551,7 +550,7 @@ def checked_value(dotted: str, value: Any, *, source: str) -> Any:
         return TypeAdapter(bounded, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
     except ValidationError as e:
         errors: list[Any] = [{**error, "loc": tuple(dotted.split("."))} for error in e.errors(include_url=False)]
-        raise ConfigError([f"{source}: {line}" for error in errors for line in _sentences(Federation, error)]) from None
+        raise ConfigError([f"{source}: {line}" for error in errors for line in sentences(Federation, error, None)]) from None
 
 
 def default_of(dotted: str) -> Any:
@@ -563,84 +562,15 @@ def _field_at(dotted: str) -> FieldInfo:
     *sections, name = dotted.split(".")
     model: type[BaseModel] = Federation
     for section in sections:
-        (model,) = _models_in(model.model_fields[section].annotation)
+        (model,) = models_in(model.model_fields[section].annotation)
     return model.model_fields[name]
 
 
-_LAYOUTS = ("'fed-isic2019'", "'datalist'", "'chest-xray'", "'pictures-and-masks'", "'fed-ixi'")
 _FEDERATION_FILES = ("silos.*.dispatch.job_template",)
 _FEDERATION_PATHS = (
     "public_set.images", "public_set.teachers.*.uri", "public_set.teachers.*.ca_file", "public_set.teachers.*.auth.file",
     "silos.*.dispatch.silo_config", "store.url", *_FEDERATION_FILES)
 _SILO_PATHS = ("data.images", "data.split_csv", "data.datalist", "data.root", "data.masks", "state")
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError as e:
-        raise ConfigError(
-            f"{path}: no such file; give the path of a YAML file (`fedhelp data ingest` writes silo.yaml files for real data,"
-            " `fedhelp data phantom TASK FOLDER` a drawn federation)") from e
-    except IsADirectoryError as e:
-        raise ConfigError(f"{path}: is a folder; give the path of a YAML file inside it") from e
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: cannot be read ({e}); check its permissions and that it is UTF-8 text") from e
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}: is not valid YAML{where}: {getattr(e, 'problem', e)}") from e
-    if document is None:
-        raise ConfigError(f"{path}: is empty; expected a mapping of fields")
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path}: expected a mapping of fields, got {type(document).__name__}")
-    return document
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a field that is given twice, of which YAML would keep the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(problem=f"field {key.value!r} is given twice", problem_mark=key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:")  # s3://bucket, models:/name@alias, runs:/id/model
-
-
-def _absolute(document: Any, base: Path, dotted_paths: tuple[str, ...]) -> Any:
-    """`document` with the values at `dotted_paths` made absolute against `base`, where they are relative paths."""
-    return _changed(
-        document, dotted_paths,
-        lambda text: text if not text.strip() or _SCHEME.match(text) or Path(text).is_absolute() else str((base / text).resolve()))
-
-
-def _template_in(path: Path) -> dict[str, Any]:
-    """The part of an exported CronJob that a Job is made of: what the server adds (status, uid) says nothing about it."""
-    exported = _read_yaml(path)
-    return {"kind": exported.get("kind"), "spec": {"jobTemplate": (exported.get("spec") or {}).get("jobTemplate")}}
-
-
-def _changed(document: Any, dotted_paths: tuple[str, ...], change: Callable[[str], Any]) -> Any:
-    """`document` with the texts at `dotted_paths` replaced by what `change` makes of them."""
-
-    def visit(node: Any, keys: list[str]) -> Any:
-        if not keys:
-            return change(node) if isinstance(node, str) else node
-        if keys[0] == "*" and isinstance(node, list):
-            return [visit(item, keys[1:]) for item in node]
-        if isinstance(node, dict) and keys[0] in node:
-            return {**node, keys[0]: visit(node[keys[0]], keys[1:])}
-        return node
-
-    for dotted in dotted_paths:
-        document = visit(document, dotted.split("."))
-    return document
 
 
 def _replace(document: Any, dotted: str, value: Any, source: str) -> None:
@@ -666,122 +596,6 @@ def _validate(model: type[_M], document: Any, source: str) -> _M:
     try:
         return model.model_validate(document)
     except ValidationError as e:
-        problems: list[str] = []
-        for error in e.errors(include_url=False):
-            owner = _owner(document, _walk(model, error["loc"])[0])
-            for field, _, said in (line.partition(": ") for line in _sentences(model, error)):
-                problems.append(f"{source}: {field}{owner}: {said}")
-        raise ConfigError(problems) from None
+        raise ConfigError([f"{source}: {line}" for error in e.errors(include_url=False) for line in sentences(model, error, document)]) from None
 
 
-def _sentences(model: type[BaseModel], error: Any) -> list[str]:
-    """Pydantic's error record as sentences that name field, expected and got."""
-    names, _ = _walk(model, error["loc"])
-    field = ".".join(names)
-    got = error.get("input")
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        near = _nearest_field(model, error["loc"])
-        hint = f"; did you mean {near!r}?" if near else "; remove it"
-        return [f"{field}: unknown field{hint}"]
-    if kind == "missing":
-        return [f"{field}: missing; this field has no default"]
-    if kind == "too_short" and len(got or ()) >= error["ctx"]["min_length"]:
-        return []  # pydantic counts valid items only: what is wrong with the others is said of each
-    if kind == "value_error":
-        prefix = f"{field}." if field and not field.startswith("silos") else (f"{field}: " if field else "")
-        return [f"{prefix}{line}" for line in str(error["ctx"]["error"]).splitlines()]
-    if kind == "string_pattern_mismatch":
-        return [f"{field}: lower-case letters, digits and '-' expected, starting and ending with a letter or digit, at most 40 long, got {got!r}"]
-    if kind in ("literal_error", "union_tag_invalid"):
-        expected, got = (error["ctx"]["expected"], got) if kind == "literal_error" else (error["ctx"]["expected_tags"], error["ctx"]["tag"])
-        near = _nearest(str(got), re.findall(r"'([^']+)'", str(expected)))
-        hint = f"; did you mean {near!r}?" if near else ""
-        choice = f"one of {expected}" if "," in str(expected) or " or " in str(expected) else str(expected)
-        return [f"{field}{'' if kind == 'literal_error' else '.layout'}: {choice} expected, got {got!r}{hint}"]
-    if kind == "union_tag_not_found":
-        return [f"{field}.layout: missing; one of {', '.join(_LAYOUTS)} expected"]
-    said = re.sub(r" or instance of \w+| or object to extract fields from| for <class '[\w.]+'>| after validation, not \d+", "", error["msg"])
-    said = said.replace("Tuple", "List").replace("tuple", "list").replace("dictionary", "mapping")  # YAML's words
-    return [f"{field}: {said[0].lower()}{said[1:]}, got {_short(got)}"]
-
-
-def _owner(document: Any, names: list[str]) -> str:
-    """The name of the list's item that a path leads through, such as " ('berlin')" for silos.7.dispatch; '' where there is none."""
-    found, node = "", document
-    for depth, part in enumerate(names):
-        inside = names[depth + 1:]
-        if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
-            node = node[int(part)]
-            name = node.get("name") if isinstance(node, dict) else None
-            found = f" ({name!r})" if isinstance(name, str) and inside != ["name"] else ""
-        elif isinstance(node, dict):
-            node = node.get(part)
-        else:
-            break
-    return found
-
-
-def _walk(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str], list[type[BaseModel]]]:
-    """The names along pydantic's `location` without the tags of its unions, and the models that lie there."""
-    names: list[str] = []
-    current: list[type[BaseModel]] = [model]
-    for part in location:
-        if len(current) > 1:  # a union: this part says which of it, and is no field
-            current = [m for m in current if any(part in getattr(f.annotation, "__args__", ()) for f in m.model_fields.values())]
-            continue
-        names.append(str(part))
-        if not isinstance(part, int):
-            current = [m for c in current if part in c.model_fields for m in _models_in(c.model_fields[part].annotation)]
-    return names, current
-
-
-def _nearest_field(model: type[BaseModel], location: tuple[Any, ...]) -> str | None:
-    """What an unknown key probably meant: a name of the same mapping, or the dotted path of a likelier one elsewhere."""
-    written = str(location[-1])
-    around, here = _walk(model, location[:-1])
-    sibling = _nearest(written, [name for candidate in here for name in candidate.model_fields])
-    near_first = sorted(_dotted_fields(model, ()), key=lambda path: -_shared(path, _starred(around)))
-    paths = [path for path in near_first if path != (*_starred(around), written)]  # known there, but in another kind of entry
-    leaf = _nearest(written, [path[-1] for path in paths], cutoff=0.75)
-    if leaf is None or (sibling is not None and _likeness(written, sibling) >= _likeness(written, leaf)):
-        return sibling
-    return ".".join(next(path for path in paths if path[-1] == leaf))
-
-
-def _starred(names: list[str]) -> tuple[str, ...]:
-    return tuple("*" if name.isdigit() else name for name in names)
-
-
-def _shared(one: tuple[str, ...], other: tuple[str, ...]) -> int:
-    """How many names two paths have in common before they part."""
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
-def _dotted_fields(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The path of every field at every level; '*' stands for any item of a list."""
-    for name, field in model.model_fields.items():
-        path = (*prefix, name)
-        yield path
-        inside = (*path, "*") if getattr(field.annotation, "__origin__", None) is tuple else path
-        for nested in _models_in(field.annotation):
-            yield from _dotted_fields(nested, inside)
-
-
-def _nearest(written: str, names: list[str], cutoff: float = 0.5) -> str | None:
-    return next(iter(difflib.get_close_matches(written, names, n=1, cutoff=cutoff)), None)
-
-
-def _likeness(one: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, one, other).ratio()
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for argument in getattr(annotation, "__args__", ()) for m in _models_in(argument)]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

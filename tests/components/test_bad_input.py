@@ -473,7 +473,9 @@ def weights_of_a_future_version(scene: Scene) -> tuple[int, str]:
 @case(LOCKED, r".*: another process is working on this silo's state; wait for it to end, or stop it, and try again")
 def state_in_use(scene: Scene) -> tuple[int, str]:
     tiny = scene.started(scene.make(algorithm__method="fedavg", public_set=DELETE))
-    with (tiny.folder / "state" / "brno" / "runs" / "r" / "lock").open("a") as handle:
+    folder = tiny.folder / "state" / "brno" / "runs" / "r"
+    folder.mkdir(parents=True)  # what the first to work there does
+    with (folder / "lock").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         return scene.worker(tiny)
 

@@ -1,0 +1,84 @@
+"""YAML files of configurations: read strictly, paths in them made absolute. Called by config.py."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedhelp_core.errors import ConfigError
+
+_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:")  # s3://bucket, models:/name@alias, runs:/id/model
+
+
+def read_yaml(path: Path) -> Any:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: there is no such file, it is no YAML, it is no mapping, or a field in it is given twice.
+    """
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError as e:
+        raise ConfigError(
+            f"{path}: no such file; give the path of a YAML file (`fedhelp data ingest` writes silo.yaml files for real data,"
+            " `fedhelp data phantom TASK FOLDER` a drawn federation)") from e
+    except IsADirectoryError as e:
+        raise ConfigError(f"{path}: is a folder; give the path of a YAML file inside it") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot be read ({e}); check its permissions and that it is UTF-8 text") from e
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}: is not valid YAML{where}: {getattr(e, 'problem', e)}") from e
+    if document is None:
+        raise ConfigError(f"{path}: is empty; expected a mapping of fields")
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: expected a mapping of fields, got {type(document).__name__}")
+    return document
+
+
+def with_absolute_paths(document: Any, base: Path, dotted_paths: tuple[str, ...]) -> Any:
+    """`document` with the values at `dotted_paths` made absolute against `base`, where they are relative paths."""
+    return with_changed(
+        document, dotted_paths,
+        lambda text: text if not text.strip() or _SCHEME.match(text) or Path(text).is_absolute() else str((base / text).resolve()))
+
+
+def template_in(path: Path) -> dict[str, Any]:
+    """The part of an exported CronJob that a Job is made of: what the server adds (status, uid) says nothing about it."""
+    exported = read_yaml(path)
+    return {"kind": exported.get("kind"), "spec": {"jobTemplate": (exported.get("spec") or {}).get("jobTemplate")}}
+
+
+def with_changed(document: Any, dotted_paths: tuple[str, ...], change: Callable[[str], Any]) -> Any:
+    """`document` with the texts at `dotted_paths` replaced by what `change` makes of them."""
+
+    def visit(node: Any, keys: list[str]) -> Any:
+        if not keys:
+            return change(node) if isinstance(node, str) else node
+        if keys[0] == "*" and isinstance(node, list):
+            return [visit(item, keys[1:]) for item in node]
+        if isinstance(node, dict) and keys[0] in node:
+            return {**node, keys[0]: visit(node[keys[0]], keys[1:])}
+        return node
+
+    for dotted in dotted_paths:
+        document = visit(document, dotted.split("."))
+    return document
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a field that is given twice, of which YAML would keep the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"field {key.value!r} is given twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
