@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fedhelp_components.dispatch.cluster import Cluster
 from fedhelp_components.dispatch.job import ACTION_LABEL, ROUND_LABEL, RUN_LABEL, SILO_LABEL
-from fedhelp_components.dispatch.kubernetes import JobCarrier, events_of, pods_of
+from fedhelp_components.dispatch.kubernetes import JobCarrier, look_at, pods_of
 from fedhelp_components.dispatch.manifestwork import ManifestWorkCarrier, job_reported
 from fedhelp_components.dispatch.reading import failure, read_job, why_waiting
 from fedhelp_components.dispatch.refusals import ApiRefusal, explained
@@ -112,8 +112,7 @@ def _row(cluster: Cluster, found: dict[str, Any], place: Place) -> Listed:
     elif reading.phase == "failed":
         reason = failure(job, [] if wrapped else pods_of(cluster, job), []).reason
     else:
-        pods = [] if wrapped else pods_of(cluster, job)
-        waiting = why_waiting(job, pods, [] if wrapped or pods else events_of(cluster, job))
+        waiting = why_waiting(job) if wrapped else look_at(cluster, job).waiting
         reason = waiting.reason if waiting is not None else ""
     labels = found["metadata"]["labels"]
     carried = found["spec"]["workload"]["manifests"][0] if wrapped else found

@@ -1,7 +1,8 @@
 """Dispatch `kubernetes`: a silo's work as a Job in its own namespace, in this cluster or another one by kubeconfig context.
 
 What the hub's account needs there: jobs create, get, list, watch, delete; cronjobs get; pods and their logs get, list;
-events list. Job and reasons are made by job.py and reading.py (pure), the life of the object by remote.py.
+events list; where Kueue is used, its workloads list, or a wait has no reason. Job and reasons are made by job.py and
+reading.py (pure), the life of the object by remote.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedhelp_components.dispatch.job import CONTAINER, Object, job_of
+from fedhelp_components.dispatch.job import CONTAINER, QUEUE_LABEL, Object, job_of
 from fedhelp_components.dispatch.reading import JobReading, failure, newest, pull_fault, read_job, why_waiting
 from fedhelp_components.dispatch.refusals import ASK_HOSPITAL, ApiRefusal, explained
 from fedhelp_components.dispatch.remote import Look, Patience, RemoteDispatcher, Right
@@ -21,6 +22,7 @@ from fedhelp_core.errors import FedHelpError
 if TYPE_CHECKING:
     from fedhelp_components.dispatch.cluster import Cluster  # its `kubernetes` takes seconds to import
 
+_KUEUE_VERSIONS, _OF_JOB = ("v1beta2", "v1beta1"), "kueue.x-k8s.io/job-uid"
 _TAIL = 20  # lines of a failed pod's log that are looked at
 _TAIL_BYTES = 64 * 1024
 
@@ -85,16 +87,22 @@ class JobCarrier:
         return why_waiting(found)
 
     def look(self, cluster: Cluster, found: Object) -> Look:
-        """Ask for the Job's pods and, where it has none, for its events."""
-        pods = pods_of(cluster, found)
-        events = [] if pods else events_of(cluster, found)
-        fatal = pull_fault(newest(pods)) if pods else None
-        return Look(why_waiting(found, pods, events), fatal)
+        """See `look_at`."""
+        return look_at(cluster, found)
 
     def conclude(self, cluster: Cluster, found: Object, waited: Waiting | None) -> Outcome:
         """Ask for the last pod and the end of its log."""
         pods = pods_of(cluster, found)
         return failure(found, pods, log_tail(cluster, pods), waited)
+
+
+def look_at(cluster: Cluster, job: Object) -> Look:
+    """Ask for a Job's pods and, where it has none, for its events; of one that Kueue holds back for what Kueue says."""
+    if job.get("spec", {}).get("suspend"):
+        return Look(why_waiting(job, workloads=workloads_of(cluster, job)))
+    pods = pods_of(cluster, job)
+    events = [] if pods else events_of(cluster, job)
+    return Look(why_waiting(job, pods, events), pull_fault(newest(pods)) if pods else None)
 
 
 def read_template(cluster: Cluster, namespace: str, name: str) -> dict[str, Any]:
@@ -136,6 +144,24 @@ def events_of(cluster: Cluster, job: Object) -> list[dict[str, Any]]:
     query = {"fieldSelector": f"involvedObject.kind=Job,involvedObject.name={metadata['name']},reason=FailedCreate"}
     found: list[dict[str, Any]] = cluster.call("GET", f"/api/v1/namespaces/{metadata['namespace']}/events", query=query).get("items") or []
     return found
+
+
+def workloads_of(cluster: Cluster, job: Object) -> list[dict[str, Any]] | None:
+    """What Kueue made of a Job that waits in a queue; None where there is no queue, or we may not look."""
+    metadata = job["metadata"]
+    if QUEUE_LABEL not in metadata.get("labels", {}):
+        return None
+    for version in _KUEUE_VERSIONS:
+        path = f"/apis/kueue.x-k8s.io/{version}/namespaces/{metadata['namespace']}/workloads"
+        query = {"labelSelector": f"{_OF_JOB}={metadata['uid']}"}
+        try:
+            found: list[dict[str, Any]] = cluster.call("GET", path, query=query).get("items") or []
+        except ApiRefusal as e:
+            if e.status != 404:
+                return None
+        else:
+            return found
+    return []
 
 
 def log_tail(cluster: Cluster, pods: Sequence[Object]) -> list[str]:

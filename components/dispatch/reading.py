@@ -55,14 +55,19 @@ def read_job(job: Object) -> JobReading:
 _ENDS: tuple[tuple[str, Phase], ...] = (("Complete", "done"), ("Failed", "failed"))
 
 
-def why_waiting(job: Object, pods: Sequence[Object] = (), events: Sequence[Object] = ()) -> Waiting | None:
-    """Why a Job that has not ended does not run: as Kueue, the quota, the scheduler or the kubelet says it. None: it runs."""
+def why_waiting(
+    job: Object, pods: Sequence[Object] = (), events: Sequence[Object] = (), workloads: Sequence[Object] | None = None,
+) -> Waiting | None:
+    """Why a Job that has not ended does not run: as Kueue, the quota, the scheduler or the kubelet says it. None: it runs.
+
+    `workloads`: what Kueue made of it; None where nobody may look.
+    """
     reading = read_job(job)
     if reading.phase == "running":
         return None
     if reading.phase == "queued":
         queue = job.get("metadata", {}).get("labels", {}).get(QUEUE_LABEL)
-        by = f"queued by Kueue in queue {queue!r}" if queue else "suspended: somebody set spec.suspend of the Job"
+        by = f"queued by Kueue in queue {queue!r}{_why_queued(workloads)}" if queue else "suspended: somebody set spec.suspend of the Job"
         return Waiting(reason=by, since=reading.since)
     if reading.phase == "ending":
         return Waiting(reason="its Job is being deleted", since=reading.since)
@@ -77,6 +82,20 @@ def why_waiting(job: Object, pods: Sequence[Object] = (), events: Sequence[Objec
     if pods:
         return Waiting(reason="its pod has ended; the Job starts another", since=reading.since)
     return Waiting(reason="no pod yet", since=reading.since)
+
+
+def _why_queued(workloads: Sequence[Object] | None) -> str:
+    """What Kueue says, behind a colon; '' where that is not known."""
+    if workloads is None:
+        return ""
+    if not workloads:
+        return ": not taken up yet; should it stay so, ask the hospital whether Kueue runs there and knows the priority class of its values"
+    conditions = newest(workloads).get("status", {}).get("conditions") or []
+    for kind in ("QuotaReserved", "Admitted"):
+        for one in conditions:
+            if one.get("type") == kind and one.get("status") == "False" and one.get("message"):
+                return f": {_short(one['message'])}"
+    return ""
 
 
 def _why_pod_waits(pod: Object, reading: JobReading) -> Waiting | None:
@@ -143,7 +162,7 @@ def last_exit(pods: Sequence[Object]) -> dict[str, Any] | None:
 
 
 def newest(pods: Sequence[Object]) -> Object:
-    """The pod that was created last."""
+    """The one that was created last."""
     return max(pods, key=lambda pod: str(pod.get("metadata", {}).get("creationTimestamp", "")))
 
 

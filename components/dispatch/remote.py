@@ -136,6 +136,7 @@ class RemoteWork:
         self._stop = False
         self._stopped = Outcome(exit_code=None, reason="stopped")  # the outcome once it is deleted
         self._suspect = False
+        self._phase = ""
         self._looks = 0
         self._began = time.monotonic()
         self._fatal_since: float | None = None
@@ -210,10 +211,13 @@ class RemoteWork:
             self._waiting, self._looks, self._fatal_since, self._next = None, 0, None, self._next if self._stop else _EVENT_DRIVEN
         elif not self._stop:
             coarse = self._carrier.waits(self._object)
-            if reading.phase != "pending":
-                self._waiting, self._looks, self._next = coarse, 0, _EVENT_DRIVEN
+            if reading.phase != self._phase:
+                self._looks = 0
+            if reading.phase not in ("pending", "queued"):
+                self._waiting, self._next = coarse, _EVENT_DRIVEN
             elif self._next == _EVENT_DRIVEN or self._looks == 0:
                 self._waiting, self._next = coarse, time.monotonic() + _LOOKS[0]
+        self._phase = reading.phase
 
     def _gone(self) -> None:
         if self._stop:

@@ -34,13 +34,16 @@ _SAY_AGAIN = 30.0  # seconds
 @dataclass(frozen=True, kw_only=True)
 class Program:
     """One binary: the folder under tools/ that pins it, its Go package, the module that gives the version (none: our own),
-    minutes of a cold build, and the file that pins it."""
+    minutes of a cold build, the file that pins it, a folder of its module that is kept beside it, and whether tests do without it
+    where the Go module proxy does not serve it."""
 
     tools: str
     package: str
     module: str
     minutes: float
     modfile: str = "go.mod"
+    files: str = ""
+    optional: bool = False
 
     @property
     def manifest(self) -> Path:
@@ -62,15 +65,21 @@ PROGRAMS = {
     "kubectl": _kubernetes("kubectl", 0.5),
     "helm": Program(tools="helm", package="helm.sh/helm/v4/cmd/helm", module="helm.sh/helm/v4", minutes=2),
     "kwok": Program(tools="kwok", package="sigs.k8s.io/kwok/cmd/kwok", module="sigs.k8s.io/kwok", minutes=1),
+    "kueue": Program(
+        tools="kueue", package="sigs.k8s.io/kueue/cmd/kueue", module="sigs.k8s.io/kueue", minutes=3, files="charts/kueue", optional=True),
 }
 RELEASES = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36")  # of Kubernetes, whose types charts are decoded with
 PROGRAMS |= {
     f"decode-{release}": Program(tools="decode", package=".", module="k8s.io/api", minutes=0.3, modfile=f"{release}.mod") for release in RELEASES}
-CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok", "helm")
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok", "helm", "kueue")
+
+
+class NotServed(RuntimeError):
+    """The Go module proxy does not serve what a program is built from."""
 
 
 def binary(name: str) -> Path:
-    """The path of `name`, built first if need be. Raises RuntimeError with go's last words when the build fails."""
+    """The path of `name`, built first if need be. Raises RuntimeError with go's last words when the build fails (NotServed: see there)."""
     program = PROGRAMS[name]
     own = Path(os.environ.get("KUBEBUILDER_ASSETS", "")) / name
     if "KUBEBUILDER_ASSETS" in os.environ and own.is_file():
@@ -83,6 +92,11 @@ def binary(name: str) -> Path:
         if not target.is_file():
             _build(program, target)
     return target
+
+
+def files_of(name: str) -> Path:
+    """The folder of its module that is kept beside the binary `name`, built first if need be."""
+    return binary(name).parent / PROGRAMS[name].files
 
 
 def version(name: str) -> str:
@@ -115,7 +129,16 @@ def _build(program: Program, target: Path) -> None:
         "-v", "-trimpath", "-mod=readonly", f"-modfile={program.manifest}", "-buildvcs=false", "-ldflags", " ".join(flags), "-o", str(unfinished)]
     code, words = _run_with_progress(name, [_go(), "build", *options, program.package], HERE / "tools" / program.tools)
     if code != 0:
-        raise RuntimeError(f"go could not build {name} {version(name)} in tests/cluster/tools/{program.tools}:\n{words[-2000:]}")
+        kind = NotServed if re.search(r"reading https?://\S+: (403|404|410) ", words) else RuntimeError
+        raise kind(f"go could not build {name} {version(name)} in tests/cluster/tools/{program.tools}:\n{words[-2000:]}")
+    if program.files:
+        source = subprocess.run(
+            [_go(), "list", "-m", f"-modfile={program.manifest}", "-f", "{{.Dir}}", program.module],
+            cwd=HERE / "tools" / program.tools, capture_output=True, text=True, check=True).stdout.strip()
+        kept = target.parent / program.files
+        shutil.copytree(Path(source) / program.files, kept, dirs_exist_ok=True)
+        for one in (kept, *kept.rglob("*")):  # Go's module cache is read-only
+            one.chmod(0o755 if one.is_dir() else 0o644)
     unfinished.replace(target)
     _say(f"built {target} in {time.monotonic() - started:.0f} s")
 
@@ -184,7 +207,12 @@ def main() -> None:
     if unknown or not names:
         parser.error(f"name at least one of {', '.join(PROGRAMS)}" + (f"; not {', '.join(unknown)}" if unknown else ""))
     for name in names:
-        print(binary(name), flush=True)
+        try:
+            print(binary(name), flush=True)
+        except NotServed as e:
+            if not PROGRAMS[name].optional:
+                raise
+            _say(f"{e}\ntests that need {name} are skipped")
 
 
 if __name__ == "__main__":

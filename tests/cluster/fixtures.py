@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.cluster.build import NotServed, binary
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.hospital import hub_account
 from tests.cluster.node import Node
@@ -27,6 +28,15 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
     with ControlPlane(tmp_path_factory.mktemp("cluster")) as cluster:
         cluster.kubectl("apply", "-f", str(CHARTS / "fedhelp-silo" / "keep-templates-watched.yaml"))  # tests install and uninstall silos
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def kueue_program() -> Path:
+    """Kueue's manager; a test that uses it is skipped where its module is not served."""
+    try:
+        return binary("kueue")
+    except NotServed as e:
+        pytest.skip(str(e))
 
 
 @pytest.fixture

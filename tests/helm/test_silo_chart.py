@@ -225,6 +225,8 @@ def test_the_hubs_role_is_what_dispatch_needs_and_no_more(render: Render) -> Non
         {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
         {"apiGroups": [""], "resources": ["events"], "verbs": ["list"]},
     ]
+    queued = {"apiGroups": ["kueue.x-k8s.io"], "resources": ["workloads"], "verbs": ["list"]}
+    assert queued in render(SILO, "kueue").one("Role", "fedhelp-hub")["rules"]
     assert not objects.has("ClusterRole")
     assert not objects.has("ClusterRoleBinding")
     assert objects.one("RoleBinding", "fedhelp-hub")["subjects"] == [{"kind": "ServiceAccount", "name": "fedhelp-runs", "namespace": "fedhelp"}]

@@ -15,6 +15,7 @@ from tests.cluster.build import binary
 from tests.cluster.e2e.graph import GraphRun, TaskFailed
 from tests.cluster.e2e.hospitals import HUB_NAMESPACE, Hospital
 from tests.cluster.e2e.world import World
+from tests.cluster.kueue import Kueue
 from tests.cluster.processes import wait_for
 from tests.cluster.test_control_plane import job
 
@@ -85,37 +86,39 @@ def test_a_disturbed_run_ends_in_the_same_model(world: World, expected: str, sil
     assert world.final_sha256(run_id) == expected
 
 
+@pytest.mark.usefixtures("kueue_program")
 def test_a_job_that_kueue_admits_evicts_and_admits_again_ends_in_the_same_model(world: World, expected: str) -> None:
-    """Kueue's part is played by the administrator: its controller does no more to a Job than set spec.suspend."""
     south = world.hospital("south")
-
-    def suspend(name: str, wanted: bool) -> None:
-        patch = json.dumps({"spec": {"suspend": wanted}})
-        south.cluster.kubectl("-n", south.namespace, "patch", "job", name, "--type=merge", "--patch", patch)
-
-    def admit(run_id: str, action: str) -> str:
-        """Admit the Job once its supervisor has said that it waits; the Job's name."""
-        name = job_of(south, run_id, action)
-        assert world.node.cluster.kubectl("-n", south.namespace, "get", "job", name, "-o", "jsonpath={.spec.suspend}") == "true"
-        suspend(name, False)
-        return name
-
-    south.upgrade(kueue={"queueName": "gpus"})
-    try:
-        with running(world, "queued") as run:
-            admit("queued", "check")
-            assert wait_for(lambda: any(one.task == "silo-training" and one.item == "south" for one in run.tasks), 300, pause=1)
-            pod = run.task("silo-training", "south").pod
-            assert wait_for(lambda: "queued by Kueue in queue 'gpus' (since 20" in log_of(world, pod), 120, pause=1), log_of(world, pod)
-            name = admit("queued", "train")
-            world.wait_for_round("queued", 1)
-            suspend(name, True)
-            assert wait_for(lambda: log_of(world, pod).count("queued by Kueue in queue 'gpus'") == 2, 120, pause=1), log_of(world, pod)
-            suspend(name, False)
-            admit("queued", "evaluate")
-    finally:
-        south.upgrade(kueue={"queueName": ""})
+    held = "queued by Kueue in queue 'gpus': ClusterQueue gpus is inactive (since 20"
+    with kueue_in(south) as kueue, running(world, "queued") as run:
+        job_of(south, "queued", "check")
+        kueue.release("gpus")
+        assert wait_for(lambda: any(one.task == "check" and one.ended is not None for one in run.tasks), 300, pause=0.2)
+        kueue.hold("gpus")
+        job_of(south, "queued", "train")
+        pod = run.task("silo-training", "south").pod
+        assert wait_for(lambda: held in log_of(world, pod), 120, pause=1), log_of(world, pod)
+        kueue.release("gpus")
+        world.wait_for_round("queued", 1)
+        kueue.drain("gpus")
+        assert wait_for(lambda: log_of(world, pod).count(held) == 2, 120, pause=1), log_of(world, pod)
+        kueue.release("gpus")
     assert world.final_sha256("queued") == expected
+
+
+@contextmanager
+def kueue_in(hospital: Hospital) -> Iterator[Kueue]:
+    """The hospital's GPUs are shared through Kueue, whose queue is held for now."""
+    kueue = Kueue(hospital.cluster).start()
+    try:
+        kueue.add_queue("gpus", hospital.namespace, gpus=1)
+        kueue.hold("gpus")
+        hospital.upgrade(kueue={"queueName": "gpus"})
+        yield kueue
+        hospital.upgrade(kueue={"queueName": ""})
+        kueue.remove_queue("gpus", hospital.namespace)
+    finally:
+        kueue.stop()
 
 
 def test_a_run_whose_hub_pods_were_killed_goes_on_where_it_was_when_it_is_started_again(world: World, expected: str) -> None:

@@ -81,6 +81,26 @@ def test_why_work_waits_and_since_when(found: Any, pods: Any, events: Any, expec
     assert why_waiting(found, pods, events) == expected
 
 
+def workload(*conditions: tuple[str, str, str]) -> Any:
+    return {"metadata": {"creationTimestamp": CREATED}, "status": {"conditions": [
+        {"type": kind, "status": status, "message": message} for kind, status, message in conditions]}}
+
+
+@pytest.mark.parametrize(("workloads", "said"), [
+    (None, ""),
+    ([], ": not taken up yet; should it stay so, ask the hospital whether Kueue runs there and knows the priority class of its values"),
+    ([workload()], ""),
+    ([workload(("PodsReady", "False", "Not all pods are ready"), ("QuotaReserved", "False", "LocalQueue gpus doesn't exist"))],
+     ": LocalQueue gpus doesn't exist"),
+    ([workload(("QuotaReserved", "True", "Quota reserved"), ("Admitted", "False", "The workload has not all checks ready"))],
+     ": The workload has not all checks ready"),
+    ([workload(("QuotaReserved", "True", "Quota reserved"), ("Admitted", "True", "The workload is admitted"))], ""),
+], ids=["may not look", "none", "new", "no queue", "checks", "admitted"])
+def test_why_work_waits_in_a_queue(workloads: Any, said: str) -> None:
+    queued = job({}, {"kueue.x-k8s.io/queue-name": "gpus"}, suspend=True)
+    assert why_waiting(queued, workloads=workloads) == Waiting(reason=f"queued by Kueue in queue 'gpus'{said}", since=CREATED)
+
+
 LOG = ["{\"event\": \"round_started\"}", "fedhelp-worker train: error: image 7.jpg: cannot be decoded"]
 
 
