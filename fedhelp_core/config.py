@@ -278,7 +278,8 @@ class DispatchConfig(_Model):
         None, description="manifestwork: that CronJob as the hospital exported it, since the hub cannot read it;"
                           " a path is replaced by the file's content.")
     executor: NamespaceName | None = Field(
-        None, description="manifestwork: service account in the silo's namespace as which the hospital's agent makes the Job; null: the agent's own.")
+        None, description="manifestwork: service account in the silo's namespace that must be allowed to create, get, update, patch and delete"
+                          " jobs there before the hospital's agent makes the Job (as itself); null: not asked.")
 
     @model_validator(mode="after")
     def _fields_fit_the_kind(self) -> Self:

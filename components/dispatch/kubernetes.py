@@ -17,7 +17,7 @@ from fedhelp_components.dispatch.refusals import ASK_HOSPITAL, ApiRefusal, expla
 from fedhelp_components.dispatch.remote import Look, Patience, RemoteDispatcher, Right
 from fedhelp_components.dispatch.request import Outcome, Waiting, WorkRequest
 from fedhelp_core.config import Federation
-from fedhelp_core.errors import FedHelpError
+from fedhelp_core.errors import FedHelpError, JobFailed
 
 if TYPE_CHECKING:
     from fedhelp_components.dispatch.cluster import Cluster  # its `kubernetes` takes seconds to import
@@ -102,7 +102,8 @@ def look_at(cluster: Cluster, job: Object) -> Look:
         return Look(why_waiting(job, workloads=workloads_of(cluster, job)))
     pods = pods_of(cluster, job)
     events = [] if pods else events_of(cluster, job)
-    return Look(why_waiting(job, pods, events), pull_fault(newest(pods)) if pods else None)
+    fault = pull_fault(newest(pods)) if pods else None
+    return Look(why_waiting(job, pods, events), Outcome(exit_code=JobFailed.exit_code, reason=fault) if fault is not None else None)
 
 
 def read_template(cluster: Cluster, namespace: str, name: str) -> dict[str, Any]:

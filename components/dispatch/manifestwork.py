@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedhelp_components.dispatch.job import Object, job_of
-from fedhelp_components.dispatch.reading import JobReading, failure, read_job, why_waiting
+from fedhelp_components.dispatch.job import SILO_LABEL, Object, job_of
+from fedhelp_components.dispatch.reading import JobReading, failure, quota_part, read_job, why_waiting
 from fedhelp_components.dispatch.remote import Look, Patience, RemoteDispatcher, Right
 from fedhelp_components.dispatch.request import Outcome, Waiting, WorkRequest
 from fedhelp_core.config import Federation, SiloEntry
@@ -75,15 +75,18 @@ class ManifestWorkCarrier:
         return {"metadata": {key: value for key, value in found["metadata"].items() if key in kept}, "status": found.get("status", {})}
 
     def read(self, found: Object) -> JobReading:
-        """The Job's phase as the agent reported it; refused in the hospital is failed."""
-        refusal = refused_there(found)
-        return JobReading("failed", "", "Refused", refusal) if refusal is not None else read_job(job_reported(found))
+        """The Job's phase as the agent reported it."""
+        return read_job(job_reported(found))
 
     def waits(self, found: Object) -> Waiting | None:
         """See remote.Carrier."""
         since = str(found["metadata"].get("creationTimestamp", ""))
         if found["metadata"].get("deletionTimestamp"):
             return Waiting(reason="its ManifestWork is being deleted", since=since)
+        refusal = refused_there(found)
+        if refusal is not None:
+            said = f"the namespace's {quota_part(refusal)}" if _is_quota(refusal) else refusal
+            return Waiting(reason=f"the hospital's cluster does not take the Job: {said}", since=since)
         if _condition(found.get("status", {}).get("conditions"), "Applied") is None:
             return Waiting(reason="the hospital's agent has not fetched it yet; is its cluster connected?", since=since)
         waiting = why_waiting(job_reported(found))
@@ -92,16 +95,16 @@ class ManifestWorkCarrier:
         return waiting
 
     def look(self, cluster: Cluster, found: Object) -> Look:
-        """There is nothing further to ask."""
-        return Look(self.waits(found))
+        """There is nothing further to ask. The agent tries what is refused again and again, so that only lasting refusals end the work."""
+        refusal = refused_there(found)
+        if refusal is None or _is_quota(refusal):
+            return Look(self.waits(found))
+        advice = _advice(refusal, self._silos[found["metadata"]["labels"][SILO_LABEL]])
+        ended = Outcome(exit_code=AccessDenied.exit_code, reason=f"the hospital's cluster refused the Job ({refusal}); {advice}")
+        return Look(self.waits(found), ended, patience="refusal")
 
     def conclude(self, cluster: Cluster, found: Object, waited: Waiting | None) -> Outcome:
         """From the Failed condition alone."""
-        refusal = refused_there(found)
-        if refusal is not None:
-            return Outcome(exit_code=AccessDenied.exit_code, reason=(
-                f"the hospital's cluster refused the Job ({refusal}); ask it for its current template"
-                " (kubectl get cronjob fedhelp-worker -o yaml), named as dispatch.job_template"))
         outcome = failure(job_reported(found), [], [], waited)
         look = f"the hospital sees its log with: kubectl logs job/{found['metadata']['name']}"
         return Outcome(exit_code=outcome.exit_code, late=outcome.late, reason=f"{outcome.reason}; {look}")
@@ -148,12 +151,28 @@ def job_reported(found: Object) -> dict[str, Any]:
 
 
 def refused_there(found: Object) -> str | None:
-    """What the hospital's API server said when the agent could not create the Job; None if it could, or has not tried."""
+    """What the agent said when it could not create the Job; None if it could, or has not tried."""
+    if _feedback(found):
+        return None  # it is there: what is refused since is a change that nobody asked for
     for manifest in _manifests(found):
         for condition in manifest.get("conditions") or []:
             if condition.get("type") == "Applied" and condition.get("status") == "False":
                 return " ".join(str(condition.get("message", "")).split())[:500]
     return None
+
+
+def _is_quota(refusal: str) -> bool:
+    return "exceeded quota" in refusal
+
+
+def _advice(refusal: str, silo: SiloEntry) -> str:
+    """What to do about it."""
+    if "not allowed to apply the resource" in refusal:  # OCM's check of the executor
+        executor = f"service account {silo.dispatch.executor!r} (dispatch.executor)" if silo.dispatch.executor else "the executor"
+        return f"ask the hospital to let {executor} create, get, update, patch and delete jobs in namespace {silo.namespace!r}"
+    if f'namespaces "{silo.namespace}" not found' in refusal:
+        return f"ask the hospital to install its chart in namespace {silo.namespace!r}, or correct dispatch.namespace"
+    return "ask it for its current template (kubectl get cronjob fedhelp-worker -o yaml), named as dispatch.job_template"
 
 
 def _feedback(found: Object) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fedhelp_components.dispatch.job import RUN_LABEL, SILO_LABEL, Object, is_of, job_name
 from fedhelp_components.dispatch.reading import JobReading
@@ -22,7 +22,7 @@ from fedhelp_components.dispatch.refusals import ApiRefusal, explained, quota_ex
 from fedhelp_components.dispatch.request import Outcome, Waiting, WorkRequest
 from fedhelp_components.dispatch.watch import Collection, Watches
 from fedhelp_core.config import DispatchConfig, Federation
-from fedhelp_core.errors import AccessDenied, ClusterUnavailable, FedHelpError, JobFailed, PermanentError, RunConflict
+from fedhelp_core.errors import AccessDenied, ClusterUnavailable, FedHelpError, PermanentError, RunConflict
 
 if TYPE_CHECKING:
     from fedhelp_components.dispatch.cluster import Cluster  # its `kubernetes` takes seconds to import
@@ -44,7 +44,7 @@ class Patience:
     fault: float = 300.0
     """An image that cannot be pulled: registries have outages."""
     refusal: float = 15.0
-    """401 and 403: an API server that has just started does not know its roles yet."""
+    """401, 403, and what a hospital's agent reports as refused: an API server that has just started does not know its roles yet."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ class Look:
     """A closer look at work that does not run."""
 
     waiting: Waiting | None
-    fatal: str | None = None
-    """A fault that waiting will hardly mend."""
+    fault: Outcome | None = None
+    """How the work ends should this last: a fault that waiting will hardly mend."""
+    patience: Literal["fault", "refusal"] = "fault"
+    """Which of Patience's it has to outlast."""
 
 
 Right = tuple[str, str, tuple[str, ...]]
@@ -139,7 +141,7 @@ class RemoteWork:
         self._phase = ""
         self._looks = 0
         self._began = time.monotonic()
-        self._fatal_since: float | None = None
+        self._fault_since: float | None = None
         self._refused_since: float | None = None
         self.deletion_sent = False
 
@@ -208,7 +210,7 @@ class RemoteWork:
         elif reading.phase == "failed":
             self._next = 0.0
         elif reading.phase == "running":
-            self._waiting, self._looks, self._fatal_since, self._next = None, 0, None, self._next if self._stop else _EVENT_DRIVEN
+            self._waiting, self._looks, self._fault_since, self._next = None, 0, None, self._next if self._stop else _EVENT_DRIVEN
         elif not self._stop:
             coarse = self._carrier.waits(self._object)
             if reading.phase != self._phase:
@@ -321,15 +323,16 @@ class RemoteWork:
             self._waiting = look.waiting
             self._looks += 1
             self._next = _EVENT_DRIVEN if look.waiting is None else time.monotonic() + min(_LOOKS[1], _LOOKS[0] * 2.0**self._looks)
-        self._count_fault(look.fatal)
+        self._count_fault(look)
 
-    def _count_fault(self, fatal: str | None) -> None:
-        if fatal is None:
-            self._fatal_since = None
+    def _count_fault(self, look: Look) -> None:
+        if look.fault is None:
+            self._fault_since = None
             return
-        self._fatal_since = self._fatal_since or time.monotonic()
-        if time.monotonic() - self._fatal_since >= self._hub.patience.fault:
-            self._stopped = Outcome(exit_code=JobFailed.exit_code, reason=fatal)
+        self._fault_since = self._fault_since or time.monotonic()
+        patience = self._hub.patience
+        if time.monotonic() - self._fault_since >= (patience.fault if look.patience == "fault" else patience.refusal):
+            self._stopped = look.fault
             self.stop()
 
     def _delete(self) -> None:

@@ -34,15 +34,15 @@ _SAY_AGAIN = 30.0  # seconds
 @dataclass(frozen=True, kw_only=True)
 class Program:
     """One binary: the folder under tools/ that pins it, its Go package, the module that gives the version (none: our own),
-    minutes of a cold build, the file that pins it, a folder of its module that is kept beside it, and whether tests do without it
-    where the Go module proxy does not serve it."""
+    minutes of a cold build, the file that pins it, the module and folder of files that are kept beside it, and whether tests do
+    without it where the Go module proxy does not serve it."""
 
     tools: str
     package: str
     module: str
     minutes: float
     modfile: str = "go.mod"
-    files: str = ""
+    files: tuple[str, str] = ("", "")
     optional: bool = False
 
     @property
@@ -66,12 +66,16 @@ PROGRAMS = {
     "helm": Program(tools="helm", package="helm.sh/helm/v4/cmd/helm", module="helm.sh/helm/v4", minutes=2),
     "kwok": Program(tools="kwok", package="sigs.k8s.io/kwok/cmd/kwok", module="sigs.k8s.io/kwok", minutes=1),
     "kueue": Program(
-        tools="kueue", package="sigs.k8s.io/kueue/cmd/kueue", module="sigs.k8s.io/kueue", minutes=3, files="charts/kueue", optional=True),
+        tools="kueue", package="sigs.k8s.io/kueue/cmd/kueue", module="sigs.k8s.io/kueue", minutes=3, files=("sigs.k8s.io/kueue", "charts/kueue"),
+        optional=True),
+    "ocm-work-agent": Program(
+        tools="ocm", package=".", module="open-cluster-management.io/ocm", minutes=2, files=("open-cluster-management.io/api", "work/v1"),
+        optional=True),
 }
 RELEASES = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36")  # of Kubernetes, whose types charts are decoded with
 PROGRAMS |= {
     f"decode-{release}": Program(tools="decode", package=".", module="k8s.io/api", minutes=0.3, modfile=f"{release}.mod") for release in RELEASES}
-CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok", "helm", "kueue")
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok", "helm", "kueue", "ocm-work-agent")
 
 
 class NotServed(RuntimeError):
@@ -95,8 +99,8 @@ def binary(name: str) -> Path:
 
 
 def files_of(name: str) -> Path:
-    """The folder of its module that is kept beside the binary `name`, built first if need be."""
-    return binary(name).parent / PROGRAMS[name].files
+    """The folder of files that is kept beside the binary `name`, built first if need be."""
+    return binary(name).parent / PROGRAMS[name].files[1]
 
 
 def version(name: str) -> str:
@@ -131,12 +135,13 @@ def _build(program: Program, target: Path) -> None:
     if code != 0:
         kind = NotServed if re.search(r"reading https?://\S+: (403|404|410) ", words) else RuntimeError
         raise kind(f"go could not build {name} {version(name)} in tests/cluster/tools/{program.tools}:\n{words[-2000:]}")
-    if program.files:
+    module, folder = program.files
+    if folder:
         source = subprocess.run(
-            [_go(), "list", "-m", f"-modfile={program.manifest}", "-f", "{{.Dir}}", program.module],
+            [_go(), "list", "-m", f"-modfile={program.manifest}", "-f", "{{.Dir}}", module],
             cwd=HERE / "tools" / program.tools, capture_output=True, text=True, check=True).stdout.strip()
-        kept = target.parent / program.files
-        shutil.copytree(Path(source) / program.files, kept, dirs_exist_ok=True)
+        kept = target.parent / folder
+        shutil.copytree(Path(source) / folder, kept, dirs_exist_ok=True)
         for one in (kept, *kept.rglob("*")):  # Go's module cache is read-only
             one.chmod(0o755 if one.is_dir() else 0o644)
     unfinished.replace(target)

@@ -33,8 +33,18 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 @pytest.fixture(scope="session")
 def kueue_program() -> Path:
     """Kueue's manager; a test that uses it is skipped where its module is not served."""
+    return _built_or_skipped("kueue")
+
+
+@pytest.fixture(scope="session")
+def ocm_work_agent() -> Path:
+    """Open Cluster Management's work agent, in the same way."""
+    return _built_or_skipped("ocm-work-agent")
+
+
+def _built_or_skipped(program: str) -> Path:
     try:
-        return binary("kueue")
+        return binary(program)
     except NotServed as e:
         pytest.skip(str(e))
 
