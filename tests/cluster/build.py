@@ -68,6 +68,9 @@ PROGRAMS = {
     "kueue": Program(
         tools="kueue", package="sigs.k8s.io/kueue/cmd/kueue", module="sigs.k8s.io/kueue", minutes=3, files=("sigs.k8s.io/kueue", "charts/kueue"),
         optional=True),
+    "kube-router": Program(
+        tools="kube-router", package="github.com/cloudnativelabs/kube-router/v2/cmd/kube-router", module="github.com/cloudnativelabs/kube-router/v2",
+        minutes=1, optional=True),
     "ocm-work-agent": Program(
         tools="ocm", package=".", module="open-cluster-management.io/ocm", minutes=2, files=("open-cluster-management.io/api", "work/v1"),
         optional=True),

@@ -42,6 +42,12 @@ def ocm_work_agent() -> Path:
     return _built_or_skipped("ocm-work-agent")
 
 
+@pytest.fixture(scope="session")
+def kube_router_program() -> Path:
+    """kube-router, which enforces NetworkPolicies, in the same way."""
+    return _built_or_skipped("kube-router")
+
+
 def _built_or_skipped(program: str) -> Path:
     try:
         return binary(program)

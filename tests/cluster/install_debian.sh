@@ -8,6 +8,7 @@ set -euo pipefail
 declare -A provides=(
   [containerd]=/usr/bin/containerd [runc]=/usr/sbin/runc [containernetworking-plugins]=/usr/lib/cni/bridge
   [dnsmasq-base]=/usr/sbin/dnsmasq [iptables]=/usr/sbin/iptables [iproute2]=/usr/sbin/ip
+  [ipset]=/usr/sbin/ipset
 )
 missing=()
 for package in "${!provides[@]}"; do

@@ -7,7 +7,7 @@
 Several nodes live side by side on a machine, each with a bridge, a subnet, a cgroup and folders of its own.
 No registry is reached: images are imported, tags other than `latest` are never pulled. A GPU is an extended resource of the node's
 status. There is no kube-proxy: pods reach the API server at 10.96.0.1 by one DNAT rule, and this machine's servers at the gateway's
-address or its DNS name. NetworkPolicies are stored and shown by the API server but not enforced: the bridge plugin knows none.
+address or its DNS name. NetworkPolicies are enforced while kube_router.py's PolicyEnforcer runs: the bridge plugin knows none.
 What it needs from Debian, install_debian.sh installs.
 """
 
@@ -25,6 +25,7 @@ from tests.cluster.build import binary, cache_folder
 from tests.cluster.containerd import PAUSE_IMAGE, Containerd, start_from, stored_images
 from tests.cluster.control_plane import NODE_GATEWAYS, SERVICE_ADDRESS, ControlPlane
 from tests.cluster.image_archive import image_archive
+from tests.cluster.kube_router import remove_rules
 from tests.cluster.machine import end_processes_naming, make_cgroup, remove_cgroup, run, unmount_below
 from tests.cluster.processes import Processes
 
@@ -199,16 +200,22 @@ class Node:
         unmount_below(self.folder, self.images, *namespaces)
         for file in namespaces:
             file.unlink(missing_ok=True)
+        remove_rules()
         for rule in self._leftover_rules():
             run("iptables", "-w", *rule, check=False)
         run("ip", "link", "delete", self.bridge, check=False)
         run("rm", "-rf", "--one-file-system", str(self.folder), str(self.images))
 
-    def _network_namespaces(self) -> list[Path]:
-        """Those of this node's pods: the ones with an address of its subnet."""
-        subnet = self.gateway.removesuffix("1")
+    def network_namespace(self, address: str) -> str:
+        """The name of the network namespace of the pod with this address, for `ip netns exec`."""
+        (found,) = self._network_namespaces(f"{address}/")
+        return found.name
+
+    def _network_namespaces(self, start: str | None = None) -> list[Path]:
+        """Those of this node's pods: the ones whose address starts as its subnet's, or with `start`."""
+        wanted = start or self.gateway.removesuffix("1")
         found = Path("/run/netns").glob("cni-*")
-        return [path for path in found if f" {subnet}" in run("ip", "-netns", path.name, "-brief", "-4", "address", check=False).stdout]
+        return [path for path in found if f" {wanted}" in run("ip", "-netns", path.name, "-brief", "-4", "address", check=False).stdout]
 
     def _leftover_rules(self) -> list[list[str]]:
         """iptables arguments that delete each rule naming the bridge; the API server's port of a killed session is not known any more."""
