@@ -71,6 +71,8 @@ PROGRAMS = {
     "kube-router": Program(
         tools="kube-router", package="github.com/cloudnativelabs/kube-router/v2/cmd/kube-router", module="github.com/cloudnativelabs/kube-router/v2",
         minutes=1, optional=True),
+    "versitygw": Program(
+        tools="versitygw", package="github.com/versity/versitygw/cmd/versitygw", module="github.com/versity/versitygw", minutes=1, optional=True),
     "ocm-work-agent": Program(
         tools="ocm", package=".", module="open-cluster-management.io/ocm", minutes=2, files=("open-cluster-management.io/api", "work/v1"),
         optional=True),
@@ -78,7 +80,8 @@ PROGRAMS = {
 RELEASES = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36")  # of Kubernetes, whose types charts are decoded with
 PROGRAMS |= {
     f"decode-{release}": Program(tools="decode", package=".", module="k8s.io/api", minutes=0.3, modfile=f"{release}.mod") for release in RELEASES}
-CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok", "helm", "kueue", "ocm-work-agent")
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kwok", "helm", "kueue", "ocm-work-agent",
+                 "versitygw")
 
 
 class NotServed(RuntimeError):

@@ -3,16 +3,6 @@
 Another folder's conftest.py imports those that it needs from tests/cluster/fixtures.py in the same way.
 """
 
-from tests.cluster.fixtures import (
-    account,
-    control_plane,
-    kube_router_program,
-    kubeconfig,
-    kueue_program,
-    namespace,
-    node,
-    node_namespace,
-    ocm_work_agent,
-)
+from tests.cluster.fixtures import account, control_plane, kubeconfig, namespace, node, node_namespace
 
-__all__ = ["account", "control_plane", "kube_router_program", "kubeconfig", "kueue_program", "namespace", "node", "node_namespace", "ocm_work_agent"]
+__all__ = ["account", "control_plane", "kubeconfig", "namespace", "node", "node_namespace"]

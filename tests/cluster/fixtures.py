@@ -30,25 +30,8 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
         yield cluster
 
 
-@pytest.fixture(scope="session")
-def kueue_program() -> Path:
-    """Kueue's manager; a test that uses it is skipped where its module is not served."""
-    return _built_or_skipped("kueue")
-
-
-@pytest.fixture(scope="session")
-def ocm_work_agent() -> Path:
-    """Open Cluster Management's work agent, in the same way."""
-    return _built_or_skipped("ocm-work-agent")
-
-
-@pytest.fixture(scope="session")
-def kube_router_program() -> Path:
-    """kube-router, which enforces NetworkPolicies, in the same way."""
-    return _built_or_skipped("kube-router")
-
-
-def _built_or_skipped(program: str) -> Path:
+def built_or_skipped(program: str) -> Path:
+    """A program that tests do without where its Go module is not served: then whatever calls this is skipped, and says so."""
     try:
         return binary(program)
     except NotServed as e:

@@ -23,6 +23,7 @@ from fedhelp_components.dispatch.routing import RoutingDispatcher
 from fedhelp_core.config import Federation, load_federation
 from fedhelp_core.errors import AccessDenied
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.fixtures import built_or_skipped
 from tests.cluster.hospital import Hospital, context_named, eventually, hub_account, template, until_allowed
 from tests.cluster.ocm import GROUP, WorkAgent, agent_account, install_applied_works, install_works
 from tests.cluster.releases import CHARTS, install
@@ -34,16 +35,18 @@ WORKS = f"/apis/{GROUP}/v1/namespaces"
 
 
 @pytest.fixture(scope="module")
-def clinic(ocm_work_agent: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+def clinic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """The hospital's own cluster."""
+    built_or_skipped("ocm-work-agent")
     with ControlPlane(tmp_path_factory.mktemp("clinic")) as cluster:
         install_applied_works(cluster)
         yield cluster
 
 
 @pytest.fixture
-def managed(ocm_work_agent: Path, control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> str:
+def managed(control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> str:
     """The hospital's namespace on the OCM hub, where the federation's hub may keep works; $KUBECONFIG is its account's."""
+    built_or_skipped("ocm-work-agent")
     install_works(control_plane)
     namespace, account = control_plane.new_namespace("clinic"), hub_account(control_plane)
     control_plane.kubectl("-n", namespace, "create", "role", "works", "--verb=create,get,list,watch,delete",

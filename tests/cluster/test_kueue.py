@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,6 +14,7 @@ from fedhelp_components.dispatch.kubernetes import KubernetesDispatcher
 from fedhelp_components.dispatch.remote import Patience
 from fedhelp_components.dispatch.request import Work, request_for
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.fixtures import built_or_skipped
 from tests.cluster.hospital import Hospital, eventually, federation, hub_account, until_allowed
 from tests.cluster.kueue import Kueue
 from tests.cluster.releases import CHARTS, install
@@ -25,8 +25,9 @@ QUEUED = "queued by Kueue in queue 'gpus'"
 
 
 @pytest.fixture(scope="module")
-def kueue(kueue_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kueue]:
+def kueue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kueue]:
     """In a cluster of its own: its webhooks see every Job."""
+    built_or_skipped("kueue")
     with ControlPlane(tmp_path_factory.mktemp("kueue")) as cluster:
         cluster.kubectl("apply", "-f", str(CHARTS / "fedhelp-silo" / "keep-templates-watched.yaml"))
         yield Kueue(cluster).start()

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from tests.cluster.build import binary
 from tests.cluster.control_plane import SERVICE_ADDRESS
+from tests.cluster.fixtures import built_or_skipped
 from tests.cluster.kube_router import PolicyEnforcer, can_enforce
 from tests.cluster.machine import run
 from tests.cluster.node import Node
@@ -77,8 +77,9 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def scene(kube_router_program: Path, node: Node) -> Iterator[Scene]:
+def scene(node: Node) -> Iterator[Scene]:
     """Everybody can reach everybody until the policies are enforced."""
+    built_or_skipped("kube-router")
     if not can_enforce():
         pytest.skip("this machine's kernel has no ipsets, which kube-router needs")
     node.import_program(IMAGE, binary("pause"), ["/pause"])

@@ -15,6 +15,7 @@ from tests.cluster.build import binary
 from tests.cluster.e2e.graph import GraphRun, TaskFailed
 from tests.cluster.e2e.hospitals import HUB_NAMESPACE, Hospital
 from tests.cluster.e2e.world import World
+from tests.cluster.fixtures import built_or_skipped
 from tests.cluster.kueue import Kueue
 from tests.cluster.processes import wait_for
 from tests.cluster.test_control_plane import job
@@ -86,7 +87,6 @@ def test_a_disturbed_run_ends_in_the_same_model(world: World, expected: str, sil
     assert world.final_sha256(run_id) == expected
 
 
-@pytest.mark.usefixtures("kueue_program")
 def test_a_job_that_kueue_admits_evicts_and_admits_again_ends_in_the_same_model(world: World, expected: str) -> None:
     south = world.hospital("south")
     held = "queued by Kueue in queue 'gpus': ClusterQueue gpus is inactive (since 20"
@@ -109,6 +109,7 @@ def test_a_job_that_kueue_admits_evicts_and_admits_again_ends_in_the_same_model(
 @contextmanager
 def kueue_in(hospital: Hospital) -> Iterator[Kueue]:
     """The hospital's GPUs are shared through Kueue, whose queue is held for now."""
+    built_or_skipped("kueue")
     kueue = Kueue(hospital.cluster).start()
     try:
         kueue.add_queue("gpus", hospital.namespace, gpus=1)
