@@ -19,6 +19,7 @@ from tests.cluster.hospital import Hospital, eventually, federation, hub_account
 from tests.cluster.kueue import Kueue
 from tests.cluster.releases import CHARTS, install
 from tests.cluster.test_dispatch_kubernetes import RUN, end_of, runs, waits_for
+from tests.cluster.test_hospital_trust import Hub
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 QUEUED = "queued by Kueue in queue 'gpus'"
@@ -53,6 +54,7 @@ def installed(kueue: Kueue, account: str, **values: object) -> Iterator[Hospital
         "kueue": {"queueName": "gpus"}, "priorityClassName": "", "hub": {"subjects": [{"kind": "ServiceAccount", "namespace": home, "name": name}]},
         **values})
     until_allowed(kueue.cluster, account, namespace=hospital.namespace, verb="list", resource="events")
+    Hub(kueue.cluster, str(kueue.cluster.kubeconfig(account)), hospital.namespace, home).wait_for_the_policy()
     yield hospital
     kueue.remove_queue("gpus", hospital.namespace)
 
@@ -69,7 +71,7 @@ def start() -> Iterator[Callable[[Hospital], Work]]:
     with contextlib.ExitStack() as stack:
 
         def started(hospital: Hospital) -> Work:
-            config = federation(hospital)
+            config = federation(hospital).override(**{"store.url": "s3://federation/pneumonia", "store.endpoint_url": "http://minio.storage:9000"})
             dispatcher = KubernetesDispatcher(config, RUN, Patience(refusal=2.0))
             stack.callback(dispatcher.close)
             return dispatcher.start(request_for(config, RUN, hospital.silo, "train"))
