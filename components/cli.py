@@ -257,23 +257,27 @@ def register(packages: tuple[Path, ...], endpoint: str, namespace: str | None, r
 @click.option("--service-account", help="Account of the run's pods, such as fedhelp-runs; default: Kubeflow's own.")
 @click.option("--run-id", default="", help="Name of the run; blank: the job's id.")
 @click.option("--set", "settings", multiple=True, metavar="PARAMETER=VALUE", help="Replace a field of the form, e.g. --set rounds=10 (repeatable).")
+@click.option("--compile", "compile_here", is_flag=True,
+              help="Compile the pipeline here instead of starting the registered one; its images are $FEDHELP_HUB_IMAGE and $FEDHELP_SILO_IMAGE.")
 @click.option("--wait/--no-wait", default=False, help="Wait until the run has ended.")
 @click.option("--dry-run", is_flag=True, help="Print the request instead of sending it.")
 @_explained
 def submit(
     federation: str, endpoint: str, pipeline: str, experiment: str, namespace: str | None, service_account: str | None, run_id: str,
-    settings: tuple[str, ...], wait: bool, dry_run: bool,
+    settings: tuple[str, ...], compile_here: bool, wait: bool, dry_run: bool,
 ) -> None:
     """Start a pipeline on a Kubeflow endpoint. FEDERATION is the path or s3:// URL that the cluster sees.
 
+    It is the newest version that Kubeflow has of the pipeline, as the hub's chart or `fedhelp register` put it there, with its images.
+
     Where FEDERATION can be read here too, it fills in the run's form, and --set replaces fields of that: the run is the file's. Where it
-    cannot, the form's defaults, which are the paper's settings, replace what the file says of the form's fields; the command lists them.
+    cannot, the form is as the registered pipeline opens it: as the hub's chart installs it, with its own federation's settings.
     """
     from fedhelp_components.submit_command import submit_to_kubeflow
 
     submit_to_kubeflow(
         federation, endpoint=endpoint, pipeline=pipeline, experiment=experiment, namespace=namespace, run_id=run_id,
-        settings=_pairs(settings), wait=wait, dry_run=dry_run, service_account=service_account)
+        settings=_pairs(settings), wait=wait, dry_run=dry_run, service_account=service_account, compile_here=compile_here)
 
 
 @main.command(epilog=_EXIT_CODES)

@@ -17,7 +17,7 @@ from fedhelp_components.check.form import FIELDS
 from fedhelp_components.kubeflow_endpoint import explained, require_address
 from fedhelp_components.run_form import checked_settings, default_form, offered_form_of
 from fedhelp_core.config import Federation, load_federation
-from fedhelp_core.errors import ConfigError, FedHelpError, JobFailed, StoreUnavailable
+from fedhelp_core.errors import ConfigError, FedHelpError, JobFailed, NotFound, StoreUnavailable
 
 _ADVICE = "where Kubeflow is multi-user, give your profile's --namespace"
 
@@ -28,27 +28,35 @@ class _OutOfSight(Exception):
 
 def submit_to_kubeflow(
     federation: str, *, endpoint: str, pipeline: str, experiment: str, namespace: str | None, run_id: str, settings: Mapping[str, Any],
-    wait: bool, dry_run: bool, service_account: str | None = None,
+    wait: bool, dry_run: bool, service_account: str | None = None, compile_here: bool = False,
 ) -> None:
-    """Compile `pipeline`, start it with its form filled in by the file and `settings`, print where to look.
+    """Start the registered `pipeline`, or one compiled here, with its form filled in by the file and `settings`; print where to look.
 
     Raises:
+        NotFound: `pipeline` is not registered there.
         ConfigError: a setting that the form does not take, a file that is wrong, an endpoint that is no address.
         AccessDenied, StoreUnavailable, PermanentError: Kubeflow refuses this account, was not reached, refuses the run.
         JobFailed: the run was waited for and failed.
     """
     require_address(endpoint)
-    arguments = {"federation": federation, "run_id": run_id, **_filled_form(federation, checked_settings(settings))}
+    arguments = {"federation": federation, "run_id": run_id, **_filled_form(federation, checked_settings(settings), compile_here)}
     if dry_run:
-        request = {"endpoint": endpoint, "pipeline": pipeline, "experiment": experiment, "namespace": namespace, "service_account": service_account,
-                   "arguments": arguments}
+        version = "compiled here" if compile_here else "the newest registered"
+        request = {"endpoint": endpoint, "pipeline": pipeline, "version": version, "experiment": experiment, "namespace": namespace,
+                   "service_account": service_account, "arguments": arguments}
         print(json.dumps(request, indent=2))
         return
-    from fedhelp_pipelines.submit import start, wait_for
+    from fedhelp_pipelines.submit import NotRegistered, start, wait_for
 
-    with tempfile.TemporaryDirectory() as folder, explained(endpoint, wish="start the run", advice=_ADVICE):
-        started = start(
-            pipeline, arguments, Path(folder), endpoint=endpoint, experiment=experiment, namespace=namespace, service_account=service_account)
+    try:
+        with tempfile.TemporaryDirectory() as folder, explained(endpoint, wish="start the run", advice=_ADVICE):
+            started = start(
+                pipeline, arguments, Path(folder) if compile_here else None, endpoint=endpoint, experiment=experiment, namespace=namespace,
+                service_account=service_account)
+    except NotRegistered as e:
+        raise NotFound(
+            f"Kubeflow endpoint {endpoint}: no version of pipeline {pipeline!r} is registered; install the hub's chart, register one"
+            f" (fedhelp register --endpoint {endpoint}), or add --compile; {_ADVICE}") from e
     print(f"run {started} started: {endpoint}/#/runs/details/{started}")
     if not wait:
         return
@@ -62,12 +70,12 @@ def submit_to_kubeflow(
         raise JobFailed(f"run {started} ended as {state}; look at {endpoint}/#/runs/details/{started}")
 
 
-def _filled_form(source: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _filled_form(source: str, settings: Mapping[str, Any], compile_here: bool) -> dict[str, Any]:
     """All of the form, by the federation at `source` with `settings` on top; `settings` alone where that is out of sight, which is said."""
     try:
         federation = _seen_here(source)
     except _OutOfSight as e:
-        _say_what_replaces(source, settings, str(e))
+        _say_what_replaces(source, settings, str(e), compile_here)
         return dict(settings)
     if unseen := _only_here(federation):
         raise ConfigError(
@@ -104,7 +112,12 @@ def _seen_here(source: str) -> Federation:
     return federation_in(body, source)
 
 
-def _say_what_replaces(source: str, settings: Mapping[str, Any], why: str) -> None:
+def _say_what_replaces(source: str, settings: Mapping[str, Any], why: str, compile_here: bool) -> None:
+    unread = f"fedhelp submit: {source} is not read here ({why})"
+    if not compile_here:
+        print(f"{unread}, so the form is as the registered pipeline opens it: as the hub's chart installs it, with its own federation's settings;"
+              " replace them with --set NAME=VALUE", file=sys.stderr)
+        return
     left = ", ".join(f"{parameter}={value}" for parameter, value in default_form().items() if parameter not in settings)
-    print(f"fedhelp submit: {source} is not read here ({why}), so the form's defaults replace what it says of these fields: {left};"
+    print(f"{unread}, so the form's defaults replace what it says of these fields: {left};"
           " replace them with --set NAME=VALUE", file=sys.stderr)

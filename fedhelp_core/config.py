@@ -31,6 +31,7 @@ Method = Literal[
 METHODS: tuple[str, ...] = Method.__args__  # type: ignore[attr-defined]
 Normalisation = Literal["shared", "silo"]
 SiloKind = Literal["auto", "large", "small"]
+_OBJECTS = ("abort", "commit", "federation", "global", "kinds", "lease")
 
 # Kubernetes' rule for label values that are also used inside Job names: a DNS label, short enough to leave room.
 SiloName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")]
@@ -290,10 +291,18 @@ class DispatchConfig(_Model):
                 "cluster": "the hospital's managed cluster name",
                 "job_template": "the file with the hospital's CronJob (kubectl get cronjob fedhelp-worker -o yaml)"},
         }[self.kind]
-        missing = [f"{field}: dispatch kind {self.kind!r} needs {what}" for field, what in needed.items() if getattr(self, field) is None]
-        if missing:
-            raise ValueError("\n".join(missing))
+        problems = [f"{field}: dispatch kind {self.kind!r} needs {what}" for field, what in needed.items() if getattr(self, field) is None]
+        for field, kinds in _DISPATCHED.items():
+            if self.kind not in kinds and getattr(self, field) != type(self).model_fields[field].default:
+                problems.append(f"{field}: belongs to dispatch kind {' or '.join(map(repr, kinds))}, got kind {self.kind!r}; correct one of them")
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
+
+
+_DISPATCHED = {
+    "silo_config": ("process",), "context": ("kubernetes", "manifestwork"), "namespace": ("kubernetes", "manifestwork"),
+    "template": ("kubernetes",), "cluster": ("manifestwork",), "job_template": ("manifestwork",), "executor": ("manifestwork",)}
 
 
 class SiloEntry(_Model):
@@ -364,6 +373,9 @@ class Federation(_Model):
         duplicates = sorted({n for n in self.silo_names if self.silo_names.count(n) > 1})
         if duplicates:
             problems.append(f"silos: name {duplicates[0]!r} is used twice, expected each once")
+        for number, name in enumerate(self.silo_names):
+            if name in _OBJECTS or name.startswith("global-"):  # with the store's policy in docs/security.md, others could read its objects
+                problems.append(f"silos.{number}.name: {name!r} is what an object of each run is called; choose another name")
         if self.protocol.min_silos > len(self.silos):
             problems.append(f"protocol.min_silos: {self.protocol.min_silos} silos asked for, but only {len(self.silos)} are listed under silos")
         problems += self._models_that_do_not_fit()
@@ -509,14 +521,17 @@ class SiloConfig(_Model):
 
 
 def load_federation(path: str | Path) -> Federation:
-    """Read and validate federation.yaml. Relative paths in it are taken from the file's folder.
+    """Read and validate federation.yaml, or the `federation` of the hub chart's values. Relative paths in it are taken from the file's folder.
 
     Raises:
         ConfigError: with every problem found.
     """
     path = Path(path)
-    document = with_absolute_paths(read_yaml(path), path.parent, _FEDERATION_PATHS)
-    return parse_federation(with_changed(document, _FEDERATION_FILES, lambda file: template_in(Path(file))), source=str(path))
+    document = read_yaml(path)
+    if isinstance(document.get("federation"), dict) and "silos" not in document:  # values of the hub's chart
+        document = document["federation"]
+    document = with_absolute_paths(document, path.parent, _FEDERATION_PATHS)
+    return parse_federation(with_changed(document, _FEDERATION_FILES, lambda file: template_in(Path(file), source=str(path))), source=str(path))
 
 
 def load_silo(path: str | Path) -> SiloConfig:

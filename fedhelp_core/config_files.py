@@ -48,10 +48,21 @@ def with_absolute_paths(document: Any, base: Path, dotted_paths: tuple[str, ...]
         lambda text: text if not text.strip() or _SCHEME.match(text) or Path(text).is_absolute() else str((base / text).resolve()))
 
 
-def template_in(path: Path) -> dict[str, Any]:
-    """The part of an exported CronJob that a Job is made of: what the server adds (status, uid) says nothing about it."""
+def template_in(path: Path, *, source: str) -> dict[str, Any]:
+    """The part of an exported CronJob that a Job is made of: what the server adds (status, uid) says nothing about it.
+
+    Raises:
+        ConfigError: `path`, which `source` names, is no such file.
+    """
+    asked = "kubectl get cronjob fedhelp-worker -o yaml in the silo's namespace"
+    if not path.is_file():
+        raise ConfigError(f"{source}: dispatch.job_template: no file {path}; give the hospital's exported template ({asked})")
     exported = read_yaml(path)
-    return {"kind": exported.get("kind"), "spec": {"jobTemplate": (exported.get("spec") or {}).get("jobTemplate")}}
+    spec = exported.get("spec")
+    template = spec.get("jobTemplate") if isinstance(spec, dict) else None
+    if exported.get("kind") != "CronJob" or not isinstance(template, dict):
+        raise ConfigError(f"{source}: dispatch.job_template: {path} holds {exported.get('kind')!r}, expected the hospital's CronJob ({asked})")
+    return {"kind": "CronJob", "spec": {"jobTemplate": template}}
 
 
 def with_changed(document: Any, dotted_paths: tuple[str, ...], change: Callable[[str], Any]) -> Any:

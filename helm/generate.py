@@ -121,6 +121,7 @@ def hub_schema() -> str:
 
     schema = json.loads((HERE / "fedhelp-hub" / "values.schema.json").read_text(encoding="utf-8"))
     federation = Federation.model_json_schema()
+    federation["$defs"]["DispatchConfig"]["properties"]["job_template"]["anyOf"].append({"type": "string"})  # a file's content, by --set-file
     schema["$defs"] = {**federation.pop("$defs"), "Federation": federation}
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 

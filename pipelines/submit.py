@@ -1,11 +1,15 @@
-"""Start a compiled pipeline through kfp's client, and wait for it. Called by `fedhelp submit`."""
+"""Start a run of a registered pipeline, or of one compiled here, through kfp's client, and wait for it. Called by `fedhelp submit`."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from kfp import Client
 
 from fedhelp_pipelines.client import kubeflow_client
 from fedhelp_pipelines.compile import compiled
@@ -13,16 +17,43 @@ from fedhelp_pipelines.compile import compiled
 _ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "ERROR")
 
 
+class NotRegistered(LookupError):
+    """Kubeflow has no version of the pipeline."""
+
+
 def start(
-    pipeline: str, arguments: Mapping[str, Any], scratch: Path, *, endpoint: str, experiment: str, namespace: str | None,
+    pipeline: str, arguments: Mapping[str, Any], scratch: Path | None, *, endpoint: str, experiment: str, namespace: str | None,
     service_account: str | None = None,
 ) -> str:
-    """The id of the run that was started; its pods use `service_account` (default: Kubeflow's)."""
-    package = scratch / f"{pipeline}.yaml"
+    """The id of the run that was started; its pods use `service_account` (default: Kubeflow's).
+
+    `scratch`: a folder to compile the pipeline into; None: the newest registered version runs, with the images and volumes that it names.
+
+    Raises:
+        NotRegistered: there is no such version.
+    """
+    client = kubeflow_client(endpoint, namespace)
+    what = _compiled_into(scratch, pipeline) if scratch is not None else _newest_version(client, pipeline, namespace)
+    group = client.create_experiment(name=experiment, namespace=namespace)
+    run = client.run_pipeline(
+        group.experiment_id, f"{pipeline} {datetime.now(UTC):%Y-%m-%d %H-%M-%S}", params=dict(arguments), service_account=service_account, **what)
+    return str(run.run_id)
+
+
+def _compiled_into(folder: Path, pipeline: str) -> dict[str, str]:
+    package = folder / f"{pipeline}.yaml"
     package.write_text(compiled(pipeline), encoding="utf-8")
-    result = kubeflow_client(endpoint, namespace).create_run_from_pipeline_package(
-        str(package), arguments=dict(arguments), experiment_name=experiment, namespace=namespace, service_account=service_account)
-    return str(result.run_id)
+    return {"pipeline_package_path": str(package)}
+
+
+def _newest_version(client: Client, pipeline: str, namespace: str | None) -> dict[str, str]:
+    wanted = json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": pipeline}]})
+    for where in dict.fromkeys((namespace, None)):  # a profile's own, else the one that all share
+        for found in client.list_pipelines(filter=wanted, namespace=where).pipelines or []:
+            versions = client.list_pipeline_versions(found.pipeline_id, page_size=1, sort_by="created_at desc").pipeline_versions
+            if versions:
+                return {"pipeline_id": str(found.pipeline_id), "version_id": str(versions[0].pipeline_version_id)}
+    raise NotRegistered(pipeline)
 
 
 def wait_for(run_id: str, *, endpoint: str, namespace: str | None, on_state: Callable[[str], object], every: float = 5.0) -> str:

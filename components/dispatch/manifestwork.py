@@ -172,7 +172,10 @@ def _advice(refusal: str, silo: SiloEntry) -> str:
         return f"ask the hospital to let {executor} create, get, update, patch and delete jobs in namespace {silo.namespace!r}"
     if f'namespaces "{silo.namespace}" not found' in refusal:
         return f"ask the hospital to install its chart in namespace {silo.namespace!r}, or correct dispatch.namespace"
-    return "ask it for its current template (kubectl get cronjob fedhelp-worker -o yaml), named as dispatch.job_template"
+    if "cannot create resource" in refusal:  # RBAC
+        return "ask the hospital to name its agent's account under hub.subjects of its chart"
+    return ("ask it for its current template (kubectl get cronjob fedhelp-worker -o yaml), named as dispatch.job_template,"
+            " and whether its chart has this federation's store.url and endpoint_url")
 
 
 def _feedback(found: Object) -> dict[str, Any]:

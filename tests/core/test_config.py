@@ -123,6 +123,10 @@ BAD_FEDERATIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"silos.1.dispatch.kind": "kubernets"},
         ("silos.1.dispatch.kind ('berlin'): ", "got 'kubernets'", "did you mean 'kubernetes'?")),
     "process without file": ({"silos.0.dispatch": {}}, ("silos.0.dispatch ('aachen'): ", "silo_config", "'process' needs the path")),
+    "a field of another dispatch kind": (
+        {"silos.1.dispatch": {"kind": "kubernetes", "cluster": "clinic-berlin"}},
+        ("silos.1.dispatch ('berlin'): ", "cluster: belongs to dispatch kind 'manifestwork', got kind 'kubernetes'")),
+    "a silo called like an object": ({"silos.1.name": "global-klinik"}, ("silos.1.name: ", "'global-klinik' is what an object of each run is")),
     "promotion out of range": ({"promotion.max_regression": 1.5}, ("promotion.max_regression: ", "less than or equal to 1", "got 1.5")),
     "url as number": ({"store.url": 5}, ("store.url: ", "string", "got 5")),
     "key that is a number": ({"algorithm": {3: 4}}, ("algorithm.3: ", "keys should be strings", "got 3")),
@@ -204,6 +208,24 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "no such file" in problems_of(load_federation, tmp_path / "nothing.yaml")[0]
     assert "is a folder" in problems_of(load_federation, tmp_path)[0]
     assert "UTF-8" in problems_of(load_silo, tmp_path / "latin1.yaml")[0]
+
+
+def test_a_values_file_of_the_hubs_chart_is_read_for_its_federation(tmp_path: Path) -> None:
+    values = {"federation": federation_document(), "image": {"repository": "registry.example/hub"}}
+    assert load_federation(written(tmp_path, values)).silo_names == ("aachen", "berlin")
+    values["federation"]["rouns"] = 3
+    assert problems_of(load_federation, written(tmp_path, values)) == ["rouns: unknown field; did you mean 'algorithm.rounds'?"]
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (None, "dispatch.job_template: no file "), ("kind: Job\n", "holds 'Job', expected the hospital's CronJob"),
+    ("kind: CronJob\nspec: 3\n", "holds 'CronJob', expected the hospital's CronJob")])
+def test_an_exported_template_that_is_none_is_named(tmp_path: Path, content: str | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / "worker.yaml").write_text(content)
+    dispatch = {"kind": "manifestwork", "cluster": "clinic", "job_template": "worker.yaml"}
+    [problem] = problems_of(load_federation, written(tmp_path, changed(federation_document(), {"silos.1.dispatch": dispatch})))
+    assert said in problem and str(tmp_path / "worker.yaml") in problem and "kubectl get cronjob fedhelp-worker -o yaml" in problem
 
 
 def test_everything_wrong_is_listed_at_once(tmp_path: Path) -> None:

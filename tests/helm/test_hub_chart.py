@@ -208,8 +208,23 @@ def test_the_form_of_kubernetes_native_pipelines_shows_it_too(render: Render) ->
     assert inputs["local_epochs"]["defaultValue"] == 1
 
 
+def test_an_exported_template_may_be_a_files_content(render: Render, refusal: Refusal) -> None:
+    """What `--set-file federation.silos[0].dispatch.job_template=FILE` gives, and the same written out."""
+    exported = {"kind": "CronJob", "metadata": {"uid": "1"}, "spec": {"suspend": True, "jobTemplate": {"spec": {"backoffLimit": 3}}}}
+
+    def silos(template: object) -> dict[str, Any]:
+        dispatch = {"kind": "manifestwork", "cluster": "clinic", "job_template": template}
+        return {"federation": {"silos": [{"name": "aachen", "dispatch": dispatch}]}}
+
+    for template in (exported, yaml.safe_dump(exported)):
+        text = render(HUB, "shared-cluster", silos(template)).one("ConfigMap", "fedhelp-federation")["data"]["federation.yaml"]
+        federation = parse_federation(yaml.safe_load(text), source="the chart's")
+        assert (federation.silos[0].dispatch.job_template or {})["spec"]["jobTemplate"] == {"spec": {"backoffLimit": 3}}
+    assert "aachen: dispatch.job_template holds no CronJob" in refusal(HUB, "shared-cluster", silos("berlin-worker.yaml"))
+
+
 def test_a_method_that_no_pipeline_runs_is_refused(refusal: Refusal) -> None:
-    assert "the run form's method is one of fedhelp, fedavg, " in refusal(HUB, "shared-cluster", {"federation": {"algorithm": {"method": "local"}}})
+    assert "a pipeline runs method fedhelp, fedavg, " in refusal(HUB, "shared-cluster", {"federation": {"algorithm": {"method": "local"}}})
 
 
 def test_tasks_get_federation_yaml_and_credentials_where_they_exist(render: Render) -> None:

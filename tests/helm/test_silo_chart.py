@@ -401,3 +401,11 @@ def test_values_and_schema_name_the_same_keys() -> None:
                 compare(value, inner, f"{path}{key}.")
 
     compare(values, schema, "")
+
+
+def test_a_dns_server_that_is_no_pod_or_listens_elsewhere_can_be_named(render: Render) -> None:
+    dns = {"cidr": "169.254.20.10/32", "ports": [5353]}
+    policy = render(SILO, "shared-cluster", {"networkPolicy": {"dns": dns}}).one("NetworkPolicy", "fedhelp-worker")
+
+    assert policy["spec"]["egress"][0]["to"][1] == {"ipBlock": {"cidr": "169.254.20.10/32"}}
+    assert policy["spec"]["egress"][0]["ports"] == [{"protocol": "UDP", "port": 5353}, {"protocol": "TCP", "port": 5353}]

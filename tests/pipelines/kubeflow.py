@@ -29,6 +29,14 @@ class Kubeflow(ThreadingHTTPServer):
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
+    def add(self, pipeline: str, versions: int = 1) -> None:
+        """As `fedhelp register` does."""
+        identity = f"p{len(self.pipelines)}"
+        self.pipelines[identity] = {"pipeline_id": identity, "display_name": pipeline}
+        self.versions[identity] = {
+            f"v{number}": {"pipeline_id": identity, "pipeline_version_id": f"v{number}", "display_name": f"{pipeline}-{number}"}
+            for number in range(versions)}
+
     def names(self, pipeline: str) -> list[str]:
         identity = next(i for i, p in self.pipelines.items() if p["display_name"] == pipeline)
         return [version["display_name"] for version in self.versions[identity].values()]
@@ -81,6 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(made)
         elif self.command == "GET":  # pipelines/<id>/versions, one a page
             found = list(server.versions[parts[1]].values())
+            if query.get("sort_by") == "created_at desc":
+                found.reverse()
             start = int(query.get("page_token") or 0)
             more = {"next_page_token": str(start + 1)} if start + 1 < len(found) else {}
             self._answer({"pipeline_versions": found[start : start + 1], **more})

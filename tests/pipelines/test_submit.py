@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from fedhelp_components.check.form import FIELDS
 from fedhelp_components.cli import main
-from fedhelp_core.errors import AccessDenied, ConfigError, JobFailed, StoreUnavailable
+from fedhelp_core.errors import AccessDenied, ConfigError, JobFailed, NotFound, StoreUnavailable
 from tests.pipelines.kubeflow import Kubeflow
 from tests.s3_server import s3_server
 
@@ -109,8 +109,16 @@ def test_a_file_that_is_wrong_is_refused_under_its_own_name(uploaded: str) -> No
         ["s3://bucket/demo/broken.yaml", field] for field in ("name", "store", "silos")]
 
 
-def test_where_the_file_is_out_of_sight_what_replaces_it_is_listed(kubeflow: Kubeflow) -> None:
+def test_where_the_file_is_out_of_sight_the_form_is_as_the_registered_pipeline_opens_it(kubeflow: Kubeflow) -> None:
     result = submit(IN_THE_CLUSTER, "--set", "rounds=3", "--dry-run")
+
+    assert sent(result) == {"rounds": 3}
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"fedhelp submit: {IN_THE_CLUSTER} is not read here (no file here that may be read), so the form is as the registered")
+
+
+def test_where_the_file_is_out_of_sight_and_the_pipeline_is_compiled_here_what_replaces_it_is_listed(kubeflow: Kubeflow) -> None:
+    result = submit(IN_THE_CLUSTER, "--set", "rounds=3", "--compile", "--dry-run")
 
     assert sent(result) == {"rounds": 3}
     (line,) = result.stderr.splitlines()
@@ -126,7 +134,7 @@ def test_a_file_in_s3_that_this_process_may_not_read_is_out_of_sight(uploaded: s
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
 
-    result = submit(uploaded, "--dry-run")
+    result = submit(uploaded, "--compile", "--dry-run")
 
     assert sent(result) == {}
     assert "no credentials found" in result.stderr
@@ -134,6 +142,8 @@ def test_a_file_in_s3_that_this_process_may_not_read_is_out_of_sight(uploaded: s
 
 
 def test_what_a_dry_run_shows_is_what_kubeflow_gets(kubeflow: Kubeflow, federation: str) -> None:
+    kubeflow.add("another")
+    kubeflow.add("fedhelp", versions=3)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="This client only works")
         result = submit(federation, "--run-id", "mine", "--service-account", "fedhelp-runs", "--wait", endpoint=kubeflow.address)
@@ -142,11 +152,32 @@ def test_what_a_dry_run_shows_is_what_kubeflow_gets(kubeflow: Kubeflow, federati
     (run,) = kubeflow.runs
     assert run["runtime_config"]["parameters"] == {"federation": federation, "run_id": "mine", **THE_FILES_FORM}
     assert run["service_account"] == "fedhelp-runs"
+    assert run["pipeline_version_reference"] == {"pipeline_id": "p1", "pipeline_version_id": "v2"}, "the newest, with the images that it names"
     assert "run r0: SUCCEEDED" in result.stdout
+
+
+def test_a_pipeline_that_is_not_registered_is_not_replaced_by_one_with_other_images(kubeflow: Kubeflow, federation: str) -> None:
+    kubeflow.add("fedhelp", versions=0)
+
+    result = submit(federation, endpoint=kubeflow.address)
+
+    assert result.exit_code == NotFound.exit_code
+    assert "no version of pipeline 'fedhelp' is registered; install the hub's chart, register one (fedhelp register --endpoint" in result.stderr
+    assert kubeflow.runs == []
+
+
+def test_a_pipeline_can_be_compiled_here(kubeflow: Kubeflow, federation: str) -> None:
+    result = submit(federation, "--compile", endpoint=kubeflow.address)
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    (run,) = kubeflow.runs
+    assert run["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "fedhelp"
+    assert run["runtime_config"]["parameters"]["rounds"] == 3
 
 
 @pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
 def test_a_run_that_did_not_succeed_is_named(state: str, kubeflow: Kubeflow, federation: str) -> None:
+    kubeflow.add("fedhelp")
     kubeflow.state = state
 
     result = submit(federation, "--wait", endpoint=kubeflow.address)
@@ -156,6 +187,7 @@ def test_a_run_that_did_not_succeed_is_named(state: str, kubeflow: Kubeflow, fed
 
 
 def test_a_run_that_cannot_be_looked_at_is_said_to_go_on(kubeflow: Kubeflow, federation: str) -> None:
+    kubeflow.add("fedhelp")
     kubeflow.state = None
 
     result = submit(federation, "--wait", endpoint=kubeflow.address)

@@ -15,7 +15,7 @@ public images mounted where tasks read them.
 {{- range $parameter, $value := include "hub.form" $root | fromJson -}}
 {{- $field := index $spec.root.inputDefinitions.parameters $parameter -}}
 {{- if and $field.literals (not (has $value $field.literals)) -}}
-{{- fail (printf "federation: the run form's %s is one of %s, got %v; change it" $parameter (join ", " $field.literals) $value) -}}
+{{- fail (printf "federation: a pipeline runs %s %s, got %v; change it" $parameter (join ", " $field.literals) $value) -}}
 {{- end -}}
 {{- $_ := set $field "defaultValue" $value -}}
 {{- end -}}
