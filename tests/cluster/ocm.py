@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Self
 
-from tests.cluster.build import binary, files_of
+import yaml
+
+from tests.cluster.build import REPOSITORY, binary, files_of
 from tests.cluster.control_plane import ADMINISTRATOR, ControlPlane
 
 GROUP = "work.open-cluster-management.io"
-AGENT_RULES = [  # docs/operating.md names them: what an agent needs in a hospital's cluster, beside the chart's Role
-    {"apiGroups": [GROUP], "resources": ["appliedmanifestworks"], "verbs": ["get", "list", "watch", "create", "update", "patch", "delete"]},
-    {"apiGroups": [GROUP], "resources": ["appliedmanifestworks/status"], "verbs": ["update", "patch"]},
-    {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
-]
 _PROGRAM = "ocm-work-agent"
 
 
@@ -28,11 +26,14 @@ def install_applied_works(cluster: ControlPlane) -> None:
 
 
 def agent_account(cluster: ControlPlane) -> str:
-    """A service account for an agent in a hospital's cluster that may do what an agent cannot do without."""
+    """A service account for an agent in a hospital's cluster, with the rights that the guide gives it."""
+    guide = (REPOSITORY / "docs" / "operating.md").read_text(encoding="utf-8")
+    given = re.search(r"<!-- run: agent -->.*?<<'EOF'\n(.*?)EOF", guide, re.DOTALL)
+    assert given
     namespace = cluster.new_namespace("agent")
     cluster.request("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "work"}})
     base = "/apis/rbac.authorization.k8s.io/v1"
-    cluster.request("POST", f"{base}/clusterroles", {"metadata": {"name": namespace}, "rules": AGENT_RULES})
+    cluster.request("POST", f"{base}/clusterroles", {"metadata": {"name": namespace}, "rules": yaml.safe_load(given[1])["rules"]})
     cluster.request("POST", f"{base}/clusterrolebindings", {
         "metadata": {"name": namespace}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": namespace},
         "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": "work"}]})

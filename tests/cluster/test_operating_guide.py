@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "operating.md"
-NAMESPACES = ("fedhelp", "charite", "fedhelp-kleine-klinik")
+NAMESPACES = ("fedhelp", "charite", "fedhelp-kleine-klinik", "clinic-charite")
 _AS = {"tenant": {"HELM_KUBEASUSER": "kleine-klinik", "HELM_KUBEASGROUPS": "system:authenticated"}}
 """Who runs a block, where that is not the cluster's administrator."""
 _BLOCK = re.compile(r"<!-- run: (?P<name>[a-z]+) -->\n```sh\n(?P<script>.*?)```", re.DOTALL)
@@ -46,6 +46,7 @@ def said(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) 
     finally:
         for name in NAMESPACES:
             control_plane.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+        control_plane.kubectl("delete", "clusterrole,clusterrolebinding", "fedhelp-work-agent", "--ignore-not-found")
 
 
 def of_fedhelp_in_the_cluster(control_plane: ControlPlane) -> str:
@@ -56,7 +57,8 @@ def of_fedhelp_in_the_cluster(control_plane: ControlPlane) -> str:
 
 def test_every_step_of_the_guide_works(said: dict[str, str]) -> None:
     assert list(said) == [
-        "before", "hub", "images", "silo", "administrator", "tenant", "kubeconfig", "renew", "look", "upgrade", "uninstall", "withdraw", "forget"]
+        "before", "hub", "images", "silo", "administrator", "tenant", "kubeconfig", "renew", "agent", "works", "look", "upgrade", "uninstall",
+        "withdraw", "forget"]
 
 
 def test_the_hub_says_what_to_do_next(said: dict[str, str]) -> None:
@@ -76,6 +78,11 @@ def test_a_hospital_without_rights_on_the_cluster_installs_all_but_what_the_admi
 
 def test_the_hubs_kubeconfig_is_kept_in_a_secret(said: dict[str, str]) -> None:
     assert "secret/fedhelp-kubeconfig created" in said["renew"]
+
+
+def test_an_agent_with_the_guides_rights_may_not_change_the_template(said: dict[str, str]) -> None:
+    assert "clusterrole.rbac.authorization.k8s.io/fedhelp-work-agent created" in said["agent"]
+    assert said["agent"].rstrip().endswith("as it should be")
 
 
 def test_the_guide_shows_what_the_hub_may_do(said: dict[str, str]) -> None:
