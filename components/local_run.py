@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedhelp_components.check.__main__ import problems_of, raise_all
 from fedhelp_components.dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess
 from fedhelp_components.entry import FAILURE_VARIABLE, OWNER_VARIABLE, owner_mark
 from fedhelp_components.local_ending import Ending
@@ -57,6 +58,7 @@ def run_locally(path: Path, *, run_id: str | None, changes: Mapping[str, Any], d
     federation = load_federation(path).override(**changes)
     name = run_id or default_run_id(federation)
     if dry_run:
+        raise_all(problems_of(federation))
         _print_plan(federation, name)
         return
     ending = Ending(path, federation, name, changes, work_folder(federation, name) / "pipeline.log")

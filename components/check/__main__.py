@@ -177,15 +177,25 @@ def federation_in(body: bytes, source: str) -> Federation:
 
 def static_problems(config: Federation) -> list[FedHelpError]:
     """What can be found to be wrong without asking a silo or a teacher. Writes to the store and removes what it wrote."""
+    looks: list[Callable[[], object]] = [lambda: _require_store(config)]
+    if config.uses_public_set and config.public_set is not None:
+        looks.append(partial(_require_public_images, config.public_set, config.task))
+    return problems_of(config) + _problems_of_looking(looks)
+
+
+def problems_of(config: Federation) -> list[FedHelpError]:
+    """What is wrong with a file for a run through the pipelines, by itself: nothing is looked at."""
     found: list[FedHelpError] = []
     if config.algorithm.method == "local":
         found.append(ConfigError("algorithm.method: 'local' has no federation to run; compare it with `fedhelp simulate --methods local,...`"))
     if config.silos_in_clusters and config.store.folder is not None:
         found.append(ConfigError(
             f"store.url: silo {config.silos_in_clusters[0].name!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix"))
-    looks: list[Callable[[], object]] = [lambda: tracking_uri(config), lambda: _require_store(config)]
-    if config.uses_public_set and config.public_set is not None:
-        looks.append(partial(_require_public_images, config.public_set, config.task))
+    return found + _problems_of_looking([lambda: tracking_uri(config)])
+
+
+def _problems_of_looking(looks: Sequence[Callable[[], object]]) -> list[FedHelpError]:
+    found: list[FedHelpError] = []
     for look in looks:
         try:
             look()

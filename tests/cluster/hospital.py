@@ -162,7 +162,7 @@ def federation(*hospitals: Hospital, residency: str = "run", rounds: int = 2, **
         for hospital in hospitals]
     return parse_federation({
         "name": "test", "algorithm": {"method": "fedavg", "rounds": rounds}, "protocol": {"min_silos": 1}, "store": {"url": "s3://exchange/test"},
-        "silos": silos}, source="test")
+        "tracking": {"uri": "http://mlflow.hub:5000"}, "silos": silos}, source="test")
 
 
 def eventually(look: Callable[[], _T | None], seconds: float = 60.0) -> _T:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from fedhelp_components.check_command import check_and_print
-from fedhelp_components.local_run import work_folder
+from fedhelp_components.local_run import run_locally, work_folder
 from fedhelp_components.session import logs_folder
 from fedhelp_core.config import Federation
+from fedhelp_core.errors import ConfigError
 from tests.components.tiny import TinyFederation
 
 
@@ -35,6 +36,15 @@ def test_logs_of_a_run_in_a_bucket_lie_in_the_working_folder(stored_at: Callable
     federation = stored_at("s3://bucket/prefix")
     assert logs_folder(federation, "r") == Path("fedhelp-logs/r")
     assert work_folder(federation, "r") == Path("fedhelp-runs/r")
+
+
+def test_a_dry_run_refuses_what_cannot_run_and_makes_nothing(stored_at: Callable[[str], Federation], tmp_path: Path) -> None:
+    path = tmp_path / "local.yaml"
+    path.write_text(stored_at(str(tmp_path / "store")).to_yaml(), encoding="utf-8")
+    with pytest.raises(ConfigError, match="'local' has no federation to run"):
+        run_locally(path, run_id=None, changes={"algorithm.method": "local"}, dry_run=True)
+    run_locally(path, run_id=None, changes={}, dry_run=True)
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_check_leaves_no_run_in_a_silo(make_tiny: Callable[..., TinyFederation]) -> None:
