@@ -43,7 +43,7 @@ test-all: ## test, test-cluster and e2e (Linux, root, Debian's packages; about a
 kills: setup ## Twenty kill -9s at random moments end in the same model (some ten minutes)
 	@$(RUN) pytest tests/components/test_kill.py
 
-test-cluster: setup ## The tests on a real Kubernetes API server, which is built first, once (ten minutes on idle cores)
+test-cluster: setup ## The tests on a real Kubernetes API server, which is built first, once (a quarter of an hour on idle cores)
 	@$(RUN) python tests/cluster/build.py --control-plane >/dev/null
 	@$(RUN) pytest tests/cluster -m "not e2e" -v
 

@@ -2,7 +2,7 @@
 
     python tests/cluster/build.py helm                    build helm if need be and print its path
     python tests/cluster/build.py kube-apiserver kubectl  one path a line
-    python tests/cluster/build.py --all                   everything; about 10 minutes cold on two cores
+    python tests/cluster/build.py --all                   everything; about 15 minutes cold on two cores
 
 Each folder under tools/ is a Go module of one release, pinned by its go.sum. A binary lies in `.cache/cluster/<module>-<version>/`
 ($FEDHELP_CLUSTER_CACHE moves that folder); a program found in $KUBEBUILDER_ASSETS is used instead. Callers may run side by side:
