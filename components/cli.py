@@ -228,7 +228,7 @@ def compile_(pipeline: str, federation: Path | None, output: Path | None) -> Non
     text = compiled(pipeline, defaults)
     path = output or Path(f"{pipeline}.yaml")
     path.write_text(text, encoding="utf-8")
-    click.echo(f"{path}: upload it in the Kubeflow UI under Pipelines, or start it with: fedhelp submit --pipeline {pipeline} ...")
+    click.echo(f"{path}: upload it in the Kubeflow UI under Pipelines, or with: fedhelp register {path} --endpoint URL")
 
 
 @main.command(epilog=_EXIT_CODES)

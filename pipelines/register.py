@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from kfp.client import ServiceAccountTokenVolumeCredentials
 from kfp_server_api import V2beta1Pipeline
 
-from fedhelp_pipelines.client import kubeflow_client
+from fedhelp_pipelines.client import kubeflow_client, pipelines_named
 from fedhelp_pipelines.compile import compiled
 from fedhelp_pipelines.graphs import PIPELINES
 
@@ -63,8 +62,7 @@ class Registry:
         return True
 
     def _find(self, name: str) -> str | None:
-        wanted = json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
-        found = self._client.list_pipelines(filter=wanted, namespace=self._namespace).pipelines or []
+        found = pipelines_named(self._client, name, self._namespace)
         return str(found[0].pipeline_id) if found else None
 
     def _create(self, name: str) -> str:

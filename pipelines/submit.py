@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from typing import Any
 
 from kfp import Client
 
-from fedhelp_pipelines.client import kubeflow_client
+from fedhelp_pipelines.client import kubeflow_client, pipelines_named
 from fedhelp_pipelines.compile import compiled
 
 _ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "ERROR")
@@ -47,9 +46,8 @@ def _compiled_into(folder: Path, pipeline: str) -> dict[str, str]:
 
 
 def _newest_version(client: Client, pipeline: str, namespace: str | None) -> dict[str, str]:
-    wanted = json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": pipeline}]})
     for where in dict.fromkeys((namespace, None)):  # a profile's own, else the one that all share
-        for found in client.list_pipelines(filter=wanted, namespace=where).pipelines or []:
+        for found in pipelines_named(client, pipeline, where):
             versions = client.list_pipeline_versions(found.pipeline_id, page_size=1, sort_by="created_at desc").pipeline_versions
             if versions:
                 return {"pipeline_id": str(found.pipeline_id), "version_id": str(versions[0].pipeline_version_id)}

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fedhelp_components.dispatch.job import SILO_LABEL, Object, job_of
-from fedhelp_components.dispatch.reading import JobReading, failure, quota_part, read_job, why_waiting
+from fedhelp_components.dispatch.reading import JobReading, failure, over_quota, quota_part, read_job, why_waiting
 from fedhelp_components.dispatch.remote import Look, Patience, RemoteDispatcher, Right
 from fedhelp_components.dispatch.request import Outcome, Waiting, WorkRequest
 from fedhelp_core.config import Federation, SiloEntry
@@ -85,7 +85,7 @@ class ManifestWorkCarrier:
             return Waiting(reason="its ManifestWork is being deleted", since=since)
         refusal = refused_there(found)
         if refusal is not None:
-            said = f"the namespace's {quota_part(refusal)}" if _is_quota(refusal) else refusal
+            said = f"the namespace's {quota_part(refusal)}" if over_quota(refusal) else refusal
             return Waiting(reason=f"the hospital's cluster does not take the Job: {said}", since=since)
         if _condition(found.get("status", {}).get("conditions"), "Applied") is None:
             return Waiting(reason="the hospital's agent has not fetched it yet; is its cluster connected?", since=since)
@@ -97,7 +97,7 @@ class ManifestWorkCarrier:
     def look(self, cluster: Cluster, found: Object) -> Look:
         """There is nothing further to ask. The agent tries what is refused again and again, so that only lasting refusals end the work."""
         refusal = refused_there(found)
-        if refusal is None or _is_quota(refusal):
+        if refusal is None or over_quota(refusal):
             return Look(self.waits(found))
         advice = _advice(refusal, self._silos[found["metadata"]["labels"][SILO_LABEL]])
         ended = Outcome(exit_code=AccessDenied.exit_code, reason=f"the hospital's cluster refused the Job ({refusal}); {advice}")
@@ -159,10 +159,6 @@ def refused_there(found: Object) -> str | None:
             if condition.get("type") == "Applied" and condition.get("status") == "False":
                 return " ".join(str(condition.get("message", "")).split())[:500]
     return None
-
-
-def _is_quota(refusal: str) -> bool:
-    return "exceeded quota" in refusal
 
 
 def _advice(refusal: str, silo: SiloEntry) -> str:

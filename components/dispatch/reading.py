@@ -126,9 +126,14 @@ def pull_fault(pod: Object) -> str | None:
 
 def refused_pod(message: str) -> str:
     """The sentence for a pod that the namespace refuses to have."""
-    if "exceeded quota" in message:
+    if over_quota(message):
         return f"the namespace's {quota_part(message)}; it starts when other work has ended, or ask the hospital for more quota"
     return f"the namespace refuses its pod: {_short(message)}; ask the hospital to mend its chart's values"
+
+
+def over_quota(message: str) -> bool:
+    """Whether the API server refused something for a quota alone: waiting, no fault."""
+    return "exceeded quota" in message
 
 
 def quota_part(message: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedhelp_components.dispatch.job import TEMPLATE_NAME
+from fedhelp_components.dispatch.reading import over_quota
 from fedhelp_core.errors import AccessDenied, ConfigError, NotFound, PermanentError
 
 _CHART = "chart fedhelp-silo"
@@ -54,4 +55,4 @@ def _missing(refusal: ApiRefusal, where: str, namespace: str) -> PermanentError:
 
 def quota_exceeded(refusal: ApiRefusal) -> bool:
     """Whether only a quota is in the way: waiting, no fault."""
-    return refusal.status == 403 and "exceeded quota" in refusal.message
+    return refusal.status == 403 and over_quota(refusal.message)

@@ -20,9 +20,9 @@ from tests.cluster.node import Node
 from tests.cluster.processes import free_ports, wait_for
 from tests.cluster.releases import install
 from tests.cluster.test_control_plane import job
+from tests.cluster.test_node import IMAGE
 
 pytestmark = pytest.mark.e2e
-IMAGE = "fedhelp.test/say:1"
 WORKER = {"app.kubernetes.io/name": "fedhelp-silo", "app.kubernetes.io/part-of": "fedhelp", "fedhelp.io/silo": "charite"}
 DNS = {"k8s-app": "kube-dns"}
 TRY = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3)"

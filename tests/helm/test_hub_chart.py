@@ -220,7 +220,8 @@ def test_an_exported_template_may_be_a_files_content(render: Render, refusal: Re
         text = render(HUB, "shared-cluster", silos(template)).one("ConfigMap", "fedhelp-federation")["data"]["federation.yaml"]
         federation = parse_federation(yaml.safe_load(text), source="the chart's")
         assert (federation.silos[0].dispatch.job_template or {})["spec"]["jobTemplate"] == {"spec": {"backoffLimit": 3}}
-    assert "aachen: dispatch.job_template holds no CronJob" in refusal(HUB, "shared-cluster", silos("berlin-worker.yaml"))
+    for wrong in ("berlin-worker.yaml", "kind: CronJob", "kind: CronJob\nspec: {}"):
+        assert "aachen: dispatch.job_template holds no CronJob" in refusal(HUB, "shared-cluster", silos(wrong))
 
 
 def test_a_method_that_no_pipeline_runs_is_refused(refusal: Refusal) -> None:
