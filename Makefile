@@ -101,8 +101,10 @@ setup: .cache/setup-done ## Make the environment (uv, locked dependencies)
 .cache/mypy:
 	@mkdir -p $@
 	@ln -sfn ../../fedhelp_core $@/fedhelp_core
+	@ln -sfn ../../dispatch $@/fedhelp_dispatch
 	@ln -sfn ../../components $@/fedhelp_components
 	@ln -sfn ../../pipelines $@/fedhelp_pipelines
+	@ln -sfn ../../cli $@/fedhelp_cli
 
 clean: ## Remove what make made, but for the demo's input and results
 	@rm -rf .venv .uv .cache build ./*.egg-info .mypy_cache .ruff_cache .pytest_cache

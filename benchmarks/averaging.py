@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.figures import Figure, add_options, show, write
 from fedhelp_core.algorithm.averaging import average_files
-from fedhelp_core.weights import CHUNK_BYTES, write_weights
+from fedhelp_core.weights.file import CHUNK_BYTES, write_weights
 
 CASES = (6, 60)
 MEMORY_TARGET, TIME_TARGET = 2.0, 1.3

@@ -63,7 +63,7 @@ def figures(silos: int, cluster_wide: bool) -> list[Figure]:
 
 def install(cluster: Any, account: str, silos: int) -> list[str]:
     """The hospitals' namespaces, templates and Roles, by bulk; the namespaces' names."""
-    from fedhelp_components.dispatch.cluster import Cluster
+    from fedhelp_dispatch.cluster import Cluster
     from tests.cluster.hospital import RULES, template, until_allowed
 
     os.environ["KUBECONFIG"] = str(cluster.kubeconfig())
@@ -129,7 +129,7 @@ def hub_requests(cluster: Any) -> float:
 
 
 def federation(places: list[str]) -> Any:
-    from fedhelp_core.config import parse_federation
+    from fedhelp_core.config.federation import parse_federation
 
     return parse_federation({
         "name": "scale", "algorithm": {"method": "fedavg"}, "store": {"url": "s3://exchange/scale"},
@@ -139,9 +139,9 @@ def federation(places: list[str]) -> Any:
 
 def our_hub(places: list[str]) -> dict[str, float]:
     """What `federation` does, but for the store: start each silo's round, look until all have ended."""
-    from fedhelp_components.dispatch.cluster import Cluster
-    from fedhelp_components.dispatch.kubernetes import KubernetesDispatcher
-    from fedhelp_components.dispatch.request import request_for
+    from fedhelp_dispatch.cluster import Cluster
+    from fedhelp_dispatch.kubernetes import KubernetesDispatcher
+    from fedhelp_dispatch.request import request_for
 
     config = federation(places)
     Cluster(None)  # the import is not what is measured
@@ -168,8 +168,8 @@ def naive_hub(places: list[str]) -> dict[str, float]:
     """Eight threads, each creating its share of the Jobs, then asking after each that has not ended, once a second."""
     from kubernetes import client, config
 
-    from fedhelp_components.dispatch.job import job_of
-    from fedhelp_components.dispatch.request import request_for
+    from fedhelp_dispatch.job import job_of
+    from fedhelp_dispatch.request import request_for
 
     config.load_kube_config(os.environ["KUBECONFIG"])
     batch = client.BatchV1Api()

@@ -24,7 +24,7 @@ from benchmarks.local_update import CASES, SEED, SILO, TARGET, Case, Plain, silo
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update, proxy_with
 from fedhelp_core.algorithm.precision import Precision
 from fedhelp_core.algorithm.randomness import fix_arithmetic
-from fedhelp_core.config import AlgorithmConfig, SiloConfig, TaskConfig
+from fedhelp_core.config.federation import AlgorithmConfig, SiloConfig, TaskConfig
 
 _EPOCHS_OF_IMAGES = 4  # the CPU's sets are small: a GPU gets as many times more
 
@@ -61,7 +61,7 @@ def scores(*, device: torch.device, epochs: int, seeds: int) -> Figure:
     """How far mixed precision's scores lie from float32's, in standard deviations over float32's seeds."""
     from fedhelp_core.data.arrays import load_silo_arrays
     from fedhelp_core.data.phantom.chest_xray import write_chest_xray
-    from fedhelp_core.tasks.objective import objective_of
+    from fedhelp_core.objectives.objective import objective_of
 
     task = TaskConfig(name="pneumonia", image_size=48)
     algorithm = AlgorithmConfig(method="fedavg", local_epochs=epochs, rank_top_k=1, augmentation="mirror", proxy_model="resnet8")

@@ -22,10 +22,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic
-from fedhelp_core.config import Federation, load_federation
+from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.data.examples import image_shape, target_shape
 from fedhelp_core.data.sharing import hand_sizes
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.registry.tasks import TASKS
 
 SECONDS_A_KERNEL = 10e-6  # PyTorch's eager launches from one Python thread
 FLOP_A_SECOND = 5e12      # float32 convolutions of few channels on a GPU of 20 TFLOP/s and more

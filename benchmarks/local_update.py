@@ -24,10 +24,10 @@ from fedhelp_core.algorithm.batches import Batches
 from fedhelp_core.algorithm.local_update import CPU, SiloData, SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.precision import Precision, arithmetic
 from fedhelp_core.algorithm.randomness import fix_arithmetic, generator_for
-from fedhelp_core.config import AlgorithmConfig, TaskConfig
+from fedhelp_core.config.federation import AlgorithmConfig, TaskConfig
 from fedhelp_core.models.build import build_public_head
-from fedhelp_core.tasks import TASKS
-from fedhelp_core.tasks.objective import objective_of
+from fedhelp_core.objectives.objective import objective_of
+from fedhelp_core.registry.tasks import TASKS
 
 SEED, SILO = 1, "bench"
 ADAM = {"lr": 1e-3, "weight_decay": 1e-4, "fused": True}

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from benchmarks.figures import Figure, run_alone, spread
 from benchmarks.payload import ARCHITECTURE, payload
-from fedhelp_core.rounds import Run, close_round
-from fedhelp_core.store import LocalStore
+from fedhelp_core.protocol.run import Run, close_round
+from fedhelp_core.store.base import LocalStore
 
 SILOS = ("silo-a", "silo-b", "silo-c", "silo-d")
 WARM_UP, COUNTED = 5, 50
@@ -116,7 +116,7 @@ def _silos(folder: Path, rounds: int, durable: bool) -> Iterator[Sequence[Connec
 
 
 def _silo(name: str, folder: Path, rounds: int, durable: bool, connection: Connection) -> None:
-    """What fedhelp_core.silo.Silo.train does, but for the training."""
+    """What fedhelp_core.silo.work.Silo.train does, but for the training."""
     run = Run(LocalStore(folder, durable=durable), "bench")
     answers: list[Answer] = []
     connection.send("warm")

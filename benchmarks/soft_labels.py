@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.figures import Figure, run_alone, spread
-from fedhelp_core.config import AlgorithmConfig, PublicSetConfig, TaskConfig, TeacherConfig
+from fedhelp_core.config.federation import AlgorithmConfig, PublicSetConfig, TaskConfig, TeacherConfig
+from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.softlabels.prefetch import PrefetchReport, prefetch
 from fedhelp_core.softlabels.teachers import Question, Readiness
-from fedhelp_core.store import open_store
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.store.base import open_store
 
 IMAGES, FEW, SIDE, CLASSES, BATCH, CONCURRENCY = 10_000, 2_500, 32, 10, 64, 8
 ASKING_TARGET = 1 / 0.9  # of the bare client's time

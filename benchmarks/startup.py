@@ -46,7 +46,7 @@ def help_page(repeat: int) -> Figure:
 
 def first_round(repeat: int) -> list[Figure]:
     """From the command to commit 1, and to its end."""
-    from fedhelp_core.demo import prepare_demo
+    from fedhelp_core.demo.prepare import prepare_demo
 
     prepare_demo(DEMO.resolve(), progress=lambda what: print(f"demo input: {what}", file=sys.stderr))
     times = [_run_once() for _ in range(repeat)]

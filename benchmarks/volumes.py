@@ -61,9 +61,9 @@ def _work(action: str, folder: Path, settings: dict[str, int]) -> None:
 
     from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, large_model_of, local_update
     from fedhelp_core.algorithm.randomness import fix_arithmetic
-    from fedhelp_core.config import AlgorithmConfig, SiloConfig, TaskConfig
+    from fedhelp_core.config.federation import AlgorithmConfig, SiloConfig, TaskConfig
     from fedhelp_core.data.arrays import load_silo_arrays
-    from fedhelp_core.tasks.objective import objective_of
+    from fedhelp_core.objectives.objective import objective_of
 
     fix_arithmetic(len(os.sched_getaffinity(0)))
     task = TaskConfig.model_validate({

@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fedhelp_components.dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteClient, connected
-from fedhelp_components.entry import end_with_owner, ends_on_sigterm
 from fedhelp_core.errors import FedHelpError
+from fedhelp_core.processes import end_with_owner, ends_on_sigterm
+from fedhelp_dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteClient, connected
 
 _GRACE = 10.0  # seconds that a stopped body has to stop the silos' work
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import yaml
 
-from fedhelp_components.dispatch.request import Dispatcher
-from fedhelp_components.dispatch.routing import RoutingDispatcher
-from fedhelp_components.entry import exit_code_of
-from fedhelp_core.config import Federation, parse_federation
-from fedhelp_core.rounds import Run
-from fedhelp_core.store import Store, open_store
+from fedhelp_core.config.federation import Federation, parse_federation
+from fedhelp_core.processes import exit_code_of
+from fedhelp_core.protocol.run import Run
+from fedhelp_core.store.base import Store, open_store
+from fedhelp_dispatch.request import Dispatcher
+from fedhelp_dispatch.routing import RoutingDispatcher
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 
 The table of values in each README comes from the `# --` comments of values.yaml; the hub's pipelines from
 fedhelp_pipelines.graphs; what their form shows of a federation from the form's fields and the tasks' defaults; the schema of the
-hub's `federation` value from fedhelp_core.config. tests/helm/test_generated.py holds them in step.
+hub's `federation` value from fedhelp_core.config.federation. tests/helm/test_generated.py holds them in step.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def pipelines() -> dict[str, str]:
 def form() -> str:
     """Where in the hub's `federation` value each parameter of the run form is found, and what a task's name alone sets."""
     from fedhelp_components.check.form import FIELDS
-    from fedhelp_core.tasks import TASKS
+    from fedhelp_core.registry.tasks import TASKS
 
     defaults = {
         name: {parameter: task.defaults[field.removeprefix("algorithm.")] for parameter, field in FIELDS.items()
@@ -117,7 +117,7 @@ def form() -> str:
 
 def hub_schema() -> str:
     """The hub's values.schema.json with the product's own schema of a federation in it."""
-    from fedhelp_core.config import Federation
+    from fedhelp_core.config.federation import Federation
 
     schema = json.loads((HERE / "fedhelp-hub" / "values.schema.json").read_text(encoding="utf-8"))
     federation = Federation.model_json_schema()

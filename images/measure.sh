@@ -22,7 +22,7 @@ for image in "$@"; do
   docker save "$image" | gzip -1 | wc -c | awk '{printf "  %-58s %6.0f MB\n", "docker save | gzip -1 (about what a registry sends)", $1 / 1e6}'
   printf '  %-58s %6s s\n' "an interpreter that does nothing" "$(seconds in_image -c pass)"
   if in_image -c 'import torch' 2>/dev/null; then
-    printf '  %-58s %6s s\n' "the worker's --help" "$(seconds in_image -m fedhelp_components.silo_training.worker --help)"
+    printf '  %-58s %6s s\n' "the worker's --help" "$(seconds in_image -m fedhelp_dispatch.worker --help)"
     printf '  %-58s %6s s\n' "import torch" "$(seconds in_image -c 'import torch')"
     printf '  %-58s %6s s\n' "import monai.networks.nets" "$(seconds in_image -c 'import monai.networks.nets')"
   else

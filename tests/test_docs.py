@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from fedhelp_components.cli import main
+from fedhelp_cli.main import main
 
 ROOT = Path(__file__).parent.parent
 _TRACKED = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()

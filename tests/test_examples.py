@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedhelp_cli.check import check_and_print
 from fedhelp_components.check.__main__ import static_problems
-from fedhelp_components.check_command import check_and_print
-from fedhelp_core.config import AlgorithmConfig, Federation, load_federation
+from fedhelp_core.config.federation import AlgorithmConfig, Federation, load_federation
 from fedhelp_core.data.phantom import chest_xray, fed_isic, fed_ixi, lungs
-from fedhelp_core.demo import silo_document
-from fedhelp_core.drawn import DRAWN
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.demo.prepare import silo_document
+from fedhelp_core.demo.tasks import DRAWN
+from fedhelp_core.registry.tasks import TASKS
 from tests.components.tiny import write_teacher
 from tests.test_docs import fault_of
 

@@ -35,7 +35,7 @@ def test_every_package_says_what_it_is(package: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_workers_imports_hold_no_monai_and_nothing_of_the_hub() -> None:
-    program = "import sys, fedhelp_components.silo_training.worker; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    program = "import sys, fedhelp_dispatch.worker; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     imported = set(done.stdout.split())
     assert "torch" in imported, done.stderr

@@ -19,7 +19,7 @@ def aggregation(store: str, endpoint_url: str, run: str, progress: dsl.Output[ds
         sha256 of the final global model.
     """
     from fedhelp_components.aggregation.__main__ import run as aggregate
-    from fedhelp_components.entry import task
+    from fedhelp_core.processes import task
 
     with task("aggregation"):
         return aggregate(store=store, endpoint_url=endpoint_url, run_id=run, progress_file=progress.path)

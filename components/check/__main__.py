@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from fedhelp_components.check.form import FIELDS
-from fedhelp_components.dispatch.supervisor import require_none_failed, run_everywhere
 from fedhelp_components.session import dispatcher_for, end, say
-from fedhelp_core.config import Federation, PublicSetConfig, TaskConfig, load_federation
+from fedhelp_core.config.federation import Federation, PublicSetConfig, TaskConfig, load_federation
 from fedhelp_core.data.public import preparation_of
-from fedhelp_core.documents import SiloReport
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, NotFound, PermanentError
-from fedhelp_core.facts import write_fact
-from fedhelp_core.kinds import resolve_kinds
-from fedhelp_core.rounds import Run
+from fedhelp_core.protocol.documents import SiloReport
+from fedhelp_core.protocol.facts import write_fact
+from fedhelp_core.protocol.kinds import resolve_kinds
+from fedhelp_core.protocol.run import Run
 from fedhelp_core.softlabels.image_sources import open_sources
-from fedhelp_core.store import Store, open_store, probe
+from fedhelp_core.store.base import Store, open_store, probe
 from fedhelp_core.tracking.server import tracking_uri
+from fedhelp_dispatch.supervisor import require_none_failed, run_everywhere
 
 
 @dataclass(frozen=True)

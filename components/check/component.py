@@ -54,7 +54,7 @@ def check(
         Where the run's objects are, its id, its silos, and the shares in which its teachers are asked.
     """
     from fedhelp_components.check.__main__ import run_form
-    from fedhelp_components.entry import task
+    from fedhelp_core.processes import task
 
     with task("check"):
         checked = run_form(

@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedhelp_components.dispatch.supervisor import require_none_failed, run_everywhere
 from fedhelp_components.evaluation.candidate import register_candidate
 from fedhelp_components.evaluation.report import evaluation_of, write_report
 from fedhelp_components.evaluation.soft_labels import keep_summary
 from fedhelp_components.session import Session, dispatcher_for, end, open_session, run_parser, say
-from fedhelp_core.documents import Commit, SiloEvaluation
 from fedhelp_core.errors import NotFound, PermanentError
-from fedhelp_core.facts import write_fact
-from fedhelp_core.tasks import TASKS, Metric
+from fedhelp_core.protocol.documents import Commit, SiloEvaluation
+from fedhelp_core.protocol.facts import write_fact
+from fedhelp_core.registry.tasks import TASKS, Metric
+from fedhelp_dispatch.supervisor import require_none_failed, run_everywhere
 
 
 @dataclass(frozen=True)

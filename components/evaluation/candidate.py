@@ -18,12 +18,12 @@ from fedhelp_components.session import Session
 from fedhelp_core.algorithm.inference import recompute_normalisation
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, proxy_with
 from fedhelp_core.data.examples import image_shape
-from fedhelp_core.documents import Commit, SiloEvaluation
 from fedhelp_core.errors import NotFound
-from fedhelp_core.facts import read_fact
+from fedhelp_core.protocol.documents import Commit, SiloEvaluation
+from fedhelp_core.protocol.facts import read_fact
+from fedhelp_core.registry.tasks import TASKS, Metric
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.softlabels.report import FACT
-from fedhelp_core.tasks import TASKS, Metric
 from fedhelp_core.tracking.runs import Tracker
 
 

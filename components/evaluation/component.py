@@ -29,8 +29,8 @@ def evaluation(
     Returns:
         Version of the registered model.
     """
-    from fedhelp_components.entry import task
     from fedhelp_components.forked import run_component
+    from fedhelp_core.processes import task
 
     with task("evaluation"):
         done = run_component("evaluation", store=store, endpoint_url=endpoint_url, run_id=run, report_file=report.path)

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from fedhelp_components.images import VERSION
-from fedhelp_core.config import Federation, TaskConfig
-from fedhelp_core.documents import Commit, SiloEvaluation, SplitSizes
+from fedhelp_core.config.federation import Federation, TaskConfig
 from fedhelp_core.errors import NotFound, PermanentError
-from fedhelp_core.facts import read_fact
-from fedhelp_core.report import (
+from fedhelp_core.protocol.documents import Commit, SiloEvaluation, SplitSizes
+from fedhelp_core.protocol.facts import read_fact
+from fedhelp_core.protocol.run import Run
+from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.report.page import (
     GateFacts,
     PublicExample,
     ReportFacts,
@@ -31,10 +33,8 @@ from fedhelp_core.report import (
     render_report,
     render_summary_table,
 )
-from fedhelp_core.rounds import Run
 from fedhelp_core.softlabels import report as soft_label_report
-from fedhelp_core.store import Store
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.store.base import Store
 
 summary_table = render_summary_table
 _MAX_SUMMARY_BYTES = 64 * 2**20

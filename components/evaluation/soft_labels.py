@@ -10,10 +10,10 @@ import json
 
 from fedhelp_components.session import say
 from fedhelp_core.errors import FedHelpError, NotFound
-from fedhelp_core.facts import read_fact
+from fedhelp_core.protocol.facts import read_fact
 from fedhelp_core.softlabels.report import FACT, summary_key
 from fedhelp_core.softlabels.summary import Example, summarise
-from fedhelp_core.store import Store
+from fedhelp_core.store.base import Store
 
 _EXAMPLES = 12
 

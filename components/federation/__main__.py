@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from fedhelp_components.aggregation.__main__ import close_rounds
-from fedhelp_components.dispatch.supervisor import Supervisor, SupervisorThread
 from fedhelp_components.session import dispatcher_for, end, open_session, run_parser, say
 from fedhelp_core.errors import RunAborted
+from fedhelp_dispatch.supervisor import Supervisor, SupervisorThread
 
 
 def run(*, store: str, endpoint_url: str, run_id: str, progress_file: str = "") -> str:

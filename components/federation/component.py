@@ -19,8 +19,8 @@ def federation(store: str, endpoint_url: str, run: str, distillation_set: str, p
     Returns:
         sha256 of the final global model.
     """
-    from fedhelp_components.entry import task
     from fedhelp_components.federation.__main__ import run as federate
+    from fedhelp_core.processes import task
 
     with task("federation"):
         return federate(store=store, endpoint_url=endpoint_url, run_id=run, progress_file=progress.path)

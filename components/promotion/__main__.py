@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from fedhelp_components.evaluation.report import write_report
 from fedhelp_components.session import end, open_session, run_parser, say
-from fedhelp_core.facts import write_fact
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.protocol.facts import write_fact
+from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.tracking.gate import gate
 from fedhelp_core.tracking.registry import Registry
 

@@ -18,8 +18,8 @@ def promotion(store: str, endpoint_url: str, run: str, model_version: str) -> st
     Returns:
         What was decided, and why.
     """
-    from fedhelp_components.entry import task
     from fedhelp_components.promotion.__main__ import run as decide
+    from fedhelp_core.processes import task
 
     with task("promotion"):
         return decide(store=store, endpoint_url=endpoint_url, run_id=run, model_version=model_version)

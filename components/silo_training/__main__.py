@@ -7,9 +7,9 @@ Runs beside `aggregation`; the two meet in the store.
 
 from __future__ import annotations
 
-from fedhelp_components.dispatch.supervisor import Supervisor, watch_one
 from fedhelp_components.session import dispatcher_for, end, open_session, run_parser, say
 from fedhelp_core.errors import ConfigError
+from fedhelp_dispatch.supervisor import Supervisor, watch_one
 
 
 def run(*, store: str, endpoint_url: str, run_id: str, silo: str) -> str:

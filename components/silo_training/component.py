@@ -18,8 +18,8 @@ def silo_training(store: str, endpoint_url: str, run: str, silo: str) -> str:
     Returns:
         'trained', or 'left out: ' and the reason.
     """
-    from fedhelp_components.entry import task
     from fedhelp_components.silo_training.__main__ import run as train
+    from fedhelp_core.processes import task
 
     with task("silo_training"):
         return train(store=store, endpoint_url=endpoint_url, run_id=run, silo=silo)

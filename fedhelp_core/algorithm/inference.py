@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedhelp_core.algorithm.batches import Rows, to_input
 from fedhelp_core.algorithm.local_update import METHOD_PARTS, SiloState, UpdateSettings, Weights, large_model_of, proxy_with
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.registry.tasks import TASKS
 
 ENOUGH = 10
 """Validation images; what fewer say is chance."""

@@ -23,11 +23,11 @@ from fedhelp_core.algorithm import losses
 from fedhelp_core.algorithm.batches import Batches, Rows, memory_format
 from fedhelp_core.algorithm.precision import Precision, arithmetic, kernels
 from fedhelp_core.algorithm.randomness import generator_for
-from fedhelp_core.config import AlgorithmConfig, TaskConfig
+from fedhelp_core.config.federation import AlgorithmConfig, TaskConfig
 from fedhelp_core.errors import DataError, WeightsError
 from fedhelp_core.models.build import build_public_head, normalisation_keys
-from fedhelp_core.tasks import TASKS
-from fedhelp_core.tasks.objective import Objective, objective_of
+from fedhelp_core.objectives.objective import Objective, objective_of
+from fedhelp_core.registry.tasks import TASKS
 
 Weights = dict[str, npt.NDArray[np.generic]]
 CPU = torch.device("cpu")

@@ -24,7 +24,7 @@ from fedhelp_core.algorithm.local_update import (
     initial_weights,
     local_update,
 )
-from fedhelp_core.config import Federation
+from fedhelp_core.config.federation import Federation
 
 
 @dataclass(frozen=True, kw_only=True)

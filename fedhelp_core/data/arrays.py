@@ -18,13 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fedhelp_core.config import SiloConfig, TaskConfig
+from fedhelp_core.config.federation import SiloConfig, TaskConfig
 from fedhelp_core.data.datalist import Manifest, manifest_of
 from fedhelp_core.data.examples import image_shape, preparation, read_examples, target_shape
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.disk import explained
 from fedhelp_core.errors import DataError, listed
-from fedhelp_core.weights import write_weights
+from fedhelp_core.weights.file import write_weights
 
 _KEPT_CACHES = 2  # the one in use, and the one before it for a silo that goes back and forth between two configs
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from fedhelp_core.charts import clean
-from fedhelp_core.config import TaskConfig
+from fedhelp_core.config.federation import TaskConfig
 from fedhelp_core.data.items import SPLITS
 from fedhelp_core.data.leakage import Group, Place
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.report.charts import clean
 
 _SHOWN = 200  # rows a table
 _SIZES = 8    # different sizes that are listed

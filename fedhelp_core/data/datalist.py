@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedhelp_core.config import ChestXrayData, DatalistData, FedIsicData, FedIxiData, PicturesAndMasks, SiloConfig, TaskConfig
+from fedhelp_core.config.federation import ChestXrayData, DatalistData, FedIsicData, FedIxiData, PicturesAndMasks, SiloConfig, TaskConfig
 from fedhelp_core.data.chest_xray import read_chest_xray
 from fedhelp_core.data.fed_isic import read_fed_isic
 from fedhelp_core.data.fed_ixi import read_fed_ixi
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.data.pictures_and_masks import read_pictures_and_masks
 from fedhelp_core.errors import ConfigError, DataError, listed
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.registry.tasks import TASKS
 
 _MAX_BYTES = 2**30
 

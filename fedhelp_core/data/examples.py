@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.config import TaskConfig
+from fedhelp_core.config.federation import TaskConfig
 from fedhelp_core.data import decode
 from fedhelp_core.data.items import Item
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.registry.tasks import TASKS
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from fedhelp_core.config import DatalistData, SiloConfig, TaskConfig
+from fedhelp_core.config.federation import DatalistData, SiloConfig, TaskConfig
 from fedhelp_core.data.data_report import DataReport, render, summary
 from fedhelp_core.data.datalist import Manifest, manifest_from, manifest_of, require_usable, write_datalist
 from fedhelp_core.data.inspection import look_at

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedhelp_core.config import TaskConfig
+from fedhelp_core.config.federation import TaskConfig
 from fedhelp_core.data.examples import Unusable
 from fedhelp_core.data.items import Item
 from fedhelp_core.data.pictures import checked_pair, opened
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.registry.tasks import TASKS
 
 _THUMBNAIL = 112  # pixels
 _TINT = np.array((255, 60, 40), np.float32)  # what a mask marks

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedhelp_core.config import TaskConfig
+from fedhelp_core.config.federation import TaskConfig
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.data.sharing import split_of_name
 from fedhelp_core.errors import DataError
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.registry.tasks import TASKS
 
 COLUMNS = ("image", "label", "mask", "split", "patient", "hospital")
 _SPLIT_WORDS = {"train": "training", "training": "training", "val": "validation", "valid": "validation", "validation": "validation",

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.config import TaskConfig
+from fedhelp_core.config.federation import TaskConfig
 from fedhelp_core.data import decode, pictures
 from fedhelp_core.data.examples import Example, image_shape, preparation
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.registry.tasks import TASKS
 
 if TYPE_CHECKING:
     from fedhelp_core.data.volumes import VolumeReader

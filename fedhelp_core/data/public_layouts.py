@@ -14,14 +14,14 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedhelp_core.config import ChestXrayData, FedIsicData, FedIxiData, PicturesAndMasks, Share, SiloName, TaskConfig
+from fedhelp_core.config.federation import ChestXrayData, FedIsicData, FedIxiData, PicturesAndMasks, Share, SiloName, TaskConfig
 from fedhelp_core.data import fed_isic, fed_ixi
 from fedhelp_core.data.chest_xray import FOLDERS
 from fedhelp_core.data.datalist import Manifest, manifest_from, read_layout
 from fedhelp_core.data.own_csv import COLUMNS, Reading, read_own_csv
 from fedhelp_core.data.volumes_and_masks import read_volumes_and_masks
 from fedhelp_core.errors import ConfigError, DataError
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.registry.tasks import TASKS
 
 
 @dataclass(frozen=True, kw_only=True)

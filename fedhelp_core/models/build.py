@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from fedhelp_core.errors import ConfigError
-from fedhelp_core.models import Form, entry
 from fedhelp_core.models.initialisation import initialise
+from fedhelp_core.registry.models import Form, entry
 
 
 def build_model(

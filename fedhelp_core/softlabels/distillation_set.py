@@ -36,7 +36,7 @@ from fedhelp_core.softlabels.answers import AnswerForm, bounds
 from fedhelp_core.softlabels.public_images import PublicImages
 from fedhelp_core.softlabels.teachers import TeacherIdentity
 from fedhelp_core.softlabels.tensors import HEADER_ROOM, hash_rows, pack, unpack
-from fedhelp_core.store import Store, is_local, release
+from fedhelp_core.store.base import Store, is_local, release
 
 if TYPE_CHECKING:
     import torch

@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.config import TeacherBudget
+from fedhelp_core.config.federation import TeacherBudget
 from fedhelp_core.errors import ConfigError, NotFound, TeacherError
 from fedhelp_core.softlabels.answers import AnswerForm, check_recorded
 from fedhelp_core.softlabels.teachers import TeacherIdentity, changed_version
 from fedhelp_core.softlabels.tensors import hash_rows, note_of, pack, unpack
-from fedhelp_core.store import Store
+from fedhelp_core.store.base import Store
 
 _READERS = 8  # objects fetched at a time: a bucket answers in tens of ms, and a set of 100 000 images has 1600 batches
 _MAX_BATCH_BYTES = 256 * 2**20

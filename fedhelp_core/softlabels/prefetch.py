@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhelp_core import telemetry
-from fedhelp_core.config import PublicSetConfig, TaskConfig, TeacherConfig
+from fedhelp_core.config.federation import PublicSetConfig, TaskConfig, TeacherConfig
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, TeacherError
 from fedhelp_core.softlabels.asking import Asking, Progress, prepared
@@ -26,7 +26,7 @@ from fedhelp_core.softlabels.distillation_set import write_distillation_set
 from fedhelp_core.softlabels.ledger import Account, Ledger
 from fedhelp_core.softlabels.public_images import PublicImages, read_public_images
 from fedhelp_core.softlabels.teachers import Question, Teacher, TeacherIdentity, open_teacher
-from fedhelp_core.store import Store
+from fedhelp_core.store.base import Store
 
 Say = Callable[[Progress], None]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedhelp_core.softlabels.distillation_set import Index, read_answers, read_images, read_index
 from fedhelp_core.softlabels.ledger import Ledger
 from fedhelp_core.softlabels.teachers import TeacherIdentity
-from fedhelp_core.store import Store
+from fedhelp_core.store.base import Store
 
 _TINY = 1e-12  # below any probability that is kept, so that 0 log 0 is 0
 _TINT = np.array([255, 64, 64])  # of what teachers hold for foreground

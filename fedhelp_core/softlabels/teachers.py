@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.config import TaskConfig, TeacherConfig
+from fedhelp_core.config.federation import TaskConfig, TeacherConfig
 from fedhelp_core.data.examples import image_shape
 from fedhelp_core.errors import TeacherError, TeacherUnavailable
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.registry.tasks import TASKS
 
 
 class NotAnswered(TeacherUnavailable):

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fedhelp_core.config import Federation
+from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.tracking.models import _IDENTITY_TAGS
 from fedhelp_core.tracking.server import client_of, explained, tracking_uri

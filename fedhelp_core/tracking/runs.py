@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from fedhelp_core.config import Federation
+from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import ConfigError, FedHelpError
 from fedhelp_core.tracking.models import log_model, registered_version
 from fedhelp_core.tracking.registry import CANDIDATE

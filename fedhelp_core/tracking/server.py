@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedhelp_core.config import Federation
+from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StorageFull, StoreUnavailable
 
 _SETTINGS = {  # used where the operator set nothing else

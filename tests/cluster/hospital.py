@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from fedhelp_core.config import Federation, parse_federation
+from fedhelp_core.config.federation import Federation, parse_federation
 from tests.cluster.control_plane import ControlPlane
 
 _T = TypeVar("_T")

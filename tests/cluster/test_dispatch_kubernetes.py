@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
-from fedhelp_components.dispatch.job import job_of
-from fedhelp_components.dispatch.kubernetes import KubernetesDispatcher
-from fedhelp_components.dispatch.remote import Patience
-from fedhelp_components.dispatch.request import Outcome, Work, request_for
-from fedhelp_components.dispatch.supervisor import Supervisor, run_everywhere
-from fedhelp_core.config import Federation
-from fedhelp_core.rounds import Run
-from fedhelp_core.store import open_store
+from fedhelp_core.config.federation import Federation
+from fedhelp_core.protocol.run import Run
+from fedhelp_core.store.base import open_store
+from fedhelp_dispatch.job import job_of
+from fedhelp_dispatch.kubernetes import KubernetesDispatcher
+from fedhelp_dispatch.remote import Patience
+from fedhelp_dispatch.request import Outcome, Work, request_for
+from fedhelp_dispatch.supervisor import Supervisor, run_everywhere
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.hospital import Hospital, eventually, federation, hub_account
 
@@ -352,7 +352,7 @@ def forget_the_past(cluster: ControlPlane) -> None:
 
 
 def test_a_dry_run_prints_the_jobs_that_a_run_would_create(hospital: Hospital, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from fedhelp_components.local_run import run_locally
+    from fedhelp_cli.run import run_locally
 
     config = federation(hospital, residency="round")
     path = tmp_path / "federation.yaml"

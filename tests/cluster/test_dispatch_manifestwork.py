@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
-from fedhelp_components.dispatch.job import QUEUE_LABEL
-from fedhelp_components.dispatch.manifestwork import ManifestWorkDispatcher
-from fedhelp_components.dispatch.preflight import preflight
-from fedhelp_components.dispatch.remote import Patience
-from fedhelp_components.dispatch.request import Work, request_for
-from fedhelp_components.dispatch.routing import RoutingDispatcher
-from fedhelp_core.config import Federation, load_federation
+from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.errors import AccessDenied
+from fedhelp_dispatch.job import QUEUE_LABEL
+from fedhelp_dispatch.manifestwork import ManifestWorkDispatcher
+from fedhelp_dispatch.preflight import preflight
+from fedhelp_dispatch.remote import Patience
+from fedhelp_dispatch.request import Work, request_for
+from fedhelp_dispatch.routing import RoutingDispatcher
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import built_or_skipped
 from tests.cluster.hospital import Hospital, context_named, eventually, hub_account, template, until_allowed

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from fedhelp_components.dispatch.kubernetes import KubernetesDispatcher
-from fedhelp_components.dispatch.preflight import preflight
-from fedhelp_components.dispatch.remote import Patience
-from fedhelp_components.dispatch.request import Outcome, request_for
-from fedhelp_core.config import Federation
+from fedhelp_core.config.federation import Federation
+from fedhelp_dispatch.kubernetes import KubernetesDispatcher
+from fedhelp_dispatch.preflight import preflight
+from fedhelp_dispatch.remote import Patience
+from fedhelp_dispatch.request import Outcome, request_for
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.hospital import Hospital, eventually, federation
 

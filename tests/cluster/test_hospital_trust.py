@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from fedhelp_components.dispatch.job import job_of
-from fedhelp_components.dispatch.request import WorkRequest
+from fedhelp_dispatch.job import job_of
+from fedhelp_dispatch.request import WorkRequest
 from tests.cluster.build import binary
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.releases import install
@@ -347,7 +347,7 @@ def test_the_hub_cannot_let_itself_in_elsewhere(hub: Hub) -> None:
 
 def test_only_who_may_change_the_template_may_run_something_else(hub: Hub) -> None:
     job = hub.job()
-    container_of(job)["command"] = ["python", "-m", "fedhelp_components.silo_training.doctor"]
+    container_of(job)["command"] = ["python", "-m", "fedhelp_dispatch.doctor"]
 
     assert "fixes the container's command" in hub.create(job)
     assert hub.cluster.kubectl("create", "--dry-run=server", "-o", "name", "-f", "-", input=json.dumps(job)).startswith("job.batch/")

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from fedhelp_components.cli import main
-from fedhelp_components.dispatch.kubernetes import KubernetesDispatcher
-from fedhelp_components.dispatch.request import request_for
-from fedhelp_core.lease import Lease
-from fedhelp_core.store import open_store
+from fedhelp_cli.main import main
+from fedhelp_core.protocol.lease import Lease
+from fedhelp_core.store.base import open_store
+from fedhelp_dispatch.kubernetes import KubernetesDispatcher
+from fedhelp_dispatch.request import request_for
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.hospital import Hospital, eventually, federation, hub_account
 

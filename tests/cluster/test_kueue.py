@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fedhelp_components.dispatch.kubernetes import KubernetesDispatcher
-from fedhelp_components.dispatch.remote import Patience
-from fedhelp_components.dispatch.request import Work, request_for
+from fedhelp_dispatch.kubernetes import KubernetesDispatcher
+from fedhelp_dispatch.remote import Patience
+from fedhelp_dispatch.request import Work, request_for
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import built_or_skipped
 from tests.cluster.hospital import Hospital, eventually, federation, hub_account, until_allowed

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fedhelp_components.cli import main
-from fedhelp_components.dispatch.preflight import preflight
+from fedhelp_cli.main import main
 from fedhelp_core.errors import AccessDenied
+from fedhelp_dispatch.preflight import preflight
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.hospital import Hospital, federation
 from tests.components.tiny import TinyFederation, draw_input

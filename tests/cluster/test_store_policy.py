@@ -13,13 +13,13 @@ import pytest
 
 from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
 from fedhelp_core import store_s3
-from fedhelp_core.config import load_silo
+from fedhelp_core.config.federation import load_silo
 from fedhelp_core.errors import AccessDenied
-from fedhelp_core.facts import write_fact
-from fedhelp_core.lease import Lease, lease_keys
-from fedhelp_core.rounds import Run, close_round
-from fedhelp_core.silo import open_silo
-from fedhelp_core.store import Store, open_store, probe
+from fedhelp_core.protocol.facts import write_fact
+from fedhelp_core.protocol.lease import Lease, lease_keys
+from fedhelp_core.protocol.run import Run, close_round
+from fedhelp_core.silo.work import open_silo
+from fedhelp_core.store.base import Store, open_store, probe
 from tests.cluster.build import REPOSITORY
 from tests.cluster.fixtures import built_or_skipped
 from tests.cluster.versitygw import Gateway

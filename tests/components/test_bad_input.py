@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from fedhelp_cli.main import main as fedhelp
 from fedhelp_components.check import __main__ as check_main
-from fedhelp_components.cli import main as fedhelp
-from fedhelp_components.dispatch.process import ProcessDispatcher
-from fedhelp_components.dispatch.request import request_for
-from fedhelp_components.dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess
-from fedhelp_components.entry import exit_code_of
 from fedhelp_components.evaluation import __main__ as evaluation_main
 from fedhelp_components.soft_label_prefetch import __main__ as prefetch_main
-from fedhelp_core.weights import serialize_weights
+from fedhelp_core.processes import exit_code_of
+from fedhelp_core.weights.file import serialize_weights
+from fedhelp_dispatch.process import ProcessDispatcher
+from fedhelp_dispatch.request import request_for
+from fedhelp_dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess
 from tests.components.tiny import DELETE, TinyFederation, wait_until, write_teacher
 from tests.s3_server import s3_server
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from fedhelp_components.dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess, connected
 from fedhelp_components.forked import run_component
 from fedhelp_core.errors import FedHelpError, NotFound
-from fedhelp_core.facts import read_fact
-from fedhelp_core.store import open_store
+from fedhelp_core.protocol.facts import read_fact
+from fedhelp_core.store.base import open_store
+from fedhelp_dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess, connected
 from tests.components.tiny import TinyFederation, wait_until
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from fedhelp_components.cli import main
-from fedhelp_components.ingest_command import ingest_and_print  # noqa: F401  # imported here, not in the first test's time
-from fedhelp_core.config import load_silo
+from fedhelp_cli.ingest import ingest_and_print  # noqa: F401  # imported here, not in the first test's time
+from fedhelp_cli.main import main
+from fedhelp_core.config.federation import load_silo
 from fedhelp_core.data.phantom import chest_xray
 from fedhelp_core.data.public_layouts import LAYOUTS
 

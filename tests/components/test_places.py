@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fedhelp_components.check_command import check_and_print
-from fedhelp_components.local_run import run_locally, work_folder
+from fedhelp_cli.check import check_and_print
+from fedhelp_cli.run import run_locally, work_folder
 from fedhelp_components.session import logs_folder
-from fedhelp_core.config import Federation
+from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import ConfigError
 from tests.components.tiny import TinyFederation
 

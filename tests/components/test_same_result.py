@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.registry.tasks import TASKS
 from tests.components.tiny import SILOS, Processes, TinyFederation, ended, last_json, succeeded, wait_until
 from tests.components.tiny_tasks import write_task
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from fedhelp_core.facts import read_fact
-from fedhelp_core.store import Store, open_store
+from fedhelp_core.protocol.facts import read_fact
+from fedhelp_core.store.base import Store, open_store
 from tests.components.tiny import TinyFederation
 from tests.core.softlabels.helpers import SIDE, answer_to, draw_distinct
 from tests.core.softlabels.inference_server import InferenceServer, json_answer, pixels_of

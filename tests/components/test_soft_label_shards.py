@@ -17,9 +17,9 @@ import pytest
 from fedhelp_components.check.__main__ import shards_of
 from fedhelp_components.soft_label_prefetch.__main__ import figures_of, parsed_shard
 from fedhelp_core.errors import ConfigError
-from fedhelp_core.facts import read_fact
+from fedhelp_core.protocol.facts import read_fact
 from fedhelp_core.softlabels.report import FACT
-from fedhelp_core.store import open_store
+from fedhelp_core.store.base import open_store
 from tests.components.tiny import TinyFederation
 from tests.core.softlabels.helpers import SIDE, answer_to, draw_distinct
 from tests.core.softlabels.inference_server import Answer, InferenceServer, json_answer, pixels_of

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedhelp_components.softlabels_command import chosen_set, show_set
+from fedhelp_cli.softlabels import chosen_set, show_set
 from fedhelp_core.errors import ConfigError, NotFound
-from fedhelp_core.facts import write_fact
+from fedhelp_core.protocol.facts import write_fact
 from fedhelp_core.softlabels.report import FACT
-from fedhelp_core.store import Store, open_store
+from fedhelp_core.store.base import Store, open_store
 from tests.components.tiny import TinyFederation
 from tests.core.softlabels.helpers import CountingTeacher, draw, run, teacher_config
 

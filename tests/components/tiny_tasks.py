@@ -1,4 +1,4 @@
-"""The drawn tasks (fedhelp_core/drawn.py) with a handful of images each, as federations that tests can train."""
+"""The drawn tasks (fedhelp_core/demo/tasks.py) with a handful of images each, as federations that tests can train."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import yaml
 
-from fedhelp_core.config import TaskConfig
+from fedhelp_core.config.federation import TaskConfig
 from fedhelp_core.data.phantom import chest_xray, fed_ixi, lungs
-from fedhelp_core.demo import federation_document, silo_document
-from fedhelp_core.drawn import DRAWN
-from fedhelp_core.softlabels.demo_teacher import save_teacher
-from fedhelp_core.tasks.objective import objective_of
+from fedhelp_core.demo.prepare import federation_document, silo_document
+from fedhelp_core.demo.tasks import DRAWN
+from fedhelp_core.demo.teacher import save_teacher
+from fedhelp_core.objectives.objective import objective_of
 from tests.components.tiny import TinyFederation, set_field
 
 _SIZES = (3, 2, 1)  # of pneumonia's hospitals

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedhelp_core.store import Store, open_store
+from fedhelp_core.store.base import Store, open_store
 from tests.s3_server import s3_server
 
 BUCKET = "federation"

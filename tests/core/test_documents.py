@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fedhelp_core.documents import ModelScores, SiloEvaluation, SiloReport, SplitSizes, dump, parse
 from fedhelp_core.errors import PermanentError
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.protocol.documents import ModelScores, SiloEvaluation, SiloReport, SplitSizes, dump, parse
+from fedhelp_core.registry.tasks import TASKS
 from tests.components.tiny import DELETE, set_field
 
 SHA = "0123456789abcdef" * 4

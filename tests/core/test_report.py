@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedhelp_core.charts import clean, nice_ticks, number, thinned
-from fedhelp_core.report import (
+from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.report.charts import clean, nice_ticks, number, thinned
+from fedhelp_core.report.page import (
     GateFacts,
     PublicExample,
     ReportFacts,
@@ -24,7 +25,6 @@ from fedhelp_core.report import (
     render_report,
     render_summary_table,
 )
-from fedhelp_core.tasks import TASKS
 
 HOSTILE = "\"><script>alert('x')</script><img src=x onerror=y>\u202e\x1b[31m"
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedhelp_core.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
 from fedhelp_core.errors import AccessDenied, NotFound, PermanentError, QuorumLost, RunAborted, RunConflict, StoreUnavailable, WeightsError
-from fedhelp_core.rounds import Run, close_round
-from fedhelp_core.store import LocalStore, Store
-from fedhelp_core.weights import Weights, serialize_weights
+from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
+from fedhelp_core.protocol.run import Run, close_round
+from fedhelp_core.store.base import LocalStore, Store
+from fedhelp_core.weights.file import Weights, serialize_weights
 
 Open = Callable[[], Store]
 SILOS = ("amsterdam", "berlin", "cadiz")

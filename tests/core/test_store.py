@@ -15,7 +15,7 @@ import pytest
 
 from fedhelp_core import store_s3
 from fedhelp_core.errors import AccessDenied, ConfigError, NotFound, PermanentError, StorageFull, StoreUnavailable
-from fedhelp_core.store import LocalStore, Poller, Store, check_key, give, open_store, present, probe, release, scratch_file, wait_for
+from fedhelp_core.store.base import LocalStore, Poller, Store, check_key, give, open_store, present, probe, release, scratch_file, wait_for
 
 Open = Callable[[], Store]
 
@@ -249,7 +249,7 @@ class TestLocalStore:
     def test_a_full_disk_is_storage_full(self) -> None:
         if not os.access("/dev/full", os.W_OK):
             pytest.skip("no /dev/full here")
-        from fedhelp_core.weights import write_weights
+        from fedhelp_core.weights.file import write_weights
         with pytest.raises(StorageFull):
             write_weights(Path("/dev/full"), {}, "net")
 

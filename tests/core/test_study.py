@@ -16,11 +16,12 @@ from rich.console import Console
 from fedhelp_core import study
 from fedhelp_core.algorithm.local_update import SiloData
 from fedhelp_core.algorithm.simulate import SimulatedSilo
-from fedhelp_core.config import Federation, parse_federation
+from fedhelp_core.config.federation import Federation, parse_federation
 from fedhelp_core.errors import ConfigError
-from fedhelp_core.study import Cell, CellResult, StudyResult, planned_cells, read_cell, run_study
-from fedhelp_core.study_figures import write_figures
-from fedhelp_core.study_table import (
+from fedhelp_core.registry.tasks import TASKS, Metric
+from fedhelp_core.study.figures import write_figures
+from fedhelp_core.study.study import Cell, CellResult, StudyResult, planned_cells, read_cell, run_study
+from fedhelp_core.study.table import (
     Spread,
     comparisons,
     curve,
@@ -33,7 +34,6 @@ from fedhelp_core.study_table import (
     terminal_tables,
     write_tables,
 )
-from fedhelp_core.tasks import TASKS, Metric
 
 METRICS = TASKS["melanoma"].metrics
 SILOS = {"a": ("large", 12), "b": ("small", 6), "c": ("small", 4)}

@@ -10,13 +10,13 @@ import torch
 
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.simulate import SimulatedSilo
-from fedhelp_core.config import AlgorithmConfig, Federation, TaskConfig, parse_federation
+from fedhelp_core.config.federation import AlgorithmConfig, Federation, TaskConfig, parse_federation
 from fedhelp_core.data.examples import image_shape
 from fedhelp_core.errors import ConfigError
-from fedhelp_core.study import run_study
-from fedhelp_core.study_table import markdown, scores_csv
-from fedhelp_core.tasks import TASKS
-from fedhelp_core.tasks.objective import objective_of
+from fedhelp_core.objectives.objective import objective_of
+from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.study.study import run_study
+from fedhelp_core.study.table import markdown, scores_csv
 
 
 def federation(task: dict[str, object], **algorithm: object) -> Federation:
@@ -61,8 +61,8 @@ def test_a_model_of_another_form_is_refused_with_those_that_fit() -> None:
 def test_classification_never_imports_monai_and_segmentation_not_what_monai_drags_in() -> None:
     code = """
 import sys
-from fedhelp_core.config import TaskConfig
-from fedhelp_core.tasks.objective import objective_of
+from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.objectives.objective import objective_of
 objective_of(TaskConfig(name="pneumonia")).build("resnet8")
 assert "monai" not in sys.modules
 objective_of(TaskConfig(name="lung-segmentation"))

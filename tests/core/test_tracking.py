@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedhelp_core.config import Federation, parse_federation
+from fedhelp_core.config.federation import Federation, parse_federation
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StoreUnavailable, TeacherError
 from fedhelp_core.models.build import build_model
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.tracking.gate import gate
 from fedhelp_core.tracking.models import load_pyfunc, save_pyfunc_from_code
 from fedhelp_core.tracking.registry import Registry
@@ -33,7 +33,7 @@ from fedhelp_core.tracking.server import client_of, tracking_uri
 _KILLED_AMID_MIGRATIONS = """
 import os, signal, sys
 from alembic.ddl.impl import DefaultImpl
-from fedhelp_core.config import Federation
+from fedhelp_core.config.federation import Federation
 from fedhelp_core.tracking.runs import Tracker
 
 DefaultImpl.drop_table = lambda *args, **kw: os.kill(os.getpid(), signal.SIGKILL)  # the new table is there, the old one not yet gone
@@ -208,7 +208,7 @@ class TestRounds:
     def test_a_process_killed_while_logging_leaves_nothing_that_a_restart_logs_twice(self, federation: Federation, tmp_path: Path) -> None:
         (tmp_path / "federation.yaml").write_text(federation.to_yaml())
         script = (
-            "import sys, time\nfrom pathlib import Path\nfrom fedhelp_core.config import load_federation\n"
+            "import sys, time\nfrom pathlib import Path\nfrom fedhelp_core.config.federation import load_federation\n"
             "from fedhelp_core.tracking.runs import AsyncTracker\n"
             "with AsyncTracker.for_run(load_federation(Path(sys.argv[1])), 'r') as tracker:\n"
             "    for number in range(1, 10**6):\n"
@@ -322,7 +322,7 @@ class TestRounds:
     def test_mlflow_is_imported_in_the_background_and_never_by_importing_us(self, federation: Federation, tmp_path: Path) -> None:
         (tmp_path / "federation.yaml").write_text(federation.to_yaml())
         script = (
-            "import sys, time, threading\nfrom pathlib import Path\nfrom fedhelp_core.config import load_federation\n"
+            "import sys, time, threading\nfrom pathlib import Path\nfrom fedhelp_core.config.federation import load_federation\n"
             "from fedhelp_core.tracking.runs import AsyncTracker\n"
             "assert 'mlflow' not in sys.modules and 'torch' not in sys.modules\n"
             "tracker = AsyncTracker.for_run(load_federation(Path(sys.argv[1])), 'r')\n"

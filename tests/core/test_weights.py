@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedhelp_core import weights as weights_module
 from fedhelp_core.errors import NotFound, WeightsError
-from fedhelp_core.weights import (
+from fedhelp_core.weights.file import (
     Weights,
     WeightsSpec,
     check_weights_file,

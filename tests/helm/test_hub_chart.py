@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from fedhelp_cli.run_form import form_of
 from fedhelp_components.check.form import FIELDS
-from fedhelp_components.run_form import form_of
-from fedhelp_core.config import parse_federation
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.config.federation import parse_federation
+from fedhelp_core.registry.tasks import TASKS
 from fedhelp_pipelines.graphs import FEDERATION_CONFIG_MAP, MLFLOW_SECRET, STORE_SECRET, TEACHERS_FOLDER, TEACHERS_SECRET
 from tests.helm.conftest import HUB, OPTIONAL_APIS, Rendered, helm, variants
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedhelp_core.config import SiloConfig, load_silo
+from fedhelp_core.config.federation import SiloConfig, load_silo
 from fedhelp_core.errors import PERMANENT_EXIT_CODES
 from tests.helm.conftest import OPTIONAL_APIS, SILO, Rendered, helm, variants
 
@@ -298,7 +298,7 @@ def test_helm_test_runs_the_doctor_in_the_workers_own_pod(render: Render) -> Non
 
     assert doctor["metadata"]["annotations"]["helm.sh/hook"] == "test"
     assert container.pop("args") == ["--store", "s3://federation/melanoma", "--endpoint-url", "http://minio.storage:9000", "--gpu"]
-    assert container.pop("command") == ["python", "-m", "fedhelp_components.silo_training.doctor"]
+    assert container.pop("command") == ["python", "-m", "fedhelp_dispatch.doctor"]
     worker["containers"][0].pop("command")
     assert pod == worker
 

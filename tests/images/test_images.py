@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import yaml
 
-from fedhelp_core.config import parse_federation
+from fedhelp_core.config.federation import parse_federation
 from fedhelp_core.data.phantom.fed_isic import SITES, write_fed_isic
 from fedhelp_core.errors import ConfigError
-from fedhelp_core.rounds import Run
-from fedhelp_core.store import open_store
+from fedhelp_core.protocol.run import Run
+from fedhelp_core.store.base import open_store
 from fedhelp_pipelines.compile import compiled
 from tests.images.built import built_image, contained
 
@@ -157,7 +157,7 @@ def federated(hub: str, silo: str, mlflow_server: str, tmp_path_factory: pytest.
         path.chmod(0o777)
     at_hub = {store: "/store", settings: "/etc/fedhelp:ro"}
     in_silo = {**at_hub, data: "/data:ro", state: "/state"}
-    worker = ("python3", "-m", "fedhelp_components.silo_training.worker")
+    worker = ("python3", "-m", "fedhelp_dispatch.worker")
     where = ("--store", "/store", "--run", RUN)
 
     def step(image: str, *command: str) -> str:

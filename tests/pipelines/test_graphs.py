@@ -15,9 +15,9 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+from fedhelp_cli.run_form import default_form
 from fedhelp_components.check.form import FIELDS, LITERALS
-from fedhelp_components.run_form import default_form
-from fedhelp_core.config import METHODS, AlgorithmConfig, Federation, Normalisation, PromotionConfig, parse_federation
+from fedhelp_core.config.federation import METHODS, AlgorithmConfig, Federation, Normalisation, PromotionConfig, parse_federation
 
 HEAVY = ("torch", "mlflow", "boto3", "matplotlib", "monai", "kubernetes")
 COMMANDS = ("run", "simulate", "data", "softlabels", "compile", "register", "submit", "check", "jobs", "promote", "rollback")
@@ -38,7 +38,7 @@ print(json.dumps({"yaml": {name: compiled(name) for name in sys.argv[1:]}, "modu
 
 _CLI = """
 import json, sys
-from fedhelp_components.cli import main
+from fedhelp_cli.main import main
 modules, code = sys.argv.pop(1), 0
 try:
     main(prog_name="fedhelp")
@@ -267,7 +267,7 @@ def test_the_installed_command_is_this_one() -> None:
 def test_every_option_is_documented() -> None:
     import click
 
-    from fedhelp_components.cli import main
+    from fedhelp_cli.main import main
 
     assert set(main.commands) == set(COMMANDS)
     groups = {name: command.commands for name, command in main.commands.items() if isinstance(command, click.Group)}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from fedhelp_components.cli import main
+from fedhelp_cli.main import main
 from fedhelp_core.errors import AccessDenied, ConfigError, StoreUnavailable
 from tests.pipelines.kubeflow import Kubeflow
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from fedhelp_cli.main import main
 from fedhelp_components.check.form import FIELDS
-from fedhelp_components.cli import main
 from fedhelp_core.errors import AccessDenied, ConfigError, JobFailed, NotFound, StoreUnavailable
 from tests.pipelines.kubeflow import Kubeflow
 from tests.s3_server import s3_server

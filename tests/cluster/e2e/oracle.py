@@ -10,15 +10,15 @@ import torch
 import yaml
 
 from fedhelp_core.algorithm.simulate import simulate
-from fedhelp_core.config import TaskConfig, load_federation
+from fedhelp_core.config.federation import TaskConfig, load_federation
 from fedhelp_core.data.decode import square
 from fedhelp_core.data.phantom.dermoscopy import PUBLIC_LESIONS
 from fedhelp_core.data.phantom.fed_isic import PUBLIC, SITES, write_fed_isic
-from fedhelp_core.softlabels.demo_teacher import save_teacher, train_teacher
+from fedhelp_core.demo.teacher import save_teacher, train_teacher
 from fedhelp_core.softlabels.prefetch import prefetch
-from fedhelp_core.store import open_store
-from fedhelp_core.study import load_simulated_silos
-from fedhelp_core.weights import fingerprint
+from fedhelp_core.store.base import open_store
+from fedhelp_core.study.study import load_simulated_silos
+from fedhelp_core.weights.file import fingerprint
 
 IMAGE_SIZE = 32
 TEACHER_CLASSES = len(PUBLIC_LESIONS)

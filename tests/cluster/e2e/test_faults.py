@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from fedhelp_core.rounds import Run
+from fedhelp_core.protocol.run import Run
 from tests.cluster.build import binary
 from tests.cluster.e2e.graph import GraphRun, TaskFailed
 from tests.cluster.e2e.hospitals import HUB_NAMESPACE, Hospital

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from fedhelp_components.dispatch.job import is_of, job_name, job_of, request_sha256
-from fedhelp_components.dispatch.manifestwork import manifest_work_of
-from fedhelp_components.dispatch.request import WorkRequest, request_for
-from fedhelp_core.config import SiloEntry, parse_federation
+from fedhelp_core.config.federation import SiloEntry, parse_federation
 from fedhelp_core.errors import ConfigError
+from fedhelp_dispatch.job import is_of, job_name, job_of, request_sha256
+from fedhelp_dispatch.manifestwork import manifest_work_of
+from fedhelp_dispatch.request import WorkRequest, request_for
 
 REQUEST = WorkRequest(
     run_id="demo-1", silo="aachen", action="train", store_url="s3://exchange/fed", endpoint_url="https://s3.example", only_round=7,
@@ -24,7 +24,7 @@ POD_SPEC: dict[str, Any] = {
     "serviceAccountName": "fedhelp-worker", "restartPolicy": "Never", "automountServiceAccountToken": False,
     "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}},
     "containers": [{
-        "name": "worker", "image": "registry.example/fedhelp-silo@sha256:abc", "command": ["python", "-m", "fedhelp_components.silo_training.worker"],
+        "name": "worker", "image": "registry.example/fedhelp-silo@sha256:abc", "command": ["python", "-m", "fedhelp_dispatch.worker"],
         "env": [{"name": "FEDHELP_SILO_CONFIG", "value": "/etc/fedhelp/silo.yaml"}],
         "resources": {"limits": {"nvidia.com/gpu": "1", "memory": "8Gi"}, "requests": {"cpu": "2"}},
         "volumeMounts": [{"name": "data", "mountPath": "/data", "readOnly": True}]}],

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedhelp_components.dispatch.cluster import Cluster, contexts
 from fedhelp_core.errors import ConfigError
+from fedhelp_dispatch.cluster import Cluster, contexts
 
 POINTS_NOWHERE = "{current-context: a, contexts: [{name: a, context: {cluster: b, user: c}}], clusters: [], users: []}"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fedhelp_components.dispatch.reading import failure, read_job, why_waiting
-from fedhelp_components.dispatch.request import Outcome, Waiting
+from fedhelp_dispatch.reading import failure, read_job, why_waiting
+from fedhelp_dispatch.request import Outcome, Waiting
 
 CREATED, STARTED, NOW = "2026-11-25T10:00:00Z", "2026-11-25T10:00:01Z", "2026-11-25T10:05:00Z"
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from fedhelp_components.silo_training.doctor import look_at_clock, main
 from fedhelp_core.errors import AccessDenied, ConfigError, DataError, StoreUnavailable
+from fedhelp_dispatch.doctor import look_at_clock, main
 
 Doctor = Callable[..., int]
 

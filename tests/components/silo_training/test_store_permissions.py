@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
-from fedhelp_core.config import load_silo
-from fedhelp_core.facts import write_fact
-from fedhelp_core.lease import Lease, lease_keys
-from fedhelp_core.rounds import Run, close_round
-from fedhelp_core.silo import open_silo
-from fedhelp_core.store import LocalStore, open_store, probe
+from fedhelp_core.config.federation import load_silo
+from fedhelp_core.protocol.facts import write_fact
+from fedhelp_core.protocol.lease import Lease, lease_keys
+from fedhelp_core.protocol.run import Run, close_round
+from fedhelp_core.silo.work import open_silo
+from fedhelp_core.store.base import LocalStore, open_store, probe
 from tests.components.tiny import SILOS, TinyFederation
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "security.md"

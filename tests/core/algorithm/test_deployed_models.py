@@ -11,7 +11,7 @@ from torch import Tensor
 from fedhelp_core.algorithm.batches import to_input
 from fedhelp_core.algorithm.inference import ENOUGH, deployed_models
 from fedhelp_core.algorithm.local_update import CPU, SiloState, UpdateSettings, initial_weights
-from fedhelp_core.config import AlgorithmConfig, TaskConfig
+from fedhelp_core.config.federation import AlgorithmConfig, TaskConfig
 
 TASK = TaskConfig(classes=("x", "y"), image_size=8)
 ALGORITHM = AlgorithmConfig(method="fedhelp", proxy_model="resnet8", large_model="resnet14", rank_top_k=1)

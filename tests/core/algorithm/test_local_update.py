@@ -18,7 +18,7 @@ from fedhelp_core.algorithm.local_update import (
     running_statistics_untouched,
 )
 from fedhelp_core.algorithm.randomness import generator_for
-from fedhelp_core.config import AlgorithmConfig, TaskConfig
+from fedhelp_core.config.federation import AlgorithmConfig, TaskConfig
 from fedhelp_core.errors import DataError, WeightsError
 from fedhelp_core.models.build import build_model, build_public_head, normalisation_keys
 
@@ -265,7 +265,7 @@ def in_double(monkeypatch):
     """The product's own code in float64, so that rounding cannot hide or fake a difference."""
     from fedhelp_core.algorithm import batches
     from fedhelp_core.algorithm import local_update as module
-    from fedhelp_core.tasks import classification
+    from fedhelp_core.registry.tasks import classification
 
     real = classification.build_model, module.build_public_head, batches.to_input
     monkeypatch.setattr(classification, "build_model", lambda *a, **k: real[0](*a, **k).double())

@@ -10,7 +10,7 @@ import torch
 
 from fedhelp_core.algorithm.local_update import LocalResult, SiloData, SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.precision import is_mixed, kernels
-from fedhelp_core.config import AlgorithmConfig, RuntimeConfig, TaskConfig
+from fedhelp_core.config.federation import AlgorithmConfig, RuntimeConfig, TaskConfig
 from tests.core.test_tasks import mask_data, mask_settings
 
 CPU = torch.device("cpu")

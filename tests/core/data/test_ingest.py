@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedhelp_core.config import SiloConfig, TaskConfig, load_silo
+from fedhelp_core.config.federation import SiloConfig, TaskConfig, load_silo
 from fedhelp_core.data.arrays import load_silo_arrays
 from fedhelp_core.data.data_report import remarks, render, summary
 from fedhelp_core.data.datalist import Manifest, manifest_of

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedhelp_core.config import PublicSetConfig, TaskConfig, TeacherConfig
+from fedhelp_core.config.federation import PublicSetConfig, TaskConfig, TeacherConfig
 from fedhelp_core.data.public import Preparation, preparation_of
 from fedhelp_core.softlabels.distillation_set import DistillationSet, load_distillation_set
 from fedhelp_core.softlabels.ledger import Ledger
 from fedhelp_core.softlabels.prefetch import PrefetchReport, prefetch
 from fedhelp_core.softlabels.teachers import Question, Readiness, Teacher
-from fedhelp_core.store import Store
+from fedhelp_core.store.base import Store
 
 SIDE = 8
 

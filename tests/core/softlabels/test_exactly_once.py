@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedhelp_core.config import PublicSetConfig, TaskConfig
+from fedhelp_core.config.federation import PublicSetConfig, TaskConfig
 from fedhelp_core.errors import ConfigError, TeacherError, TeacherUnavailable
 from fedhelp_core.softlabels.asking import Progress
 from fedhelp_core.softlabels.ledger import Ledger, batch_sha
 from fedhelp_core.softlabels.prefetch import prefetch
 from fedhelp_core.softlabels.public_images import read_public_images
 from fedhelp_core.softlabels.teachers import TeacherIdentity
-from fedhelp_core.store import Store, open_store
+from fedhelp_core.store.base import Store, open_store
 from tests.core.softlabels.helpers import (
     ABOUT,
     PICTURES,

@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 from fedhelp_core.errors import TeacherError
 from fedhelp_core.softlabels.ledger import batch_sha
 from fedhelp_core.softlabels.public_images import read_public_images
-from fedhelp_core.store import Store
+from fedhelp_core.store.base import Store
 from tests.core.softlabels.helpers import PICTURES, CountingTeacher, draw, run, spoil
 
 

@@ -17,17 +17,17 @@ from PIL import Image
 
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic
-from fedhelp_core.config import AlgorithmConfig, PublicSetConfig, TaskConfig, VolumeConfig
+from fedhelp_core.config.federation import AlgorithmConfig, PublicSetConfig, TaskConfig, VolumeConfig
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, DataError, TeacherError
+from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.softlabels import distillation_set
 from fedhelp_core.softlabels.distillation_set import DistillationSet, load_distillation_set, read_index
 from fedhelp_core.softlabels.prefetch import PrefetchReport, prefetch
 from fedhelp_core.softlabels.public_images import read_public_images
 from fedhelp_core.softlabels.summary import summarise
 from fedhelp_core.softlabels.teachers import Question, Readiness
-from fedhelp_core.store import Store, open_store
-from fedhelp_core.tasks import TASKS
+from fedhelp_core.store.base import Store, open_store
 from tests.core.softlabels.helpers import Killed, killed_at, teacher_config
 from tests.core.softlabels.inference_server import InferenceServer, json_answer
 

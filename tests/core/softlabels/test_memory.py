@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.config import PublicSetConfig, TaskConfig, TeacherConfig
+from fedhelp_core.config.federation import PublicSetConfig, TaskConfig, TeacherConfig
 from fedhelp_core.softlabels.prefetch import prefetch
 from fedhelp_core.softlabels.teachers import Question, Readiness
-from fedhelp_core.store import open_store
+from fedhelp_core.store.base import open_store
 
 FEW, MANY = 2_500, 10_000
 ROW = 1 + 3 * 32 * 32  # CIFAR-10's binary version

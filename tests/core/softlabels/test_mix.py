@@ -9,7 +9,7 @@ import pytest
 
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.softlabels.distillation_set import read_index
-from fedhelp_core.store import Store
+from fedhelp_core.store.base import Store
 from tests.core.softlabels.helpers import CountingTeacher, draw, rows_by_shade, run, teacher_config
 
 

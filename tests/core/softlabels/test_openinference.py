@@ -20,7 +20,7 @@ from fedhelp_core.errors import AccessDenied, ConfigError, TeacherError, Teacher
 from fedhelp_core.softlabels import openinference
 from fedhelp_core.softlabels.openinference import OpenInferenceTeacher
 from fedhelp_core.softlabels.teachers import MaybeAnswered, NotAnswered
-from fedhelp_core.store import Store
+from fedhelp_core.store.base import Store
 from tests.core.softlabels.helpers import ABOUT, SIDE, answer_to, draw, rows_by_shade, run, shades_of, teacher_config
 from tests.core.softlabels.inference_server import InferenceServer, binary_answer, json_answer, output_answer, pixels_of
 
@@ -252,9 +252,9 @@ class TestPrefetchFromAServer:
         public = draw(tmp_path / "public", 0, 40, 80, 120, 160)
         program = """
 import sys
-from fedhelp_core.config import PublicSetConfig, TaskConfig, TeacherConfig
+from fedhelp_core.config.federation import PublicSetConfig, TaskConfig, TeacherConfig
 from fedhelp_core.softlabels.prefetch import prefetch
-from fedhelp_core.store import open_store
+from fedhelp_core.store.base import open_store
 store, images, uri, side = sys.argv[1:]
 teacher = TeacherConfig(name="teacher", kind="openinference", uri=uri, classes=2, batch_size=2, concurrency=1)
 prefetch(open_store(store), PublicSetConfig(images=images, teachers=(teacher,)), TaskConfig(image_size=int(side)))

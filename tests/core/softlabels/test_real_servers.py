@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedhelp_core.config import PublicSetConfig, TaskConfig
+from fedhelp_core.config.federation import PublicSetConfig, TaskConfig
 from fedhelp_core.errors import TeacherError
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.softlabels.openinference import OpenInferenceTeacher
 from fedhelp_core.softlabels.prefetch import prefetch
-from fedhelp_core.store import Store
+from fedhelp_core.store.base import Store
 from tests.core.softlabels.helpers import ABOUT, SIDE, about, draw, rows_by_shade, run, teacher_config
 from tests.core.softlabels.model_servers import ModelServer, NoEnvironment, kserve, mlserver
 

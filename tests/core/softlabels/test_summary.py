@@ -12,7 +12,7 @@ import pytest
 from fedhelp_core.softlabels import distillation_set
 from fedhelp_core.softlabels.public_images import read_public_images
 from fedhelp_core.softlabels.summary import SetSummary, summarise
-from fedhelp_core.store import Store
+from fedhelp_core.store.base import Store
 from tests.core.softlabels.helpers import PICTURES, SIDE, CountingTeacher, draw, run, teacher_config
 
 SHADES = (0, 64, 192, 250)  # answered with (v/256, 1 - v/256): two favour each class

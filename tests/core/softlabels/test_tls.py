@@ -11,7 +11,7 @@ import pytest
 
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.softlabels.openinference import OpenInferenceTeacher
-from fedhelp_core.store import Store
+from fedhelp_core.store.base import Store
 from tests.cluster.certificates import Authority
 from tests.core.softlabels.helpers import ABOUT, draw, rows_by_shade, run, teacher_config
 from tests.core.softlabels.inference_server import InferenceServer

@@ -1,0 +1,1 @@
+"""The `fedhelp` command, one file a command."""

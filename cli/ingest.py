@@ -1,0 +1,125 @@
+"""`fedhelp data ingest`: progress, the table, and what to type next. Called by cli.py; fedhelp_core/data/ingest.py does the work."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.data.data_report import DataReport, remarks, rows_of
+from fedhelp_core.data.ingest import ingest, write_report, write_silos
+from fedhelp_core.data.leakage import Side
+from fedhelp_core.data.public_layouts import Hospital, Options, hospitals_of, layout_called
+from fedhelp_core.errors import ConfigError, DataError
+from fedhelp_core.registry.tasks import TASKS
+
+_OPTIONS = {"data.images": "FOLDER or --images", "data.masks": "--masks", "data.split_csv": "--split-csv", "data.prefix": "--prefixes"}
+_SIDE = 128    # pixels; says nothing about what is written, for images are reported as they lie on disk
+_EVERY = 10.0  # seconds between lines where nobody watches a terminal
+
+
+def ingest_and_print(
+    layout: str, folder: Path, options: Options, *, task: str | None, out: Path | None, drop_leaked: Side | None, drop_unusable: bool,
+    dry_run: bool,
+) -> None:
+    """Look at the data set in `folder`, print what it holds, write datalists and report below `out`.
+
+    Raises:
+        ConfigError: layout, task or an option.
+        DataError: the data cannot be used as they are; the report says more.
+    """
+    entry = layout_called(layout)
+    config = TaskConfig(name=_known_task(task or entry.task), image_size=_SIDE)
+    out = (out or Path("data") / config.name).resolve()
+    try:
+        hospitals = hospitals_of(layout, folder.resolve(), config, options)
+    except DataError as e:
+        raise DataError([_in_words_of_this_command(problem) for problem in e.problems]) from e
+    if dry_run:
+        _print_plan(hospitals, config, out)
+        return
+    console = Console(stderr=True)
+    with _Looking(console) as looking:
+        ingested = ingest(hospitals, config, drop_leaked=drop_leaked, drop_unusable=drop_unusable, progress=looking.progress)
+    _print_report(ingested.report)
+    write_report(out, ingested)
+    console.print(f"report: {out / 'report.html'} and report.json", highlight=False, soft_wrap=True)
+    paths = write_silos(out, ingested, config)
+    print(f"{out}: {len(paths)} silos; name {paths[0].parent}/<silo>.yaml as silo_config in federation.yaml: {', '.join(ingested.manifests)}")
+
+
+def _in_words_of_this_command(problem: str) -> str:
+    """Loaders name the field of silo.yaml that a person should correct; here there is none yet."""
+    return re.sub(
+        r"correct (data\.\w+(?: or data\.\w+)*) in silo\.yaml",
+        lambda found: "give the right " + " or ".join(_OPTIONS.get(field, "FOLDER") for field in found[1].split(" or ")), problem)
+
+
+def _known_task(name: str) -> str:
+    if name not in TASKS:
+        raise ConfigError(f"--task: one of {', '.join(TASKS)} expected, got {name!r}")
+    return name
+
+
+def _print_plan(hospitals: Mapping[str, Hospital], task: TaskConfig, out: Path) -> None:
+    table = Table(title=Text(f"{task.name}: what the lists say; no image was opened, nothing written"))
+    for heading in ("silo", "training", "validation", "test", "would write"):
+        table.add_column(heading, justify="right" if heading in ("training", "validation", "test") else "left", overflow="fold")
+    for silo, one in hospitals.items():
+        counts = [f"{len(items):,}" for _, items in one.manifest.splits()]
+        table.add_row(silo, *counts, Text(f"datalists/{silo}.json, silos/{silo}.yaml"))
+    Console().print(table)
+    print(f"would write them, report.html and report.json below {out}")
+    for silo, one in hospitals.items():
+        for problem in one.manifest.problems:
+            print(f"silo {silo}: {problem}")
+
+
+def _print_report(report: DataReport) -> None:
+    classes = TASKS[report.task.name].form == "classes"
+    table = Table(title=Text(f"{report.task.name}: {len(report.places):,} images"))
+    if classes:
+        table.caption = Text(f"images of each class: {', '.join(report.task.classes)}")
+    for heading in ("silo", "split", "images", "of each class" if classes else "foreground", "sizes", "intensities", "grid"):
+        table.add_column(heading, justify="right" if heading == "images" else "left", overflow="fold")
+    for row in rows_of(report, short=True):
+        table.add_row(*(Text(value) for value in row))
+    console = Console()
+    console.print(table)
+    for remark in remarks(report):
+        console.print(Text(remark), soft_wrap=True)
+    for what, sentences in (("left out as leaked", report.dropped), ("left out as unusable", () if report.refused else report.unusable)):
+        if sentences:
+            console.print(Text(f"{what}: {len(sentences)}, the first: {sentences[0]}"), soft_wrap=True)
+
+
+class _Looking:
+    """A bar on a terminal, else a line every ten seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
+            disable=not console.is_terminal)
+        self._task = self._bar.add_task("looking at images", total=None)
+        self._said = time.monotonic()
+
+    def __enter__(self) -> _Looking:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def progress(self, silo: str, done: int, total: int) -> None:
+        self._bar.update(self._task, description=f"silo {silo}", completed=done, total=total)
+        if not self._console.is_terminal and (done == total or time.monotonic() - self._said >= _EVERY):
+            self._said = time.monotonic()
+            self._console.print(f"silo {silo}: {done:,} of {total:,} images looked at", highlight=False, markup=False)

@@ -1,0 +1,414 @@
+"""The `fedhelp` command: run, simulate, data, softlabels, compile, register, submit, check, jobs, promote, rollback.
+
+Only click and the standard library are imported here; each command imports what it needs when it is called, so that
+`fedhelp --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from fedhelp_core.config.federation import Federation
+
+_EXIT_CODES = """
+\b
+Exit codes
+  0      done
+  2      the command line itself is wrong
+  10-19  something has to be changed first (10 config, 11 data, 12 weights, 13 run id in use, 14 access,
+         15 teacher, 16 run aborted, 17 too few silos, 18 not found, 19 a silo's work failed)
+  30-39  the same command may work later (30 store, 31 teacher, 32 disk full, 33 silo busy, 34 hub silent, 35 cluster)
+  130    stopped with Ctrl-C, 143 with SIGTERM; the same command goes on where it was
+"""
+
+_F = TypeVar("_F", bound=Callable[..., None])
+
+
+def _explained(function: _F) -> _F:
+    """A FedHelpError ends the command with its sentences and its exit code."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        from fedhelp_core.processes import exit_code_of
+
+        name = " ".join(("fedhelp", *click.get_current_context().command_path.split()[1:]))
+        sys.exit(exit_code_of(lambda: function(*args, **kwargs), program=name))
+
+    return wrapper  # type: ignore[return-value]
+
+
+@click.group(epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="fedhelp")
+def main() -> None:
+    """Federated learning for hospitals, small and large, after FedHelp (arXiv 2412.19654).
+
+    Start with `fedhelp run --demo demo`: six drawn hospitals, the whole pipeline on this machine, a report at the end.
+    """
+
+
+_DEMO_HELP = "Make (once) and use a task's demo, drawn hospitals, in this folder instead of a FEDERATION file."
+_TASK_HELP = "Whose demo: melanoma (default), pneumonia, lung-segmentation, brain-segmentation; in folder demo-TASK where --demo names none."
+_SET_HELP = "Replace a field of the file, e.g. --set algorithm.rounds=3 (repeatable)."
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("federation", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--demo", type=click.Path(file_okay=False, path_type=Path), help=_DEMO_HELP)
+@click.option("--task", help=_TASK_HELP)
+@click.option("--run-id", help="Name of the run; default: the federation's name and a hash of its config, so that the same command resumes.")
+@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
+@click.option("--dry-run", is_flag=True, help="Check the file, print what would run (as YAML; Jobs of silos in clusters too), and stop.")
+@_explained
+def run(federation: Path | None, demo: Path | None, task: str | None, run_id: str | None, changes: tuple[str, ...], dry_run: bool) -> None:
+    """Run the whole pipeline on this machine.
+
+    Pipeline fedhelp-compact, through kfp's local runner.
+
+    FEDERATION is a federation.yaml (`fedhelp data phantom melanoma FOLDER` writes one): its silos work as processes here, or
+    as Jobs in their clusters. Whatever kills the run, the same command again goes on after the last finished round and ends with the same model.
+    """
+    from fedhelp_cli.run import run_locally
+
+    run_locally(_file_or_demo(federation, demo, task), run_id=run_id, changes=_changes(changes), dry_run=dry_run)
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("federation", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--demo", type=click.Path(file_okay=False, path_type=Path), help=_DEMO_HELP)
+@click.option("--task", help=_TASK_HELP)
+@click.option("--methods", default="local,fedavg,fedprox,fedhelp,fedhelp-no-api,fedhelp-no-rank,fedhelp-symmetric,fedhelp-one-way",
+              show_default=True, help="Compared methods, comma-separated.")
+@click.option("--seeds", default="1,2,3,4,5", show_default=True, help="Seeds, comma-separated.")
+@click.option("--normalisation", "normalisations", default="shared,silo", show_default=True, help="Where batch norms live, comma-separated.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes; each cell of the study runs in one.")
+@click.option("--evaluate-every", default=3, show_default=True, type=click.IntRange(0),
+              help="Rounds between scores for the curves; 0: only at the end.")
+@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("study"), show_default=True,
+              help="Folder of table, figure, CSV and cells.")
+@click.option("--dry-run", is_flag=True, help="Print the cells that would be computed, and stop.")
+@_explained
+def simulate(
+    federation: Path | None, demo: Path | None, task: str | None, methods: str, seeds: str, normalisations: str, workers: int, evaluate_every: int,
+    changes: tuple[str, ...], out: Path, dry_run: bool,
+) -> None:
+    """Compare methods over seeds on this machine.
+
+    In this process alone: a table, and a figure like the paper's Figure 1.
+
+    Finished cells are kept under OUT, so an interrupted study goes on, and a wider one computes only what is new.
+    """
+    from fedhelp_cli.simulate import simulate_and_print
+
+    simulate_and_print(
+        _overridden(_file_or_demo(federation, demo, task), changes), methods=_list(methods), seeds=_seeds(seeds),
+        normalisations=_list(normalisations), workers=workers, evaluate_every=evaluate_every, out=out, dry_run=dry_run)
+
+
+@main.group(epilog=_EXIT_CODES)
+def data() -> None:
+    """Take in real data sets, draw small ones like them."""
+
+
+_LAYOUTS_HELP = """
+\b
+Layouts, and what FOLDER holds
+  fed-isic2019        a folder of <image>.jpg and FLamby's split CSV (image, target, center, fold); silos center-0 ...
+  chest-xray          train|val|test / NORMAL|PNEUMONIA / *.jpeg, dealt out to six silos (--sizes: to others), hospital-0 ...
+  pictures-and-masks  images/ and masks/ of the same names; silos by the beginnings of names (--prefixes) or dealt out (--sizes)
+  fed-ixi             IXI002-Guys-0828/T1/*.nii.gz and /label/*.nii.gz, and FLamby's split CSV; silos guys, hh, iop
+  volumes-and-masks   images/ and masks/ with a folder of DICOM slices or a NIfTI file for each subject (--sizes: several silos)
+  csv                 a hospital's own list: image,label (or mask) and perhaps split,patient,hospital; paths relative to FOLDER
+\b
+Examples
+  fedhelp data ingest fed-isic2019 /data/fed_isic2019 --out examples/data/melanoma
+  fedhelp data ingest pictures-and-masks /data/lungs --prefixes CHNCXR,MCUCXR,JPCLN --out examples/data/lung-segmentation
+  fedhelp data ingest csv /data/ward7 --task pneumonia --columns image=File,label=Diagnosis,patient=MRN --silos charite
+"""
+
+
+@data.command(epilog=_LAYOUTS_HELP + _EXIT_CODES)
+@click.argument("layout")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of datalists, silos and report; default: data/<task>.")
+@click.option("--task", help="What is learnt; default: what the layout is published for (of csv: melanoma).")
+@click.option("--drop-leaked", type=click.Choice(["training", "test"]),
+              help="Where the same image (or patient) is in training and in test, leave it out of this side; without it that is refused.")
+@click.option("--drop-unusable", is_flag=True, help="Leave out files that cannot be used, and say which; without it they are refused.")
+@click.option("--silos", default="", metavar="NAMES", help="Names for the hospitals, comma-separated, in their order.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of images (fed-ixi: of subjects), where it is not found below FOLDER.")
+@click.option("--masks", type=click.Path(path_type=Path), help="Folder of masks, where it is not FOLDER/masks.")
+@click.option("--split-csv", type=click.Path(path_type=Path), help="FLamby's split CSV, where it is not found below FOLDER.")
+@click.option("--csv", "own_csv", type=click.Path(path_type=Path), help="Layout csv: the list, where it is not the only CSV in FOLDER.")
+@click.option("--columns", default="", metavar="OURS=YOURS,...", help="Layout csv: what your columns are called.")
+@click.option("--prefixes", default="", help="Layout pictures-and-masks: how each hospital's file names begin, comma-separated.")
+@click.option("--sizes", default="", help="Relative sizes of the hospitals that a set without any is dealt out to, comma-separated.")
+@click.option("--test-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+              help="Share of the images held out for the test, where the data set has no split of its own; default 0.2.")
+@click.option("--validation-fraction", type=click.FloatRange(0, 1, max_open=True),
+              help="Share of the others held out for validation; default 0, of fed-isic2019 0.1.")
+@click.option("--dry-run", is_flag=True, help="Print the silos, their counts and what would be written; open no image, write nothing.")
+@_explained
+def ingest(
+    layout: str, folder: Path, out: Path | None, task: str | None, drop_leaked: Any, drop_unusable: bool, silos: str, images: Path | None,
+    masks: Path | None, split_csv: Path | None, own_csv: Path | None, columns: str, prefixes: str, sizes: str, test_fraction: float | None,
+    validation_fraction: float | None, dry_run: bool,
+) -> None:
+    """Turn a data set into a checked MONAI datalist and a silo.yaml for each hospital, with a report of what it holds.
+
+    LAYOUT is how the data lie in FOLDER; see below. Every image is opened: counts, classes, sizes, intensities, spacings, the same image
+    in more than one place, and files that cannot be used are printed and written to report.html and report.json. Nothing is copied and
+    nothing in FOLDER is changed. The same command again writes the same.
+    """
+    from fedhelp_cli.ingest import ingest_and_print
+    from fedhelp_core.data.public_layouts import Options
+
+    options = Options(
+        images=images, masks=masks, split_csv=split_csv, csv=own_csv, columns=_texts(columns), prefixes=tuple(_list(prefixes)),
+        sizes=_positive_numbers(sizes), silos=tuple(_list(silos)), test_fraction=test_fraction, validation_fraction=validation_fraction)
+    ingest_and_print(
+        layout, folder, options, task=task, out=out, drop_leaked=drop_leaked, drop_unusable=drop_unusable, dry_run=dry_run)
+
+
+@data.command(epilog=_EXIT_CODES)
+@click.argument("task")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@_explained
+def phantom(task: str, folder: Path) -> None:
+    """Draw TASK's hospitals, public images and teacher in FOLDER, in the real data set's layout, with a federation.yaml that uses them.
+
+    TASK is melanoma, pneumonia, lung-segmentation or brain-segmentation. No patient was ever involved. Made once; what is there
+    is used again.
+    """
+    from fedhelp_cli.run import prepared_demo
+
+    path = prepared_demo(folder, task)
+    click.echo(f"{path}: run it with: fedhelp run {path}, or compare methods with: fedhelp simulate {path}")
+
+
+@main.group(epilog=_EXIT_CODES)
+def softlabels() -> None:
+    """Look at what the teachers answered."""
+
+
+@softlabels.command(epilog=_EXIT_CODES)
+@click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--run-id", help="The set of this run.")
+@click.option("--set", "sha256", metavar="SHA256", help="This set, by its sha256 or the beginning of it; default: the only one in the store.")
+@click.option("--examples", default=12, show_default=True, type=click.IntRange(0, 1000), help="Images to show answers about.")
+@_explained
+def show(federation: Path, run_id: str | None, sha256: str | None, examples: int) -> None:
+    """Print a distillation set in FEDERATION's store: classes, how sure the teachers are, examples, how far teachers agree.
+
+    The run's HTML report shows the same with the pictures.
+    """
+    from fedhelp_cli.softlabels import show_set
+
+    show_set(federation, run_id=run_id, sha256=sha256, examples=examples)
+
+
+@main.command("compile", epilog=_EXIT_CODES)
+@click.option("--pipeline", type=click.Choice(["fedhelp", "fedhelp-compact"]), default="fedhelp", show_default=True)
+@click.option("--federation", type=click.Path(dir_okay=False, path_type=Path), help="Bake this file's settings in as the form's defaults.")
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the YAML; default: <pipeline>.yaml")
+@_explained
+def compile_(pipeline: str, federation: Path | None, output: Path | None) -> None:
+    """Write a pipeline as YAML for the Kubeflow UI or API."""
+    defaults = _form_defaults(federation) if federation else None  # before kfp takes its seconds: the file may be wrong
+    from fedhelp_pipelines.compile import compiled
+
+    text = compiled(pipeline, defaults)
+    path = output or Path(f"{pipeline}.yaml")
+    path.write_text(text, encoding="utf-8")
+    click.echo(f"{path}: upload it in the Kubeflow UI under Pipelines, or with: fedhelp register {path} --endpoint URL")
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("packages", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--endpoint", required=True, envvar="KF_PIPELINES_ENDPOINT", help="Kubeflow Pipelines API, e.g. http://localhost:8888.")
+@click.option("--namespace", help="Namespace (profile) that keeps the pipelines, where Kubeflow is multi-user; default: shared by all.")
+@click.option("--remove", is_flag=True, help="Take the pipelines out again, with all their versions. Runs that were started stay.")
+@_explained
+def register(packages: tuple[Path, ...], endpoint: str, namespace: str | None, remove: bool) -> None:
+    """Put pipelines into Kubeflow's UI.
+
+    PACKAGES are compiled pipelines, each registered under its file's name; default: both of this product's. A version is named
+    by its content, so that the same content again changes nothing.
+    """
+    from fedhelp_cli.register import register_with_kubeflow
+
+    register_with_kubeflow(packages, endpoint=endpoint, namespace=namespace, remove=remove)
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("federation")
+@click.option("--endpoint", required=True, envvar="KF_PIPELINES_ENDPOINT", help="Kubeflow Pipelines API, e.g. http://localhost:8888.")
+@click.option("--pipeline", type=click.Choice(["fedhelp", "fedhelp-compact"]), default="fedhelp", show_default=True)
+@click.option("--experiment", default="fedhelp", show_default=True, help="Kubeflow experiment.")
+@click.option("--namespace", help="Namespace (profile) of the experiment, where Kubeflow is multi-user.")
+@click.option("--service-account", help="Account of the run's pods, such as fedhelp-runs; default: Kubeflow's own.")
+@click.option("--run-id", default="", help="Name of the run; blank: the job's id.")
+@click.option("--set", "settings", multiple=True, metavar="PARAMETER=VALUE", help="Replace a field of the form, e.g. --set rounds=10 (repeatable).")
+@click.option("--compile", "compile_here", is_flag=True,
+              help="Compile the pipeline here instead of starting the registered one; its images are $FEDHELP_HUB_IMAGE and $FEDHELP_SILO_IMAGE.")
+@click.option("--wait/--no-wait", default=False, help="Wait until the run has ended.")
+@click.option("--dry-run", is_flag=True, help="Print the request instead of sending it.")
+@_explained
+def submit(
+    federation: str, endpoint: str, pipeline: str, experiment: str, namespace: str | None, service_account: str | None, run_id: str,
+    settings: tuple[str, ...], compile_here: bool, wait: bool, dry_run: bool,
+) -> None:
+    """Start a pipeline on a Kubeflow endpoint. FEDERATION is the path or s3:// URL that the cluster sees.
+
+    It is the newest version that Kubeflow has of the pipeline, as the hub's chart or `fedhelp register` put it there, with its images.
+
+    Where FEDERATION can be read here too, it fills in the run's form, and --set replaces fields of that: the run is the file's. Where it
+    cannot, the form is as the registered pipeline opens it: as the hub's chart installs it, with its own federation's settings.
+    """
+    from fedhelp_cli.submit import submit_to_kubeflow
+
+    submit_to_kubeflow(
+        federation, endpoint=endpoint, pipeline=pipeline, experiment=experiment, namespace=namespace, run_id=run_id,
+        settings=_pairs(settings), wait=wait, dry_run=dry_run, service_account=service_account, compile_here=compile_here)
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
+@_explained
+def check(federation: Path, changes: tuple[str, ...]) -> None:
+    """List everything that is wrong with a federation.
+
+    With its file, store, public images and every silo, all at once; no run is started.
+
+    Silos on this machine look at all their images. Of silos in clusters it is tried, by a server-side dry run, whether their work would be
+    taken: credentials, template, roles, Pod Security, the hospital's admission policy.
+    """
+    from fedhelp_cli.check import check_and_print
+
+    check_and_print(federation, _changes(changes))
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("federation", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--run-id", help="Jobs of this run only.")
+@click.option("--context", help="Kubeconfig context; with a FEDERATION: only its silos there.")
+@click.option("--namespace", "-n", "namespaces", multiple=True, help="Without a FEDERATION: look there (repeatable; default: everywhere).")
+@_explained
+def jobs(federation: Path | None, run_id: str | None, context: str | None, namespaces: tuple[str, ...]) -> None:
+    """List the Jobs in the silos' clusters.
+
+    With silo, action, round, state, since when, why, and whether a hub still wants them.
+
+    With a FEDERATION, those of its silos; without, those of a cluster. A Job is an orphan when it has not ended although the
+    last sign of its run's hub is older than the lease; it ends by itself soon.
+    """
+    from fedhelp_cli.jobs import list_and_print
+
+    list_and_print(federation, run_id=run_id, context=context, namespaces=namespaces)
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--version", "version", help="Version of the registered model; default: the candidate.")
+@_explained
+def promote(federation: Path, version: str | None) -> None:
+    """Make a model version the champion.
+
+    Whatever the gate said; the champion before it is remembered.
+    """
+    from fedhelp_cli import promote as by_hand
+
+    click.echo(by_hand.promote(federation, version))
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
+@_explained
+def rollback(federation: Path) -> None:
+    """Make the champion before this one champion again."""
+    from fedhelp_cli import promote as by_hand
+
+    click.echo(by_hand.rollback(federation))
+
+
+def _form_defaults(federation: Path) -> dict[str, Any]:
+    from fedhelp_cli.run_form import offered_form_of
+    from fedhelp_core.config.federation import load_federation
+
+    return offered_form_of(load_federation(federation), source=str(federation))
+
+
+def _file_or_demo(federation: Path | None, demo: Path | None, task: str | None) -> Path:
+    if (federation is None) == (demo is None and task is None):
+        raise click.UsageError("give either a FEDERATION file, or --demo FOLDER or --task TASK")
+    if federation is not None:
+        return federation
+    from fedhelp_cli.run import prepared_demo
+
+    return prepared_demo(demo or Path(f"demo-{task}"), task or "melanoma")
+
+
+def _overridden(path: Path, changes: tuple[str, ...]) -> Federation:
+    from fedhelp_core.config.federation import load_federation
+
+    return load_federation(path).override(**_changes(changes))
+
+
+def _pairs(settings: tuple[str, ...]) -> dict[str, Any]:
+    """'a=1' -> {'a': 1}; values are JSON where they parse as such, else text."""
+    pairs: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise click.UsageError(f"--set {setting}: FIELD=VALUE expected, e.g. algorithm.rounds=3")
+        try:
+            pairs[name] = json.loads(value)
+        except ValueError:
+            pairs[name] = value
+    return pairs
+
+
+_changes = _pairs
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _texts(text: str) -> dict[str, str]:
+    """'a=b,c=d' -> {'a': 'b', 'c': 'd'}."""
+    pairs = [part.partition("=") for part in _list(text)]
+    wrong = [ours for ours, equals, theirs in pairs if not (ours and equals and theirs)]
+    if wrong:
+        raise click.UsageError(f"--columns {text}: OURS=YOURS expected, comma-separated, e.g. image=File,label=Diagnosis")
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+def _positive_numbers(text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in _list(text))
+    except ValueError:
+        numbers = (0.0,)
+    if any(not 0 < number < float("inf") for number in numbers):
+        raise click.UsageError(f"--sizes {text}: positive numbers expected, e.g. 9930,3163,2691")
+    return numbers
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in _list(text)]
+    except ValueError:
+        raise click.UsageError(f"--seeds {text}: whole numbers expected, e.g. 1,2,3") from None
+
+
+if __name__ == "__main__":
+    main()

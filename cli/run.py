@@ -1,0 +1,195 @@
+"""`fedhelp run`: the whole pipeline on this machine, with progress, a table at the end and the commands to look further.
+
+Called by cli.py. kfp's own log goes to a file beside the store; people see rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedhelp_cli.run_ending import Ending
+from fedhelp_cli.run_form import form_of
+from fedhelp_components.check.__main__ import problems_of, raise_all
+from fedhelp_core.config.federation import Federation, load_federation
+from fedhelp_core.errors import FedHelpError, JobFailed, NotFound, PermanentError
+from fedhelp_core.processes import FAILURE_VARIABLE, OWNER_VARIABLE, owner_mark
+from fedhelp_core.protocol.run import Run
+from fedhelp_core.store.base import Store, open_store
+from fedhelp_dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess
+
+console = Console(stderr=True)
+_LOOK = 0.25  # seconds between looks at the store for the progress bar
+
+
+def prepared_demo(folder: Path, task: str = "melanoma") -> Path:
+    """The demo's federation.yaml, its input made first where it is not there yet."""
+    from fedhelp_core.demo.prepare import prepare_demo
+
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=False) as progress:
+        bar = progress.add_task("demo input")
+        paths = prepare_demo(folder.resolve(), task=task, progress=lambda what: progress.update(bar, description=f"demo input: {what}"))
+        progress.update(bar, description=f"demo input: ready in {folder}")
+    return paths.federation
+
+
+def default_run_id(federation: Federation) -> str:
+    """Name and hash of the config: the same config again means the same run."""
+    return f"{federation.name}-{federation.digest()[:8]}"
+
+
+def run_locally(path: Path, *, run_id: str | None, changes: Mapping[str, Any], dry_run: bool) -> None:
+    """Run fedhelp-compact for the federation at `path`, with `changes` to it.
+
+    Raises:
+        FedHelpError: as the component that failed said it.
+    """
+    federation = load_federation(path).override(**changes)
+    name = run_id or default_run_id(federation)
+    if dry_run:
+        raise_all(problems_of(federation))
+        _print_plan(federation, name)
+        return
+    ending = Ending(path, federation, name, changes, work_folder(federation, name) / "pipeline.log")
+    if ending.was_before():
+        ending.tell_again()
+        return
+    with tempfile.TemporaryDirectory(prefix="fedhelp-run-") as scratch:
+        frozen = Path(scratch) / "federation.yaml"
+        frozen.write_text(federation.to_yaml(), encoding="utf-8")
+        _run_pipeline(federation, name, frozen, Path(scratch) / "failure.json")
+    ending.tell()
+
+
+def _print_plan(federation: Federation, run_id: str) -> None:
+    console.print(f"run {run_id}: check -> soft_label_prefetch -> federation ({federation.algorithm.rounds} rounds, "
+                  f"{len(federation.silos)} silos, method {federation.algorithm.method}) -> evaluation -> promotion")
+    print(federation.to_yaml(), end="")
+    if federation.silos_in_clusters:
+        from fedhelp_dispatch.plan import planned_objects
+
+        for planned in planned_objects(federation, run_id):
+            print("---\n" + yaml.safe_dump(planned, sort_keys=False), end="")
+
+
+def _run_pipeline(federation: Federation, run_id: str, frozen: Path, failure: Path) -> None:
+    folder = work_folder(federation, run_id)
+    log_path = folder / "pipeline.log"
+    zygote = ZygoteProcess()
+    os.environ.update({ZYGOTE_VARIABLE: zygote.path, OWNER_VARIABLE: owner_mark(os.getpid()), FAILURE_VARIABLE: str(failure)})
+    try:
+        with log_path.open("a", encoding="utf-8") as log, RunProgress(federation, run_id), _output_to(log):
+            from fedhelp_pipelines.local import run_compact
+
+            run_compact({"federation": str(frozen), "run_id": run_id, **form_of(federation)}, folder / "artifacts")
+    except RuntimeError as e:
+        raise _failure(failure, log_path) from e
+    finally:
+        zygote.close()
+
+
+def _failure(failure: Path, log: Path) -> FedHelpError:
+    """What the failed component said, as its own error class."""
+    if not failure.exists():
+        tail = "\n".join(line for line in log.read_text(encoding="utf-8").splitlines()[-15:] if line.strip())
+        return JobFailed(f"a task of the pipeline was killed or crashed; the same command goes on where it was; the end of {log}:\n{tail}")
+    said = json.loads(failure.read_text(encoding="utf-8"))
+    error = PermanentError(f"{said['message']}\n(component {said['component']}; everything it printed is in {log})")
+    error.exit_code = int(said["exit_code"])
+    return error
+
+
+@contextlib.contextmanager
+def _output_to(log: Any) -> Any:
+    """kfp prints every line of every task: that goes to the log."""
+    with contextlib.redirect_stdout(log):
+        yield
+
+
+def work_folder(federation: Federation, run_id: str) -> Path:
+    """Where this machine keeps logs and kfp's artifacts of a run."""
+    store = federation.store.folder
+    folder = Path("fedhelp-runs") / run_id if store is None else store / "local" / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class RunProgress:
+    """A progress bar fed from the store: the phase, then rounds. Lines instead of a bar where nobody watches a terminal."""
+
+    def __init__(self, federation: Federation, run_id: str) -> None:
+        self._federation = federation
+        self._run_id = run_id
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True, name="progress")
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+            console=console, disable=not console.is_terminal)
+        self._task: TaskID = self._progress.add_task("check", total=federation.algorithm.rounds)
+        self._said: set[str] = set()
+        self._started = time.monotonic()
+        self._ours = False
+
+    def __enter__(self) -> RunProgress:
+        self._progress.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._progress.stop()
+
+    def _loop(self) -> None:
+        store = open_store(self._federation.store.url, endpoint_url=self._federation.store.endpoint_url)
+        run = Run(store, self._run_id)
+        stopped = False
+        while not stopped:
+            stopped = self._stop.wait(_LOOK)  # and a last look after that, for what has come since
+            with contextlib.suppress(FedHelpError):
+                self._look(store, run)
+
+    def _look(self, store: Store, run: Run) -> None:
+        commit = run.latest_commit() if self._is_ours(run) else None
+        done, rounds = commit.round if commit is not None else 0, self._federation.algorithm.rounds
+        if not self._ours:
+            phase = "check: every silo looks at its data"
+        elif done == rounds:
+            phase = "evaluation and promotion"
+        elif done or store.size(f"runs/{self._run_id}/distillation_set.json") is not None:
+            phase = "federation: rounds"
+        elif store.size(f"runs/{self._run_id}/kinds.json") is not None:
+            phase = "soft labels from the teacher"
+        else:
+            phase = "check: every silo looks at its data"
+        self._progress.update(self._task, description=phase, completed=done)
+        if done < rounds:
+            self._say_once(phase)
+        if commit is not None and done and not console.is_terminal:
+            from fedhelp_components.aggregation.__main__ import mean_loss
+
+            self._say_once(f"round {done} of {rounds}: {len(commit.participants)} silos, mean loss {mean_loss(commit):.3f}")
+        self._say_once(phase)  # evaluation: after the last round
+
+    def _is_ours(self, run: Run) -> bool:
+        """Whether the run was frozen with our config. Before that, what the store holds of it may be another's."""
+        if not self._ours:
+            with contextlib.suppress(NotFound):
+                self._ours = run.federation_yaml() == self._federation.to_yaml()
+        return self._ours
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said and not console.is_terminal:
+            self._said.add(line)
+            console.print(f"[{time.monotonic() - self._started:5.1f} s] {line}", highlight=False, markup=False)

@@ -1,0 +1,116 @@
+"""What `fedhelp run` says at its end: a table of scores, what became of the model, and the commands to go on with. Called by local_run.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fedhelp_core.config.federation import Federation
+from fedhelp_core.errors import FedHelpError
+from fedhelp_core.protocol.facts import read_fact
+from fedhelp_core.protocol.run import Run
+from fedhelp_core.store.base import Store, open_store
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of run `run_id` of `federation`, which is the file at `path` with `changes` to it."""
+
+    path: Path
+    federation: Federation
+    run_id: str
+    changes: Mapping[str, Any]
+    log: Path
+
+    def was_before(self) -> bool:
+        """Whether the run has come to its end already, with this config, and its model is registered still. False where nobody can tell."""
+        from fedhelp_core.tracking.registry import Registry
+
+        store = self._store()
+        try:
+            read_fact(store, self.run_id, "promotion")
+            version = self._version(store)
+            if Run(store, self.run_id).federation_yaml() != self.federation.to_yaml():
+                return False
+            return Registry.for_federation(self.federation).run_of(self.federation.registered_name, version) == self.run_id
+        except FedHelpError:
+            return False
+
+    def tell(self) -> None:
+        """After a run."""
+        fact = read_fact(self._store(), self.run_id, "promotion")
+        self._tell_of_the_model(str(fact["decision"]))
+        self._tell_how_to_go_on(can_roll_back=bool(fact.get("before")), can_promote=fact["outcome"] != "promoted")
+
+    def tell_again(self) -> None:
+        """Instead of a run that has ended before: that nothing was done, and what the model is now."""
+        from fedhelp_components.evaluation.report import write_report
+        from fedhelp_core.tracking.registry import Registry
+
+        print(f"run {self.run_id} was finished before, so nothing was trained; this starts another one: {self._another_run()}\n")
+        store, registry = self._store(), Registry.for_federation(self.federation)
+        write_report(store, self.run_id, self.federation)  # a kill may have come between the gate and this
+        version, champion = self._version(store), registry.champion(self.federation.registered_name)
+        said = read_fact(store, self.run_id, "promotion")["decision"]
+        now = "is the champion" if champion == version else f"is not the champion, {f'version {champion}' if champion else 'none'} is"
+        self._tell_of_the_model(f"{self.federation.registered_name} version {version} {now} (when the run ended: {said})")
+        self._tell_how_to_go_on(
+            can_roll_back=champion == version and registry.champion_before(self.federation.registered_name) is not None,
+            can_promote=champion != version)
+
+    def _tell_of_the_model(self, standing: str) -> None:
+        from fedhelp_components.evaluation.report import facts_of_run, summary_table
+
+        out = Console()
+        out.print(summary_table(facts_of_run(self._store(), self.run_id, self.federation)))
+        candidate = read_fact(self._store(), self.run_id, "candidate")
+        for line in (f"final model sha256 {candidate['global_sha256']}", standing):
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _tell_how_to_go_on(self, *, can_roll_back: bool, can_promote: bool) -> None:
+        from fedhelp_core.tracking.server import tracking_uri
+
+        print(f"\nReport     {self._store().fetch(f'runs/{self.run_id}/report.html')}")
+        print(f"Log        {self.log}")
+        print(f"MLflow     {_command()}mlflow ui --backend-store-uri {tracking_uri(self.federation)}")
+        if can_promote:
+            print(f"Promote    {_command()}fedhelp promote {shlex.quote(str(self.path))}  (whatever the gate said)")
+        if can_roll_back:
+            print(f"Roll back  {_command()}fedhelp rollback {shlex.quote(str(self.path))}")
+        else:
+            print(f"Run again  {self._another_run()}  (with another seed)")
+
+    def _another_run(self) -> str:
+        """The same run with the next seed; it has its own id, since the id is made of the config."""
+        changes = {**self.changes, "runtime.seed": self.federation.runtime.seed + 1}
+        settings = " ".join(f"--set {shlex.quote(f'{field}={_typed(value)}')}" for field, value in changes.items())
+        return f"{_command()}fedhelp run {shlex.quote(str(self.path))} {settings}"
+
+    def _store(self) -> Store:
+        return open_store(self.federation.store.url, endpoint_url=self.federation.store.endpoint_url)
+
+    def _version(self, store: Store) -> str:
+        return str(read_fact(store, self.run_id, "candidate")["version"])
+
+
+def _typed(value: Any) -> str:
+    """What to type after '=' so that --set reads `value`: JSON, or text that is none."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except ValueError:
+            return value
+    return json.dumps(value)
+
+
+def _command() -> str:
+    """What to type before a command of this installation: its folder, since $PATH may be what make or uv set for this process alone."""
+    return f"{Path(sys.executable).parent}{os.sep}"

@@ -1,0 +1,1 @@
+"""The demo's input: drawn hospitals, a drawn public set, a trained teacher."""

@@ -1,0 +1,131 @@
+"""A demo's input: drawn hospitals, drawn public images, a trained teacher, and the files that describe them.
+
+    <folder>/data/             the task's own layout (see data/phantom/)
+    <folder>/public/           unlabelled images of other classes
+    <folder>/teacher/          MLflow pyfunc
+    <folder>/federation.yaml   what the hub knows
+    <folder>/silos/*.yaml      what each hospital knows; state under <folder>/silos/<name>/
+    <folder>/store/            made by runs: models, MLflow, report
+
+Made once; what is there is used again. Called by `fedhelp run --demo`, `fedhelp simulate --demo` and `fedhelp data phantom`.
+What differs from task to task is in drawn.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from fedhelp_core.data.phantom.drawing import PublicSet
+from fedhelp_core.demo.tasks import DrawnTask, drawn_task
+from fedhelp_core.errors import ConfigError
+
+_FORMAT = "fedhelp-demo/3"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class DemoPaths:
+    """Where the demo lies."""
+
+    folder: Path
+
+    @property
+    def federation(self) -> Path:
+        """federation.yaml."""
+        return self.folder / "federation.yaml"
+
+
+def prepare_demo(folder: Path, *, task: str = "melanoma", seed: int = 1, progress: Progress | None = None) -> DemoPaths:
+    """Make what is missing of the demo in `folder`; each part appears whole or not at all.
+
+    Raises:
+        ConfigError: `folder` holds something else, or there is no demo of `task`.
+    """
+    say = progress or (lambda _what: None)
+    drawn = drawn_task(task)
+    paths, mark = DemoPaths(folder), folder / ".fedhelp-demo"
+    if folder.exists() and any(folder.iterdir()) and not mark.exists():
+        raise ConfigError(f"{folder}: is not empty and no demo of this version; give another folder, or delete this one")
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = _FORMAT if task == "melanoma" else f"{_FORMAT} {task}"  # the first demo's mark named no task
+    if mark.exists() and mark.read_text(encoding="utf-8") != identity:
+        raise ConfigError(
+            f"{folder}: holds {mark.read_text(encoding='utf-8')!r}, expected {identity!r} (format, task); delete the folder, or give another")
+    mark.write_text(identity, encoding="utf-8")
+    _once(folder / "data", lambda path: drawn.write(path, seed, say))
+    public = drawn.public
+    _once(folder / "public", lambda path: public.write(path, count=drawn.public_images, seed=seed, progress=say))
+    _once(folder / "teacher", lambda path: _write_teacher(path, drawn, public, seed, say))
+    (folder / "silos").mkdir(exist_ok=True)
+    for number, silo in enumerate(drawn.silos):
+        _once(folder / "silos" / f"{silo}.yaml", partial(_write_yaml, head=_SILO_HEAD, document=silo_document(drawn, number)))
+    _once(paths.federation, partial(_write_yaml, head=_FEDERATION_HEAD, document=federation_document(drawn)))
+    return paths
+
+
+def federation_document(drawn: DrawnTask) -> dict[str, object]:
+    """federation.yaml of a demo: the paper's algorithm, scaled to a laptop's two cores and a few minutes."""
+    return {
+        "version": 1,
+        "name": "demo",
+        "task": dict(drawn.task),
+        "algorithm": {
+            "method": "fedhelp", "rounds": 20, "batch_size": 4, "public_batch_size": 8,
+            "public_steps": 8,  # a hospital of 8 images has 2 private batches a round, the paper's smallest 88: docs/results.md
+            "proxy_model": "resnet8", "large_model": "resnet20", "large_silos": 2,
+            "optimizer": {"learning_rate": 2e-3},  # fewer and longer steps than the paper's 50 rounds at 1e-3
+            **drawn.algorithm,
+        },
+        "protocol": {"min_silos": max(1, len(drawn.silos) - 2), "round_deadline": 300.0},
+        "runtime": {"seed": 1, "threads": 1, "device": "auto"},
+        "public_set": {
+            "images": "public",
+            "teachers": [{"name": "drawn", "kind": "mlflow", "uri": "teacher", "version": "1", "classes": drawn.public.answers}]},
+        "store": {"url": "store"},
+        "silos": [{"name": silo, "dispatch": {"kind": "process", "silo_config": f"silos/{silo}.yaml"}} for silo in drawn.silos],
+    }
+
+
+def silo_document(drawn: DrawnTask, number: int) -> dict[str, object]:
+    """silo.yaml of one drawn hospital."""
+    return {"version": 1, "name": drawn.silos[number], "data": drawn.silo_data(number), "state": drawn.silos[number]}
+
+
+_FEDERATION_HEAD = "# What the hub knows of the demo. Every field and its default: fedhelp_core/config/federation.py. Change and run again.\n"
+_SILO_HEAD = "# What this hospital knows about itself. Never leaves it.\n"
+
+
+def _once(path: Path, make: Callable[[Path], None]) -> None:
+    """`make` under another name, then rename: a demo that was interrupted goes on here."""
+    if path.exists():
+        return
+    scratch = path.with_name(f".{path.name}.tmp")
+    if scratch.is_dir():
+        shutil.rmtree(scratch)
+    make(scratch)
+    scratch.rename(path)
+
+
+def _write_yaml(path: Path, *, head: str, document: dict[str, object]) -> None:
+    path.write_text(head + yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+
+
+def _write_teacher(path: Path, drawn: DrawnTask, public: PublicSet, seed: int, say: Progress) -> None:
+    import torch
+
+    from fedhelp_core.config.federation import TaskConfig
+    from fedhelp_core.demo.teacher import save_teacher, train_teacher
+
+    say("teacher's labelled images")
+    task = TaskConfig.model_validate({**drawn.task, "classes": public.classes})
+    images, targets = public.prepared(drawn.teacher_images, seed, task)
+    model = train_teacher(
+        drawn.teacher, torch.from_numpy(images).contiguous(), torch.from_numpy(targets), task=task, seed=seed, progress=say)
+    save_teacher(model, path, architecture=drawn.teacher, task=task)

@@ -1,0 +1,40 @@
+"""The code of the demo teacher's MLflow model ("models from code": no pickle). MLflow runs this file; nobody imports it.
+
+predict: images (N, S, S, 3) uint8 -> probabilities (N, C) float32, or (N, 1, S, S) foreground probabilities.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import torch
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from numpy.typing import NDArray
+
+from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.objectives.objective import objective_of
+from fedhelp_core.weights.file import read_weights
+
+
+class DemoTeacher(PythonModel):
+    """A network over the public classes, for any task."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Read the weights that were saved beside this code."""
+        weights = read_weights(Path(context.artifacts["weights"]), expected=None, max_bytes=2**30, sha256=None)
+        self.objective = objective_of(TaskConfig.model_validate(context.model_config["task"]))
+        self.model = self.objective.build(context.model_config["architecture"])
+        self.model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+
+    def predict(self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
+        """The task's answers to images (N, S, S, C) uint8."""
+        del context, params
+        images_NCHW = torch.from_numpy(np.asarray(model_input, dtype=np.uint8)).movedim(-1, 1).contiguous()
+        answers: NDArray[np.float32] = self.objective.probabilities(self.model, images_NCHW, torch.device("cpu")).numpy()
+        return answers
+
+
+mlflow.models.set_model(DemoTeacher())

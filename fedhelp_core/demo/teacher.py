@@ -1,0 +1,67 @@
+"""The demo's foundation model: a network trained on labelled public drawings, logged as an MLflow pyfunc.
+
+It never sees a hospital's image. Called by demo.py; prefetch asks it through the same teacher protocol as any other model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedhelp_core.algorithm.batches import memory_format, to_input
+from fedhelp_core.algorithm.randomness import fix_arithmetic
+from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.objectives.objective import objective_of
+
+_BATCH, _EPOCHS, _PEAK_RATE = 32, 14, 6e-3
+
+Progress = Callable[[str], None]
+
+
+def train_teacher(
+    architecture: str, images_NCHW: Tensor, labels_N: Tensor, *, task: TaskConfig, seed: int, progress: Progress | None = None,
+) -> torch.nn.Module:
+    """A model of the public classes (`task.classes`), in eval mode. Images uint8 (N, C, S, S), labels int64 (N,) or masks uint8 (N, 1, S, S)."""
+    fix_arithmetic(threads=1)  # the same teacher on every machine, and no slower where others work beside it
+    generator = torch.Generator().manual_seed(seed)
+    objective = objective_of(task)
+    model = objective.build(architecture, generator).to(memory_format=memory_format(images_NCHW.dim() - 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_PEAK_RATE, weight_decay=1e-2)
+    steps = _EPOCHS * (len(labels_N) // _BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_PEAK_RATE, total_steps=steps)
+    masks = labels_N.dim() > 1
+    model.train()
+    for epoch in range(_EPOCHS):
+        order = torch.randperm(len(labels_N), generator=generator)[: len(labels_N) // _BATCH * _BATCH]
+        for chosen in torch.split(order, _BATCH):
+            images, labels = images_NCHW[chosen], labels_N[chosen]
+            for dim in (2, 3):
+                if torch.rand((), generator=generator) < 0.5:
+                    images, labels = images.flip(dim), labels.flip(dim) if masks else labels
+            loss = objective.form.supervised(model(to_input(images, torch.device("cpu"))), labels)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        if progress is not None:
+            progress(f"teacher epoch {epoch + 1}/{_EPOCHS}")
+    return model.eval()
+
+
+def save_teacher(model: torch.nn.Module, folder: Path, *, architecture: str, task: TaskConfig) -> None:
+    """Write `model` as an MLflow pyfunc folder that `mlflow.pyfunc.load_model` reads."""
+    from fedhelp_core.tracking.models import save_pyfunc_from_code
+    from fedhelp_core.weights.file import write_weights
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    weights = folder.parent / "teacher.safetensors"
+    write_weights(weights, {name: tensor.numpy() for name, tensor in model.state_dict().items()}, architecture)
+    try:
+        save_pyfunc_from_code(
+            folder, code=Path(__file__).with_name("pyfunc_teacher.py"), artifacts={"weights": weights},
+            settings={"architecture": architecture, "task": task.model_dump(mode="json")})
+    finally:
+        weights.unlink()

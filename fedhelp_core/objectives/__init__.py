@@ -1,0 +1,1 @@
+"""A task's mathematics, passed into the algorithm: classification, segmentation."""

@@ -1,0 +1,76 @@
+"""Classification: Eq 1-5 over class probabilities. Given to the algorithm by objective.py.
+
+Shapes: N images, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fedhelp_core.algorithm.batches import Augment, flip_at_random, to_input
+from fedhelp_core.algorithm.losses import CLASSES
+from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.models.build import build_model
+from fedhelp_core.objectives.metrics import classification_scores, confusion_matrix
+from fedhelp_core.objectives.objective import Scored
+from fedhelp_core.registry.tasks import Task
+
+_BATCH = 256  # large enough to keep the arithmetic busy, small enough for any GPU that trains at batch 4
+
+
+class ImageClassifier(nn.Module):
+    """Pixels in, class probabilities out, so that a user needs to know nothing of our scaling."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Images (B, C, H, W), values 0..255 -> class probabilities (B, classes) float32."""
+        probabilities: Tensor = self.network(to_input(images_BCHW, images_BCHW.device)).softmax(dim=-1)
+        return probabilities
+
+
+class Classification:
+    """One label per image."""
+
+    form = CLASSES
+    ranks = True
+    visits = 1
+
+    def __init__(self, task: Task, config: TaskConfig) -> None:
+        self.outputs = len(config.classes)
+        self._task = task
+
+    def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
+        """The classifier `name`."""
+        return build_model(
+            name, outputs=self.outputs, in_channels=self._task.channels, form=self._task.form, dimensions=self._task.dimensions, generator=generator)
+
+    def augmentation(self, kind: str) -> Augment | None:
+        """Images flipped: left-right (`mirror`), and top-bottom too (`flips`)."""
+        if kind == "none":
+            return None
+        dimensions = (3,) if kind == "mirror" else (3, 2)
+        return lambda images, labels, generator: (flip_at_random(images, generator, dimensions), labels)
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """Class probabilities."""
+        return logits.softmax(dim=-1)
+
+    def served(self, model: nn.Module) -> nn.Module:
+        """Images (B, C, H, W), values 0..255 -> class probabilities (B, classes)."""
+        return ImageClassifier(model)
+
+    @torch.no_grad()
+    def probabilities(self, model: nn.Module, images_NCHW: Tensor, device: torch.device) -> Tensor:
+        """Class probabilities (N, C)."""
+        model.eval()
+        parts = torch.split(images_NCHW, _BATCH)
+        return torch.cat([self.answers(model(to_input(part_BCHW, device)).float()).cpu() for part_BCHW in parts])
+
+    def scored(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Scored:
+        """Balanced accuracy, accuracy, AUROC, and counts (C, C)."""
+        answers_NC, labels_N = self.probabilities(model, images_NCHW, device).numpy(), targets_NK.numpy()
+        return Scored(classification_scores(labels_N, answers_NC), confusion_matrix(labels_N, answers_NC.argmax(axis=1), answers_NC.shape[1]))

@@ -1,0 +1,76 @@
+"""What the algorithm asks of a task, and where it gets it. Called by the local updates, inference, simulate and the silo.
+
+`objective_of` imports a task's mathematics when it is first asked for, so that classification never waits for MONAI.
+Shapes: N images, B batch, C channels, H and W spatial sides (D, H, W of volumes), K anything per image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fedhelp_core.algorithm.batches import Augment
+from fedhelp_core.algorithm.losses import Form
+from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.registry.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model's scores on a set of images, by metric, the main one first; and counts (true class, predicted class)."""
+
+    scores: dict[str, float]
+    confusion_CC: npt.NDArray[np.int64]
+
+
+class Objective(Protocol):
+    """A task's mathematics."""
+
+    form: Form
+    """What Eq 1-4 are made of."""
+    ranks: bool
+    """Whether Eq 5 has classes to order; False means γ = 0."""
+    outputs: int
+    """Outputs of a model's head, per image or per voxel."""
+    visits: int
+    """How often an epoch comes to each image."""
+
+    def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
+        """The model `name` for this task; see models.build_model."""
+
+    def augmentation(self, kind: str) -> Augment | None:
+        """How training images (and what lies on them) are changed at random: `kind` is the config's `augmentation`."""
+
+    def probabilities(self, model: nn.Module, images_NCHW: Tensor, device: torch.device) -> Tensor:
+        """Answers (N, ...) float32 on the CPU for uint8 images; the model is left in eval mode."""
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """Probabilities of `logits`."""
+
+    def served(self, model: nn.Module) -> nn.Module:
+        """`model` for users: images (B, C, H, W), values 0..255 -> class probabilities (B, classes) or (B, classes, H, W) float32.
+
+        It is exportable for any number of images of the task's own size, and needs nothing of FedHelp when it is loaded.
+        """
+
+    def scored(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Scored:
+        """Scores of `model` on these images; it is left in eval mode."""
+
+
+@lru_cache(maxsize=8)
+def objective_of(config: TaskConfig) -> Objective:
+    """The mathematics of the task that `config` names."""
+    task = TASKS[config.name]
+    if task.form == "classes":
+        from fedhelp_core.objectives.classification import Classification
+
+        return Classification(task, config)
+    from fedhelp_core.objectives.segmentation import Segmentation
+
+    return Segmentation(task, config)

@@ -1,0 +1,128 @@
+"""Whether anybody still wants a worker's work: a small object that the hub keeps changing while it supervises a run.
+
+`Lease` is the hub's side: who supervises all silos renews runs/<run>/lease.json, who supervises one renews
+runs/<run>/leases/<silo>.json; a counter, and the time for people. `end_without_hub` is the worker's side: a thread that
+looks whether either has changed, by the worker's own clock alone, so that no two clocks are ever compared. A worker whose
+hub has been silent for longer than the lease ends itself with exit code 34, and its GPU is free. Time in which the store
+cannot be read does not count: that is no sign of the hub's end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from fedhelp_core.errors import FedHelpError, HubSilent, NotFound
+from fedhelp_core.store.base import Store
+
+_MAX_BYTES = 4096
+_RENEWALS = 5  # in the time of a lease: four may be lost
+_LOOKS = 10  # in the time of a lease
+_LONGEST_LOOK = 30.0  # seconds
+
+
+def lease_keys(run_id: str, silo: str) -> tuple[str, str]:
+    """The objects that may keep `silo`'s work alive: the whole run's, and its own."""
+    return lease_key(run_id), lease_key(run_id, silo)
+
+
+def lease_key(run_id: str, silo: str | None = None) -> str:
+    """The lease of all of a run's silos, or of one."""
+    return f"runs/{run_id}/lease.json" if silo is None else f"runs/{run_id}/leases/{silo}.json"
+
+
+class Lease:
+    """The hub's side: while entered, the lease is renewed from a thread of its own."""
+
+    def __init__(self, store: Store, run_id: str, seconds: float, *, silo: str | None = None) -> None:
+        self._store = store
+        self._key = lease_key(run_id, silo)
+        self._seconds = seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True, name="lease")
+
+    def __enter__(self) -> Lease:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        counter = time.time_ns()  # a restarted hub must not repeat the last one's
+        while True:
+            counter += 1
+            renewed = {"counter": counter, "seconds": self._seconds, "renewed": datetime.now(UTC).isoformat(timespec="seconds")}
+            with contextlib.suppress(FedHelpError):  # the store is away: the next renewal says as much
+                self._store.put(self._key, json.dumps(renewed).encode())
+            if self._stop.wait(self._seconds / _RENEWALS):
+                return
+
+
+@dataclass(frozen=True)
+class Sign:
+    """The last sign of a hub."""
+
+    renewed: datetime
+    """By the hub's clock: for people, never for a worker's decision."""
+    seconds: float
+    """How long it holds."""
+
+    def over(self, now: datetime) -> bool:
+        """Whether no hub seems to be left."""
+        return (now - self.renewed).total_seconds() > self.seconds
+
+
+def last_sign(store: Store, run_id: str, silo: str) -> Sign | None:
+    """The newest of the leases that keep the silo's work alive; None if no hub ever gave one."""
+    signs = []
+    for key in lease_keys(run_id, silo):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            found = json.loads(_read(store, key) or b"null")
+            signs.append(Sign(datetime.fromisoformat(found["renewed"]), float(found["seconds"])))
+    return max(signs, key=lambda sign: sign.renewed, default=None)
+
+
+def end_without_hub(store: Store, run_id: str, silo: str, seconds: float, program: str) -> None:
+    """The worker's side: watch from a thread, and end this process once the hub has been silent for `seconds`."""
+
+    def end(error: HubSilent) -> None:
+        print(f"{program}: error: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)  # at any moment: what is written is written whole, and the rest is done again
+
+    threading.Thread(target=watch_lease, args=(store, run_id, silo, seconds, end), daemon=True, name="lease-watch").start()
+
+
+def watch_lease(store: Store, run_id: str, silo: str, seconds: float, end: Callable[[HubSilent], None]) -> None:
+    """Return after calling `end`, when no lease of the silo's has changed for `seconds` in which the store was readable."""
+    keys = lease_keys(run_id, silo)
+    seen: list[bytes | None] = [None] * len(keys)
+    silent, looked = 0.0, time.monotonic()
+    while silent < seconds:
+        time.sleep(min(_LONGEST_LOOK, seconds / _LOOKS))
+        try:
+            found = [_read(store, key) for key in keys]
+        except FedHelpError:
+            looked = time.monotonic()
+            continue
+        now = time.monotonic()
+        silent = silent + now - looked if found == seen else 0.0
+        seen, looked = found, now
+    end(HubSilent(
+        f"run {run_id!r}: no hub has renewed {keys[0]} or {keys[1]} for {seconds:g} s (protocol.lease), so nobody waits for this work;"
+        " start the run again, and it goes on after the last finished round"))
+
+
+def _read(store: Store, key: str) -> bytes | None:
+    try:
+        return store.get(key, _MAX_BYTES)
+    except NotFound:
+        return None

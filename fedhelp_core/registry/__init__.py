@@ -1,0 +1,1 @@
+"""What there is to choose from: tasks and models. Data only, no PyTorch."""

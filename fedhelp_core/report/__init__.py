@@ -1,0 +1,1 @@
+"""HTML reports: charts and pages. No torch, no MLflow."""

@@ -1,0 +1,157 @@
+"""What stays in a hospital: the state of each round, the lock on it, and the ledger of what left.
+
+Everything lies on the silo's own volume (`state` of silo.yaml):
+
+    runs/<run>/round-00007.safetensors   large model, public head, batch norms, optimizer moments after round 7
+    runs/<run>/lock                      held by the one process that works on this run here
+    cache/                               decoded images, the distillation set
+    egress.jsonl                         append-only: every object that left, before it left
+
+Round r run again starts from the newest state before r, whatever had already been written; the last two are kept.
+Called by silo.py. Knows no network.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from fedhelp_core.algorithm.local_update import SiloState
+from fedhelp_core.disk import explained
+from fedhelp_core.errors import StateLocked
+from fedhelp_core.store.base import Store
+from fedhelp_core.weights.file import read_weights, write_weights
+
+_ARCHITECTURE = "silo-state"
+_KEPT_VERSIONS = 2
+_FILE = re.compile(r"^round-(\d{5,})\.safetensors$")
+
+
+class StateFolder:
+    """One run's states in one silo; its folder appears with the first work, so a silo that was only checked has none."""
+
+    def __init__(self, state: Path, run_id: str) -> None:
+        self.folder = state / "runs" / run_id
+
+    def versions(self) -> list[int]:
+        """Rounds whose state is on disk, oldest first."""
+        found = (_FILE.match(path.name) for path in self.folder.iterdir()) if self.folder.exists() else ()
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def before(self, round_number: int) -> SiloState:
+        """The newest state of a round before `round_number`; empty if there is none.
+
+        Raises:
+            WeightsError: the file is damaged.
+        """
+        earlier = [version for version in self.versions() if version < round_number]
+        if not earlier:
+            return SiloState.empty()
+        return self._read(earlier[-1])
+
+    def latest(self) -> SiloState:
+        """The newest state on disk; empty if there is none."""
+        versions = self.versions()
+        return self._read(versions[-1]) if versions else SiloState.empty()
+
+    def save(self, state: SiloState) -> None:
+        """Write the state of `state.round` in one step, then drop all but the last two.
+
+        Raises:
+            StorageFull: no space left; what was there before is untouched.
+        """
+        path = self._path(state.round)
+        scratch = path.with_suffix(f".{os.getpid()}.tmp")
+        with explained(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                write_weights(scratch, {name: tensor.numpy() for name, tensor in state.tensors.items()}, _ARCHITECTURE)
+                os.replace(scratch, path)
+            finally:
+                scratch.unlink(missing_ok=True)
+            for version in [v for v in self.versions() if v <= state.round][:-_KEPT_VERSIONS]:
+                self._path(version).unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold this run's lock; it goes with the process, however that ends.
+
+        Raises:
+            StateLocked: another process holds it.
+        """
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "lock").open("a") as handle:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as e:
+                    raise StateLocked(
+                        f"{self.folder}: another process is working on this silo's state; wait for it to end, or stop it, and try again") from e
+                yield
+
+    def _read(self, version: int) -> SiloState:
+        path = self._path(version)
+        arrays = read_weights(path, expected=None, max_bytes=path.stat().st_size, sha256=None)
+        return SiloState(round=version, tensors={name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    def _path(self, version: int) -> Path:
+        return self.folder / f"round-{version:05d}.safetensors"
+
+
+class LedgeredStore:
+    """A store that writes down every object before it leaves: what a hospital's data officer reads."""
+
+    def __init__(self, store: Store, ledger: Path, run_id: str) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._run_id = run_id
+        self.url = store.url
+
+    def put_new(self, key: str, body: bytes | Path) -> bool:
+        """As Store.put_new, recorded first."""
+        self._record(key, body)
+        return self._store.put_new(key, body)
+
+    def put(self, key: str, body: bytes | Path) -> None:
+        """As Store.put, recorded first."""
+        self._record(key, body)
+        self._store.put(key, body)
+
+    def get(self, key: str, max_bytes: int | None = None) -> bytes:
+        """As Store.get."""
+        return self._store.get(key, max_bytes)
+
+    def fetch(self, key: str, max_bytes: int | None = None) -> Path:
+        """As Store.fetch."""
+        return self._store.fetch(key, max_bytes)
+
+    def size(self, key: str) -> int | None:
+        """As Store.size."""
+        return self._store.size(key)
+
+    def list(self, prefix: str) -> list[str]:
+        """As Store.list."""
+        return self._store.list(prefix)
+
+    def delete(self, key: str) -> None:
+        """As Store.delete."""
+        self._store.delete(key)
+
+    def _record(self, key: str, body: bytes | Path) -> None:
+        content = body if isinstance(body, bytes) else body.read_bytes()
+        entry = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "run": self._run_id, "object": key,
+            "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        line = json.dumps(entry) + "\n"
+        with explained(self._ledger), self._ledger.open("a", encoding="utf-8") as handle:
+            handle.write(line)

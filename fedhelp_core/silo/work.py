@@ -1,0 +1,238 @@
+"""A silo's side of a run: check its data, train its rounds, evaluate its models. Runs inside the hospital.
+
+Called by the silo worker, which the hub's dispatcher starts as a process, a Job or a ManifestWork. It reads silo.yaml
+(the hospital's own file), the run's frozen federation.yaml, and meets the hub in the store alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+import yaml
+
+from fedhelp_core.algorithm.inference import deployed_models
+from fedhelp_core.algorithm.local_update import METHOD_PARTS, SiloData, UpdateSettings, initial_weights, local_update
+from fedhelp_core.algorithm.randomness import fix_arithmetic
+from fedhelp_core.config.federation import Federation, SiloConfig, parse_federation
+from fedhelp_core.data.arrays import ImageArrays, SiloArrays, load_silo_arrays
+from fedhelp_core.errors import ConfigError, NotFound
+from fedhelp_core.objectives.objective import objective_of
+from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
+from fedhelp_core.protocol.facts import read_fact
+from fedhelp_core.protocol.run import Run
+from fedhelp_core.silo.state import LedgeredStore, StateFolder
+from fedhelp_core.softlabels.distillation_set import load_distillation_set
+from fedhelp_core.softlabels.report import FACT
+from fedhelp_core.store.base import Store
+from fedhelp_core.weights.file import fingerprint
+
+Event = Callable[[dict[str, object]], None]
+
+
+class Silo:
+    """One hospital taking part in one run.
+
+    Raises:
+        ConfigError: silo.yaml's name is not in the federation.
+    """
+
+    def __init__(self, config: SiloConfig, federation: Federation, run: Run, *, on_event: Event | None = None) -> None:
+        if config.name not in federation.silo_names:
+            raise ConfigError(
+                f"silo {config.name!r} (silo.yaml) is not in federation {federation.name!r}; its silos are {', '.join(federation.silo_names)}")
+        self.config = config
+        self.federation = federation
+        self.run = run
+        self.state = StateFolder(config.state, run.run_id)
+        self.device = device_for(federation.runtime.device)
+        self._on_event = on_event or (lambda _event: None)
+        self._data: SiloData | None = None
+        self._arrays: SiloArrays | None = None
+        fix_arithmetic(federation.runtime.threads)
+
+    @property
+    def arrays(self) -> SiloArrays:
+        """The silo's decoded images, loaded once."""
+        if self._arrays is None:
+            self._arrays = load_silo_arrays(self.config, self.federation.task)
+        return self._arrays
+
+    def check(self) -> SiloReport:
+        """Decode every image once (and cache that), draw the start model, and report counts and hashes: no image, no name of one."""
+        splits = {name: getattr(self.arrays, name) for name in ("training", "validation", "test")}
+        classes = len(self.federation.task.classes)
+        start = initial_weights(self.federation.algorithm, self.federation.task, seed=self.federation.runtime.seed)
+        objective_of(self.federation.task).build(self.federation.algorithm.large_model)
+        self.run.initialise(start, self.federation.algorithm.proxy_model)
+        report = SiloReport(
+            silo=self.config.name, samples=SplitSizes(**{name: len(split.labels_N) for name, split in splits.items()}),
+            training_class_counts=torch.bincount(self.arrays.training.labels_N.flatten(), minlength=classes).tolist(),
+            test_sha256=_content_digest(self.arrays.test), start_sha256=fingerprint(start, self.federation.algorithm.proxy_model))
+        self.run.write_silo_report(report)
+        return report
+
+    def next_round(self) -> int:
+        """The first round that this silo can still answer: after the last commit, and not answered yet."""
+        latest = self._latest_commit()
+        return latest.round + 1
+
+    def train(self, *, last_round: int, only: int | None = None) -> None:
+        """Answer every round up to `last_round` (residency `run`), or round `only` (residency `round`).
+
+        Raises:
+            RunAborted: the run was ended for everyone.
+        """
+        with self.state.locked():
+            number = only if only is not None else self.next_round()
+            while number <= (only if only is not None else last_round):
+                commit = self.run.wait_for_commit(number - 1)
+                number = max(number, commit.round + 1)
+                if only is not None and number != only:
+                    return
+                if number > last_round:
+                    return
+                if self.run.update(self.config.name, number) is None:
+                    self._answer(number, commit)
+                number += 1
+
+    def _answer(self, number: int, commit: Commit) -> UpdateManifest | None:
+        """One round: local update from the commit's global model, state on disk, then the update sent."""
+        started = time.monotonic()
+        phases = _Phases()
+        self._on_event({"event": "round_started", "silo": self.config.name, "round": number})
+        weights = self.run.global_weights(commit, max_bytes=self.federation.protocol.max_update_bytes)
+        state, data = self.state.before(number), self._training_data()
+        phases.end("load")
+        result = local_update(weights, state, data, self.settings, round_number=number, progress=self._progress(number))
+        phases.end("train")
+        self.state.save(result.state)
+        phases.end("save")
+        seconds = time.monotonic() - started
+        update = self.run.submit_update(
+            self.config.name, number, result.weights, architecture=self.federation.algorithm.proxy_model, samples=result.samples,
+            loss=next(iter(result.metrics.values())), metrics={**result.metrics, "seconds": round(seconds, 3)})
+        phases.end("upload")
+        self._on_event({
+            "event": "round_finished", "silo": self.config.name, "round": number, "seconds": round(seconds, 3), **result.metrics,
+            "loss": update.loss, "images": result.samples * self.settings.algorithm.local_epochs, "update_bytes": update.size_bytes,
+            "phases": phases.seconds})
+        return update
+
+    def evaluate(self) -> SiloEvaluation:
+        """Scores on the silo's own test split, and which of its models it deploys. Written once for the run."""
+        known = self.run.evaluation(self.config.name)
+        if known is not None:
+            return known
+        commit = self._latest_commit()
+        weights = self.run.global_weights(commit, max_bytes=self.federation.protocol.max_update_bytes)
+        test, validation = self.arrays.test, self.arrays.validation
+        found_models = deployed_models(
+            weights, self.state.before(commit.round + 1), self.settings, images_NCHW=validation.images_NCHW, targets_NK=validation.labels_N)
+        models: dict[Literal["proxy", "large"], ModelScores] = {}
+        for name, model in found_models.items():
+            found = self.settings.objective.scored(model, test.images_NCHW, test.labels_N, self.device)
+            models[name] = ModelScores(scores=found.scores, confusion=found.confusion_CC.tolist())
+        evaluation = SiloEvaluation(
+            silo=self.config.name, kind=self.settings.kind, round=commit.round, global_sha256=commit.global_sha256,
+            test_samples=len(test.labels_N), test_sha256=_content_digest(test), models=models, deployed=next(iter(found_models)))
+        self.run.write_evaluation(evaluation)
+        return evaluation
+
+    def _latest_commit(self) -> Commit:
+        self.run.raise_if_aborted()
+        commit = self.run.latest_commit()
+        if commit is None:
+            raise NotFound(f"run {self.run.run_id!r} has no starting model yet; start aggregation (or federation) for it first")
+        return commit
+
+    def _training_data(self) -> SiloData:
+        """Private images, and the public ones where this silo runs Eq 2; loaded once."""
+        if self._data is None:
+            training = self.arrays.training
+            data = SiloData(images_NCHW=training.images_NCHW, labels_N=training.labels_N)
+            if self.settings.kind == "small" and METHOD_PARTS[self.federation.algorithm.method].soft_labels:
+                data = with_public_set(data, self.run, self.config.state / "cache")
+            self._data = data
+        return self._data
+
+    @cached_property
+    def settings(self) -> UpdateSettings:
+        """What this silo's local updates depend on, its kind included."""
+        kind = read_fact(self.run.store, self.run.run_id, "kinds")[self.config.name]
+        return UpdateSettings(
+            algorithm=self.federation.algorithm, task=self.federation.task, seed=self.federation.runtime.seed,
+            silo=self.config.name, kind=kind, device=self.device, precision=self.federation.runtime.precision)
+
+    def _progress(self, number: int) -> Callable[[int, int], None]:
+        """At most one event a second, however short the steps."""
+        last = time.monotonic()
+
+        def report(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= 1.0:
+                last = time.monotonic()
+                self._on_event({"event": "progress", "silo": self.config.name, "round": number, "step": done, "steps": total})
+
+        return report
+
+
+class _Phases:
+    """Seconds of each phase of a round."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def end(self, name: str) -> None:
+        """The phase that began with the last one's end is over."""
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._since, 3)
+        self._since = now
+
+
+def with_public_set(data: SiloData, run: Run, cache: Path) -> SiloData:
+    """`data` with the run's distillation set beside it.
+
+    Raises:
+        NotFound: soft_label_prefetch has not finished for this run.
+    """
+    public = load_distillation_set(run.store, read_fact(run.store, run.run_id, FACT)["sha256"], cache)
+    return SiloData(
+        images_NCHW=data.images_NCHW, labels_N=data.labels_N,
+        public_images_MCHW=public.images_NCHW, public_probabilities_MP=public.probabilities_NC)
+
+
+def open_silo(config: SiloConfig, store: Store, run_id: str, *, on_event: Event | None = None) -> Silo:
+    """The silo of `config` in the run `run_id`, its uploads written to the egress ledger."""
+    config.state.mkdir(parents=True, exist_ok=True)
+    run = Run(LedgeredStore(store, config.state / "egress.jsonl", run_id), run_id)
+    federation = parse_federation(yaml.safe_load(run.federation_yaml()), source=f"run {run_id}'s federation.yaml")
+    return Silo(config, federation, run, on_event=on_event)
+
+
+def device_for(wanted: str) -> torch.device:
+    """The device that `runtime.device` asks for.
+
+    Raises:
+        ConfigError: 'cuda' without a usable GPU.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if wanted == "cuda":
+        raise ConfigError("runtime.device: 'cuda' asked for, but this machine shows no usable GPU; check the driver, or set device: auto")
+    return torch.device("cpu")
+
+
+def _content_digest(split: ImageArrays) -> str:
+    """sha256 over images and labels: whether two evaluations used the same test data."""
+    digest = hashlib.sha256(split.images_NCHW.numpy().tobytes())
+    digest.update(split.labels_N.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Write-once objects in a folder or a bucket: the only place where hub and silos meet."""

@@ -1,0 +1,1 @@
+"""Methods x seeds on one machine, as tables and figures."""

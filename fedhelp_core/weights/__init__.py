@@ -1,0 +1,1 @@
+"""Weights in safetensors files: written canonically, checked byte by byte."""
