@@ -17,8 +17,8 @@ from fedhelp_core.data.phantom import chest_xray, fed_isic, fed_ixi, lungs
 from fedhelp_core.demo.prepare import silo_document
 from fedhelp_core.demo.tasks import DRAWN
 from fedhelp_core.registry.tasks import TASKS
-from tests.components.tiny import write_teacher
 from tests.test_docs import fault_of
+from tests.tiny import write_teacher
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # as many images as a check needs, where the demo draws hundreds

@@ -102,7 +102,7 @@ def render(report: DataReport) -> str:
         _list("Refused", report.refused), _section("What there is", _table(head, rows_of(report))), _list("Good to know", list(remarks(report))),
         _list("Left out", report.dropped), _list("Cannot be used", report.unusable),
         _list("The same more than once", [_told(group) for group in report.groups]), _pictures(report)]
-    template = string.Template(resources.files("fedhelp_core").joinpath("report_page.html").read_text(encoding="utf-8"))
+    template = string.Template(resources.files("fedhelp_core.report").joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(title=clean(title), body="\n".join(part for part in parts if part), series_style="")
 
 

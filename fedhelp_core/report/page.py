@@ -259,7 +259,7 @@ def _page(facts: ReportFacts, left_out: set[Callable[[ReportFacts], str]]) -> st
     body = [section(facts) for section in sections if section not in left_out]
     if left_out:
         body.append('<p class="quiet">Some sections were left out to keep this page small; the run\'s store holds everything.</p>')
-    template = string.Template(resources.files("fedhelp_core").joinpath("report_page.html").read_text(encoding="utf-8"))
+    template = string.Template(resources.files("fedhelp_core.report").joinpath("page.html").read_text(encoding="utf-8"))
     style = "".join(
         f".line.series-{i}{{stroke:var(--series-{i})}}.dot.series-{i}{{fill:var(--series-{i})}}.swatch.series-{i}{{background:var(--series-{i})}}"
         for i in range(SERIES_COLOURS))

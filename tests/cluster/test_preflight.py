@@ -15,8 +15,8 @@ from fedhelp_core.errors import AccessDenied
 from fedhelp_dispatch.preflight import preflight
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.hospital import Hospital, federation
-from tests.components.tiny import TinyFederation, draw_input
 from tests.s3_server import s3_server
+from tests.tiny import TinyFederation, draw_input
 
 pytestmark = pytest.mark.cluster
 

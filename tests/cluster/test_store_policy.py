@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 
 from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
-from fedhelp_core import store_s3
 from fedhelp_core.config.federation import load_silo
 from fedhelp_core.errors import AccessDenied
 from fedhelp_core.protocol.facts import write_fact
 from fedhelp_core.protocol.lease import Lease, lease_keys
 from fedhelp_core.protocol.run import Run, close_round
 from fedhelp_core.silo.work import open_silo
+from fedhelp_core.store import s3 as store_s3
 from fedhelp_core.store.base import Store, open_store, probe
 from tests.cluster.build import REPOSITORY
 from tests.cluster.fixtures import built_or_skipped
 from tests.cluster.versitygw import Gateway
-from tests.components.conftest import drawn, make_tiny
-from tests.components.tiny import SILOS, TinyFederation
-from tests.core.test_store import TestEveryStore
+from tests.conftest import drawn, make_tiny
+from tests.core.store.test_store import TestEveryStore
+from tests.tiny import SILOS, TinyFederation
 
 __all__ = ["TestEveryStore", "drawn", "make_tiny"]  # the conformance suite runs on this server too
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]

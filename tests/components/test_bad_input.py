@@ -27,8 +27,8 @@ from fedhelp_core.weights.file import serialize_weights
 from fedhelp_dispatch.process import ProcessDispatcher
 from fedhelp_dispatch.request import request_for
 from fedhelp_dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess
-from tests.components.tiny import DELETE, TinyFederation, wait_until, write_teacher
 from tests.s3_server import s3_server
+from tests.tiny import DELETE, TinyFederation, wait_until, write_teacher
 
 CONFIG, DATA, WEIGHTS, CONFLICT, DENIED, TEACHER, NOT_FOUND, FAILED = 10, 11, 12, 13, 14, 15, 18, 19
 STORE, FULL, LOCKED = 30, 32, 33

@@ -16,7 +16,7 @@ from fedhelp_core.errors import FedHelpError, NotFound
 from fedhelp_core.protocol.facts import read_fact
 from fedhelp_core.store.base import open_store
 from fedhelp_dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess, connected
-from tests.components.tiny import TinyFederation, wait_until
+from tests.tiny import TinyFederation, wait_until
 
 
 @pytest.fixture(params=["zygote", "none"])

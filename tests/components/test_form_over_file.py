@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from fedhelp_components.check import __main__ as check_main
-from tests.components.tiny import TinyFederation
+from tests.tiny import TinyFederation
 
 
 def test_what_the_form_replaces_is_said(make_tiny: Callable[..., TinyFederation], capsys: pytest.CaptureFixture[str]) -> None:

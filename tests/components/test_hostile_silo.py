@@ -10,7 +10,7 @@ import pytest
 
 from fedhelp_core.errors import PermanentError
 from tests.components.test_same_result import run_components
-from tests.components.tiny import Processes, TinyFederation, ended, last_json, succeeded
+from tests.tiny import Processes, TinyFederation, ended, last_json, succeeded
 
 SHA = "0" * 64
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.components.tiny import Processes, TinyFederation, succeeded
+from tests.tiny import Processes, TinyFederation, succeeded
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(2400)]  # seconds; more than ten minutes on two idle cores
 

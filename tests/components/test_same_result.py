@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from fedhelp_core.registry.tasks import TASKS
-from tests.components.tiny import SILOS, Processes, TinyFederation, ended, last_json, succeeded, wait_until
-from tests.components.tiny_tasks import write_task
+from tests.tiny import SILOS, Processes, TinyFederation, ended, last_json, succeeded, wait_until
+from tests.tiny_tasks import write_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # seconds; minutes on two idle cores, more where others work beside it
 

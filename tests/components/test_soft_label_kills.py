@@ -18,9 +18,9 @@ import pytest
 
 from fedhelp_core.protocol.facts import read_fact
 from fedhelp_core.store.base import Store, open_store
-from tests.components.tiny import TinyFederation
 from tests.core.softlabels.helpers import SIDE, answer_to, draw_distinct
 from tests.core.softlabels.inference_server import InferenceServer, json_answer, pixels_of
+from tests.tiny import TinyFederation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # seconds; about one minute on two idle cores
 

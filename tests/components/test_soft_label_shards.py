@@ -20,9 +20,9 @@ from fedhelp_core.errors import ConfigError
 from fedhelp_core.protocol.facts import read_fact
 from fedhelp_core.softlabels.report import FACT
 from fedhelp_core.store.base import open_store
-from tests.components.tiny import TinyFederation
 from tests.core.softlabels.helpers import SIDE, answer_to, draw_distinct
 from tests.core.softlabels.inference_server import Answer, InferenceServer, json_answer, pixels_of
+from tests.tiny import TinyFederation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # seconds; ten on two idle cores
 

@@ -11,7 +11,7 @@ from fedhelp_components.evaluation.soft_labels import keep_summary
 from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
 from fedhelp_core.softlabels.summary import summarise
 from fedhelp_core.store.base import open_store
-from tests.components.tiny import TinyFederation
+from tests.tiny import TinyFederation
 
 
 def test_the_kept_summary_is_the_sets(make_tiny: Callable[..., TinyFederation]) -> None:

@@ -265,7 +265,7 @@ def in_double(monkeypatch):
     """The product's own code in float64, so that rounding cannot hide or fake a difference."""
     from fedhelp_core.algorithm import batches
     from fedhelp_core.algorithm import local_update as module
-    from fedhelp_core.registry.tasks import classification
+    from fedhelp_core.objectives import classification
 
     real = classification.build_model, module.build_public_head, batches.to_input
     monkeypatch.setattr(classification, "build_model", lambda *a, **k: real[0](*a, **k).double())

@@ -11,7 +11,7 @@ import torch
 from fedhelp_core.algorithm.local_update import LocalResult, SiloData, SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.precision import is_mixed, kernels
 from fedhelp_core.config.federation import AlgorithmConfig, RuntimeConfig, TaskConfig
-from tests.core.test_tasks import mask_data, mask_settings
+from tests.core.objectives.test_tasks import mask_data, mask_settings
 
 CPU = torch.device("cpu")
 

@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from fedhelp_core.config.federation import TeacherAuth
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, TeacherError
 from fedhelp_core.store.base import Store, open_store
-from tests.components.tiny import TinyFederation
 from tests.core.softlabels.helpers import ABOUT, SIDE, answer_to, draw, run
 from tests.core.softlabels.inference_server import Answer, InferenceServer, json_answer, pixels_of
+from tests.tiny import TinyFederation
 
 SECRET = "s3cr3t-token"
 

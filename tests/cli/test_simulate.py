@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.components.tiny import Processes, TinyFederation, wait_until
+from tests.tiny import Processes, TinyFederation, wait_until
 
 
 def test_the_workers_of_a_killed_study_end_too(make_tiny: Callable[..., TinyFederation], processes: Processes, tmp_path: Path) -> None:

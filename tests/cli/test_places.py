@@ -12,7 +12,7 @@ from fedhelp_cli.run import run_locally, work_folder
 from fedhelp_components.session import logs_folder
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import ConfigError
-from tests.components.tiny import TinyFederation
+from tests.tiny import TinyFederation
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fedhelp_core import store_s3
 from fedhelp_core.errors import AccessDenied, ConfigError, NotFound, PermanentError, StorageFull, StoreUnavailable
+from fedhelp_core.store import s3 as store_s3
 from fedhelp_core.store.base import LocalStore, Poller, Store, check_key, give, open_store, present, probe, release, scratch_file, wait_for
 
 Open = Callable[[], Store]

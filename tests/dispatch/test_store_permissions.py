@@ -17,9 +17,9 @@ from fedhelp_core.protocol.lease import Lease, lease_keys
 from fedhelp_core.protocol.run import Run, close_round
 from fedhelp_core.silo.work import open_silo
 from fedhelp_core.store.base import LocalStore, open_store, probe
-from tests.components.tiny import SILOS, TinyFederation
+from tests.tiny import SILOS, TinyFederation
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "security.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "security.md"
 ROOT = "arn:aws:s3:::federation/melanoma/"
 ACTIONS = {
     "get": "s3:GetObject", "fetch": "s3:GetObject", "size": "s3:GetObject", "put_new": "s3:PutObject", "put": "s3:PutObject",

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.components import tiny
-from tests.components.tiny import Processes, TinyFederation
+from tests import tiny
+from tests.tiny import Processes, TinyFederation
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job passes that on, and tests of Ctrl-C would find it ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.components.tiny import DELETE, SILOS, Processes, TinyFederation, ended, last_json, succeeded, wait_until
+from tests.tiny import DELETE, SILOS, Processes, TinyFederation, ended, last_json, succeeded, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 Make = Callable[..., TinyFederation]

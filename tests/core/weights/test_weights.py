@@ -16,8 +16,8 @@ import pytest
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from fedhelp_core import weights as weights_module
 from fedhelp_core.errors import NotFound, WeightsError
+from fedhelp_core.weights import file as weights_module
 from fedhelp_core.weights.file import (
     Weights,
     WeightsSpec,

@@ -12,7 +12,7 @@ import pytest
 from fedhelp_core.errors import PermanentError
 from fedhelp_core.protocol.documents import ModelScores, SiloEvaluation, SiloReport, SplitSizes, dump, parse
 from fedhelp_core.registry.tasks import TASKS
-from tests.components.tiny import DELETE, set_field
+from tests.tiny import DELETE, set_field
 
 SHA = "0123456789abcdef" * 4
 EVALUATION = SiloEvaluation(

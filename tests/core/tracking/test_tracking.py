@@ -213,7 +213,7 @@ class TestRounds:
             "with AsyncTracker.for_run(load_federation(Path(sys.argv[1])), 'r') as tracker:\n"
             "    for number in range(1, 10**6):\n"
             "        tracker.log_round(number, {'mean_loss': 1 / number, 'a.accuracy': number / 10})\n        time.sleep(0.1)\n")
-        process = subprocess.Popen([sys.executable, "-c", script, tmp_path / "federation.yaml"], cwd=Path(__file__).parents[2])
+        process = subprocess.Popen([sys.executable, "-c", script, tmp_path / "federation.yaml"], cwd=Path(__file__).parents[3])
         try:
             deadline = time.monotonic() + 200
             while not any("mean_loss" in run.data.metrics for run in runs_of(federation, "r")):
@@ -330,7 +330,7 @@ class TestRounds:
             "with tracker:\n    started = time.monotonic()\n    tracker.log_round(1, {'mean_loss': 1.0})\n    took = time.monotonic() - started\n"
             "assert 'mlflow' in sys.modules and took < 0.2, took\n")
         done = subprocess.run(
-            [sys.executable, "-c", script, tmp_path / "federation.yaml"], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240)
+            [sys.executable, "-c", script, tmp_path / "federation.yaml"], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=240)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         assert len(runs_of(federation, "r")) == 1
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from fedhelp_core import study
 from fedhelp_core.algorithm.local_update import SiloData
 from fedhelp_core.algorithm.simulate import SimulatedSilo
 from fedhelp_core.config.federation import Federation, parse_federation
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.registry.tasks import TASKS, Metric
+from fedhelp_core.study import study
 from fedhelp_core.study.figures import write_figures
 from fedhelp_core.study.study import Cell, CellResult, StudyResult, planned_cells, read_cell, run_study
 from fedhelp_core.study.table import (
