@@ -13,12 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from fedhelp_core.config.federation import TaskConfig
-from fedhelp_core.data.data_report import DataReport, remarks, rows_of
-from fedhelp_core.data.ingest import ingest, write_report, write_silos
+from fedhelp_core.data.findings import DataReport, remarks, rows_of
+from fedhelp_core.data.ingest import ingest, write_silos
 from fedhelp_core.data.leakage import Side
 from fedhelp_core.data.public_layouts import Hospital, Options, hospitals_of, layout_called
 from fedhelp_core.errors import ConfigError, DataError
 from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.report.data_page import write_report
 
 _OPTIONS = {"data.images": "FOLDER or --images", "data.masks": "--masks", "data.split_csv": "--split-csv", "data.prefix": "--prefixes"}
 _SIDE = 128    # pixels; says nothing about what is written, for images are reported as they lie on disk
@@ -49,7 +50,7 @@ def ingest_and_print(
     with _Looking(console) as looking:
         ingested = ingest(hospitals, config, drop_leaked=drop_leaked, drop_unusable=drop_unusable, progress=looking.progress)
     _print_report(ingested.report)
-    write_report(out, ingested)
+    write_report(out, ingested.report)
     console.print(f"report: {out / 'report.html'} and report.json", highlight=False, soft_wrap=True)
     paths = write_silos(out, ingested, config)
     print(f"{out}: {len(paths)} silos; name {paths[0].parent}/<silo>.yaml as silo_config in federation.yaml: {', '.join(ingested.manifests)}")

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from fedhelp_core.config.federation import SiloConfig, TaskConfig
 from fedhelp_core.data.datalist import Manifest, manifest_of
-from fedhelp_core.data.examples import image_shape, preparation, read_examples, target_shape
+from fedhelp_core.data.examples import image_shape, preparation, target_shape
 from fedhelp_core.data.items import SPLITS, Item
+from fedhelp_core.data.reading import read_examples
 from fedhelp_core.disk import explained
 from fedhelp_core.errors import DataError, listed
 from fedhelp_core.weights.file import write_weights

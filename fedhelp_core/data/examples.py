@@ -1,4 +1,4 @@
-"""Files as a task's examples: a prepared image, and beside it a class number or a prepared mask. Called by `arrays` and `ingest`.
+"""What an example of a task is: a prepared image, and beside it a class number or a prepared mask. `reading` makes them of files.
 
 Every problem is a sentence in the result, so that all of a silo's problems can be listed at once. Shapes: C channels, then the
 spatial sides: S, S of a picture, S, S, S of a volume.
@@ -6,7 +6,6 @@ spatial sides: S, S of a picture, S, S, S of a volume.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 
 from fedhelp_core.config.federation import TaskConfig
 from fedhelp_core.data import decode
-from fedhelp_core.data.items import Item
 from fedhelp_core.registry.tasks import TASKS
 
 
@@ -51,26 +49,6 @@ def preparation(task: TaskConfig) -> str:
         return f"grey8, shorter side {task.image_size}, bicubic, centre crop; mask nearest"
     return (f"grey8 between the 0.5th and 99.5th percentile, RAS, {task.volume.spacing:g} mm, bilinear, padded or cropped to {task.image_size};"
             " mask nearest")
-
-
-def read_examples(items: Sequence[Item], task: TaskConfig) -> Iterator[Example]:
-    """The examples of `items`, in order."""
-    entry = TASKS[task.name]
-    if entry.form == "classes":
-        for item, found in zip(items, decode.decode_all([item.image for item in items], task.image_size), strict=True):
-            pixels = None if found.pixels_SSC is None else found.pixels_SSC.transpose(2, 0, 1)
-            yield Example(pixels, item.label, found.problem)
-    elif entry.dimensions == 2:
-        from fedhelp_core.data.pictures import read_picture
-
-        for item in items:
-            yield read_picture(item, task.image_size)
-    else:
-        from fedhelp_core.data.volumes import VolumeReader  # with MONAI, which classification never waits for
-
-        reader = VolumeReader(task)
-        for item in items:
-            yield reader.read(item)
 
 
 def mask_problem(mask: NDArray[np.generic], image_sides: tuple[int, ...], path: Path, foreground: str) -> str:

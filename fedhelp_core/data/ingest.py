@@ -10,7 +10,6 @@ out; the report is written all the same, for people to look.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from pathlib import Path
 import yaml
 
 from fedhelp_core.config.federation import DatalistData, SiloConfig, TaskConfig
-from fedhelp_core.data.data_report import DataReport, render, summary
 from fedhelp_core.data.datalist import Manifest, manifest_from, manifest_of, require_usable, write_datalist
+from fedhelp_core.data.findings import DataReport
 from fedhelp_core.data.inspection import look_at
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.data.leakage import Group, Place, Side, dropped_from, groups_of
@@ -62,14 +61,6 @@ def ingest(
         task=task, silos=tuple(hospitals), places=tuple(kept), groups=tuple(groups), unusable=tuple(unusable),
         dropped=tuple(str(place) for place in usable if place.key in gone), refused=tuple(refused))
     return Ingested(manifests, report, tuple(refused))
-
-
-def write_report(out: Path, ingested: Ingested) -> None:
-    """report.json and report.html below `out`."""
-    with explained(out):
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "report.json").write_text(json.dumps(summary(ingested.report), indent=1) + "\n", encoding="utf-8")
-        (out / "report.html").write_bytes(render(ingested.report).encode("utf-8", "xmlcharrefreplace"))
 
 
 def write_silos(out: Path, ingested: Ingested, task: TaskConfig) -> list[Path]:

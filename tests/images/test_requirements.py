@@ -23,7 +23,7 @@ LISTS = ("images/build.txt", "images/hub/requirements.txt", "images/silo/torch.t
 INSIDE_A_HOSPITAL = ("worker", "doctor", "zygote")  # run in the silo image
 OURS = ("fedhelp_core", "fedhelp_dispatch", "fedhelp_components", "fedhelp_pipelines", "fedhelp_cli")
 NOT_ON_THE_HUB = {
-    ("fedhelp_core.data.examples", "fedhelp_core.data.volumes"),  # decoding volumes, which silos and prefetch do; check only lists them
+    ("fedhelp_core.data.reading", "fedhelp_core.data.volumes"),  # decoding volumes, which silos and prefetch do; check only lists them
     ("fedhelp_core.data.public", "fedhelp_core.data.volumes"),
     ("fedhelp_core.registry.models", "fedhelp_core.models.resnet"),  # building models, which silos do; the hub knows their names
     ("fedhelp_core.registry.models", "fedhelp_core.models.unet"),

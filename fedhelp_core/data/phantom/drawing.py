@@ -16,8 +16,8 @@ from PIL import Image
 
 from fedhelp_core.config.federation import TaskConfig
 from fedhelp_core.data.decode import square
-from fedhelp_core.data.examples import read_examples
 from fedhelp_core.data.items import Item
+from fedhelp_core.data.reading import read_examples
 
 _QUALITY = 92  # JPEG
 _PUBLIC_STREAM, _TEACHER_STREAM = 1001, 1002  # keep apart the random streams of hospitals, public images, teacher's images

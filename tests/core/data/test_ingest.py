@@ -15,13 +15,14 @@ from PIL import Image
 
 from fedhelp_core.config.federation import SiloConfig, TaskConfig, load_silo
 from fedhelp_core.data.arrays import load_silo_arrays
-from fedhelp_core.data.data_report import remarks, render, summary
 from fedhelp_core.data.datalist import Manifest, manifest_of
-from fedhelp_core.data.ingest import Ingested, ingest, write_report, write_silos
+from fedhelp_core.data.findings import remarks, summary
+from fedhelp_core.data.ingest import Ingested, ingest, write_silos
 from fedhelp_core.data.items import SPLITS
 from fedhelp_core.data.phantom import chest_xray, fed_isic, fed_ixi, lungs
 from fedhelp_core.data.public_layouts import Options, hospitals_of
 from fedhelp_core.errors import ConfigError, DataError
+from fedhelp_core.report.data_page import render, write_report
 from tests.core.data.test_masks import write_series
 
 MELANOMA = TaskConfig(name="melanoma", image_size=24)
@@ -353,7 +354,7 @@ def test_mixed_spacings_are_told(copy: Path) -> None:
 
 def test_the_report_counts_what_is_there(copy: Path, tmp_path: Path) -> None:
     found = ingested("fed-isic2019", copy / "isic", MELANOMA, Options(validation_fraction=0.0))
-    write_report(tmp_path, found)
+    write_report(tmp_path, found.report)
     facts = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     training = facts["silos"]["center-0"]["training"]
     assert training["images"] == 12
@@ -378,7 +379,7 @@ def test_the_page_shows_pictures_and_escapes_names(own: Path) -> None:
 def test_the_same_again_writes_the_same_and_a_changed_silo_yaml_is_not_overwritten(drawn: Path, tmp_path: Path) -> None:
     def made() -> dict[Path, bytes]:
         found = ingested("chest-xray", drawn / "chest", PNEUMONIA)
-        write_report(tmp_path, found)
+        write_report(tmp_path, found.report)
         write_silos(tmp_path, found, PNEUMONIA)
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 

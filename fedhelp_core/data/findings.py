@@ -1,26 +1,18 @@
-"""What an ingested data set holds, for people: a JSON document, and one HTML page with a few pictures. Called by `ingest`.
-
-The page has no script and loads nothing. It shows patients' pictures and file names, so it stays in the hospital.
-"""
+"""What an ingested data set holds, in rows, remarks and as a JSON document. Called by `ingest`; report/data_page.py shows it."""
 
 from __future__ import annotations
 
-import base64
 import statistics
-import string
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from fedhelp_core.config.federation import TaskConfig
 from fedhelp_core.data.items import SPLITS
 from fedhelp_core.data.leakage import Group, Place
 from fedhelp_core.registry.tasks import TASKS
-from fedhelp_core.report.charts import clean
 
-_SHOWN = 200  # rows a table
 _SIZES = 8    # different sizes that are listed
 
 
@@ -91,21 +83,6 @@ def _about_classes(silo: str, classes: Sequence[str], found: Mapping[str, set[in
             yield f"silo {silo}: {split} has images of {classes[next(iter(found[split]))]} alone; AUROC is undefined there"
 
 
-def render(report: DataReport) -> str:
-    """The page."""
-    chip = '<span class="chip bad">refused</span>' if report.refused else '<span class="chip good">usable</span>'
-    title = f"{report.task.name}: {len(report.silos)} silos, {len(report.places):,} images"
-    answers = "classes" if TASKS[report.task.name].form == "classes" else "foreground"
-    head = ("silo", "split", "images", answers, "sizes", "intensities", "grid")
-    parts = [
-        f'<header><h1>{clean(title)} {chip}</h1><p class="quiet">Shows pictures and file names of patients: keep it in the hospital.</p></header>',
-        _list("Refused", report.refused), _section("What there is", _table(head, rows_of(report))), _list("Good to know", list(remarks(report))),
-        _list("Left out", report.dropped), _list("Cannot be used", report.unusable),
-        _list("The same more than once", [_told(group) for group in report.groups]), _pictures(report)]
-    template = string.Template(resources.files("fedhelp_core.report").joinpath("page.html").read_text(encoding="utf-8"))
-    return template.substitute(title=clean(title), body="\n".join(part for part in parts if part), series_style="")
-
-
 def _split(report: DataReport, silo: str, split: str) -> dict[str, Any]:
     found = [place.seen for place in report.places if (place.silo, place.split) == (silo, split)]
     document: dict[str, Any] = {"images": len(found)}
@@ -140,10 +117,6 @@ def _group(group: Group) -> dict[str, Any]:
         "places": [{"silo": place.silo, "split": place.split, "image": str(place.seen.item.image)} for place in group.places]}
 
 
-def _told(group: Group) -> str:
-    return str(group) if group.leaks else f"twice or more in {next(iter(group.splits))}: {' = '.join(str(place) for place in group.places[:4])}"
-
-
 def _counts(classes: Mapping[str, int], short: bool) -> str:
     return " ".join(map(str, classes.values())) if short else ", ".join(f"{name} {count:,}" for name, count in classes.items())
 
@@ -168,34 +141,3 @@ def _grid(found: Mapping[str, Any]) -> str:
         return ", ".join(found["kinds"])
     spacings = list(found["spacings_mm"])
     return f"{', '.join(found['orientations'])}; {', '.join(spacings[:2])}{' ...' if len(spacings) > 2 else ''} mm"
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{clean(title)}</h2>{body}</section>"
-
-
-def _list(title: str, sentences: Sequence[str]) -> str:
-    if not sentences:
-        return ""
-    rest = f'<p class="quiet">and {len(sentences) - _SHOWN:,} more in report.json</p>' if len(sentences) > _SHOWN else ""
-    return _section(f"{title} ({len(sentences):,})", "<ul>" + "".join(f"<li>{clean(one, 600)}</li>" for one in sentences[:_SHOWN]) + "</ul>" + rest)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = "".join(f"<th>{clean(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{clean(value, 400)}</td>" for value in row) + "</tr>" for row in rows[:_SHOWN])
-    return f'<div class="scroll"><table><tr>{cells}</tr>{body}</table></div>'
-
-
-def _pictures(report: DataReport) -> str:
-    classes = TASKS[report.task.name].form == "classes"
-    parts = []
-    for silo in report.silos:
-        shown = [place.seen for place in report.places if place.silo == silo and place.seen.thumbnail]
-        figures = "".join(
-            f'<figure><img alt="training image" src="data:image/png;base64,{base64.b64encode(seen.thumbnail).decode()}">'
-            f"<figcaption>{clean(report.task.classes[seen.item.label] if classes else f'{seen.foreground:.1%} marked')}</figcaption></figure>"
-            for seen in shown)
-        if figures:
-            parts.append(f'<h3>{clean(silo)}</h3><div class="pictures">{figures}</div>')
-    return _section("Some training images", "".join(parts)) if parts else ""

@@ -1,0 +1,30 @@
+"""Files as a task's examples, each kind by its own reader. Called by `arrays` and by the drawn sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.data import decode
+from fedhelp_core.data.examples import Example
+from fedhelp_core.data.items import Item
+from fedhelp_core.data.pictures import read_picture
+from fedhelp_core.registry.tasks import TASKS
+
+
+def read_examples(items: Sequence[Item], task: TaskConfig) -> Iterator[Example]:
+    """The examples of `items`, in order."""
+    entry = TASKS[task.name]
+    if entry.form == "classes":
+        for item, found in zip(items, decode.decode_all([item.image for item in items], task.image_size), strict=True):
+            pixels = None if found.pixels_SSC is None else found.pixels_SSC.transpose(2, 0, 1)
+            yield Example(pixels, item.label, found.problem)
+    elif entry.dimensions == 2:
+        for item in items:
+            yield read_picture(item, task.image_size)
+    else:
+        from fedhelp_core.data.volumes import VolumeReader  # with MONAI, which classification never waits for
+
+        reader = VolumeReader(task)
+        for item in items:
+            yield reader.read(item)
