@@ -61,7 +61,7 @@ def scores(*, device: torch.device, epochs: int, seeds: int) -> Figure:
     """How far mixed precision's scores lie from float32's, in standard deviations over float32's seeds."""
     from fedhelp_core.data.arrays import load_silo_arrays
     from fedhelp_core.data.phantom.chest_xray import write_chest_xray
-    from fedhelp_core.objectives.objective import objective_of
+    from fedhelp_core.objectives.open import objective_of
 
     task = TaskConfig(name="pneumonia", image_size=48)
     algorithm = AlgorithmConfig(method="fedavg", local_epochs=epochs, rank_top_k=1, augmentation="mirror", proxy_model="resnet8")
@@ -74,8 +74,8 @@ def scores(*, device: torch.device, epochs: int, seeds: int) -> Figure:
 
         def score(seed: int, precision: Precision) -> float:
             settings = UpdateSettings(
-                algorithm=algorithm, task=task, seed=seed, silo=SILO, kind="small", device=device, precision=precision)
-            trained = local_update(initial_weights(algorithm, task, seed=seed), SiloState.empty(), data, settings, round_number=1)
+                algorithm=algorithm, objective=objective_of(task), seed=seed, silo=SILO, kind="small", device=device, precision=precision)
+            trained = local_update(initial_weights(algorithm, objective_of(task), seed=seed), SiloState.empty(), data, settings, round_number=1)
             model = proxy_with(trained.weights, trained.state, settings)
             return objective_of(task).scored(model, arrays.test.images_NCHW, arrays.test.labels_N, device).scores["balanced_accuracy"]
 
@@ -90,8 +90,11 @@ def scores(*, device: torch.device, epochs: int, seeds: int) -> Figure:
 
 
 def _ours(case: Case, data: SiloData, device: torch.device, precision: Precision) -> Callable[[], object]:
-    settings = UpdateSettings(algorithm=case.algorithm, task=case.task, seed=SEED, silo=SILO, kind="large", device=device, precision=precision)
-    weights = initial_weights(case.algorithm, case.task, seed=SEED)
+    from fedhelp_core.objectives.open import objective_of
+
+    settings = UpdateSettings(
+        algorithm=case.algorithm, objective=objective_of(case.task), seed=SEED, silo=SILO, kind="large", device=device, precision=precision)
+    weights = initial_weights(case.algorithm, objective_of(case.task), seed=SEED)
     return lambda: local_update(weights, SiloState.empty(), data, settings, round_number=1)
 
 

@@ -25,6 +25,7 @@ from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.data.examples import image_shape, target_shape
 from fedhelp_core.data.sharing import hand_sizes
+from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.registry.tasks import TASKS
 
 SECONDS_A_KERNEL = 10e-6  # PyTorch's eager launches from one Python thread
@@ -68,9 +69,9 @@ def step_of(federation: Federation, kind: str) -> Step:
     if TASKS[federation.task.name].dimensions == 3:
         changes |= {"task.volume.patch_size": _SIDE, "task.volume.window_size": _SIDE, "task.volume.patches": 1}
     small = federation.override(**changes)
-    settings = UpdateSettings(algorithm=small.algorithm, task=small.task, seed=1, silo="counted", kind=kind)
+    settings = UpdateSettings(algorithm=small.algorithm, objective=objective_of(small.task), seed=1, silo="counted", kind=kind)
     data = _data(small)
-    weights = initial_weights(small.algorithm, small.task, seed=1)
+    weights = initial_weights(small.algorithm, objective_of(small.task), seed=1)
     counted, flop = _Counted(), FlopCounterMode(display=False)
     with flop, counted:
         local_update(weights, SiloState.empty(), data, settings, round_number=1)

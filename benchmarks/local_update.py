@@ -26,7 +26,7 @@ from fedhelp_core.algorithm.precision import Precision, arithmetic
 from fedhelp_core.algorithm.randomness import fix_arithmetic, generator_for
 from fedhelp_core.config.federation import AlgorithmConfig, TaskConfig
 from fedhelp_core.models.build import build_public_head
-from fedhelp_core.objectives.objective import objective_of
+from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.registry.tasks import TASKS
 
 SEED, SILO = 1, "bench"
@@ -272,8 +272,8 @@ def measure(name: str, kind: str, repeat: int) -> list[Figure]:
     """One task, one kind of silo: the ratio, and the share of the epoch that batches take."""
     case = CASES[name]
     data = silo_data(case)
-    settings = UpdateSettings(algorithm=case.algorithm, task=case.task, seed=SEED, silo=SILO, kind=kind)
-    weights = initial_weights(case.algorithm, case.task, seed=SEED)
+    settings = UpdateSettings(algorithm=case.algorithm, objective=objective_of(case.task), seed=SEED, silo=SILO, kind=kind)
+    weights = initial_weights(case.algorithm, objective_of(case.task), seed=SEED)
     plain = Plain(case, data)
 
     def ours() -> None:

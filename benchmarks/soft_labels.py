@@ -29,6 +29,7 @@ from PIL import Image
 
 from benchmarks.figures import Figure, run_alone, spread
 from fedhelp_core.config.federation import AlgorithmConfig, PublicSetConfig, TaskConfig, TeacherConfig
+from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.softlabels.prefetch import PrefetchReport, prefetch
 from fedhelp_core.softlabels.teachers import Question, Readiness
@@ -191,8 +192,8 @@ def data_wait(folder: Path, sha256: str, task: TaskConfig, private_images: int) 
         images_NCHW=torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator), labels_N=labels,
         public_images_MCHW=Timed(public.images_NCHW), public_probabilities_MP=Timed(public.probabilities_NC))
     algorithm = AlgorithmConfig.model_validate(TASKS[task.name].defaults)
-    settings = UpdateSettings(algorithm=algorithm, task=task, kind="small", seed=1, silo="bench")
-    start = initial_weights(algorithm, task, seed=1)
+    settings = UpdateSettings(algorithm=algorithm, objective=objective_of(task), kind="small", seed=1, silo="bench")
+    start = initial_weights(algorithm, objective_of(task), seed=1)
     began = time.perf_counter()
     local_update(start, SiloState.empty(), data, settings, round_number=1)
     return waited, time.perf_counter() - began

@@ -63,7 +63,7 @@ def _work(action: str, folder: Path, settings: dict[str, int]) -> None:
     from fedhelp_core.algorithm.randomness import fix_arithmetic
     from fedhelp_core.config.federation import AlgorithmConfig, SiloConfig, TaskConfig
     from fedhelp_core.data.arrays import load_silo_arrays
-    from fedhelp_core.objectives.objective import objective_of
+    from fedhelp_core.objectives.open import objective_of
 
     fix_arithmetic(len(os.sched_getaffinity(0)))
     task = TaskConfig.model_validate({
@@ -74,14 +74,14 @@ def _work(action: str, folder: Path, settings: dict[str, int]) -> None:
         method="fedhelp-no-api", proxy_model="unet3d", large_model="unet3d-large", batch_size=settings["batch"], rank_top_k=1, rank_weight=0.0)
     silo = SiloConfig.model_validate({"name": "guys", "state": folder / "state", "data": {
         "layout": "fed-ixi", "root": folder / "data" / "subjects", "split_csv": folder / "data" / "metadata_tiny.csv", "hospital": "Guys"}})
-    update = UpdateSettings(algorithm=algorithm, task=task, seed=1, silo="guys", kind="large" if action == "large" else "small")
+    update = UpdateSettings(algorithm=algorithm, objective=objective_of(task), seed=1, silo="guys", kind="large" if action == "large" else "small")
     objective_of(task)  # imports MONAI
     idle, started = peak_mib(), time.perf_counter()
     arrays = load_silo_arrays(silo, task)
     what = f"{len(arrays.training.labels_N)} training and {len(arrays.test.labels_N)} test volumes"
     if action in ("small", "large"):
         data = SiloData(images_NCHW=arrays.training.images_NCHW, labels_N=arrays.training.labels_N)
-        found = local_update(initial_weights(algorithm, task, seed=1), SiloState.empty(), data, update, round_number=1)
+        found = local_update(initial_weights(algorithm, objective_of(task), seed=1), SiloState.empty(), data, update, round_number=1)
         what = f"{found.steps} steps"
     elif action == "evaluate":
         scored = objective_of(task).scored(

@@ -11,6 +11,7 @@ from benchmarks.gpu import speed
 from benchmarks.local_update import CASES, SEED, SILO, Case, Plain, silo_data
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.registry.tasks import TASKS
 
 
@@ -34,8 +35,8 @@ def test_every_task_is_measured() -> None:
 def test_the_plain_loop_ends_in_our_loss(name: str, kind: str) -> None:
     case = tiny(name)
     data = silo_data(case)
-    settings = UpdateSettings(algorithm=case.algorithm, task=case.task, seed=SEED, silo=SILO, kind=kind)
-    ours = local_update(initial_weights(case.algorithm, case.task, seed=SEED), SiloState.empty(), data, settings, round_number=1)
+    settings = UpdateSettings(algorithm=case.algorithm, objective=objective_of(case.task), seed=SEED, silo=SILO, kind=kind)
+    ours = local_update(initial_weights(case.algorithm, objective_of(case.task), seed=SEED), SiloState.empty(), data, settings, round_number=1)
     plain = Plain(case, data)
     if kind == "small":
         assert plain.small() == pytest.approx(ours.metrics["public_loss"], rel=1e-4)

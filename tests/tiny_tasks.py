@@ -15,7 +15,7 @@ from fedhelp_core.data.phantom import chest_xray, fed_ixi, lungs
 from fedhelp_core.demo.prepare import federation_document, silo_document
 from fedhelp_core.demo.tasks import DRAWN
 from fedhelp_core.demo.teacher import save_teacher
-from fedhelp_core.objectives.objective import objective_of
+from fedhelp_core.objectives.open import objective_of
 from tests.tiny import TinyFederation, set_field
 
 _SIZES = (3, 2, 1)  # of pneumonia's hospitals

@@ -19,6 +19,7 @@ from fedhelp_core.algorithm.inference import recompute_normalisation
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, proxy_with
 from fedhelp_core.data.examples import image_shape
 from fedhelp_core.errors import NotFound
+from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation
 from fedhelp_core.protocol.facts import read_fact
 from fedhelp_core.registry.tasks import TASKS, Metric
@@ -67,7 +68,7 @@ def build_served(session: Session, final: Commit) -> tuple[nn.Module, str]:
     """The final model, pixels in and probabilities out; and how its batch-norm statistics were made: 'averaged', 'public-images' or 'none'."""
     federation = session.federation
     settings = UpdateSettings(
-        algorithm=federation.algorithm, task=federation.task, seed=federation.runtime.seed, silo="hub", kind="small")
+        algorithm=federation.algorithm, objective=objective_of(federation.task), seed=federation.runtime.seed, silo="hub", kind="small")
     weights = session.run.global_weights(final, max_bytes=federation.protocol.max_update_bytes)
     proxy = proxy_with(weights, SiloState.empty(), settings).eval()
     statistics = "averaged"

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from fedhelp_core.algorithm.batches import Rows, to_input
 from fedhelp_core.algorithm.local_update import METHOD_PARTS, SiloState, UpdateSettings, Weights, large_model_of, proxy_with
-from fedhelp_core.registry.tasks import TASKS
 
 ENOUGH = 10
 """Validation images; what fewer say is chance."""
@@ -40,7 +39,7 @@ def deployed_models(
         return {"proxy": proxy}
     large = large_model_of(state, settings)
     if len(targets_NK) >= ENOUGH:
-        metric = TASKS[settings.task.name].headline
+        metric = settings.objective.headline
         ours, theirs = (settings.objective.scored(model, images_NCHW, targets_NK, settings.device).scores[metric.name] for model in (large, proxy))
         if metric.gain(theirs, ours) > 0:  # never where one is undefined
             return {"proxy": proxy, "large": large}

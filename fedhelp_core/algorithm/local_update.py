@@ -21,13 +21,12 @@ from torch import Tensor, nn
 
 from fedhelp_core.algorithm import losses
 from fedhelp_core.algorithm.batches import Batches, Rows, memory_format
+from fedhelp_core.algorithm.objective import Objective
 from fedhelp_core.algorithm.precision import Precision, arithmetic, kernels
 from fedhelp_core.algorithm.randomness import generator_for
-from fedhelp_core.config.federation import AlgorithmConfig, TaskConfig
+from fedhelp_core.config.federation import AlgorithmConfig
 from fedhelp_core.errors import DataError, WeightsError
 from fedhelp_core.models.build import build_public_head, normalisation_keys
-from fedhelp_core.objectives.objective import Objective, objective_of
-from fedhelp_core.registry.tasks import TASKS
 
 Weights = dict[str, npt.NDArray[np.generic]]
 CPU = torch.device("cpu")
@@ -84,18 +83,14 @@ class UpdateSettings:
     """Everything besides data and weights that a local update depends on."""
 
     algorithm: AlgorithmConfig
-    task: TaskConfig
+    objective: Objective
+    """The task's mathematics."""
     seed: int
     silo: str
     kind: str
     """'small' or 'large'; never 'auto' here."""
     device: torch.device = CPU
     precision: Precision = "float32"
-
-    @property
-    def objective(self) -> Objective:
-        """The task's mathematics."""
-        return objective_of(self.task)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +118,9 @@ class LocalResult:
     """Mean losses of the last local epoch, by name."""
 
 
-def initial_weights(algorithm: AlgorithmConfig, task: TaskConfig, *, seed: int) -> Weights:
+def initial_weights(algorithm: AlgorithmConfig, objective: Objective, *, seed: int) -> Weights:
     """w_0: the seeded proxy, as it travels (without batch norms under `normalisation: silo`)."""
-    model = objective_of(task).build(algorithm.proxy_model, generator_for(seed, "server", 0, "proxy"))
+    model = objective.build(algorithm.proxy_model, generator_for(seed, "server", 0, "proxy"))
     return travelling_weights(model, algorithm)
 
 
@@ -150,7 +145,7 @@ def proxy_with(global_weights: Weights, state: SiloState, settings: UpdateSettin
     try:
         model.load_state_dict(tensors)
     except RuntimeError as e:
-        classes = len(settings.task.classes)
+        classes = len(settings.objective.classes)
         raise WeightsError(f"global weights do not fit model {settings.algorithm.proxy_model!r} with {classes} classes: {e}") from e
     return _placed(model, settings)
 
@@ -167,7 +162,7 @@ def large_model_of(state: SiloState, settings: UpdateSettings) -> nn.Module:
 
 def _placed(model: nn.Module, settings: UpdateSettings) -> nn.Module:
     """`model` on the silo's device, convolution weights in the memory order of its images."""
-    return model.to(settings.device).to(memory_format=memory_format(TASKS[settings.task.name].dimensions))
+    return model.to(settings.device).to(memory_format=memory_format(settings.objective.dimensions))
 
 
 def local_update(
@@ -300,7 +295,7 @@ class _SmallTrainer(_Trainer):
     def _private_step(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """Eq 1, with FedProx's pull where the method asks for it."""
         self.private_optimizer.zero_grad(set_to_none=True)
-        loss = self.objective.form.supervised(self._logits(self.proxy, images_BCHW), labels_B)
+        loss = self.objective.terms.supervised(self._logits(self.proxy, images_BCHW), labels_B)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.parts.proximal:
             losses.proximal_gradient_(self.parameters, self.anchor, weight=self.algorithm.proximal_weight)
@@ -314,7 +309,7 @@ class _SmallTrainer(_Trainer):
             logits_BP = self._logits(self.public_model, images_BCHW)
         loss = losses.soft_label_loss(
             logits_BP, probabilities_BP, temperature=self.algorithm.temperature, weight=self.algorithm.distillation_weight,
-            form=self.objective.form)
+            terms=self.objective.terms)
         loss.backward()  # type: ignore[no-untyped-call]
         self.public_optimizer.step()
         return loss.detach()
@@ -342,7 +337,7 @@ class _LargeTrainer(_Trainer):
         proxy_logits_BC, large_logits_BC = self._logits(self.proxy, images_BCHW), self._logits(self.large, images_BCHW)
         proxy_loss = losses.proxy_loss(
             proxy_logits_BC, large_logits_BC, labels_B, temperature=algorithm.temperature, weight=algorithm.distillation_weight,
-            form=self.objective.form)
+            terms=self.objective.terms)
         proxy_loss.backward()  # type: ignore[no-untyped-call]
         large_loss = self._large_loss(large_logits_BC, proxy_logits_BC, labels_B)
         large_loss.backward()  # type: ignore[no-untyped-call]
@@ -352,12 +347,12 @@ class _LargeTrainer(_Trainer):
 
     def _large_loss(self, large_logits_BC: Tensor, proxy_logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         if not self.parts.help_large:
-            return self.objective.form.supervised(large_logits_BC, labels_B)
+            return self.objective.terms.supervised(large_logits_BC, labels_B)
         return losses.large_loss(
             large_logits_BC, proxy_logits_BC, labels_B,
             temperature=self.algorithm.temperature, weight=self.algorithm.distillation_weight,
             rank_weight=self.algorithm.rank_weight if self.parts.rank and self.objective.ranks else 0.0,
-            top_k=self.algorithm.rank_top_k, margin=self.algorithm.rank_margin, form=self.objective.form)
+            top_k=self.algorithm.rank_top_k, margin=self.algorithm.rank_margin, terms=self.objective.terms)
 
     def kept(self) -> dict[str, Tensor]:
         return super().kept() | {f"large/{k}": v for k, v in self.large.state_dict().items()}

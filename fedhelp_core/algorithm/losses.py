@@ -1,7 +1,7 @@
 """Equations 1-5 of FedHelp (arXiv 2412.19654; numbers as in docs/algorithm.md), one function each. Called by local_update.
 
-Eq 1-4 are written over a `Form`: what supervision, softened answers and divergence are for one kind of answer. `CLASSES`, the
-default, is classification's; Eq 6 (voxel_losses.py) is the form of segmentation.
+Eq 1-4 are written over `LossTerms`: what supervision, softened answers and divergence are for one kind of answer. `CLASSES`, the
+default, is classification's; Eq 6 (voxel_losses.py) has those of segmentation.
 
 Shapes: B batch, C the task's classes, P the teacher's classes (C_pub). Logits are unnormalised; probabilities sum to 1
 over the last dimension. Every function returns a scalar tensor, the mean over the batch. "Fixed" arguments receive no
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 
 @dataclass(frozen=True)
-class Form:
+class LossTerms:
     """What Eq 1-4 are made of for one kind of answer. Shapes in brackets are those of `CLASSES`."""
 
     supervised: Callable[[Tensor, Tensor], Tensor]
@@ -47,31 +47,31 @@ def _scaled_divergence(target_BC: Tensor, logits_BC: Tensor, temperature: float)
     return divergence * temperature**2
 
 
-CLASSES = Form(supervised=supervised_loss, softened=_softened, divergence=_scaled_divergence)
+CLASSES = LossTerms(supervised=supervised_loss, softened=_softened, divergence=_scaled_divergence)
 
 
 def soft_label_loss(
-    public_logits_BP: Tensor, teacher_probabilities_BP: Tensor, *, temperature: float, weight: float, form: Form = CLASSES,
+    public_logits_BP: Tensor, teacher_probabilities_BP: Tensor, *, temperature: float, weight: float, terms: LossTerms = CLASSES,
 ) -> Tensor:
     """Eq 2: λ T² KL(q(u) ‖ softmax(g(θ(u)) / T)); the teacher's answers are probabilities, never logits."""
-    return weight * form.divergence(teacher_probabilities_BP, public_logits_BP, temperature)
+    return weight * terms.divergence(teacher_probabilities_BP, public_logits_BP, temperature)
 
 
 def proxy_loss(
-    proxy_logits_BC: Tensor, large_logits_BC: Tensor, labels_B: Tensor, *, temperature: float, weight: float, form: Form = CLASSES,
+    proxy_logits_BC: Tensor, large_logits_BC: Tensor, labels_B: Tensor, *, temperature: float, weight: float, terms: LossTerms = CLASSES,
 ) -> Tensor:
     """Eq 3: CE(p, y) + λ T² KL(softmax(f / T) ‖ softmax(p / T)); the large model f is fixed."""
-    taught = form.divergence(form.softened(large_logits_BC, temperature), proxy_logits_BC, temperature)
-    return form.supervised(proxy_logits_BC, labels_B) + weight * taught
+    taught = terms.divergence(terms.softened(large_logits_BC, temperature), proxy_logits_BC, temperature)
+    return terms.supervised(proxy_logits_BC, labels_B) + weight * taught
 
 
 def large_loss(
     large_logits_BC: Tensor, proxy_logits_BC: Tensor, labels_B: Tensor, *,
-    temperature: float, weight: float, rank_weight: float, top_k: int, margin: float, form: Form = CLASSES,
+    temperature: float, weight: float, rank_weight: float, top_k: int, margin: float, terms: LossTerms = CLASSES,
 ) -> Tensor:
     """Eq 4: CE(f, y) + λ T² KL(softmax(p / T) ‖ softmax(f / T)) + γ rank(p, f); the proxy p is fixed."""
-    helped = form.divergence(form.softened(proxy_logits_BC, temperature), large_logits_BC, temperature)
-    loss = form.supervised(large_logits_BC, labels_B) + weight * helped
+    helped = terms.divergence(terms.softened(proxy_logits_BC, temperature), large_logits_BC, temperature)
+    loss = terms.supervised(large_logits_BC, labels_B) + weight * helped
     if rank_weight:
         loss = loss + rank_weight * rank_loss(proxy_logits_BC, large_logits_BC, top_k=top_k, margin=margin)
     return loss

@@ -24,6 +24,7 @@ from fedhelp_core.algorithm.local_update import (
     initial_weights,
     local_update,
 )
+from fedhelp_core.algorithm.objective import Objective
 from fedhelp_core.config.federation import Federation
 
 
@@ -65,7 +66,7 @@ class SimulationResult:
 
 
 def simulate(
-    federation: Federation, silos: Mapping[str, SimulatedSilo], *, evaluate_every: int = 0,
+    federation: Federation, objective: Objective, silos: Mapping[str, SimulatedSilo], *, evaluate_every: int = 0,
     on_round: Callable[[RoundFacts], None] | None = None, device: torch.device = CPU,
 ) -> SimulationResult:
     """Run `federation.algorithm.method` with `federation.runtime.seed` over `silos`, in the order of the federation's file.
@@ -73,13 +74,14 @@ def simulate(
     Scores are taken after the last round, and every `evaluate_every` rounds where that is not 0. Silos that lack soft
     labels simply skip Eq 2, so `public_*` of their data must be set for the methods that use it.
     """
-    algorithm, seed, task = federation.algorithm, federation.runtime.seed, federation.task
+    algorithm, seed = federation.algorithm, federation.runtime.seed
     settings = {
         name: UpdateSettings(
-            algorithm=algorithm, task=task, seed=seed, silo=name, kind=silos[name].kind, device=device, precision=federation.runtime.precision)
+            algorithm=algorithm, objective=objective, seed=seed, silo=name, kind=silos[name].kind, device=device,
+            precision=federation.runtime.precision)
         for name in federation.silo_names
     }
-    weights = initial_weights(algorithm, task, seed=seed)
+    weights = initial_weights(algorithm, objective, seed=seed)
     states = {name: SiloState.empty() for name in federation.silo_names}
     history: list[RoundFacts] = []
     for number in range(1, algorithm.rounds + 1):

@@ -1,4 +1,4 @@
-"""Eq 6 of FedHelp (arXiv 2412.19654; docs/algorithm.md): the form that Eq 1-4 take in segmentation. Called by tasks/segmentation.py.
+"""Eq 6 of FedHelp (arXiv 2412.19654; docs/algorithm.md): the terms of Eq 1-4 in segmentation. Called by objectives/segmentation.py.
 
 Shapes: B batch, then one channel, then the spatial sides: logits and masks (B, 1, H, W) or (B, 1, D, H, W). A logit is that of
 foreground against background, so sigmoid(z / T) = softmax over {background, foreground} of (0, z) / T.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedhelp_core.algorithm.losses import Form
+from fedhelp_core.algorithm.losses import LossTerms
 from fedhelp_core.lean_monai import DiceLoss
 
 _DICE = DiceLoss(sigmoid=True)
@@ -36,4 +36,4 @@ def divergence(target_B1: Tensor, logits_B1: Tensor, temperature: float) -> Tens
     return (cross_entropy - entropy) * temperature**2
 
 
-MASK = Form(supervised=supervised_loss, softened=softened, divergence=divergence)
+MASK = LossTerms(supervised=supervised_loss, softened=softened, divergence=divergence)

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from fedhelp_core.config.files import read_yaml, template_in, with_absolute_paths, with_changed
 from fedhelp_core.config.sentences import models_in, nearest, sentences
 from fedhelp_core.errors import ConfigError
-from fedhelp_core.registry.models import Entry, entry
+from fedhelp_core.registry.models import Network, model_called
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.store.url import folder_of
 
@@ -394,11 +394,11 @@ class Federation(_Model):
     def _models_that_do_not_fit(self) -> list[str]:
         """A model that does not know this task's images, or an image whose sides a U-Net cannot halve level by level."""
         task, volume = TASKS[self.task.name], self.task.volume
-        models: dict[str, Entry] = {}
+        models: dict[str, Network] = {}
         problems = []
         for field, name in (("proxy_model", self.algorithm.proxy_model), ("large_model", self.algorithm.large_model)):
             try:
-                models[name] = entry(name, task.form, task.dimensions)
+                models[name] = model_called(name, task.form, task.dimensions)
             except ConfigError as e:
                 problems.append(f"algorithm.{field}: {e}")
         sides = {"task.image_size": self.task.image_size} if task.dimensions == 2 else {

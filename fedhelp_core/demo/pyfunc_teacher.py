@@ -15,7 +15,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
 from fedhelp_core.config.federation import TaskConfig
-from fedhelp_core.objectives.objective import objective_of
+from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.weights.file import read_weights
 
 

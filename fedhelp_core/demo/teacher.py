@@ -14,7 +14,7 @@ from torch import Tensor
 from fedhelp_core.algorithm.batches import memory_format, to_input
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.federation import TaskConfig
-from fedhelp_core.objectives.objective import objective_of
+from fedhelp_core.objectives.open import objective_of
 
 _BATCH, _EPOCHS, _PEAK_RATE = 32, 14, 6e-3
 
@@ -41,7 +41,7 @@ def train_teacher(
             for dim in (2, 3):
                 if torch.rand((), generator=generator) < 0.5:
                     images, labels = images.flip(dim), labels.flip(dim) if masks else labels
-            loss = objective.form.supervised(model(to_input(images, torch.device("cpu"))), labels)
+            loss = objective.terms.supervised(model(to_input(images, torch.device("cpu"))), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

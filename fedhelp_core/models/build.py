@@ -1,4 +1,4 @@
-"""Models of the registry as modules, and what the algorithm asks of them. Called by the tasks and by local_update."""
+"""Models of the registry as modules, and what the algorithm asks of them. Called by the objectives and by local_update."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import nn
 
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.models.initialisation import initialise
-from fedhelp_core.registry.models import Form, entry
+from fedhelp_core.models.resnet import Classifier
+from fedhelp_core.registry.models import CifarResNet, Form, Network, model_called
 
 
 def build_model(
@@ -18,13 +19,21 @@ def build_model(
     Raises:
         ConfigError: `name` is not in the registry, or answers in another form.
     """
-    factory = entry(name, form, dimensions).factory
+    network = model_called(name, form, dimensions)
     with torch.device("meta"):
-        model = factory(outputs, in_channels)
+        model = _module(network, outputs, in_channels)
     model = model.to_empty(device="cpu")
     if generator is not None:
         initialise(model, generator)
     return model
+
+
+def _module(network: Network, outputs: int, in_channels: int) -> nn.Module:
+    if isinstance(network, CifarResNet):
+        return Classifier(network.depth, outputs, in_channels)
+    from fedhelp_core.models.unet import Segmenter  # with MONAI, which classification never waits for
+
+    return Segmenter(network.dimensions, network.channels, network.residual_units, outputs, in_channels)
 
 
 def build_public_head(model: nn.Module, *, outputs: int, generator: torch.Generator | None = None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Classification: Eq 1-5 over class probabilities. Given to the algorithm by objective.py.
+"""Classification: Eq 1-5 over class probabilities. Passed into the algorithm by whoever calls it.
 
 Shapes: N images, C classes.
 """
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from fedhelp_core.algorithm.batches import Augment, flip_at_random, to_input
 from fedhelp_core.algorithm.losses import CLASSES
+from fedhelp_core.algorithm.objective import Scored
 from fedhelp_core.config.federation import TaskConfig
 from fedhelp_core.models.build import build_model
 from fedhelp_core.objectives.metrics import classification_scores, confusion_matrix
-from fedhelp_core.objectives.objective import Scored
 from fedhelp_core.registry.tasks import Task
 
 _BATCH = 256  # large enough to keep the arithmetic busy, small enough for any GPU that trains at batch 4
@@ -35,11 +35,14 @@ class ImageClassifier(nn.Module):
 class Classification:
     """One label per image."""
 
-    form = CLASSES
+    terms = CLASSES
     ranks = True
     visits = 1
 
     def __init__(self, task: Task, config: TaskConfig) -> None:
+        self.classes = config.classes
+        self.dimensions: int = task.dimensions
+        self.headline = task.headline
         self.outputs = len(config.classes)
         self._task = task
 

@@ -1,6 +1,6 @@
 """Segmentation of one foreground, in two or three dimensions: Eq 6, MONAI's transforms, sliding windows and metrics.
 
-Given to the algorithm by objective.py. Volumes are trained on in patches and answered window by window; scores are taken image
+Passed into the algorithm by whoever calls it. Volumes are trained on in patches and answered window by window; scores are taken image
 by image, so that memory holds one volume's answer at a time. Shapes: N images, B batch, H and W spatial sides (D, H, W of
 volumes); masks (N, 1, H, W) uint8 of 0 and 1.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhelp_core.algorithm.batches import Augment, to_input
+from fedhelp_core.algorithm.objective import Scored
 from fedhelp_core.algorithm.voxel_losses import MASK
 from fedhelp_core.config.federation import TaskConfig
 from fedhelp_core.lean_monai import (
@@ -29,7 +30,6 @@ from fedhelp_core.lean_monai import (
     sliding_window_inference,
 )
 from fedhelp_core.models.build import build_model
-from fedhelp_core.objectives.objective import Scored
 from fedhelp_core.registry.tasks import Task
 
 _BATCH_PIXELS = 2**18  # a batch's images in evaluation
@@ -84,11 +84,14 @@ class Windows(nn.Module):
 class Segmentation:
     """One foreground probability per pixel or voxel."""
 
-    form = MASK
+    terms = MASK
     ranks = False
     outputs = 1
 
     def __init__(self, task: Task, config: TaskConfig) -> None:
+        self.classes = config.classes
+        self.dimensions: int = task.dimensions
+        self.headline = task.headline
         self._task = task
         self._config = config
         self._volumes = task.dimensions == 3

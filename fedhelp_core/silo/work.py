@@ -22,7 +22,7 @@ from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.federation import Federation, SiloConfig, parse_federation
 from fedhelp_core.data.arrays import ImageArrays, SiloArrays, load_silo_arrays
 from fedhelp_core.errors import ConfigError, NotFound
-from fedhelp_core.objectives.objective import objective_of
+from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
 from fedhelp_core.protocol.facts import read_fact
 from fedhelp_core.protocol.run import Run
@@ -51,6 +51,7 @@ class Silo:
         self.run = run
         self.state = StateFolder(config.state, run.run_id)
         self.device = device_for(federation.runtime.device)
+        self.objective = objective_of(federation.task)
         self._on_event = on_event or (lambda _event: None)
         self._data: SiloData | None = None
         self._arrays: SiloArrays | None = None
@@ -67,8 +68,8 @@ class Silo:
         """Decode every image once (and cache that), draw the start model, and report counts and hashes: no image, no name of one."""
         splits = {name: getattr(self.arrays, name) for name in ("training", "validation", "test")}
         classes = len(self.federation.task.classes)
-        start = initial_weights(self.federation.algorithm, self.federation.task, seed=self.federation.runtime.seed)
-        objective_of(self.federation.task).build(self.federation.algorithm.large_model)
+        start = initial_weights(self.federation.algorithm, self.objective, seed=self.federation.runtime.seed)
+        self.objective.build(self.federation.algorithm.large_model)
         self.run.initialise(start, self.federation.algorithm.proxy_model)
         report = SiloReport(
             silo=self.config.name, samples=SplitSizes(**{name: len(split.labels_N) for name, split in splits.items()}),
@@ -166,7 +167,7 @@ class Silo:
         """What this silo's local updates depend on, its kind included."""
         kind = read_fact(self.run.store, self.run.run_id, "kinds")[self.config.name]
         return UpdateSettings(
-            algorithm=self.federation.algorithm, task=self.federation.task, seed=self.federation.runtime.seed,
+            algorithm=self.federation.algorithm, objective=self.objective, seed=self.federation.runtime.seed,
             silo=self.config.name, kind=kind, device=self.device, precision=self.federation.runtime.precision)
 
     def _progress(self, number: int) -> Callable[[int, int], None]:

@@ -35,6 +35,7 @@ from fedhelp_core.algorithm.simulate import RoundFacts, SimulatedSilo, Simulatio
 from fedhelp_core.config.federation import METHODS, Federation, load_silo
 from fedhelp_core.data.arrays import load_silo_arrays
 from fedhelp_core.errors import ConfigError, RetryableError
+from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.kinds import resolve_kinds
 from fedhelp_core.registry.tasks import TASKS, Metric
 from fedhelp_core.silo.work import device_for
@@ -287,7 +288,8 @@ def _compute(work: _Work, cell: Cell, silos: Silos, on_round: OnRound) -> None:
         on_round(facts.round)
 
     result = simulate(
-        federation, silos, evaluate_every=work.evaluate_every, on_round=after_round, device=device_for(federation.runtime.device))
+        federation, objective_of(federation.task), silos, evaluate_every=work.evaluate_every, on_round=after_round,
+        device=device_for(federation.runtime.device))
     _write_cell(work.paths[cell], cell, silos, result, time.monotonic() - started, federation.algorithm.proxy_model)
 
 

@@ -25,8 +25,6 @@ OURS = ("fedhelp_core", "fedhelp_dispatch", "fedhelp_components", "fedhelp_pipel
 NOT_ON_THE_HUB = {
     ("fedhelp_core.data.reading", "fedhelp_core.data.volumes"),  # decoding volumes, which silos and prefetch do; check only lists them
     ("fedhelp_core.data.public", "fedhelp_core.data.volumes"),
-    ("fedhelp_core.registry.models", "fedhelp_core.models.resnet"),  # building models, which silos do; the hub knows their names
-    ("fedhelp_core.registry.models", "fedhelp_core.models.unet"),
     ("fedhelp_core.tracking.models", "torch"),  # logging and loading models, which evaluation and teachers do, in the silo image
 }
 

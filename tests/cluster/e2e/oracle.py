@@ -15,6 +15,7 @@ from fedhelp_core.data.decode import square
 from fedhelp_core.data.phantom.dermoscopy import PUBLIC_LESIONS
 from fedhelp_core.data.phantom.fed_isic import PUBLIC, SITES, write_fed_isic
 from fedhelp_core.demo.teacher import save_teacher, train_teacher
+from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.softlabels.prefetch import prefetch
 from fedhelp_core.store.base import open_store
 from fedhelp_core.study.study import load_simulated_silos
@@ -57,4 +58,4 @@ def simulated_sha256(document: Mapping[str, Any], centers: Mapping[str, int], fo
     assert federation.public_set is not None
     asked = prefetch(open_store(federation.store.url), federation.public_set, federation.task)
     silos = load_simulated_silos(federation, distillation_sha256=asked.distillation_set_sha256)
-    return fingerprint(simulate(federation, silos).weights, federation.algorithm.proxy_model)
+    return fingerprint(simulate(federation, objective_of(federation.task), silos).weights, federation.algorithm.proxy_model)

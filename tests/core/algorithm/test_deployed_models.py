@@ -12,11 +12,12 @@ from fedhelp_core.algorithm.batches import to_input
 from fedhelp_core.algorithm.inference import ENOUGH, deployed_models
 from fedhelp_core.algorithm.local_update import CPU, SiloState, UpdateSettings, initial_weights
 from fedhelp_core.config.federation import AlgorithmConfig, TaskConfig
+from fedhelp_core.objectives.open import objective_of
 
 TASK = TaskConfig(classes=("x", "y"), image_size=8)
 ALGORITHM = AlgorithmConfig(method="fedhelp", proxy_model="resnet8", large_model="resnet14", rank_top_k=1)
-LARGE = UpdateSettings(algorithm=ALGORITHM, task=TASK, seed=1, silo="a", kind="large")
-WEIGHTS = initial_weights(ALGORITHM, TASK, seed=1)
+LARGE = UpdateSettings(algorithm=ALGORITHM, objective=objective_of(TASK), seed=1, silo="a", kind="large")
+WEIGHTS = initial_weights(ALGORITHM, objective_of(TASK), seed=1)
 IMAGES = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
 NONE = IMAGES[:0], torch.empty(0, dtype=torch.int64)
 

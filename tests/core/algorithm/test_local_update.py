@@ -21,6 +21,7 @@ from fedhelp_core.algorithm.randomness import generator_for
 from fedhelp_core.config.federation import AlgorithmConfig, TaskConfig
 from fedhelp_core.errors import DataError, WeightsError
 from fedhelp_core.models.build import build_model, build_public_head, normalisation_keys
+from fedhelp_core.objectives.open import objective_of
 
 CLASSES, PUBLIC_CLASSES = 4, 6
 TASK = TaskConfig(classes=("a", "b", "c", "d"), image_size=8)
@@ -32,7 +33,7 @@ def algorithm(**changes):
 
 
 def silo(config, kind="small"):
-    return UpdateSettings(algorithm=config, task=TASK, seed=7, silo="a", kind=kind)
+    return UpdateSettings(algorithm=config, objective=objective_of(TASK), seed=7, silo="a", kind=kind)
 
 
 def images(count, seed):
@@ -47,7 +48,7 @@ def data():
 
 
 def start(config):
-    return initial_weights(config, TASK, seed=7)
+    return initial_weights(config, objective_of(TASK), seed=7)
 
 
 def update(config, data, kind="small", state=None, round_number=1, weights=None):
@@ -186,7 +187,7 @@ def test_silo_normalisation_uses_the_silos_own_batch_norms_not_the_servers(data)
 
 def test_weights_of_another_architecture_are_refused(data):
     config = algorithm()
-    other = initial_weights(algorithm(proxy_model="resnet14"), TASK, seed=7)
+    other = initial_weights(algorithm(proxy_model="resnet14"), objective_of(TASK), seed=7)
     with pytest.raises(WeightsError, match="do not fit model 'resnet8' with 4 classes"):
         update(config, data, weights=other)
 

@@ -11,6 +11,7 @@ import torch
 from fedhelp_core.algorithm.local_update import LocalResult, SiloData, SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.precision import is_mixed, kernels
 from fedhelp_core.config.federation import AlgorithmConfig, RuntimeConfig, TaskConfig
+from fedhelp_core.objectives.open import objective_of
 from tests.core.objectives.test_tasks import mask_data, mask_settings
 
 CPU = torch.device("cpu")
@@ -23,12 +24,12 @@ def classes(kind: str) -> tuple[UpdateSettings, SiloData]:
         images_NCHW=images, labels_N=torch.arange(12) % 8, public_images_MCHW=images.flip(0),
         public_probabilities_MP=torch.rand((12, 5), generator=chance).softmax(1))
     algorithm = AlgorithmConfig(proxy_model="resnet8", large_model="resnet8", augmentation="none")
-    return UpdateSettings(algorithm=algorithm, task=TaskConfig(image_size=16), seed=1, silo="a", kind=kind), data
+    return UpdateSettings(algorithm=algorithm, objective=objective_of(TaskConfig(image_size=16)), seed=1, silo="a", kind=kind), data
 
 
 def update(settings: UpdateSettings, data: SiloData, precision: str) -> LocalResult:
     settings = replace(settings, precision=precision)  # type: ignore[arg-type]
-    return local_update(initial_weights(settings.algorithm, settings.task, seed=1), SiloState.empty(), data, settings, round_number=1)
+    return local_update(initial_weights(settings.algorithm, settings.objective, seed=1), SiloState.empty(), data, settings, round_number=1)
 
 
 def test_auto_is_float32_on_a_cpu_to_the_bit() -> None:

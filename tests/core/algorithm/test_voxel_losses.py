@@ -41,13 +41,13 @@ def test_eq6_divergence_is_the_mean_over_voxels_of_that_over_two_classes(mask):
 def test_eq3_and_eq4_over_masks_teach_one_model_and_leave_the_other_without_gradient(mask):
     target = torch.tensor([[[[1, 0]]]], dtype=torch.uint8)
     proxy, large = voxels(0.0, 0.0), voxels(1.0, -1.0)
-    losses.proxy_loss(proxy, large, target, temperature=1.0, weight=1.0, form=mask).backward()
+    losses.proxy_loss(proxy, large, target, temperature=1.0, weight=1.0, terms=mask).backward()
     assert proxy.grad is not None and large.grad is None
     proxy, large = voxels(0.0, 0.0), voxels(1.0, -1.0)
-    losses.large_loss(large, proxy, target, temperature=1.0, weight=1.0, rank_weight=0.0, top_k=1, margin=0.0, form=mask).backward()
+    losses.large_loss(large, proxy, target, temperature=1.0, weight=1.0, rank_weight=0.0, top_k=1, margin=0.0, terms=mask).backward()
     assert proxy.grad is None and large.grad is not None
 
 
 def test_eq2_over_masks_is_zero_where_the_teacher_is_met(mask):
     assert losses.soft_label_loss(
-        voxels(LN3, 0.0), torch.tensor([[[[0.75, 0.5]]]], dtype=torch.float64), temperature=1.0, weight=1.0, form=mask).item() == pytest.approx(0)
+        voxels(LN3, 0.0), torch.tensor([[[[0.75, 0.5]]]], dtype=torch.float64), temperature=1.0, weight=1.0, terms=mask).item() == pytest.approx(0)

@@ -13,7 +13,7 @@ from fedhelp_core.algorithm.simulate import SimulatedSilo
 from fedhelp_core.config.federation import AlgorithmConfig, Federation, TaskConfig, parse_federation
 from fedhelp_core.data.examples import image_shape
 from fedhelp_core.errors import ConfigError
-from fedhelp_core.objectives.objective import objective_of
+from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.study.study import run_study
 from fedhelp_core.study.table import markdown, scores_csv
@@ -62,7 +62,7 @@ def test_classification_never_imports_monai_and_segmentation_not_what_monai_drag
     code = """
 import sys
 from fedhelp_core.config.federation import TaskConfig
-from fedhelp_core.objectives.objective import objective_of
+from fedhelp_core.objectives.open import objective_of
 objective_of(TaskConfig(name="pneumonia")).build("resnet8")
 assert "monai" not in sys.modules
 objective_of(TaskConfig(name="lung-segmentation"))
@@ -83,13 +83,16 @@ def mask_data(dimensions: int, count: int = 5, side: int = 16) -> SiloData:
     return SiloData(images_NCHW=images, labels_N=masks, public_images_MCHW=images.flip(0), public_probabilities_MP=masks.flip(0) * 0.8 + 0.1)
 
 
-def mask_settings(dimensions: int, kind: str, augmentation: str = "flips") -> UpdateSettings:
+def mask_task(dimensions: int) -> TaskConfig:
     volume = {"patch_size": 8, "window_size": 8, "patches": 2}
-    task = TaskConfig.model_validate({
+    return TaskConfig.model_validate({
         "name": "lung-segmentation" if dimensions == 2 else "brain-segmentation", "image_size": 16, "volume": volume})
+
+
+def mask_settings(dimensions: int, kind: str, augmentation: str = "flips") -> UpdateSettings:
     model = f"unet{dimensions}d-tiny"
     algorithm = AlgorithmConfig(proxy_model=model, large_model=model, batch_size=2, public_batch_size=2, augmentation=augmentation, local_epochs=6)
-    return UpdateSettings(algorithm=algorithm, task=task, seed=1, silo="a", kind=kind)
+    return UpdateSettings(algorithm=algorithm, objective=objective_of(mask_task(dimensions)), seed=1, silo="a", kind=kind)
 
 
 @pytest.mark.slow
@@ -97,7 +100,7 @@ def mask_settings(dimensions: int, kind: str, augmentation: str = "flips") -> Up
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_segmentation_runs_through_the_same_local_update_and_gives_the_same_bits_twice(dimensions: int, kind: str) -> None:
     data, settings = mask_data(dimensions), mask_settings(dimensions, kind)
-    start = initial_weights(settings.algorithm, settings.task, seed=1)
+    start = initial_weights(settings.algorithm, settings.objective, seed=1)
 
     def update():
         return local_update(start, SiloState.empty(), data, settings, round_number=1)
@@ -113,7 +116,7 @@ def test_segmentation_runs_through_the_same_local_update_and_gives_the_same_bits
 def test_image_and_mask_are_cut_and_flipped_together() -> None:
     for dimensions in (2, 3):
         data = mask_data(dimensions)
-        augment = objective_of(mask_settings(dimensions, "small").task).augmentation("flips")
+        augment = objective_of(mask_task(dimensions)).augmentation("flips")
         assert augment is not None
         images, masks = augment(data.images_NCHW, data.labels_N, torch.Generator().manual_seed(5))
         assert images.shape[2:] == ((16, 16) if dimensions == 2 else (8, 8, 8))
@@ -170,8 +173,7 @@ def test_what_is_served_answers_pixels_as_evaluation_does_and_is_exported_for_an
 
 @pytest.mark.slow
 def test_a_studys_tables_are_of_the_tasks_own_scores(tmp_path: Path) -> None:
-    settings = mask_settings(2, "small")
-    document = federation(settings.task.model_dump(), rounds=1, batch_size=2, proxy_model="unet2d-tiny", large_model="unet2d-tiny")
+    document = federation(mask_task(2).model_dump(), rounds=1, batch_size=2, proxy_model="unet2d-tiny", large_model="unet2d-tiny")
     data = mask_data(2)
     silo = SimulatedSilo(kind="small", training=data, test_images_NCHW=data.images_NCHW, test_labels_N=data.labels_N)
     found = run_study(document, methods=["local", "fedavg"], seeds=[1], out=tmp_path, load=lambda: {"a": silo})

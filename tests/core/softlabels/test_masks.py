@@ -20,6 +20,7 @@ from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.federation import AlgorithmConfig, PublicSetConfig, TaskConfig, VolumeConfig
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, DataError, TeacherError
+from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.softlabels import distillation_set
 from fedhelp_core.softlabels.distillation_set import DistillationSet, load_distillation_set, read_index
@@ -289,11 +290,11 @@ def test_a_small_silo_learns_from_the_mapped_set_what_it_learns_from_tensors(loc
     fix_arithmetic(1)
     found = loaded(local, draw_grey(tmp_path / "public"), BrightTeacher())
     algorithm = AlgorithmConfig(**{**TASKS[LUNGS.name].defaults, "batch_size": 2, "public_batch_size": 2})
-    settings = UpdateSettings(algorithm=algorithm, task=LUNGS, kind="small", seed=3, silo="a")
+    settings = UpdateSettings(algorithm=algorithm, objective=objective_of(LUNGS), kind="small", seed=3, silo="a")
     images, masks = everything(found)
     private = {"images_NCHW": images[:4], "labels_N": (images[:4] > 127).to(torch.uint8)}
     results = [
-        local_update(initial_weights(algorithm, LUNGS, seed=3), SiloState.empty(), SiloData(
+        local_update(initial_weights(algorithm, objective_of(LUNGS), seed=3), SiloState.empty(), SiloData(
             **private, public_images_MCHW=public, public_probabilities_MP=answers), settings, round_number=1)
         for public, answers in ((found.images_NCHW, found.probabilities_NC), (images, masks))]
     assert results[0].metrics["public_loss"] > 0

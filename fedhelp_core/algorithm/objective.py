@@ -1,13 +1,11 @@
-"""What the algorithm asks of a task, and where it gets it. Called by the local updates, inference, simulate and the silo.
+"""What the algorithm asks of a task. Implemented in objectives/, passed in by whoever calls the algorithm.
 
-`objective_of` imports a task's mathematics when it is first asked for, so that classification never waits for MONAI.
 Shapes: N images, B batch, C channels, H and W spatial sides (D, H, W of volumes), K anything per image.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -16,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fedhelp_core.algorithm.batches import Augment
-from fedhelp_core.algorithm.losses import Form
-from fedhelp_core.config.federation import TaskConfig
-from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.algorithm.losses import LossTerms
+from fedhelp_core.registry.tasks import Metric
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,14 @@ class Scored:
 class Objective(Protocol):
     """A task's mathematics."""
 
-    form: Form
+    terms: LossTerms
     """What Eq 1-4 are made of."""
+    classes: tuple[str, ...]
+    """Names of the classes; of a mask: of background and foreground."""
+    dimensions: int
+    """Spatial dimensions of an image: 2 or 3."""
+    headline: Metric
+    """The score that models are chosen by."""
     ranks: bool
     """Whether Eq 5 has classes to order; False means γ = 0."""
     outputs: int
@@ -61,16 +64,3 @@ class Objective(Protocol):
 
     def scored(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Scored:
         """Scores of `model` on these images; it is left in eval mode."""
-
-
-@lru_cache(maxsize=8)
-def objective_of(config: TaskConfig) -> Objective:
-    """The mathematics of the task that `config` names."""
-    task = TASKS[config.name]
-    if task.form == "classes":
-        from fedhelp_core.objectives.classification import Classification
-
-        return Classification(task, config)
-    from fedhelp_core.objectives.segmentation import Segmentation
-
-    return Segmentation(task, config)
