@@ -24,7 +24,9 @@ from benchmarks.local_update import CASES, SEED, SILO, TARGET, Case, Plain, silo
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update, proxy_with
 from fedhelp_core.algorithm.precision import Precision
 from fedhelp_core.algorithm.randomness import fix_arithmetic
-from fedhelp_core.config.federation import AlgorithmConfig, SiloConfig, TaskConfig
+from fedhelp_core.config.algorithm import AlgorithmConfig
+from fedhelp_core.config.silo import SiloConfig
+from fedhelp_core.config.task import TaskConfig
 
 _EPOCHS_OF_IMAGES = 4  # the CPU's sets are small: a GPU gets as many times more
 

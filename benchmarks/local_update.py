@@ -24,7 +24,8 @@ from fedhelp_core.algorithm.batches import Batches
 from fedhelp_core.algorithm.local_update import CPU, SiloData, SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.precision import Precision, arithmetic
 from fedhelp_core.algorithm.randomness import fix_arithmetic, generator_for
-from fedhelp_core.config.federation import AlgorithmConfig, TaskConfig
+from fedhelp_core.config.algorithm import AlgorithmConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.models.build import build_public_head
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.registry.tasks import TASKS

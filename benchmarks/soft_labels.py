@@ -28,7 +28,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.figures import Figure, run_alone, spread
-from fedhelp_core.config.federation import AlgorithmConfig, PublicSetConfig, TaskConfig, TeacherConfig
+from fedhelp_core.config.algorithm import AlgorithmConfig
+from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.config.teachers import PublicSetConfig, TeacherConfig
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.softlabels.prefetch import PrefetchReport, prefetch

@@ -61,7 +61,9 @@ def _work(action: str, folder: Path, settings: dict[str, int]) -> None:
 
     from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, large_model_of, local_update
     from fedhelp_core.algorithm.randomness import fix_arithmetic
-    from fedhelp_core.config.federation import AlgorithmConfig, SiloConfig, TaskConfig
+    from fedhelp_core.config.algorithm import AlgorithmConfig
+    from fedhelp_core.config.silo import SiloConfig
+    from fedhelp_core.config.task import TaskConfig
     from fedhelp_core.data.arrays import load_silo_arrays
     from fedhelp_core.objectives.open import objective_of
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.findings import DataReport, remarks, rows_of
 from fedhelp_core.data.ingest import ingest, write_silos
 from fedhelp_core.data.leakage import Side

@@ -21,7 +21,8 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from fedhelp_core.config.federation import SiloConfig, TaskConfig, load_silo
+from fedhelp_core.config.silo import SiloConfig, load_silo
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.datalist import manifest_of
 from fedhelp_core.data.decode import SUFFIXES
 from fedhelp_core.data.items import Item

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fedhelp_core.config.federation import Federation, SiloEntry
+from fedhelp_core.config.dispatch import SiloEntry
+from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import AccessDenied
 from fedhelp_dispatch.job import SILO_LABEL, Object, job_of
 from fedhelp_dispatch.reading import JobReading, failure, over_quota, quota_part, read_job, why_waiting

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from fedhelp_core.config.federation import Federation, SiloEntry
+from fedhelp_core.config.dispatch import SiloEntry
+from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import AccessDenied, FedHelpError
 from fedhelp_dispatch.cluster import Cluster
 from fedhelp_dispatch.plan import Clusters, carriers_of

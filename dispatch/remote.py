@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from fedhelp_core.config.federation import DispatchConfig, Federation
+from fedhelp_core.config.dispatch import DispatchConfig
+from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import AccessDenied, ClusterUnavailable, FedHelpError, PermanentError, RunConflict
 from fedhelp_dispatch.job import RUN_LABEL, SILO_LABEL, Object, is_of, job_name
 from fedhelp_dispatch.reading import JobReading

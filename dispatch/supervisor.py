@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
-from fedhelp_core.config.federation import Federation, SiloEntry
+from fedhelp_core.config.dispatch import SiloEntry
+from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import HubSilent, JobFailed, RetryableError, RunAborted
 from fedhelp_core.protocol.documents import Commit
 from fedhelp_core.protocol.lease import Lease

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fedhelp_core import telemetry
-from fedhelp_core.config.federation import load_silo
+from fedhelp_core.config.silo import load_silo
 from fedhelp_core.processes import exit_code_of
 from fedhelp_core.protocol.lease import end_without_hub
 from fedhelp_core.silo.work import open_silo

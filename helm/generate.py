@@ -120,10 +120,17 @@ def hub_schema() -> str:
     from fedhelp_core.config.federation import Federation
 
     schema = json.loads((HERE / "fedhelp-hub" / "values.schema.json").read_text(encoding="utf-8"))
-    federation = Federation.model_json_schema()
+    federation = _on_one_line(Federation.model_json_schema())
     federation["$defs"]["DispatchConfig"]["properties"]["job_template"]["anyOf"].append({"type": "string"})  # a file's content, by --set-file
     schema["$defs"] = {**federation.pop("$defs"), "Federation": federation}
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def _on_one_line(node: Any) -> Any:
+    """A schema whose descriptions, which are docstrings, have no line breaks."""
+    if isinstance(node, dict):
+        return {key: " ".join(value.split()) if key == "description" and isinstance(value, str) else _on_one_line(value) for key, value in node.items()}
+    return [_on_one_line(value) for value in node] if isinstance(node, list) else node
 
 
 def generated() -> dict[Path, str]:

@@ -10,7 +10,7 @@ import torch
 from benchmarks.gpu import speed
 from benchmarks.local_update import CASES, SEED, SILO, Case, Plain, silo_data
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, initial_weights, local_update
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.registry.tasks import TASKS
 

@@ -12,7 +12,8 @@ import yaml
 
 from fedhelp_cli.check import check_and_print
 from fedhelp_components.check.__main__ import static_problems
-from fedhelp_core.config.federation import AlgorithmConfig, Federation, load_federation
+from fedhelp_core.config.algorithm import AlgorithmConfig
+from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.data.phantom import chest_xray, fed_isic, fed_ixi, lungs
 from fedhelp_core.demo.prepare import silo_document
 from fedhelp_core.demo.tasks import DRAWN

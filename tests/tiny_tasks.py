@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.phantom import chest_xray, fed_ixi, lungs
 from fedhelp_core.demo.prepare import federation_document, silo_document
 from fedhelp_core.demo.tasks import DRAWN

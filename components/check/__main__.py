@@ -19,7 +19,9 @@ from typing import Any
 
 from fedhelp_components.check.form import FIELDS
 from fedhelp_components.session import dispatcher_for, end, say
-from fedhelp_core.config.federation import Federation, PublicSetConfig, TaskConfig, load_federation
+from fedhelp_core.config.federation import Federation, load_federation
+from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, NotFound, PermanentError
 from fedhelp_core.protocol.documents import SiloReport

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from fedhelp_components.images import VERSION
-from fedhelp_core.config.federation import Federation, TaskConfig
+from fedhelp_core.config.federation import Federation
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation, SplitSizes
 from fedhelp_core.protocol.facts import read_fact

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fedhelp_core.algorithm.batches import Rows, to_input
-from fedhelp_core.algorithm.local_update import METHOD_PARTS, SiloState, UpdateSettings, Weights, large_model_of, proxy_with
+from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, Weights, large_model_of, proxy_with
+from fedhelp_core.registry.methods import METHOD_PARTS
 
 ENOUGH = 10
 """Validation images; what fewer say is chance."""

@@ -24,44 +24,14 @@ from fedhelp_core.algorithm.batches import Batches, Rows, memory_format
 from fedhelp_core.algorithm.objective import Objective
 from fedhelp_core.algorithm.precision import Precision, arithmetic, kernels
 from fedhelp_core.algorithm.randomness import generator_for
-from fedhelp_core.config.federation import AlgorithmConfig
+from fedhelp_core.config.algorithm import AlgorithmConfig
 from fedhelp_core.errors import DataError, WeightsError
 from fedhelp_core.models.build import build_public_head, normalisation_keys
+from fedhelp_core.registry.methods import METHOD_PARTS
 
 Weights = dict[str, npt.NDArray[np.generic]]
 CPU = torch.device("cpu")
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodParts:
-    """Which parts of FedHelp a method runs: what tells the compared methods and ablations apart."""
-
-    soft_labels: bool = False
-    """Eq 2 in small silos."""
-    large_model: bool = False
-    """Eq 3-4 in large silos: a large model is kept there."""
-    help_large: bool = False
-    """The proxy's knowledge enters Eq 4 (its KL and rank terms)."""
-    rank: bool = False
-    """The rank term, Eq 5."""
-    proximal: bool = False
-    """FedProx's pull to the global model."""
-    averaged: bool = True
-    """Updates are averaged; False for `local`."""
-
-
-METHOD_PARTS: dict[str, MethodParts] = {
-    "local": MethodParts(averaged=False),
-    "fedavg": MethodParts(),
-    "fedprox": MethodParts(proximal=True),
-    "fedhelp": MethodParts(soft_labels=True, large_model=True, help_large=True, rank=True),
-    "fedhelp-no-api": MethodParts(large_model=True, help_large=True, rank=True),
-    "fedhelp-no-rank": MethodParts(soft_labels=True, large_model=True, help_large=True),
-    # As docs/algorithm.md words it, symmetric (plain KL both ways, no rank) is the same mathematics as no-rank.
-    "fedhelp-symmetric": MethodParts(soft_labels=True, large_model=True, help_large=True),
-    "fedhelp-one-way": MethodParts(soft_labels=True, large_model=True),
-}
 
 
 @dataclass(frozen=True, kw_only=True)

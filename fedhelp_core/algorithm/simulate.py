@@ -13,19 +13,10 @@ from torch import Tensor
 
 from fedhelp_core.algorithm.averaging import average_arrays, shares_of
 from fedhelp_core.algorithm.inference import deployed_models
-from fedhelp_core.algorithm.local_update import (
-    CPU,
-    METHOD_PARTS,
-    LocalResult,
-    SiloData,
-    SiloState,
-    UpdateSettings,
-    Weights,
-    initial_weights,
-    local_update,
-)
+from fedhelp_core.algorithm.local_update import CPU, LocalResult, SiloData, SiloState, UpdateSettings, Weights, initial_weights, local_update
 from fedhelp_core.algorithm.objective import Objective
 from fedhelp_core.config.federation import Federation
+from fedhelp_core.registry.methods import METHOD_PARTS
 
 
 @dataclass(frozen=True, kw_only=True)

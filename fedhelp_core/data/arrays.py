@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fedhelp_core.config.federation import SiloConfig, TaskConfig
+from fedhelp_core.config.silo import SiloConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.datalist import Manifest, manifest_of
 from fedhelp_core.data.examples import image_shape, preparation, target_shape
 from fedhelp_core.data.items import SPLITS, Item

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fedhelp_core.config.federation import ChestXrayData
+from fedhelp_core.config.silo import ChestXrayData
 from fedhelp_core.data.items import Item
 from fedhelp_core.data.sharing import owners
 from fedhelp_core.errors import DataError

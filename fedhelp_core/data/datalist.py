@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedhelp_core.config.federation import ChestXrayData, DatalistData, FedIsicData, FedIxiData, PicturesAndMasks, SiloConfig, TaskConfig
+from fedhelp_core.config.silo import ChestXrayData, DatalistData, FedIsicData, FedIxiData, PicturesAndMasks, SiloConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.chest_xray import read_chest_xray
 from fedhelp_core.data.fed_isic import read_fed_isic
 from fedhelp_core.data.fed_ixi import read_fed_ixi

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from fedhelp_core.config.federation import FedIsicData
+from fedhelp_core.config.silo import FedIsicData
 from fedhelp_core.data.items import Item
 from fedhelp_core.data.sharing import share_of_name
 from fedhelp_core.errors import DataError

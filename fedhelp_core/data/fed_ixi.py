@@ -9,7 +9,7 @@ import csv
 import re
 from pathlib import Path
 
-from fedhelp_core.config.federation import FedIxiData
+from fedhelp_core.config.silo import FedIxiData
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.data.sharing import share_of_name
 from fedhelp_core.errors import DataError

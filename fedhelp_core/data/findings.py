@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.items import SPLITS
 from fedhelp_core.data.leakage import Group, Place
 from fedhelp_core.registry.tasks import TASKS

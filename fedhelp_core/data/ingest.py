@@ -17,7 +17,8 @@ from pathlib import Path
 
 import yaml
 
-from fedhelp_core.config.federation import DatalistData, SiloConfig, TaskConfig
+from fedhelp_core.config.silo import DatalistData, SiloConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.datalist import Manifest, manifest_from, manifest_of, require_usable, write_datalist
 from fedhelp_core.data.findings import DataReport
 from fedhelp_core.data.inspection import look_at

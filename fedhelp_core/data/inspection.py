@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.examples import Unusable
 from fedhelp_core.data.items import Item
 from fedhelp_core.data.pictures import checked_pair, opened

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.data.sharing import split_of_name
 from fedhelp_core.errors import DataError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedhelp_core.config.federation import PicturesAndMasks
+from fedhelp_core.config.silo import PicturesAndMasks
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.data.sharing import owners, split_of_name
 from fedhelp_core.errors import DataError

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data import decode, pictures
 from fedhelp_core.data.examples import Example, image_shape, preparation
 from fedhelp_core.registry.tasks import TASKS

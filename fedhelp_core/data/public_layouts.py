@@ -14,7 +14,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from fedhelp_core.config.federation import ChestXrayData, FedIsicData, FedIxiData, PicturesAndMasks, Share, SiloName, TaskConfig
+from fedhelp_core.config.section import SiloName
+from fedhelp_core.config.silo import ChestXrayData, FedIsicData, FedIxiData, PicturesAndMasks, Share
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data import fed_isic, fed_ixi
 from fedhelp_core.data.chest_xray import FOLDERS
 from fedhelp_core.data.datalist import Manifest, manifest_from, read_layout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data import decode
 from fedhelp_core.data.examples import Example
 from fedhelp_core.data.items import Item

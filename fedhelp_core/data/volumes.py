@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.examples import Example, Unusable, mask_problem
 from fedhelp_core.data.items import Item
 from fedhelp_core.lean_monai import (

@@ -120,7 +120,7 @@ def _write_yaml(path: Path, *, head: str, document: dict[str, object]) -> None:
 def _write_teacher(path: Path, drawn: DrawnTask, public: PublicSet, seed: int, say: Progress) -> None:
     import torch
 
-    from fedhelp_core.config.federation import TaskConfig
+    from fedhelp_core.config.task import TaskConfig
     from fedhelp_core.demo.teacher import save_teacher, train_teacher
 
     say("teacher's labelled images")

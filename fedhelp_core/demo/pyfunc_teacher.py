@@ -14,7 +14,7 @@ import torch
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.weights.file import read_weights
 

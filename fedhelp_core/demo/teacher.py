@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedhelp_core.algorithm.batches import memory_format, to_input
 from fedhelp_core.algorithm.randomness import fix_arithmetic
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.objectives.open import objective_of
 
 _BATCH, _EPOCHS, _PEAK_RATE = 32, 14, 6e-3

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedhelp_core.algorithm.batches import Augment, flip_at_random, to_input
 from fedhelp_core.algorithm.losses import CLASSES
 from fedhelp_core.algorithm.objective import Scored
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.models.build import build_model
 from fedhelp_core.objectives.metrics import classification_scores, confusion_matrix
 from fedhelp_core.registry.tasks import Task

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from fedhelp_core.algorithm.objective import Objective
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.registry.tasks import TASKS
 
 

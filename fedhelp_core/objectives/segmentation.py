@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedhelp_core.algorithm.batches import Augment, to_input
 from fedhelp_core.algorithm.objective import Scored
 from fedhelp_core.algorithm.voxel_losses import MASK
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.lean_monai import (
     Compose,
     RandFlipd,

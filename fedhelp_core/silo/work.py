@@ -17,15 +17,17 @@ import torch
 import yaml
 
 from fedhelp_core.algorithm.inference import deployed_models
-from fedhelp_core.algorithm.local_update import METHOD_PARTS, SiloData, UpdateSettings, initial_weights, local_update
+from fedhelp_core.algorithm.local_update import SiloData, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic
-from fedhelp_core.config.federation import Federation, SiloConfig, parse_federation
+from fedhelp_core.config.federation import Federation, parse_federation
+from fedhelp_core.config.silo import SiloConfig
 from fedhelp_core.data.arrays import ImageArrays, SiloArrays, load_silo_arrays
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
 from fedhelp_core.protocol.facts import read_fact
 from fedhelp_core.protocol.run import Run
+from fedhelp_core.registry.methods import METHOD_PARTS
 from fedhelp_core.silo.state import LedgeredStore, StateFolder
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.softlabels.report import FACT

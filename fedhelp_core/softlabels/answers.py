@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.config.federation import TeacherConfig
+from fedhelp_core.config.teachers import TeacherConfig
 from fedhelp_core.errors import TeacherError
 from fedhelp_core.softlabels.teachers import TeacherIdentity
 from fedhelp_core.softlabels.tensors import Shape

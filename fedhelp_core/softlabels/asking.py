@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedhelp_core import telemetry
-from fedhelp_core.config.federation import TeacherConfig
+from fedhelp_core.config.teachers import TeacherConfig
 from fedhelp_core.errors import PermanentError, TeacherError, TeacherUnavailable
 from fedhelp_core.softlabels.answers import checked_answers
 from fedhelp_core.softlabels.ledger import REFUSED, UNUSABLE, BudgetReached, Ledger, batch_sha

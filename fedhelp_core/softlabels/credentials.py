@@ -10,7 +10,7 @@ import base64
 import os
 from pathlib import Path
 
-from fedhelp_core.config.federation import TeacherAuth
+from fedhelp_core.config.teachers import TeacherAuth
 from fedhelp_core.errors import AccessDenied, ConfigError
 
 _LONGEST = 64 * 1024  # bytes; service account tokens have some 1000

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.config.federation import TeacherBudget
+from fedhelp_core.config.teachers import TeacherBudget
 from fedhelp_core.errors import ConfigError, NotFound, TeacherError
 from fedhelp_core.softlabels.answers import AnswerForm, check_recorded
 from fedhelp_core.softlabels.teachers import TeacherIdentity, changed_version

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.config.federation import TeacherConfig
+from fedhelp_core.config.teachers import TeacherConfig
 from fedhelp_core.errors import AccessDenied, ConfigError, TeacherError
 from fedhelp_core.softlabels.credentials import Credentials
 from fedhelp_core.softlabels.http import Response, Server, TooLong, checked_address

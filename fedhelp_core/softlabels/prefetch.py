@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhelp_core import telemetry
-from fedhelp_core.config.federation import PublicSetConfig, TaskConfig, TeacherConfig
+from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.config.teachers import PublicSetConfig, TeacherConfig
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, TeacherError
 from fedhelp_core.softlabels.asking import Asking, Progress, prepared

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.config.federation import TaskConfig, TeacherConfig
+from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.config.teachers import TeacherConfig
 from fedhelp_core.data.examples import image_shape
 from fedhelp_core.errors import TeacherError, TeacherUnavailable
 from fedhelp_core.registry.tasks import TASKS

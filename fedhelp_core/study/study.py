@@ -29,14 +29,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from fedhelp_core.algorithm.batches import Rows
-from fedhelp_core.algorithm.local_update import METHOD_PARTS, SiloData
+from fedhelp_core.algorithm.local_update import SiloData
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.algorithm.simulate import RoundFacts, SimulatedSilo, SimulationResult, simulate
-from fedhelp_core.config.federation import METHODS, Federation, load_silo
+from fedhelp_core.config.federation import Federation
+from fedhelp_core.config.silo import load_silo
 from fedhelp_core.data.arrays import load_silo_arrays
 from fedhelp_core.errors import ConfigError, RetryableError
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.kinds import resolve_kinds
+from fedhelp_core.registry.methods import METHOD_PARTS, METHODS
 from fedhelp_core.registry.tasks import TASKS, Metric
 from fedhelp_core.silo.work import device_for
 from fedhelp_core.softlabels.distillation_set import load_distillation_set

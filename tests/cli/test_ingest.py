@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from fedhelp_cli.ingest import ingest_and_print  # noqa: F401  # imported here, not in the first test's time
 from fedhelp_cli.main import main
-from fedhelp_core.config.federation import load_silo
+from fedhelp_core.config.silo import load_silo
 from fedhelp_core.data.phantom import chest_xray
 from fedhelp_core.data.public_layouts import LAYOUTS
 

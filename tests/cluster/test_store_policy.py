@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
-from fedhelp_core.config.federation import load_silo
+from fedhelp_core.config.silo import load_silo
 from fedhelp_core.errors import AccessDenied
 from fedhelp_core.protocol.facts import write_fact
 from fedhelp_core.protocol.lease import Lease, lease_keys

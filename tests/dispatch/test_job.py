@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fedhelp_core.config.federation import SiloEntry, parse_federation
+from fedhelp_core.config.dispatch import SiloEntry
+from fedhelp_core.config.federation import parse_federation
 from fedhelp_core.errors import ConfigError
 from fedhelp_dispatch.job import is_of, job_name, job_of, request_sha256
 from fedhelp_dispatch.manifestwork import manifest_work_of

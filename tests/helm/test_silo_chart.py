@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedhelp_core.config.federation import SiloConfig, load_silo
+from fedhelp_core.config.silo import SiloConfig, load_silo
 from fedhelp_core.errors import PERMANENT_EXIT_CODES
 from tests.helm.conftest import OPTIONAL_APIS, SILO, Rendered, helm, variants
 

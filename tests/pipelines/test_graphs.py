@@ -17,7 +17,9 @@ import yaml
 
 from fedhelp_cli.run_form import default_form
 from fedhelp_components.check.form import FIELDS, LITERALS
-from fedhelp_core.config.federation import METHODS, AlgorithmConfig, Federation, Normalisation, PromotionConfig, parse_federation
+from fedhelp_core.config.algorithm import AlgorithmConfig, Normalisation
+from fedhelp_core.config.federation import Federation, PromotionConfig, parse_federation
+from fedhelp_core.registry.methods import METHODS
 
 HEAVY = ("torch", "mlflow", "boto3", "matplotlib", "monai", "kubernetes")
 COMMANDS = ("run", "simulate", "data", "softlabels", "compile", "register", "submit", "check", "jobs", "promote", "rollback")

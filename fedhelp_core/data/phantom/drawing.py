@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.decode import square
 from fedhelp_core.data.items import Item
 from fedhelp_core.data.reading import read_examples

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from fedhelp_core.algorithm.simulate import simulate
-from fedhelp_core.config.federation import TaskConfig, load_federation
+from fedhelp_core.config.federation import load_federation
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.decode import square
 from fedhelp_core.data.phantom.dermoscopy import PUBLIC_LESIONS
 from fedhelp_core.data.phantom.fed_isic import PUBLIC, SITES, write_fed_isic

@@ -11,7 +11,8 @@ from torch import Tensor
 from fedhelp_core.algorithm.batches import to_input
 from fedhelp_core.algorithm.inference import ENOUGH, deployed_models
 from fedhelp_core.algorithm.local_update import CPU, SiloState, UpdateSettings, initial_weights
-from fedhelp_core.config.federation import AlgorithmConfig, TaskConfig
+from fedhelp_core.config.algorithm import AlgorithmConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.objectives.open import objective_of
 
 TASK = TaskConfig(classes=("x", "y"), image_size=8)

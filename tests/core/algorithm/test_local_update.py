@@ -18,7 +18,8 @@ from fedhelp_core.algorithm.local_update import (
     running_statistics_untouched,
 )
 from fedhelp_core.algorithm.randomness import generator_for
-from fedhelp_core.config.federation import AlgorithmConfig, TaskConfig
+from fedhelp_core.config.algorithm import AlgorithmConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import DataError, WeightsError
 from fedhelp_core.models.build import build_model, build_public_head, normalisation_keys
 from fedhelp_core.objectives.open import objective_of

@@ -10,7 +10,9 @@ import torch
 
 from fedhelp_core.algorithm.local_update import LocalResult, SiloData, SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.precision import is_mixed, kernels
-from fedhelp_core.config.federation import AlgorithmConfig, RuntimeConfig, TaskConfig
+from fedhelp_core.config.algorithm import AlgorithmConfig
+from fedhelp_core.config.federation import RuntimeConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.objectives.open import objective_of
 from tests.core.objectives.test_tasks import mask_data, mask_settings
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fedhelp_core.config.federation import Federation, load_federation, load_silo, parse_federation
+from fedhelp_core.config.federation import Federation, load_federation, parse_federation
+from fedhelp_core.config.silo import load_silo
 from fedhelp_core.errors import ConfigError
 
 MISSING = object()

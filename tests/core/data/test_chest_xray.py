@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedhelp_core.config.federation import ChestXrayData, Share, SiloConfig, TaskConfig
+from fedhelp_core.config.silo import ChestXrayData, Share, SiloConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.arrays import load_silo_arrays
 from fedhelp_core.data.chest_xray import patient_of
 from fedhelp_core.data.datalist import Manifest, manifest_of

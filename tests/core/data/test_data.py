@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedhelp_core.config.federation import DatalistData, FedIsicData, SiloConfig, TaskConfig
+from fedhelp_core.config.silo import DatalistData, FedIsicData, SiloConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data import decode
 from fedhelp_core.data.arrays import load_silo_arrays
 from fedhelp_core.data.datalist import manifest_of, write_datalist

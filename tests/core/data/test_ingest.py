@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fedhelp_core.config.federation import SiloConfig, TaskConfig, load_silo
+from fedhelp_core.config.silo import SiloConfig, load_silo
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.arrays import load_silo_arrays
 from fedhelp_core.data.datalist import Manifest, manifest_of
 from fedhelp_core.data.findings import remarks, summary

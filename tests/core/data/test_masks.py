@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedhelp_core.config.federation import SiloConfig, TaskConfig
+from fedhelp_core.config.silo import SiloConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.arrays import load_silo_arrays
 from fedhelp_core.data.phantom.fed_ixi import MAGNETS, save_volume, write_fed_ixi
 from fedhelp_core.data.phantom.head import draw

@@ -10,7 +10,9 @@ import torch
 
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.simulate import SimulatedSilo
-from fedhelp_core.config.federation import AlgorithmConfig, Federation, TaskConfig, parse_federation
+from fedhelp_core.config.algorithm import AlgorithmConfig
+from fedhelp_core.config.federation import Federation, parse_federation
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.examples import image_shape
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.objectives.open import objective_of
@@ -61,7 +63,7 @@ def test_a_model_of_another_form_is_refused_with_those_that_fit() -> None:
 def test_classification_never_imports_monai_and_segmentation_not_what_monai_drags_in() -> None:
     code = """
 import sys
-from fedhelp_core.config.federation import TaskConfig
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.objectives.open import objective_of
 objective_of(TaskConfig(name="pneumonia")).build("resnet8")
 assert "monai" not in sys.modules

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedhelp_core.config.federation import PublicSetConfig, TaskConfig, TeacherConfig
+from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.config.teachers import PublicSetConfig, TeacherConfig
 from fedhelp_core.data.public import Preparation, preparation_of
 from fedhelp_core.softlabels.distillation_set import DistillationSet, load_distillation_set
 from fedhelp_core.softlabels.ledger import Ledger

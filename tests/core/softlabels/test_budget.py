@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fedhelp_core.config.federation import TeacherBudget, TeacherConfig
+from fedhelp_core.config.teachers import TeacherBudget, TeacherConfig
 from fedhelp_core.softlabels.ledger import BudgetReached
 from fedhelp_core.store.base import Store, open_store
 from tests.core.softlabels.helpers import CountingTeacher, Killed, draw, killed_at, run, teacher_config

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fedhelp_core.config.federation import TeacherAuth
+from fedhelp_core.config.teachers import TeacherAuth
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, TeacherError
 from fedhelp_core.store.base import Store, open_store
 from tests.core.softlabels.helpers import ABOUT, SIDE, answer_to, draw, run

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedhelp_core.config.federation import PublicSetConfig, TaskConfig
+from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.errors import ConfigError, TeacherError, TeacherUnavailable
 from fedhelp_core.softlabels.asking import Progress
 from fedhelp_core.softlabels.ledger import Ledger, batch_sha

@@ -17,7 +17,9 @@ from PIL import Image
 
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic
-from fedhelp_core.config.federation import AlgorithmConfig, PublicSetConfig, TaskConfig, VolumeConfig
+from fedhelp_core.config.algorithm import AlgorithmConfig
+from fedhelp_core.config.task import TaskConfig, VolumeConfig
+from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, DataError, TeacherError
 from fedhelp_core.objectives.open import objective_of

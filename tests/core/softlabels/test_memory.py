@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.config.federation import PublicSetConfig, TaskConfig, TeacherConfig
+from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.config.teachers import PublicSetConfig, TeacherConfig
 from fedhelp_core.softlabels.prefetch import prefetch
 from fedhelp_core.softlabels.teachers import Question, Readiness
 from fedhelp_core.store.base import open_store

@@ -252,7 +252,8 @@ class TestPrefetchFromAServer:
         public = draw(tmp_path / "public", 0, 40, 80, 120, 160)
         program = """
 import sys
-from fedhelp_core.config.federation import PublicSetConfig, TaskConfig, TeacherConfig
+from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.config.teachers import PublicSetConfig, TeacherConfig
 from fedhelp_core.softlabels.prefetch import prefetch
 from fedhelp_core.store.base import open_store
 store, images, uri, side = sys.argv[1:]

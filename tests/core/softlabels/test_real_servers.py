@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedhelp_core.config.federation import PublicSetConfig, TaskConfig
+from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.errors import TeacherError
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.softlabels.openinference import OpenInferenceTeacher

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fedhelp_core.config.federation import TeacherConfig
+from fedhelp_core.config.teachers import TeacherConfig
 from fedhelp_core.softlabels.answers import checked_probabilities
 from fedhelp_core.softlabels.teachers import open_teacher
 from tests.core.softlabels.helpers import about

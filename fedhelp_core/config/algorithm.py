@@ -1,0 +1,66 @@
+"""Hyper-parameters: the `algorithm` section of federation.yaml. "Paper" is arXiv 2412.19654, as docs/algorithm.md has it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fedhelp_core.config.section import Section
+from fedhelp_core.registry.methods import Method
+
+Normalisation = Literal["shared", "silo"]
+
+
+class OptimizerConfig(Section):
+    """Adam, as the paper uses it."""
+
+    learning_rate: float = Field(1e-3, gt=0, le=10)
+    """Step size; paper."""
+    weight_decay: float = Field(1e-4, ge=0, le=1)
+    """L2 penalty inside Adam's gradient; paper."""
+
+
+class AlgorithmConfig(Section):
+    """Hyper-parameters of docs/algorithm.md; every default is the paper's unless said otherwise."""
+
+    method: Method = "fedhelp"
+    """Which algorithm: FedHelp, a baseline or an ablation."""
+    normalisation: Normalisation = "shared"
+    """'shared' averages batch norms like the rest; paper. 'silo' keeps their weights and statistics at home (FedBN): better without soft labels
+    (docs/results.md)."""
+    rounds: int = Field(50, ge=1, le=100_000)
+    """Federated rounds R; paper."""
+    local_epochs: int = Field(1, ge=1, le=1000)
+    """Passes over the private training data per round; paper."""
+    batch_size: int = Field(4, ge=2, le=65536)
+    """Private images per step; paper."""
+    public_batch_size: int = Field(4, ge=2, le=65536)
+    """Public images per step of Eq 2; paper."""
+    public_steps: int = Field(1, ge=1, le=10_000)
+    """Public batches of Eq 2 after each private batch; paper: 1."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    persist_optimizer: bool = True
+    """Keep Adam's moments in the silo from round to round."""
+    temperature: float = Field(1.0, gt=0, le=1000)
+    """T of Eq 2-4; paper."""
+    distillation_weight: float = Field(1.0, ge=0, le=1e6)
+    """λ of Eq 2-4; paper."""
+    rank_weight: float = Field(0.2, ge=0, le=1e6)
+    """γ of Eq 4; paper."""
+    rank_top_k: int = Field(5, ge=1)
+    """k of Eq 5: how many of the proxy's favourites; paper: 5 of 8 classes, 1 of 2."""
+    rank_margin: float = Field(0.0, ge=0, le=1e6)
+    """m of Eq 5."""
+    proximal_weight: float = Field(0.01, ge=0, le=1e6)
+    """μ of FedProx (Li et al. 2020)."""
+    weighting: Literal["uniform", "samples"] = "uniform"
+    """a_k of Eq 7: 1/K (paper) or n_k/Σn."""
+    large_silos: int = Field(2, ge=0)
+    """How many silos of kind `auto` with most training images are large; paper."""
+    proxy_model: str = "resnet20"
+    """Key of the model registry: the model that travels; paper."""
+    large_model: str = "resnet110"
+    """Key of the model registry: stays in large silos; paper."""
+    augmentation: Literal["none", "mirror", "flips"] = "flips"
+    """Random flips: along every side, left-right alone, or none."""

@@ -1,0 +1,73 @@
+"""A hospital as the hub knows it, and how its work is started: the `silos` of federation.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedhelp_core.config.section import NamespaceName, Section, SiloName
+
+SiloKind = Literal["auto", "large", "small"]
+
+
+class DispatchConfig(Section):
+    """How a silo's work is started."""
+
+    kind: Literal["process", "kubernetes", "manifestwork"] = "process"
+    residency: Literal["round", "run"] = "run"
+    """'run': one warm worker for all rounds; 'round': a new one each."""
+    retries: int = Field(3, ge=0, le=100)
+    """Restarts after a retryable end, per round."""
+    silo_config: Path | None = None
+    """process: the silo.yaml on this machine."""
+    context: str | None = None
+    """kubernetes: kubeconfig context of the silo's cluster; manifestwork: of the Open Cluster Management hub. null: the cluster that this
+    process runs in, else the kubeconfig's current context."""
+    namespace: NamespaceName | None = None
+    """kubernetes, manifestwork: the silo's own namespace, in its cluster; null: fedhelp-<silo>."""
+    template: NamespaceName = "fedhelp-worker"
+    """kubernetes: the hospital's Job template, a suspended CronJob in that namespace."""
+    cluster: NamespaceName | None = None
+    """manifestwork: the hospital's name as a managed cluster: its namespace on the hub."""
+    job_template: dict[str, Any] | None = None
+    """manifestwork: that CronJob as the hospital exported it, since the hub cannot read it; a path is replaced by the file's content."""
+    executor: NamespaceName | None = None
+    """manifestwork: service account in the silo's namespace that must be allowed to create, get, update, patch and delete jobs there before the
+    hospital's agent makes the Job (as itself); null: not asked."""
+
+    @model_validator(mode="after")
+    def _fields_fit_the_kind(self) -> Self:
+        needed = {
+            "process": {"silo_config": "the path of the silo's silo.yaml"},
+            "kubernetes": {},
+            "manifestwork": {
+                "cluster": "the hospital's managed cluster name",
+                "job_template": "the file with the hospital's CronJob (kubectl get cronjob fedhelp-worker -o yaml)"},
+        }[self.kind]
+        problems = [f"{field}: dispatch kind {self.kind!r} needs {what}" for field, what in needed.items() if getattr(self, field) is None]
+        for field, kinds in _DISPATCHED.items():
+            if self.kind not in kinds and getattr(self, field) != type(self).model_fields[field].default:
+                problems.append(f"{field}: belongs to dispatch kind {' or '.join(map(repr, kinds))}, got kind {self.kind!r}; correct one of them")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+_DISPATCHED = {
+    "silo_config": ("process",), "context": ("kubernetes", "manifestwork"), "namespace": ("kubernetes", "manifestwork"),
+    "template": ("kubernetes",), "cluster": ("manifestwork",), "job_template": ("manifestwork",), "executor": ("manifestwork",)}
+
+
+class SiloEntry(Section):
+    """A hospital as the hub knows it."""
+
+    name: SiloName
+    kind: SiloKind = "auto"
+    dispatch: DispatchConfig
+
+    @property
+    def namespace(self) -> str:
+        """Where the silo's Jobs go, in its own cluster."""
+        return self.dispatch.namespace or f"fedhelp-{self.name}"

@@ -1,0 +1,37 @@
+"""What all parts of federation.yaml and silo.yaml share: strictness, the types of names, errors in sentences."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from fedhelp_core.config.sentences import sentences
+from fedhelp_core.errors import ConfigError
+
+# Kubernetes' rule for label values that are also used inside Job names: a DNS label, short enough to leave room.
+SiloName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")]
+NamespaceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+
+
+class Section(BaseModel):
+    """A part of a file: unknown fields are refused, values never change; the docstring under a field is its description in the schema."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, str_strip_whitespace=True, use_attribute_docstrings=True)
+
+
+_Checked = TypeVar("_Checked", bound=BaseModel)
+
+
+def validated(model: type[_Checked], document: Any, source: str) -> _Checked:
+    """`document` as `model`; `source` names it in messages.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    try:
+        return model.model_validate(document)
+    except ValidationError as e:
+        raise ConfigError([f"{source}: {line}" for error in e.errors(include_url=False) for line in sentences(model, error, document)]) from None

@@ -1,0 +1,120 @@
+"""What a hospital knows about itself and never sends: silo.yaml, with a section for each layout of data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fedhelp_core.config.files import read_yaml, with_absolute_paths
+from fedhelp_core.config.section import Section, SiloName, validated
+
+
+class FedIsicData(Section):
+    """Fed-ISIC2019's own layout: a JPEG folder and FLamby's split CSV."""
+
+    layout: Literal["fed-isic2019"]
+    images: Path
+    """Folder of <image>.jpg files."""
+    split_csv: Path
+    """CSV with columns image, target, center, fold, fold2."""
+    center: int = Field(ge=0)
+    """Which rows are this hospital's."""
+    validation_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the training fold held out, chosen by hash of the image name."""
+
+
+class DatalistData(Section):
+    """A MONAI datalist: JSON with lists training, validation, test of {image, label}."""
+
+    layout: Literal["datalist"]
+    datalist: Path
+    root: Path | None = None
+    """Folder that image paths are relative to; null: the datalist's folder."""
+
+
+class Share(Section):
+    """Which part of a public data set is this hospital's, where the data set itself knows no hospitals.
+
+    Subjects are dealt out by the hash of their names, class by class, so that the same files always fall to the same hospital.
+    """
+
+    number: int = Field(ge=0)
+    """This hospital's place in `sizes`, from 0."""
+    sizes: tuple[Annotated[float, Field(gt=0)], ...] = Field((9930, 3163, 2691, 1807, 655, 351), min_length=1, max_length=1000)
+    """Relative sizes of all hospitals; default: Fed-ISIC2019's training sets, the paper's skew."""
+
+    @model_validator(mode="after")
+    def _number_is_a_place(self) -> Self:
+        if self.number >= len(self.sizes):
+            raise ValueError(f"number: 0 to {len(self.sizes) - 1} expected for {len(self.sizes)} sizes, got {self.number}")
+        return self
+
+
+class ChestXrayData(Section):
+    """Paediatric chest X-rays in their own layout: train|val|test / NORMAL|PNEUMONIA / *.jpeg, shared out to hospitals."""
+
+    layout: Literal["chest-xray"]
+    root: Path
+    """Folder with train, val and test."""
+    share: Share
+
+
+class PicturesAndMasks(Section):
+    """Grey pictures in one folder and their masks in another, as the public lung sets are published, shared out to hospitals.
+
+    The mask of `<name>.png` is `<name>.png` or `<name>_mask.png`. Test and validation pictures are chosen by the hash of their names.
+    """
+
+    layout: Literal["pictures-and-masks"]
+    images: Path
+    """Folder of PNG or JPEG pictures."""
+    masks: Path
+    """Folder of PNG masks: background 0, foreground one other value."""
+    prefix: str = ""
+    """Only pictures whose names begin so: sets that were merged keep their sources' prefixes."""
+    share: Share | None = None
+    """Which part is this hospital's; null: all of it."""
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of the pictures held out for the test."""
+    validation_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of the others held out for validation."""
+
+
+class FedIxiData(Section):
+    """Fed-IXI's own layout: a folder a subject (IXI002-Guys-0828) with T1/*.nii.gz and label/*.nii.gz, and FLamby's split CSV."""
+
+    layout: Literal["fed-ixi"]
+    root: Path
+    """Folder of the subjects' folders."""
+    split_csv: Path
+    """CSV with columns Patient ID and Split (train or test)."""
+    hospital: Literal["Guys", "HH", "IOP"]
+    """Which subjects are this hospital's."""
+    validation_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of the training subjects held out, chosen by hash of the subject."""
+
+
+class SiloConfig(Section):
+    """What a hospital knows about itself: `silo.yaml`. Never leaves the silo."""
+
+    version: Literal[1] = 1
+    name: SiloName
+    data: Annotated[FedIsicData | DatalistData | ChestXrayData | PicturesAndMasks | FedIxiData, Field(discriminator="layout")]
+    state: Path
+    """Folder on the silo's own volume: large model, heads, optimizer, caches, egress ledger."""
+
+
+_SILO_PATHS = ("data.images", "data.split_csv", "data.datalist", "data.root", "data.masks", "state")
+
+
+def load_silo(path: str | Path) -> SiloConfig:
+    """Read and validate silo.yaml. Relative paths in it are taken from the file's folder.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    path = Path(path)
+    document = with_absolute_paths(read_yaml(path), path.parent, _SILO_PATHS)
+    return validated(SiloConfig, document, str(path))
