@@ -66,18 +66,21 @@ _SET_HELP = "Replace a field of the file, e.g. --set algorithm.rounds=3 (repeata
 @click.option("--run-id", help="Name of the run; default: the federation's name and a hash of its config, so that the same command resumes.")
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
 @click.option("--dry-run", is_flag=True, help="Check the file, print what would run (as YAML; Jobs of silos in clusters too), and stop.")
+@click.option("--through-kfp", is_flag=True, help="Run each task through Kubeflow's local runner instead: slower, and the same to the bit.")
 @_explained
-def run(federation: Path | None, demo: Path | None, task: str | None, run_id: str | None, changes: tuple[str, ...], dry_run: bool) -> None:
+def run(
+    federation: Path | None, demo: Path | None, task: str | None, run_id: str | None, changes: tuple[str, ...], dry_run: bool, through_kfp: bool,
+) -> None:
     """Run the whole pipeline on this machine.
 
-    Pipeline fedhelp-compact, through kfp's local runner.
+    Pipeline fedhelp-compact, task by task in this process.
 
     FEDERATION is a federation.yaml (`fedhelp data phantom melanoma FOLDER` writes one): its silos work as processes here, or
     as Jobs in their clusters. Whatever kills the run, the same command again goes on after the last finished round and ends with the same model.
     """
     from fedhelp_cli.run import run_locally
 
-    run_locally(_file_or_demo(federation, demo, task), run_id=run_id, changes=_changes(changes), dry_run=dry_run)
+    run_locally(_file_or_demo(federation, demo, task), run_id=run_id, changes=_changes(changes), dry_run=dry_run, through_kfp=through_kfp)
 
 
 @main.command(epilog=_EXIT_CODES)

@@ -1,17 +1,16 @@
 """`fedhelp run`: the whole pipeline on this machine, with progress, a table at the end and the commands to look further.
 
-Called by cli.py. kfp's own log goes to a file beside the store; people see rounds.
+What components print goes to a log beside the store; people see rounds. Called by main.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,9 @@ from fedhelp_cli.run_ending import Ending
 from fedhelp_cli.run_form import form_of
 from fedhelp_components.check.__main__ import problems_of, raise_all
 from fedhelp_core.config.federation import Federation, load_federation
-from fedhelp_core.errors import FedHelpError, JobFailed, NotFound, PermanentError
-from fedhelp_core.processes import FAILURE_VARIABLE, OWNER_VARIABLE, owner_mark
+from fedhelp_core.errors import FedHelpError, JobFailed, NotFound
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.base import Store, open_store
-from fedhelp_dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess
 
 console = Console(stderr=True)
 _LOOK = 0.25  # seconds between looks at the store for the progress bar
@@ -49,8 +46,8 @@ def default_run_id(federation: Federation) -> str:
     return f"{federation.name}-{federation.digest()[:8]}"
 
 
-def run_locally(path: Path, *, run_id: str | None, changes: Mapping[str, Any], dry_run: bool) -> None:
-    """Run fedhelp-compact for the federation at `path`, with `changes` to it.
+def run_locally(path: Path, *, run_id: str | None, changes: Mapping[str, Any], dry_run: bool, through_kfp: bool = False) -> None:
+    """Run fedhelp-compact for the federation at `path`, with `changes` to it, in this process or `through_kfp`.
 
     Raises:
         FedHelpError: as the component that failed said it.
@@ -65,10 +62,7 @@ def run_locally(path: Path, *, run_id: str | None, changes: Mapping[str, Any], d
     if ending.was_before():
         ending.tell_again()
         return
-    with tempfile.TemporaryDirectory(prefix="fedhelp-run-") as scratch:
-        frozen = Path(scratch) / "federation.yaml"
-        frozen.write_text(federation.to_yaml(), encoding="utf-8")
-        _run_pipeline(federation, name, frozen, Path(scratch) / "failure.json")
+    _run_pipeline(federation, name, ending.log, _through_kfp if through_kfp else _in_this_process)
     ending.tell()
 
 
@@ -83,42 +77,38 @@ def _print_plan(federation: Federation, run_id: str) -> None:
             print("---\n" + yaml.safe_dump(planned, sort_keys=False), end="")
 
 
-def _run_pipeline(federation: Federation, run_id: str, frozen: Path, failure: Path) -> None:
-    folder = work_folder(federation, run_id)
-    log_path = folder / "pipeline.log"
-    zygote = ZygoteProcess()
-    os.environ.update({ZYGOTE_VARIABLE: zygote.path, OWNER_VARIABLE: owner_mark(os.getpid()), FAILURE_VARIABLE: str(failure)})
-    try:
-        with log_path.open("a", encoding="utf-8") as log, RunProgress(federation, run_id), _output_to(log):
-            from fedhelp_pipelines.local import run_compact
-
-            run_compact({"federation": str(frozen), "run_id": run_id, **form_of(federation)}, folder / "artifacts")
-    except RuntimeError as e:
-        raise _failure(failure, log_path) from e
-    finally:
-        zygote.close()
-
-
-def _failure(failure: Path, log: Path) -> FedHelpError:
-    """What the failed component said, as its own error class."""
-    if not failure.exists():
-        tail = "\n".join(line for line in log.read_text(encoding="utf-8").splitlines()[-15:] if line.strip())
-        return JobFailed(f"a task of the pipeline was killed or crashed; the same command goes on where it was; the end of {log}:\n{tail}")
-    said = json.loads(failure.read_text(encoding="utf-8"))
-    error = PermanentError(f"{said['message']}\n(component {said['component']}; everything it printed is in {log})")
-    error.exit_code = int(said["exit_code"])
-    return error
+def _run_pipeline(federation: Federation, run_id: str, log_path: Path, run_pipeline: Callable[[Federation, str, Path], object]) -> None:
+    with log_path.open("a", encoding="utf-8") as log, RunProgress(federation, run_id):
+        try:
+            with contextlib.redirect_stdout(log):
+                run_pipeline(federation, run_id, log_path.parent / "artifacts")
+        except FedHelpError as e:
+            e.add_note(f"everything that it printed is in {log_path}")
+            raise
+        except Exception as e:
+            log.write(traceback.format_exc())
+            raise JobFailed(
+                f"a task of the pipeline crashed with {type(e).__name__}: {e}; the same command goes on where it was; all that it printed,"
+                f" and where it crashed, is in {log_path}") from e
 
 
-@contextlib.contextmanager
-def _output_to(log: Any) -> Any:
-    """kfp prints every line of every task: that goes to the log."""
-    with contextlib.redirect_stdout(log):
-        yield
+def _in_this_process(federation: Federation, run_id: str, artifacts: Path) -> None:
+    from fedhelp_pipelines.in_process import run_in_process
+
+    run_in_process(federation, run_id, artifacts)
+
+
+def _through_kfp(federation: Federation, run_id: str, artifacts: Path) -> None:
+    from fedhelp_pipelines.local import run_compact
+
+    with tempfile.TemporaryDirectory(prefix="fedhelp-run-") as scratch:
+        frozen = Path(scratch) / "federation.yaml"
+        frozen.write_text(federation.to_yaml(), encoding="utf-8")
+        run_compact({"federation": str(frozen), "run_id": run_id, **form_of(federation)}, artifacts)
 
 
 def work_folder(federation: Federation, run_id: str) -> Path:
-    """Where this machine keeps logs and kfp's artifacts of a run."""
+    """Where this machine keeps log and artifacts of a run."""
     store = federation.store.folder
     folder = Path("fedhelp-runs") / run_id if store is None else store / "local" / run_id
     folder.mkdir(parents=True, exist_ok=True)

@@ -56,8 +56,11 @@ def run(*, federation: str, run_id: str, settings: Mapping[str, Any]) -> Checked
         FedHelpError: the store, the public images or another single thing is wrong.
     """
     config = read_federation(federation)
-    if settings:
-        config = _formed(config, settings)
+    return start(_formed(config, settings) if settings else config, run_id)
+
+
+def start(config: Federation, run_id: str) -> Checked:
+    """`run` for a federation that was read already."""
     raise_all(static_problems(config))
     store = open_store(config.store.url, endpoint_url=config.store.endpoint_url)
     started = Run(store, run_id)

@@ -29,12 +29,12 @@ def evaluation(
     Returns:
         Version of the registered model.
     """
-    from fedhelp_components.forked import run_component
+    from fedhelp_components.evaluation.__main__ import run as evaluate
     from fedhelp_core.processes import task
 
     with task("evaluation"):
-        done = run_component("evaluation", store=store, endpoint_url=endpoint_url, run_id=run, report_file=report.path)
-        for name, value in done["metrics"].items():
+        done = evaluate(store=store, endpoint_url=endpoint_url, run_id=run, report_file=report.path)
+        for name, value in done.metrics.items():
             metrics.log_metric(name, value)
-        confusion.log_confusion_matrix(done["classes"], done["confusion"])
-        return str(done["model_version"])
+        confusion.log_confusion_matrix(done.classes, done.confusion)
+        return done.model_version

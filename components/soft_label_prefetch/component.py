@@ -20,12 +20,12 @@ def soft_label_prefetch(store: str, endpoint_url: str, run: str, metrics: dsl.Ou
     Returns:
         sha256 of the distillation set; blank where the method needs none, and of a shard.
     """
-    from fedhelp_components.forked import run_component
     from fedhelp_components.soft_label_prefetch.__main__ import figures_of
+    from fedhelp_components.soft_label_prefetch.__main__ import run as ask_teachers
     from fedhelp_core.processes import task
 
     with task("soft_label_prefetch"):
-        sha256 = str(run_component("soft_label_prefetch", store=store, endpoint_url=endpoint_url, run_id=run, shard=shard))
+        sha256 = ask_teachers(store=store, endpoint_url=endpoint_url, run_id=run, shard=shard)
         for name, value in figures_of(store, endpoint_url, run).items():
             metrics.log_metric(name, value)
         return sha256

@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import queue
 import secrets
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,6 +36,7 @@ from fedhelp_core.config.silo import load_silo
 from fedhelp_core.data.arrays import load_silo_arrays
 from fedhelp_core.errors import ConfigError, RetryableError
 from fedhelp_core.objectives.open import objective_of
+from fedhelp_core.processes import die_with_parent
 from fedhelp_core.protocol.kinds import resolve_kinds
 from fedhelp_core.registry.methods import METHOD_PARTS, METHODS
 from fedhelp_core.registry.tasks import TASKS, Metric
@@ -339,17 +339,9 @@ _worker: list[tuple[_Work, Silos, Any]] = []
 
 
 def _start_worker(work: _Work, threads: int, rounds_done: Any) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True, name="parent-watch").start()
+    die_with_parent()  # a killed study must not leave workers that compute on for nobody
     fix_arithmetic(threads)
     _worker.append((work, work.load(), rounds_done))
-
-
-def _end_with_parent() -> None:
-    """A killed study must not leave workers that compute on for nobody."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _compute_in_worker(cell: Cell) -> None:

@@ -26,7 +26,6 @@ from fedhelp_core.processes import exit_code_of
 from fedhelp_core.weights.file import serialize_weights
 from fedhelp_dispatch.process import ProcessDispatcher
 from fedhelp_dispatch.request import request_for
-from fedhelp_dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess
 from tests.s3_server import s3_server
 from tests.tiny import DELETE, TinyFederation, wait_until, write_teacher
 
@@ -36,20 +35,16 @@ NOBODY = "http://127.0.0.1:9"  # the discard port: connections are refused
 
 
 @pytest.fixture(scope="module", autouse=True)
-def zygote() -> Iterator[None]:
-    """One process that forks all workers of these tests; signal handlers that the commands set are undone."""
+def surroundings() -> Iterator[None]:
+    """No credentials and servers but ours; signal handlers that the commands set are undone."""
     before = signal.getsignal(signal.SIGTERM)
-    shared = ZygoteProcess()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "AWS_PROFILE"):
             patch.delenv(name, raising=False)
         patch.setenv("AWS_ACCESS_KEY_ID", "silo")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
         patch.setenv("NO_PROXY", "127.0.0.1")
-        wait_until(lambda: Path(shared.path).exists(), "the zygote's start", 240)
-        patch.setenv(ZYGOTE_VARIABLE, shared.path)
         yield
-    shared.close()
     signal.signal(signal.SIGTERM, before)
 
 

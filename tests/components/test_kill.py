@@ -17,7 +17,7 @@ from tests.tiny import Processes, TinyFederation, succeeded
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(2400)]  # seconds; more than ten minutes on two idle cores
 
 MOMENTS = 20
-VICTIMS = ("zygote", "executor_main", "fedhelp run", "any")
+VICTIMS = ("forkserver", "resource_tracker", "fedhelp run", "any")
 
 
 def commits_of(tiny: TinyFederation, run_id: str) -> dict[str, tuple[int, bytes]]:
@@ -27,7 +27,7 @@ def commits_of(tiny: TinyFederation, run_id: str) -> dict[str, tuple[int, bytes]
 
 
 def victim_among(alive: dict[int, str], kind: str, moments: random.Random) -> int | None:
-    """A process of `kind`; forked workers have the zygote's command line, so 'zygote' draws among it and them."""
+    """A process of `kind`; forked workers have the fork server's command line, so 'forkserver' draws among it and them."""
     pids = sorted(pid for pid, command in alive.items() if kind == "any" or kind in command)
     return moments.choice(pids) if pids else None
 

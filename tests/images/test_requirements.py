@@ -20,7 +20,7 @@ from fedhelp_pipelines.graphs import PIPELINES
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTS = ("images/build.txt", "images/hub/requirements.txt", "images/silo/torch.txt", "images/silo/requirements.txt")
-INSIDE_A_HOSPITAL = ("worker", "doctor", "zygote")  # run in the silo image
+INSIDE_A_HOSPITAL = ("worker", "doctor")  # run in the silo image
 OURS = ("fedhelp_core", "fedhelp_dispatch", "fedhelp_components", "fedhelp_pipelines", "fedhelp_cli")
 NOT_ON_THE_HUB = {
     ("fedhelp_core.data.reading", "fedhelp_core.data.volumes"),  # decoding volumes, which silos and prefetch do; check only lists them
