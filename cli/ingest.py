@@ -84,7 +84,7 @@ def _print_plan(hospitals: Mapping[str, Hospital], task: TaskConfig, out: Path) 
 
 
 def _print_report(report: DataReport) -> None:
-    classes = TASKS[report.task.name].form == "classes"
+    classes = TASKS[report.task.name].answer == "classes"
     table = Table(title=Text(f"{report.task.name}: {len(report.places):,} images"))
     if classes:
         table.caption = Text(f"images of each class: {', '.join(report.task.classes)}")

@@ -25,7 +25,7 @@ def require_address(endpoint: str) -> None:
 
 
 @contextmanager
-def explained(endpoint: str, *, wish: str, advice: str) -> Iterator[None]:
+def kubeflow_errors(endpoint: str, *, wish: str, advice: str) -> Iterator[None]:
     """Errors of kfp's client as errors of our own; `wish` is what was asked for, `advice` what helps an account without rights.
 
     Raises:
