@@ -1,4 +1,4 @@
-"""`fedhelp data ingest`: progress, the table, and what to type next. Called by cli.py; fedhelp_core/data/ingest.py does the work."""
+"""`fedhelp data ingest`: progress, the table, and what to type next. Called by main.py; fedhelp_core/data/ingest.py does the work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The address of Kubeflow Pipelines, and what goes wrong there, in sentences. Called by register_command.py and submit_command.py."""
+"""The address of Kubeflow Pipelines, and what goes wrong there, in sentences. Called by register.py and submit.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fedhelp register`: put pipelines into Kubeflow through kfp's client, or take them out. Called by cli.py and by chart fedhelp-hub."""
+"""`fedhelp register`: put pipelines into Kubeflow through kfp's client, or take them out. Called by main.py and by chart fedhelp-hub."""
 
 from __future__ import annotations
 

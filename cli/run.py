@@ -1,6 +1,6 @@
 """`fedhelp run`: the whole pipeline on this machine, with progress, a table at the end and the commands to look further.
 
-Called by cli.py. kfp's own log goes to a file beside the store; people see rounds.
+Called by main.py. kfp's own log goes to a file beside the store; people see rounds.
 """
 
 from __future__ import annotations

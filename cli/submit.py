@@ -1,4 +1,4 @@
-"""`fedhelp submit`: start a pipeline on a Kubeflow endpoint through kfp's client. Called by cli.py.
+"""`fedhelp submit`: start a pipeline on a Kubeflow endpoint through kfp's client. Called by main.py.
 
 The run's form wins over the federation's file, so the form is filled in from the file, where this process can read it.
 """
