@@ -1,7 +1,7 @@
 """README and docs/ are written in short sentences.
 
 A sentence has at most 25 words. A word is a run of characters between spaces that holds a letter or a digit; a code span counts as one
-word, a link as its text. Code blocks, quotations, comments, headings, image addresses and generated tables are no prose.
+word, a link as its text. Code blocks, quotations, comments, headings and image addresses are no prose.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _AS_THEY_ARE = {
 }
 PAGES = [name for name in _LISTED if name not in _AS_THEY_ARE]
 
-_UNREAD = re.compile(r"^(```|~~~).*?^\1|<!-- values:.*?<!-- end of values -->|<!--.*?-->", re.DOTALL | re.MULTILINE)
+_UNREAD = re.compile(r"^(```|~~~).*?^\1|<!--.*?-->", re.DOTALL | re.MULTILINE)
 _SPAN = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)\s]*\)")
 _ITEM = re.compile(r"^\s*([-*+]|\d+\.)\s+(?:\[[ x]\] )?")
