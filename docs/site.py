@@ -20,7 +20,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 _LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
-_FETCHED = re.compile(r"""<(?:script|img|link|iframe)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^>]*>""")
+_FETCHED = re.compile(r"""<(?:script|img|link(?![^>]*canonical)|iframe)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^>]*>""")
 _log = logging.getLogger("mkdocs.hooks.site")
 
 
