@@ -129,7 +129,8 @@ def hub_schema() -> str:
 def _on_one_line(node: Any) -> Any:
     """A schema whose descriptions, which are docstrings, have no line breaks."""
     if isinstance(node, dict):
-        return {key: " ".join(value.split()) if key == "description" and isinstance(value, str) else _on_one_line(value) for key, value in node.items()}
+        return {key: " ".join(value.split()) if key == "description" and isinstance(value, str) else _on_one_line(value)
+                for key, value in node.items()}
     return [_on_one_line(value) for value in node] if isinstance(node, list) else node
 
 
