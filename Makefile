@@ -9,7 +9,7 @@ RUN := $(UV) run --frozen --no-sync
 DEMO ?= demo
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
-.PHONY: help setup run simulate simulate-tasks simulate-steps test test-all test-cluster kills check charts format bench bench-peers images requirements cluster cluster-down e2e clean
+.PHONY: help setup run simulate simulate-tasks simulate-steps test test-all test-cluster kills check charts docs docs-serve format bench bench-peers images requirements cluster cluster-down e2e clean
 
 ##@ Use
 run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (two to four minutes, five the first time)
@@ -36,9 +36,9 @@ test: setup check ## Lint, types, layers, then all tests that need no Kubernetes
 	@$(RUN) python tests/cluster/build.py helm >/dev/null
 	@$(RUN) pytest tests --ignore tests/cluster -m "not e2e and not long" -n $(TEST_PROCESSES)
 
-test-all: ## test, test-cluster and e2e (Linux, root, Debian's packages; about an hour, with Kubernetes built from source)
+test-all: ## test, docs, test-cluster and e2e (Linux, root, Debian's packages; about an hour, with Kubernetes built from source)
 	@$(MAKE) --no-print-directory test
-	@$(MAKE) --no-print-directory --keep-going test-cluster e2e
+	@$(MAKE) --no-print-directory --keep-going docs test-cluster e2e
 
 kills: setup ## Twenty kill -9s at random moments end in the same model (some ten minutes)
 	@$(RUN) pytest tests/components/test_kill.py
@@ -55,6 +55,14 @@ check: setup .cache/mypy ## The static part: ruff, mypy, import-linter, lock fil
 
 charts: setup ## Make the generated parts of the charts: README tables, pipelines, schema
 	@$(RUN) python helm/generate.py
+
+DOCS := UV_PROJECT_ENVIRONMENT=$(CURDIR)/.cache/docs NO_MKDOCS_2_WARNING=1 $(UV) run --frozen --only-group docs --quiet
+docs: setup .cache/mypy ## The documentation site under build/site; a dead link or a wrong docstring is an error (half a minute)
+	@$(DOCS) mkdocs build --strict
+	@echo "build/site/index.html"
+
+docs-serve: setup .cache/mypy ## The same at http://localhost:8000, built again whenever a page changes
+	@$(DOCS) mkdocs serve
 
 format: setup ## Sort imports and apply ruff's safe fixes
 	@$(RUN) ruff check --fix .

@@ -54,7 +54,7 @@ class Case:
     @property
     def masks(self) -> bool:
         """Whether answers are masks."""
-        return TASKS[self.task.name].form == "mask"
+        return TASKS[self.task.name].answer == "mask"
 
     @property
     def memory_format(self) -> torch.memory_format:

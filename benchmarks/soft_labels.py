@@ -188,7 +188,7 @@ def data_wait(folder: Path, sha256: str, task: TaskConfig, private_images: int) 
     public = load_distillation_set(open_store(str(folder)), sha256)
     generator = torch.Generator().manual_seed(0)
     shape = (private_images, *public.images_NCHW.shape[1:])
-    masks = TASKS[task.name].form == "mask"
+    masks = TASKS[task.name].answer == "mask"
     labels = torch.randint(0, 2, shape, generator=generator) if masks else torch.randint(0, len(task.classes), shape[:1], generator=generator)
     data = SiloData(
         images_NCHW=torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator), labels_N=labels,

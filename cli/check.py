@@ -1,4 +1,4 @@
-"""`fedhelp check`: everything that check finds, without starting a run. Called by cli.py.
+"""`fedhelp check`: everything that check finds, without starting a run. Called by main.py.
 
 Silos on this machine check themselves, and their answers go to a throw-away store, so that no run id is taken. Of silos in
 clusters it is tried whether their work would be taken there; their images are looked at when a run starts.

@@ -1,4 +1,4 @@
-"""`fedhelp data ingest`: progress, the table, and what to type next. Called by cli.py; fedhelp_core/data/ingest.py does the work."""
+"""`fedhelp data ingest`: progress, the table, and what to type next. Called by main.py; fedhelp_core/data/ingest.py does the work."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _print_plan(hospitals: Mapping[str, Hospital], task: TaskConfig, out: Path) 
 
 
 def _print_report(report: DataReport) -> None:
-    classes = TASKS[report.task.name].form == "classes"
+    classes = TASKS[report.task.name].answer == "classes"
     table = Table(title=Text(f"{report.task.name}: {len(report.places):,} images"))
     if classes:
         table.caption = Text(f"images of each class: {', '.join(report.task.classes)}")

@@ -1,4 +1,4 @@
-"""`fedhelp jobs`: what works, waits, failed or is left over in the silos' clusters. Called by cli.py."""
+"""`fedhelp jobs`: what works, waits, failed or is left over in the silos' clusters. Called by main.py."""
 
 from __future__ import annotations
 

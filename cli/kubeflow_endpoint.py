@@ -1,4 +1,4 @@
-"""The address of Kubeflow Pipelines, and what goes wrong there, in sentences. Called by register_command.py and submit_command.py."""
+"""The address of Kubeflow Pipelines, and what goes wrong there, in sentences. Called by register.py and submit.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def require_address(endpoint: str) -> None:
 
 
 @contextmanager
-def explained(endpoint: str, *, wish: str, advice: str) -> Iterator[None]:
+def kubeflow_errors(endpoint: str, *, wish: str, advice: str) -> Iterator[None]:
     """Errors of kfp's client as errors of our own; `wish` is what was asked for, `advice` what helps an account without rights.
 
     Raises:

@@ -32,7 +32,7 @@ Exit codes
 _F = TypeVar("_F", bound=Callable[..., None])
 
 
-def _explained(function: _F) -> _F:
+def _with_exit_codes(function: _F) -> _F:
     """A FedHelpError ends the command with its sentences and its exit code."""
 
     @wraps(function)
@@ -67,7 +67,7 @@ _SET_HELP = "Replace a field of the file, e.g. --set algorithm.rounds=3 (repeata
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
 @click.option("--dry-run", is_flag=True, help="Check the file, print what would run (as YAML; Jobs of silos in clusters too), and stop.")
 @click.option("--through-kfp", is_flag=True, help="Run each task through Kubeflow's local runner instead: slower, and the same to the bit.")
-@_explained
+@_with_exit_codes
 def run(
     federation: Path | None, demo: Path | None, task: str | None, run_id: str | None, changes: tuple[str, ...], dry_run: bool, through_kfp: bool,
 ) -> None:
@@ -98,7 +98,7 @@ def run(
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("study"), show_default=True,
               help="Folder of table, figure, CSV and cells.")
 @click.option("--dry-run", is_flag=True, help="Print the cells that would be computed, and stop.")
-@_explained
+@_with_exit_codes
 def simulate(
     federation: Path | None, demo: Path | None, task: str | None, methods: str, seeds: str, normalisations: str, workers: int, evaluate_every: int,
     changes: tuple[str, ...], out: Path, dry_run: bool,
@@ -159,7 +159,7 @@ Examples
 @click.option("--validation-fraction", type=click.FloatRange(0, 1, max_open=True),
               help="Share of the others held out for validation; default 0, of fed-isic2019 0.1.")
 @click.option("--dry-run", is_flag=True, help="Print the silos, their counts and what would be written; open no image, write nothing.")
-@_explained
+@_with_exit_codes
 def ingest(
     layout: str, folder: Path, out: Path | None, task: str | None, drop_leaked: Any, drop_unusable: bool, silos: str, images: Path | None,
     masks: Path | None, split_csv: Path | None, own_csv: Path | None, columns: str, prefixes: str, sizes: str, test_fraction: float | None,
@@ -184,7 +184,7 @@ def ingest(
 @data.command(epilog=_EXIT_CODES)
 @click.argument("task")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@_explained
+@_with_exit_codes
 def phantom(task: str, folder: Path) -> None:
     """Draw TASK's hospitals, public images and teacher in FOLDER, in the real data set's layout, with a federation.yaml that uses them.
 
@@ -207,7 +207,7 @@ def softlabels() -> None:
 @click.option("--run-id", help="The set of this run.")
 @click.option("--set", "sha256", metavar="SHA256", help="This set, by its sha256 or the beginning of it; default: the only one in the store.")
 @click.option("--examples", default=12, show_default=True, type=click.IntRange(0, 1000), help="Images to show answers about.")
-@_explained
+@_with_exit_codes
 def show(federation: Path, run_id: str | None, sha256: str | None, examples: int) -> None:
     """Print a distillation set in FEDERATION's store: classes, how sure the teachers are, examples, how far teachers agree.
 
@@ -222,7 +222,7 @@ def show(federation: Path, run_id: str | None, sha256: str | None, examples: int
 @click.option("--pipeline", type=click.Choice(["fedhelp", "fedhelp-compact"]), default="fedhelp", show_default=True)
 @click.option("--federation", type=click.Path(dir_okay=False, path_type=Path), help="Bake this file's settings in as the form's defaults.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the YAML; default: <pipeline>.yaml")
-@_explained
+@_with_exit_codes
 def compile_(pipeline: str, federation: Path | None, output: Path | None) -> None:
     """Write a pipeline as YAML for the Kubeflow UI or API."""
     defaults = _form_defaults(federation) if federation else None  # before kfp takes its seconds: the file may be wrong
@@ -239,7 +239,7 @@ def compile_(pipeline: str, federation: Path | None, output: Path | None) -> Non
 @click.option("--endpoint", required=True, envvar="KF_PIPELINES_ENDPOINT", help="Kubeflow Pipelines API, e.g. http://localhost:8888.")
 @click.option("--namespace", help="Namespace (profile) that keeps the pipelines, where Kubeflow is multi-user; default: shared by all.")
 @click.option("--remove", is_flag=True, help="Take the pipelines out again, with all their versions. Runs that were started stay.")
-@_explained
+@_with_exit_codes
 def register(packages: tuple[Path, ...], endpoint: str, namespace: str | None, remove: bool) -> None:
     """Put pipelines into Kubeflow's UI.
 
@@ -264,7 +264,7 @@ def register(packages: tuple[Path, ...], endpoint: str, namespace: str | None, r
               help="Compile the pipeline here instead of starting the registered one; its images are $FEDHELP_HUB_IMAGE and $FEDHELP_SILO_IMAGE.")
 @click.option("--wait/--no-wait", default=False, help="Wait until the run has ended.")
 @click.option("--dry-run", is_flag=True, help="Print the request instead of sending it.")
-@_explained
+@_with_exit_codes
 def submit(
     federation: str, endpoint: str, pipeline: str, experiment: str, namespace: str | None, service_account: str | None, run_id: str,
     settings: tuple[str, ...], compile_here: bool, wait: bool, dry_run: bool,
@@ -286,7 +286,7 @@ def submit(
 @main.command(epilog=_EXIT_CODES)
 @click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
-@_explained
+@_with_exit_codes
 def check(federation: Path, changes: tuple[str, ...]) -> None:
     """List everything that is wrong with a federation.
 
@@ -305,7 +305,7 @@ def check(federation: Path, changes: tuple[str, ...]) -> None:
 @click.option("--run-id", help="Jobs of this run only.")
 @click.option("--context", help="Kubeconfig context; with a FEDERATION: only its silos there.")
 @click.option("--namespace", "-n", "namespaces", multiple=True, help="Without a FEDERATION: look there (repeatable; default: everywhere).")
-@_explained
+@_with_exit_codes
 def jobs(federation: Path | None, run_id: str | None, context: str | None, namespaces: tuple[str, ...]) -> None:
     """List the Jobs in the silos' clusters.
 
@@ -322,7 +322,7 @@ def jobs(federation: Path | None, run_id: str | None, context: str | None, names
 @main.command(epilog=_EXIT_CODES)
 @click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--version", "version", help="Version of the registered model; default: the candidate.")
-@_explained
+@_with_exit_codes
 def promote(federation: Path, version: str | None) -> None:
     """Make a model version the champion.
 
@@ -335,7 +335,7 @@ def promote(federation: Path, version: str | None) -> None:
 
 @main.command(epilog=_EXIT_CODES)
 @click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
-@_explained
+@_with_exit_codes
 def rollback(federation: Path) -> None:
     """Make the champion before this one champion again."""
     from fedhelp_cli import promote as by_hand

@@ -1,4 +1,4 @@
-"""The commands `fedhelp promote` and `fedhelp rollback`: a person decides, and is told what that changed. Called by cli.py."""
+"""The commands `fedhelp promote` and `fedhelp rollback`: a person decides, and is told what that changed. Called by main.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fedhelp register`: put pipelines into Kubeflow through kfp's client, or take them out. Called by cli.py and by chart fedhelp-hub."""
+"""`fedhelp register`: put pipelines into Kubeflow through kfp's client, or take them out. Called by main.py and by chart fedhelp-hub."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedhelp_cli.kubeflow_endpoint import explained, require_address
+from fedhelp_cli.kubeflow_endpoint import kubeflow_errors, require_address
 from fedhelp_core.errors import ConfigError
 
 TOKEN_VARIABLE = "KF_PIPELINES_SA_TOKEN_PATH"
@@ -26,7 +26,7 @@ def register_with_kubeflow(packages: Sequence[Path], *, endpoint: str, namespace
         _require_pipeline(package)
     from fedhelp_pipelines.register import Registry, own_packages  # kfp takes seconds to import: after what is found wrong without it
 
-    with tempfile.TemporaryDirectory() as folder, explained(endpoint, wish="register pipelines", advice=_ADVICE):
+    with tempfile.TemporaryDirectory() as folder, kubeflow_errors(endpoint, wish="register pipelines", advice=_ADVICE):
         registry = Registry(endpoint, namespace, token_path=os.environ.get(TOKEN_VARIABLE))
         for package in packages or own_packages(Path(folder)):
             name = package.stem

@@ -1,4 +1,4 @@
-"""What `fedhelp run` says at its end: a table of scores, what became of the model, and the commands to go on with. Called by local_run.py."""
+"""What `fedhelp run` says at its end: a table of scores, what became of the model, and the commands to go on with. Called by run.py."""
 
 from __future__ import annotations
 

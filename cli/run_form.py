@@ -1,4 +1,4 @@
-"""The run form filled in: by a federation's file, by `--set`, or left to its defaults. Called by cli.py, local_run.py and submit_command.py."""
+"""The run form filled in: by a federation's file, by `--set`, or left to its defaults. Called by main.py, run.py and submit.py."""
 
 from __future__ import annotations
 

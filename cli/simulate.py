@@ -1,4 +1,4 @@
-"""`fedhelp simulate`: a study in this process, its tables and figures. Called by cli.py."""
+"""`fedhelp simulate`: a study in this process, its tables and figures. Called by main.py."""
 
 from __future__ import annotations
 

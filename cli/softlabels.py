@@ -1,4 +1,4 @@
-"""`fedhelp softlabels show`: what is in a distillation set, as text. Called by cli.py; the run's report shows the same with pictures."""
+"""`fedhelp softlabels show`: what is in a distillation set, as text. Called by main.py; the run's report shows the same with pictures."""
 
 from __future__ import annotations
 

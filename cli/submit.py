@@ -1,4 +1,4 @@
-"""`fedhelp submit`: start a pipeline on a Kubeflow endpoint through kfp's client. Called by cli.py.
+"""`fedhelp submit`: start a pipeline on a Kubeflow endpoint through kfp's client. Called by main.py.
 
 The run's form wins over the federation's file, so the form is filled in from the file, where this process can read it.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhelp_cli.kubeflow_endpoint import explained, require_address
+from fedhelp_cli.kubeflow_endpoint import kubeflow_errors, require_address
 from fedhelp_cli.run_form import checked_settings, default_form, offered_form_of
 from fedhelp_components.check.form import FIELDS
 from fedhelp_core.config.federation import Federation, load_federation
@@ -49,7 +49,7 @@ def submit_to_kubeflow(
     from fedhelp_pipelines.submit import NotRegistered, start, wait_for
 
     try:
-        with tempfile.TemporaryDirectory() as folder, explained(endpoint, wish="start the run", advice=_ADVICE):
+        with tempfile.TemporaryDirectory() as folder, kubeflow_errors(endpoint, wish="start the run", advice=_ADVICE):
             started = start(
                 pipeline, arguments, Path(folder) if compile_here else None, endpoint=endpoint, experiment=experiment, namespace=namespace,
                 service_account=service_account)
@@ -61,7 +61,7 @@ def submit_to_kubeflow(
     if not wait:
         return
     try:
-        with explained(endpoint, wish="look at the run", advice=_ADVICE):
+        with kubeflow_errors(endpoint, wish="look at the run", advice=_ADVICE):
             state = wait_for(
                 started, endpoint=endpoint, namespace=namespace, on_state=lambda state: print(f"run {started}: {state}", flush=True))
     except StoreUnavailable as e:

@@ -43,6 +43,13 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
     assert not gone
 
 
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_address_elsewhere_is_well_formed(page: Path) -> None:
+    targets = re.findall(r"\]\((https?:[^)]*)\)", page.read_text(encoding="utf-8"))
+    wrong = [t for t in targets if not re.fullmatch(r"https://([a-z0-9-]+\.)+[a-z]{2,}(/[\w./#?=&%+~-]*)?", t)]
+    assert not wrong, f"an address with https and a host's full name expected, got {wrong}"
+
+
 def test_every_make_target_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = {(page, word) for page, line in commands("make") for word in shlex.split(line, comments=True)[1:] if re.fullmatch(r"[a-z0-9-]+", word)}

@@ -8,6 +8,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+
+from fedhelp_components.images import VERSION
 
 ROOT = Path(__file__).resolve().parents[1]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
@@ -24,6 +27,13 @@ def test_every_folder_with_modules_is_a_listed_package() -> None:
         for module in (ROOT / folder).rglob("*.py"):
             found.add(".".join([top, *module.parent.relative_to(ROOT / folder).parts]))
     assert found == set(SETUPTOOLS["packages"])
+
+
+@pytest.mark.parametrize("chart", ["fedhelp-hub", "fedhelp-silo"])
+def test_package_images_and_charts_have_one_version(chart: str) -> None:
+    described = yaml.safe_load((ROOT / "helm" / chart / "Chart.yaml").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {described["version"], described["appVersion"], project["version"]} == {VERSION}
 
 
 @pytest.mark.parametrize("package", SETUPTOOLS["packages"])

@@ -164,7 +164,7 @@ class Federation(Section):
         if self.uses_public_set and self.public_set is None:
             problems.append(f"public_set: method {self.algorithm.method!r} learns from soft labels, so public_set.images and public_set.teachers are"
                             " needed (or choose method: fedhelp-no-api)")
-        if self.public_set is not None and TASKS[self.task.name].form == "classes":
+        if self.public_set is not None and TASKS[self.task.name].answer == "classes":
             problems += [f"public_set.teachers.{number}.classes: at least 2 expected where teachers name classes, got {teacher.classes}"
                          for number, teacher in enumerate(self.public_set.teachers) if teacher.classes < 2]
         if problems:
@@ -178,7 +178,7 @@ class Federation(Section):
         problems = []
         for field, name in (("proxy_model", self.algorithm.proxy_model), ("large_model", self.algorithm.large_model)):
             try:
-                models[name] = model_called(name, task.form, task.dimensions)
+                models[name] = model_called(name, task.answer, task.dimensions)
             except ConfigError as e:
                 problems.append(f"algorithm.{field}: {e}")
         sides = {"task.image_size": self.task.image_size} if task.dimensions == 2 else {

@@ -55,7 +55,7 @@ class TaskConfig(Section):
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: names must differ from each other")
         task = TASKS[self.name]
-        if task.form == "mask" and len(self.classes) != 2:
+        if task.answer == "mask" and len(self.classes) != 2:
             raise ValueError(f"classes: {self.name} tells one foreground from its background, so 2 names expected, got {len(self.classes)}")
         if task.dimensions == 3:
             largest = max(self.volume.patch_size, self.volume.window_size)

@@ -54,7 +54,7 @@ def manifest_of(config: SiloConfig, task: TaskConfig | None) -> Manifest:
         DataError: with everything that is wrong.
     """
     data = config.data
-    masks = None if task is None else TASKS[task.name].form == "mask"
+    masks = None if task is None else TASKS[task.name].answer == "mask"
     if task is not None and not isinstance(data, DatalistData) and masks != isinstance(data, PicturesAndMasks | FedIxiData):
         kind = "masks" if masks else "class numbers"
         raise ConfigError(f"silo {config.name}: data.layout {data.layout!r} has no {kind}, which task {task.name} needs; choose another layout")

@@ -38,12 +38,12 @@ def image_shape(task: TaskConfig) -> tuple[int, ...]:
 
 def target_shape(task: TaskConfig) -> tuple[int, ...]:
     """() of a class number; (1, ...) of a mask."""
-    return () if TASKS[task.name].form == "classes" else (1, *image_shape(task)[1:])
+    return () if TASKS[task.name].answer == "classes" else (1, *image_shape(task)[1:])
 
 
 def preparation(task: TaskConfig) -> str:
     """How this task's files are prepared, in words: part of the name under which prepared images are kept."""
-    if TASKS[task.name].form == "classes":
+    if TASKS[task.name].answer == "classes":
         return decode.preprocessing(task.image_size)
     if TASKS[task.name].dimensions == 2:
         return f"grey8, shorter side {task.image_size}, bicubic, centre crop; mask nearest"

@@ -56,7 +56,7 @@ def remarks(report: DataReport) -> Iterator[str]:
     """What nobody has to mend, but should know before training."""
     for silo in report.silos:
         kept = {split: [place.seen for place in report.places if (place.silo, place.split) == (silo, split)] for split in SPLITS}
-        if TASKS[report.task.name].form == "classes":
+        if TASKS[report.task.name].answer == "classes":
             yield from _about_classes(silo, report.task.classes, {split: {seen.item.label for seen in found} for split, found in kept.items()})
         everything = [seen for found in kept.values() for seen in found]
         deep = sum(seen.kind.startswith("I") for seen in everything)
@@ -88,7 +88,7 @@ def _split(report: DataReport, silo: str, split: str) -> dict[str, Any]:
     document: dict[str, Any] = {"images": len(found)}
     if not found:
         return document
-    if TASKS[report.task.name].form == "classes":
+    if TASKS[report.task.name].answer == "classes":
         counts = Counter(seen.item.label for seen in found)
         document["classes"] = {name: counts[number] for number, name in enumerate(report.task.classes)}
         present = [count for count in document["classes"].values() if count]

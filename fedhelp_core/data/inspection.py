@@ -68,7 +68,7 @@ _Look = Callable[[Item, bool], Seen]
 
 def _look_of(task: TaskConfig) -> _Look:
     entry = TASKS[task.name]
-    if entry.form == "classes":
+    if entry.answer == "classes":
         return _picture
     return _picture_and_mask if entry.dimensions == 2 else partial(_volume_and_mask, foreground=task.classes[1])
 

@@ -55,7 +55,7 @@ def read_own_csv(path: Path, reading: Reading) -> dict[str, Listed]:
     Raises:
         DataError: no such file, or a column is missing.
     """
-    answer = "mask" if TASKS[reading.task.name].form == "mask" else "label"
+    answer = "mask" if TASKS[reading.task.name].answer == "mask" else "label"
     hospitals: dict[str, Listed] = {}
     for line, row in _rows(path, reading.columns, needed=("image", answer)):
         listed = hospitals.setdefault(row.get("hospital", ""), Listed())

@@ -23,7 +23,7 @@ from fedhelp_core.data.datalist import Manifest, manifest_from, read_layout
 from fedhelp_core.data.own_csv import COLUMNS, Reading, read_own_csv
 from fedhelp_core.data.volumes_and_masks import read_volumes_and_masks
 from fedhelp_core.errors import ConfigError, DataError
-from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.registry.tasks import TASKS, Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +66,8 @@ class Layout:
     """What lies in the folder, in words."""
     task: str
     """The task it is for, unless another is named."""
-    form: str | None
-    """The form of answers it has; None: whichever the task's is."""
+    answer: Answer | None
+    """What it has; None: whichever the task asks for."""
     options: frozenset[str]
     find: _Find
 
@@ -84,9 +84,9 @@ def hospitals_of(layout: str, folder: Path, task: TaskConfig, options: Options) 
     if surplus:
         takes = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(entry.options | {"silos"}))
         raise ConfigError(f"--{surplus[0].replace('_', '-')}: layout {layout} does not take it; it takes {takes}")
-    if entry.form not in (None, TASKS[task.name].form):
-        fitting = ", ".join(name for name, one in TASKS.items() if one.form == entry.form)
-        raise ConfigError(f"--task: layout {layout} has no answers of the form that {task.name} needs; one of {fitting} expected")
+    if entry.answer not in (None, TASKS[task.name].answer):
+        fitting = ", ".join(name for name, one in TASKS.items() if one.answer == entry.answer)
+        raise ConfigError(f"--task: layout {layout} has no answers of the kind that {task.name} needs; one of {fitting} expected")
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder that holds {entry.holds}")
     return _named(entry.find(folder, task, options), options.silos)
@@ -197,21 +197,21 @@ def _own_csv(folder: Path, task: TaskConfig, options: Options) -> dict[str, Hosp
 LAYOUTS: Mapping[str, Layout] = {
     "fed-isic2019": Layout(
         holds="Fed-ISIC2019: a folder of <image>.jpg and FLamby's split CSV (image, target, center, fold); a silo a center", task="melanoma",
-        form="classes", options=frozenset({"images", "split_csv", "validation_fraction"}), find=_fed_isic),
+        answer="classes", options=frozenset({"images", "split_csv", "validation_fraction"}), find=_fed_isic),
     "chest-xray": Layout(
         holds="the paediatric chest X-rays: train|val|test / NORMAL|PNEUMONIA / *.jpeg; dealt out to six silos, or by --sizes", task="pneumonia",
-        form="classes", options=frozenset({"sizes"}), find=_chest_xray),
+        answer="classes", options=frozenset({"sizes"}), find=_chest_xray),
     "pictures-and-masks": Layout(
-        holds="pictures in images/ and masks of the same names in masks/; silos by --prefixes or --sizes", task="lung-segmentation", form="mask",
+        holds="pictures in images/ and masks of the same names in masks/; silos by --prefixes or --sizes", task="lung-segmentation", answer="mask",
         options=frozenset({"images", "masks", "prefixes", "sizes", "test_fraction", "validation_fraction"}), find=_pictures),
     "fed-ixi": Layout(
         holds="Fed-IXI: IXI002-Guys-0828/T1/*.nii.gz, /label/*.nii.gz and FLamby's split CSV; silos guys, hh, iop", task="brain-segmentation",
-        form="mask", options=frozenset({"images", "split_csv", "validation_fraction"}), find=_fed_ixi),
+        answer="mask", options=frozenset({"images", "split_csv", "validation_fraction"}), find=_fed_ixi),
     "volumes-and-masks": Layout(
         holds="volumes in images/ and masks/: a folder of DICOM slices or a NIfTI file for each subject; silos by --sizes", task="brain-segmentation",
-        form="mask", options=frozenset({"images", "masks", "sizes", "test_fraction", "validation_fraction"}), find=_volumes),
+        answer="mask", options=frozenset({"images", "masks", "sizes", "test_fraction", "validation_fraction"}), find=_volumes),
     "csv": Layout(
-        holds="a hospital's own CSV (image, label or mask, perhaps split, patient, hospital) and the images it lists", task="melanoma", form=None,
+        holds="a hospital's own CSV (image, label or mask, perhaps split, patient, hospital) and the images it lists", task="melanoma", answer=None,
         options=frozenset({"csv", "columns", "test_fraction", "validation_fraction"}), find=_own_csv),
 }
 

@@ -15,7 +15,7 @@ from fedhelp_core.registry.tasks import TASKS
 def read_examples(items: Sequence[Item], task: TaskConfig) -> Iterator[Example]:
     """The examples of `items`, in order."""
     entry = TASKS[task.name]
-    if entry.form == "classes":
+    if entry.answer == "classes":
         for item, found in zip(items, decode.decode_all([item.image for item in items], task.image_size), strict=True):
             pixels = None if found.pixels_SSC is None else found.pixels_SSC.transpose(2, 0, 1)
             yield Example(pixels, item.label, found.problem)

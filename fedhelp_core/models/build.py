@@ -8,18 +8,19 @@ from torch import nn
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.models.initialisation import initialise
 from fedhelp_core.models.resnet import Classifier
-from fedhelp_core.registry.models import CifarResNet, Form, Network, model_called
+from fedhelp_core.registry.models import CifarResNet, Network, model_called
+from fedhelp_core.registry.tasks import Answer
 
 
 def build_model(
-    name: str, *, outputs: int, in_channels: int = 3, form: Form = "classes", dimensions: int = 2, generator: torch.Generator | None = None,
+    name: str, *, outputs: int, in_channels: int = 3, answer: Answer = "classes", dimensions: int = 2, generator: torch.Generator | None = None,
 ) -> nn.Module:
     """The model `name`, float32 on the CPU; initialised from `generator`, or left uninitialised for loading where it is None.
 
     Raises:
-        ConfigError: `name` is not in the registry, or answers in another form.
+        ConfigError: `name` is not in the registry, or answers in another way.
     """
-    network = model_called(name, form, dimensions)
+    network = model_called(name, answer, dimensions)
     with torch.device("meta"):
         model = _module(network, outputs, in_channels)
     model = model.to_empty(device="cpu")

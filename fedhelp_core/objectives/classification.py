@@ -49,7 +49,8 @@ class Classification:
     def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
         """The classifier `name`."""
         return build_model(
-            name, outputs=self.outputs, in_channels=self._task.channels, form=self._task.form, dimensions=self._task.dimensions, generator=generator)
+            name, outputs=self.outputs, in_channels=self._task.channels, answer=self._task.answer, dimensions=self._task.dimensions,
+            generator=generator)
 
     def augmentation(self, kind: str) -> Augment | None:
         """Images flipped: left-right (`mirror`), and top-bottom too (`flips`)."""

@@ -13,7 +13,7 @@ from fedhelp_core.registry.tasks import TASKS
 def objective_of(config: TaskConfig) -> Objective:
     """The mathematics of the task that `config` names, imported when it is first asked for: classification never waits for MONAI."""
     task = TASKS[config.name]
-    if task.form == "classes":
+    if task.answer == "classes":
         from fedhelp_core.objectives.classification import Classification
 
         return Classification(task, config)

@@ -101,7 +101,7 @@ class Segmentation:
     def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
         """The U-Net `name`."""
         return build_model(
-            name, outputs=1, in_channels=self._task.channels, form=self._task.form, dimensions=self._task.dimensions, generator=generator)
+            name, outputs=1, in_channels=self._task.channels, answer=self._task.answer, dimensions=self._task.dimensions, generator=generator)
 
     def augmentation(self, kind: str) -> Augment | None:
         """Image and target changed together: a random patch of a volume, then flips, left-right (`mirror`) or along all sides (`flips`)."""

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from fedhelp_core.errors import ConfigError
-
-Form = Literal["classes", "mask"]
+from fedhelp_core.registry.tasks import Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +20,7 @@ class CifarResNet:
 
     depth: int
     """6n + 2 layers."""
-    form: Form = "classes"
+    answer: Answer = "classes"
     dimensions: int = 2
     sides_multiple_of: int = 1
 
@@ -37,7 +35,7 @@ class UNet:
     """Of each level, from the full resolution down."""
     residual_units: int = 0
     """Convolutions of a level that a shortcut bridges; 0: plain levels."""
-    form: Form = "mask"
+    answer: Answer = "mask"
 
     @property
     def sides_multiple_of(self) -> int:
@@ -54,18 +52,18 @@ MODELS: Mapping[str, Network] = {
 }
 
 
-def known_models(form: Form = "classes", dimensions: int = 2) -> tuple[str, ...]:
-    """Names of the models that answer in `form` to images of `dimensions`."""
-    return tuple(name for name, network in MODELS.items() if (network.form, network.dimensions) == (form, dimensions))
+def known_models(answer: Answer = "classes", dimensions: int = 2) -> tuple[str, ...]:
+    """Names of the models that answer with `answer` to images of `dimensions`."""
+    return tuple(name for name, network in MODELS.items() if (network.answer, network.dimensions) == (answer, dimensions))
 
 
-def model_called(name: str, form: Form, dimensions: int) -> Network:
+def model_called(name: str, answer: Answer, dimensions: int) -> Network:
     """The model `name`.
 
     Raises:
-        ConfigError: it is not in the registry, or answers in another form.
+        ConfigError: it is not in the registry, or answers in another way.
     """
-    fitting = known_models(form, dimensions)
+    fitting = known_models(answer, dimensions)
     if name not in fitting:
-        raise ConfigError(f"a model for {form} of {dimensions}D images expected ({', '.join(fitting)}), got {name!r}")
+        raise ConfigError(f"a model for {answer} of {dimensions}D images expected ({', '.join(fitting)}), got {name!r}")
     return MODELS[name]

@@ -1,7 +1,7 @@
 """The task registry: what each task shows a network, asks of it and is scored by. Data only, no PyTorch.
 
 Read by config.py (names, classes, defaults), by the loaders (what an image and its label are) and by objective.py, which gives
-the algorithm a task's mathematics. A new task of a known form is one entry here; tasks are named nowhere else.
+the algorithm a task's mathematics. A new task with a known answer is one entry here; tasks are named nowhere else.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+Answer = Literal["classes", "mask"]
+"""What a model answers with: class probabilities of an image, or the foreground probability of every pixel or voxel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +52,7 @@ class Task:
     """One task."""
 
     name: str
-    form: Literal["classes", "mask"]
-    """The answer: class probabilities of an image, or the foreground probability of every pixel or voxel."""
+    answer: Answer
     dimensions: Literal[2, 3] = 2
     """Spatial dimensions of an image."""
     channels: Literal[1, 3] = 3
@@ -78,17 +80,17 @@ def _segmentation(unit: str) -> tuple[Metric, ...]:
 
 _ALL = (
     Task(
-        name="melanoma", form="classes", metrics=_CLASSIFICATION,
+        name="melanoma", answer="classes", metrics=_CLASSIFICATION,
         classes=("melanoma", "nevus", "basal-cell-carcinoma", "actinic-keratosis", "benign-keratosis", "dermatofibroma", "vascular-lesion",
                  "squamous-cell-carcinoma")),
     Task(
-        name="pneumonia", form="classes", metrics=_CLASSIFICATION, classes=("normal", "pneumonia"),
+        name="pneumonia", answer="classes", metrics=_CLASSIFICATION, classes=("normal", "pneumonia"),
         defaults={"rank_top_k": 1, "augmentation": "mirror"}),
     Task(
-        name="lung-segmentation", form="mask", channels=1, metrics=_segmentation("pixels"), classes=("background", "lung"),
+        name="lung-segmentation", answer="mask", channels=1, metrics=_segmentation("pixels"), classes=("background", "lung"),
         defaults={"rank_top_k": 1, "rank_weight": 0.0, "augmentation": "mirror", "proxy_model": "unet2d", "large_model": "unet2d-large"}),
     Task(
-        name="brain-segmentation", form="mask", dimensions=3, channels=1, metrics=_segmentation("mm"), classes=("background", "brain"),
+        name="brain-segmentation", answer="mask", dimensions=3, channels=1, metrics=_segmentation("mm"), classes=("background", "brain"),
         defaults={"rank_top_k": 1, "rank_weight": 0.0, "augmentation": "mirror", "batch_size": 2, "public_batch_size": 2,
                   "proxy_model": "unet3d", "large_model": "unet3d-large"}),
 )

@@ -33,7 +33,7 @@ def render(report: DataReport) -> str:
     """The page."""
     chip = '<span class="chip bad">refused</span>' if report.refused else '<span class="chip good">usable</span>'
     title = f"{report.task.name}: {len(report.silos)} silos, {len(report.places):,} images"
-    answers = "classes" if TASKS[report.task.name].form == "classes" else "foreground"
+    answers = "classes" if TASKS[report.task.name].answer == "classes" else "foreground"
     head = ("silo", "split", "images", answers, "sizes", "intensities", "grid")
     parts = [
         f'<header><h1>{clean(title)} {chip}</h1><p class="quiet">Shows pictures and file names of patients: keep it in the hospital.</p></header>',
@@ -62,7 +62,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _pictures(report: DataReport) -> str:
-    classes = TASKS[report.task.name].form == "classes"
+    classes = TASKS[report.task.name].answer == "classes"
     parts = []
     for silo in report.silos:
         shown = [place.seen for place in report.places if place.silo == silo and place.seen.thumbnail]

@@ -115,7 +115,7 @@ def ask_unseen(
     """Have the teacher asked about the images that the ledger does not know; it is not even contacted where there are none.
 
     Raises:
-        As `prefetch`.
+        ConfigError, DataError, TeacherError, TeacherUnavailable: as `prefetch`.
     """
     unseen = [i for i, image in enumerate(images.hashes) if image not in ledger]
     if not unseen:

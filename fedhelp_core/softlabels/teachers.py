@@ -66,7 +66,7 @@ class Question:
     @classmethod
     def of(cls, task: TaskConfig) -> Question:
         """That of `task`."""
-        return cls(image_shape(task), TASKS[task.name].form == "mask")
+        return cls(image_shape(task), TASKS[task.name].answer == "mask")
 
     @property
     def sides(self) -> tuple[int, ...]:
