@@ -26,7 +26,8 @@ from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.errors import FedHelpError, JobFailed, NotFound, PermanentError
 from fedhelp_core.processes import FAILURE_VARIABLE, OWNER_VARIABLE, owner_mark
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from fedhelp_dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess
 
 console = Console(stderr=True)

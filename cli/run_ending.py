@@ -17,7 +17,8 @@ from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import FedHelpError
 from fedhelp_core.protocol.facts import read_fact
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhelp_core.disk import write_all
 from fedhelp_core.errors import WeightsError
-from fedhelp_core.weights.file import Segment, Weights, WeightsFile, WeightsSpec, canonical_header, common_segments, read_header, write_all
+from fedhelp_core.weights.file import WeightsFile, read_header
+from fedhelp_core.weights.header import Weights, WeightsSpec, canonical_header
+from fedhelp_core.weights.segments import Segment, common_segments
 
 PIECE_ELEMENTS = 2**16  # float64 sum and float32 piece together 768 KiB: fits a second-level cache of 1 MiB
 _THREADS = 2  # one reads while the other adds

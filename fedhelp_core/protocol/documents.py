@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedhelp_core.errors import PermanentError
 from fedhelp_core.registry.tasks import Metric
-from fedhelp_core.weights.file import WeightsSpec
+from fedhelp_core.weights.header import WeightsSpec
 
 _DOCUMENT = ConfigDict(strict=True, allow_inf_nan=False, ser_json_inf_nan="constants")
 

@@ -23,8 +23,11 @@ import yaml
 from fedhelp_core.algorithm.averaging import average_files, shares_of
 from fedhelp_core.errors import AccessDenied, ConfigError, NotFound, PermanentError, QuorumLost, RunAborted, RunConflict
 from fedhelp_core.protocol.documents import Commit, OfSilo, SiloEvaluation, SiloReport, UpdateManifest, dump, parse, parse_mapping
-from fedhelp_core.store.base import Poller, Store, give, present, release, scratch_file, wait_for
-from fedhelp_core.weights.file import Weights, WeightsSpec, check_weights_file, read_weights, serialize_weights
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.waiting import Poller, wait_for
+from fedhelp_core.weights.check import check_weights_file
+from fedhelp_core.weights.file import read_weights, serialize_weights
+from fedhelp_core.weights.header import Weights, WeightsSpec
 
 OnEvent = Callable[[dict[str, object]], None]
 """Called with {"event": "update_accepted" | "update_refused" | "silo_absent" | "round_committed", "round": r, …}."""
@@ -126,7 +129,7 @@ class Run:
         try:
             return read_weights(path, expected=commit.weights_spec, max_bytes=max_bytes, sha256=commit.global_sha256)
         finally:
-            release(self.store, path)
+            self.store.release(path)
 
     def global_file(self, commit: Commit) -> Path:
         """A local file of the model after `commit`, not verified; `store.release` drops a bucket's copy."""
@@ -426,7 +429,7 @@ class _Closing:
     def release(self) -> None:
         """Drop local copies of what came from a bucket."""
         for path in [*self._files.values(), *([self._reference] if self._reference else [])]:
-            release(self._run.store, path)
+            self._run.store.release(path)
 
     def _look(self, poller: Poller) -> Commit | None:
         """Take in what has arrived. One stat per pending silo and kind of object in a folder, one listing in a bucket."""
@@ -436,7 +439,7 @@ class _Closing:
         run.raise_if_aborted()
         keys = {run._update_key(silo, round): silo for silo in self._pending}
         markers = {run._absent_key(silo, round): silo for silo in self._pending}
-        there = present(run.store, [*keys, *markers], prefix=run._key(f"rounds/{round}/"))
+        there = run.store.present([*keys, *markers], prefix=run._key(f"rounds/{round}/"))
         for key, silo in keys.items():
             if key in there:
                 self._pending.remove(silo)
@@ -490,10 +493,10 @@ class _Closing:
 
     def _average(self, participants: Sequence[str], shares: Sequence[float], workdir: Path | None) -> tuple[str, str]:
         """Key and sha256 of the stored average."""
-        with scratch_file(self._run.store, workdir) as path:
+        with self._run.store.scratch_file(workdir) as path:
             sha256 = average_files([self._files[silo] for silo in participants], shares, path, self._spec.architecture)
             key = self._run._global_key(self._round + 1, sha256)
-            give(self._run.store, key, path)
+            self._run.store.give(key, path)
         return key, sha256
 
     def _tell(self, event: str, **facts: object) -> None:

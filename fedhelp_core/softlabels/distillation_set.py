@@ -36,7 +36,7 @@ from fedhelp_core.softlabels.answers import AnswerForm, bounds
 from fedhelp_core.softlabels.public_images import PublicImages
 from fedhelp_core.softlabels.teachers import TeacherIdentity
 from fedhelp_core.softlabels.tensors import HEADER_ROOM, hash_rows, pack, unpack
-from fedhelp_core.store.base import Store, is_local, release
+from fedhelp_core.store.base import Store
 
 if TYPE_CHECKING:
     import torch
@@ -414,7 +414,7 @@ def _mapped(
 @contextmanager
 def _local_file(store: Store, key: str, sha256: str, max_bytes: int, cache_dir: Path | None) -> Iterator[Path]:
     """A local file with the object's bytes, checked; a copy in `cache_dir` where the store is not a folder."""
-    cached = None if cache_dir is None or is_local(store) else cache_dir / key
+    cached = None if cache_dir is None or store.is_local else cache_dir / key
     if cached is not None and cached.is_file() and _file_sha(cached) == sha256:
         yield cached
         return
@@ -424,7 +424,7 @@ def _local_file(store: Store, key: str, sha256: str, max_bytes: int, cache_dir: 
             raise _damaged(key, f"has sha256 {_file_sha(path)}, expected {sha256}")
         yield path if cached is None else _kept(path, cached)
     finally:
-        release(store, path)  # a mapping outlives its file's name
+        store.release(path)  # a mapping outlives its file's name
 
 
 def _kept(path: Path, cached: Path) -> Path:

@@ -14,7 +14,7 @@ import pytest
 from fedhelp_components.forked import run_component
 from fedhelp_core.errors import FedHelpError, NotFound
 from fedhelp_core.protocol.facts import read_fact
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 from fedhelp_dispatch.zygote_client import ZYGOTE_VARIABLE, ZygoteProcess, connected
 from tests.tiny import TinyFederation, wait_until
 

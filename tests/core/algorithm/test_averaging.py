@@ -13,7 +13,8 @@ import safetensors.numpy
 from fedhelp_core.algorithm import averaging
 from fedhelp_core.algorithm.averaging import average_arrays, average_files, shares_of
 from fedhelp_core.errors import WeightsError
-from fedhelp_core.weights.file import Weights, WeightsSpec, read_weights, serialize_weights, write_weights
+from fedhelp_core.weights.file import read_weights, serialize_weights, write_weights
+from fedhelp_core.weights.header import Weights, WeightsSpec
 
 
 def written(folder: Path, updates: Sequence[Weights]) -> list[Path]:
