@@ -21,7 +21,7 @@ from fedhelp_core.weights.header import MAX_HEADER_BYTES, Header, Weights, Weigh
 
 CHUNK_BYTES = 2**18  # per read: stays in the second-level cache between reading, hashing and arithmetic
 _PICKLE = re.compile(rb"\x80[\x02-\x05]|\([dlit]|c[\w.]+\n")  # how protocols 2-5 and 0 begin
-_PLACE = Place({
+WEIGHTS_FILE = Place({
     NotFound: "no such weights file",
     StorageFull: "no space left for the weights file; free some, then run again",
     AccessDenied: "the weights file refuses access ({why}); check its permissions",
@@ -54,7 +54,7 @@ def write_weights(path: Path, weights: Weights, architecture: str) -> str:
         StorageFull: no space left.
     """
     digest = hashlib.sha256()
-    with explained(path, _PLACE), path.open("wb", buffering=0) as handle:
+    with explained(path, WEIGHTS_FILE), path.open("wb", buffering=0) as handle:
         for piece in _pieces(weights, architecture):
             digest.update(piece)
             write_all(handle, piece)
@@ -117,7 +117,7 @@ class WeightsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with explained(path, _PLACE):
+        with explained(path, WEIGHTS_FILE):
             self._descriptor = os.open(path, os.O_RDONLY)
         self.size = os.fstat(self._descriptor).st_size
 
