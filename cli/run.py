@@ -168,9 +168,9 @@ class RunProgress:
             phase = "check: every silo looks at its data"
         elif done == rounds:
             phase = "evaluation and promotion"
-        elif done or store.size(f"runs/{self._run_id}/distillation_set.json") is not None:
+        elif done or store.size(run.keys.fact("distillation_set")) is not None:
             phase = "federation: rounds"
-        elif store.size(f"runs/{self._run_id}/kinds.json") is not None:
+        elif store.size(run.keys.fact("kinds")) is not None:
             phase = "soft labels from the teacher"
         else:
             phase = "check: every silo looks at its data"
