@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.figures import Figure, add_options, show, write
-from fedhelp_core.algorithm.averaging import average_files
+from fedhelp_core.protocol.averaging import average_files
 from fedhelp_core.weights.file import CHUNK_BYTES, write_weights
 
 CASES = (6, 60)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedhelp_core.weights.file import Weights
+from fedhelp_core.weights.header import Weights
 
 ARCHITECTURE = "benchmark-resnet20"
 CONVOLUTIONS = [(16, 3, 3, 3)] + [(16, 16, 3, 3)] * 6 + [(32, 16, 3, 3)] + [(32, 32, 3, 3)] * 5 + [(64, 32, 3, 3)] + [(64, 64, 3, 3)] * 5

@@ -35,7 +35,7 @@ from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.softlabels.prefetch import PrefetchReport, prefetch
 from fedhelp_core.softlabels.teachers import Question, Readiness
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 
 IMAGES, FEW, SIDE, CLASSES, BATCH, CONCURRENCY = 10_000, 2_500, 32, 10, 64, 8
 ASKING_TARGET = 1 / 0.9  # of the bare client's time

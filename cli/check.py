@@ -16,7 +16,7 @@ from fedhelp_components.session import say
 from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.errors import FedHelpError
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 
 _TAKEN = {
     "kubernetes": "its cluster takes the work",

@@ -15,7 +15,7 @@ from rich.table import Table
 from fedhelp_core.config.federation import load_federation
 from fedhelp_core.errors import ConfigError, FedHelpError
 from fedhelp_core.protocol.lease import last_sign
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 from fedhelp_dispatch.cluster import Cluster
 from fedhelp_dispatch.job import ACTION_LABEL, ROUND_LABEL, RUN_LABEL, SILO_LABEL
 from fedhelp_dispatch.kubernetes import JobCarrier, look_at, pods_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.errors import FedHelpError
 from fedhelp_core.protocol.facts import read_fact
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 from fedhelp_core.tracking.registry import Registry
 
 

@@ -24,7 +24,8 @@ from fedhelp_components.check.__main__ import problems_of, raise_all
 from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.errors import FedHelpError, JobFailed, NotFound
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 
 console = Console(stderr=True)
 _LOOK = 0.25  # seconds between looks at the store for the progress bar
@@ -157,9 +158,9 @@ class RunProgress:
             phase = "check: every silo looks at its data"
         elif done == rounds:
             phase = "evaluation and promotion"
-        elif done or store.size(f"runs/{self._run_id}/distillation_set.json") is not None:
+        elif done or store.size(run.keys.fact("distillation_set")) is not None:
             phase = "federation: rounds"
-        elif store.size(f"runs/{self._run_id}/kinds.json") is not None:
+        elif store.size(run.keys.fact("kinds")) is not None:
             phase = "soft labels from the teacher"
         else:
             phase = "check: every silo looks at its data"

@@ -16,8 +16,10 @@ from rich.console import Console
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import FedHelpError
 from fedhelp_core.protocol.facts import read_fact
+from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Ending:
     def _tell_how_to_go_on(self, *, can_roll_back: bool, can_promote: bool) -> None:
         from fedhelp_core.tracking.server import tracking_uri
 
-        print(f"\nReport     {self._store().fetch(f'runs/{self.run_id}/report.html')}")
+        print(f"\nReport     {self._store().fetch(RunKeys(self.run_id).report)}")
         print(f"Log        {self.log}")
         print(f"MLflow     {_command()}mlflow ui --backend-store-uri {tracking_uri(self.federation)}")
         if can_promote:

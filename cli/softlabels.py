@@ -17,7 +17,8 @@ from fedhelp_core.protocol.facts import read_fact
 from fedhelp_core.softlabels.distillation_set import known_sets
 from fedhelp_core.softlabels.report import FACT
 from fedhelp_core.softlabels.summary import SetSummary, summarise
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 
 _BARS, _WIDTH = 12, 40  # of the histogram
 _CLASSES_SHOWN = 30

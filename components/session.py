@@ -14,7 +14,8 @@ import yaml
 from fedhelp_core.config.federation import Federation, parse_federation
 from fedhelp_core.processes import exit_code_of
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from fedhelp_dispatch.request import Dispatcher
 from fedhelp_dispatch.routing import RoutingDispatcher
 

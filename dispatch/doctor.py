@@ -29,7 +29,7 @@ from fedhelp_core.data.items import Item
 from fedhelp_core.data.reading import read_examples
 from fedhelp_core.disk import explained
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, PermanentError, StorageFull, StoreUnavailable, listed
-from fedhelp_core.store.base import is_local, open_store, probe
+from fedhelp_core.store.open import open_store
 from fedhelp_dispatch.request import SILO_CONFIG_VARIABLE
 
 _SAMPLES = 32  # images of each split that are decoded; `check` decodes all of them when a run starts
@@ -108,7 +108,7 @@ def look_at_store(url: str, endpoint_url: str | None) -> Finding:
     Raises:
         ConfigError, AccessDenied, StoreUnavailable: not so.
     """
-    probe(open_store(url, endpoint_url=endpoint_url))
+    open_store(url, endpoint_url=endpoint_url).probe()
     yield f"{url} takes, shows and deletes objects, and never overwrites one"
 
 
@@ -119,7 +119,7 @@ def look_at_clock(url: str, endpoint_url: str | None) -> Finding:
         ConfigError: it is off by more than S3 signatures bear.
         StoreUnavailable: the store does not answer, or does not say its time.
     """
-    if is_local(open_store(url)):
+    if open_store(url).is_local:
         yield "a folder is the store: nothing to compare the clock with"
         return
     address = endpoint_url or "https://s3.amazonaws.com"

@@ -19,7 +19,7 @@ from fedhelp_core.errors import HubSilent, JobFailed, RetryableError, RunAborted
 from fedhelp_core.protocol.documents import Commit
 from fedhelp_core.protocol.lease import Lease
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.store.base import Poller
+from fedhelp_core.store.waiting import Poller
 from fedhelp_dispatch.request import Action, Dispatcher, Outcome, Waiting, Work, request_for
 
 _TICK = 0.02  # seconds between looks at forked workers; a round's own hand-over goes through the store, not through here

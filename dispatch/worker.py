@@ -21,7 +21,7 @@ from fedhelp_core.config.silo import load_silo
 from fedhelp_core.processes import exit_code_of
 from fedhelp_core.protocol.lease import end_without_hub
 from fedhelp_core.silo.work import open_silo
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 from fedhelp_dispatch.request import SILO_CONFIG_VARIABLE
 
 

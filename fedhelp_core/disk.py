@@ -1,25 +1,121 @@
-"""What goes wrong with a silo's own volume, in words. Called wherever a silo writes: its state, its caches."""
+"""Files on a disk: written whole or not at all, hashed in pieces, and what goes wrong with them in words.
+
+Called wherever something is kept: the store's folder, a silo's state and caches, weights files, a study's cells. A file gets
+its name when it is complete; until then it has a random one, since on a shared volume two pods may have the same process id.
+"""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hashlib
+import io
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fedhelp_core.errors import AccessDenied, FedHelpError, StorageFull
+from fedhelp_core.errors import AccessDenied, FedHelpError, NotFound, PermanentError, StorageFull
+
+_KINDS: Mapping[int, type[FedHelpError]] = {
+    errno.ENOENT: NotFound, errno.ENOTDIR: NotFound, errno.EISDIR: NotFound,
+    errno.ENOSPC: StorageFull, errno.EDQUOT: StorageFull,
+    errno.EACCES: AccessDenied, errno.EPERM: AccessDenied, errno.EROFS: AccessDenied,
+    errno.ENAMETOOLONG: PermanentError, errno.EINVAL: PermanentError, errno.ELOOP: PermanentError,
+}
+_SCRATCH = ".*.tmp"  # names of files that are not complete
+_STALE = 24 * 3600.0  # seconds after which an incomplete file must be of a killed process
+_SHOWN = 300  # characters of a path in a message
+
+
+@dataclass(frozen=True)
+class Place:
+    """What to say of a path in one kind of place."""
+
+    sentences: Mapping[type[FedHelpError], str]
+    """What follows 'PATH: ', by kind of error; '{why}' is the system's own word for it."""
+    otherwise: type[FedHelpError] | None = None
+    """The kind of errors that have no sentence of their own; None: they are raised as they are."""
+
+    def error(self, e: OSError, path: str | Path) -> Exception:
+        """`e` as an error of our own; `e` itself where this place has nothing to say about it."""
+        kind = _KINDS.get(e.errno or 0)
+        if kind not in self.sentences:
+            kind = self.otherwise
+        return e if kind is None else kind(f"{str(path)[:_SHOWN]}: {self.sentences[kind].format(why=e.strerror or e)}")
+
+
+STATE_VOLUME = Place({
+    StorageFull: "no space left on the silo's state volume; free some or enlarge it, then run again",
+    AccessDenied: "not writable ({why}); mount the state volume read-write for this user",
+})
+"""A silo's own volume: its state, its caches."""
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: str | Path, place: Place = STATE_VOLUME) -> Iterator[None]:
     """OSErrors about `path` as errors of our own, one sentence each."""
     try:
         yield
-    except FedHelpError:
-        raise
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull(f"{path}: no space left on the silo's state volume; free some or enlarge it, then run again") from e
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise AccessDenied(f"{path}: not writable ({e.strerror}); mount the state volume read-write for this user") from e
-        raise
+        if (error := place.error(e, path)) is e:
+            raise
+        raise error from e
+
+
+@contextmanager
+def scratch_file(folder: Path) -> Iterator[Path]:
+    """The path of a file to be made in `folder` (made too), which no other process anywhere uses; gone afterwards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".{secrets.token_hex(8)}.tmp"
+    try:
+        yield path
+    finally:
+        with suppress(OSError):  # renamed by now, or the error that ends the block says more
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """The path of a scratch file that becomes `path` in one step when the block ends well; what was there before is untouched else.
+
+    `durable`: the content reaches the disk before the name, so that after a power loss a name never stands for missing bytes.
+    """
+    with scratch_file(path.parent) as scratch:
+        sweep(path.parent)
+        yield scratch
+        if durable:
+            sync(scratch)
+        os.replace(scratch, path)
+
+
+def sweep(folder: Path, pattern: str = _SCRATCH, *, older_than: float = _STALE) -> None:
+    """Drop the files of killed processes: those in `folder` that fit `pattern` and were not written to for `older_than` seconds."""
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
+
+
+def write_all(handle: io.FileIO, piece: Any) -> None:
+    """Write a whole buffer to an unbuffered file, which may take it in parts."""
+    view = memoryview(piece).cast("B")
+    while view:
+        view = view[handle.write(view):]
+
+
+def sync(path: Path) -> None:
+    """Wait until the file's content is on the disk."""
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def digest_of(body: bytes | Path) -> tuple[str, int]:
+    """sha256 (hex) and size in bytes; of a file in pieces, however large it is."""
+    if isinstance(body, bytes):
+        return hashlib.sha256(body).hexdigest(), len(body)
+    with body.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest(), handle.tell()

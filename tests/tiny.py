@@ -25,7 +25,7 @@ from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.data.phantom.dermoscopy import Camera
 from fedhelp_core.data.phantom.fed_isic import PUBLIC, Site, write_fed_isic
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 from fedhelp_core.tracking.models import save_pyfunc_from_code
 
 SILOS = ("aachen", "brno", "coimbra")

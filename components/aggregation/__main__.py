@@ -13,9 +13,9 @@ from pathlib import Path
 from fedhelp_components.session import Session, end, open_session, run_parser, say
 from fedhelp_core import telemetry
 from fedhelp_core.errors import NotFound
+from fedhelp_core.protocol.closing import close_round
 from fedhelp_core.protocol.documents import Commit
 from fedhelp_core.protocol.facts import read_fact
-from fedhelp_core.protocol.run import close_round
 from fedhelp_core.softlabels.report import FACT, numbers
 from fedhelp_core.tracking.runs import AsyncTracker
 

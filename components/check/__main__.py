@@ -29,7 +29,8 @@ from fedhelp_core.protocol.facts import write_fact
 from fedhelp_core.protocol.kinds import resolve_kinds
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.softlabels.image_sources import open_sources
-from fedhelp_core.store.base import Store, open_store, probe
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from fedhelp_core.tracking.server import tracking_uri
 from fedhelp_dispatch.supervisor import require_none_failed, run_everywhere
 
@@ -236,7 +237,7 @@ def _require_store(config: Federation) -> None:
     folder = config.store.folder
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"store.url: a folder expected, but {folder} is a file")
-    probe(open_store(config.store.url, endpoint_url=config.store.endpoint_url))
+    open_store(config.store.url, endpoint_url=config.store.endpoint_url).probe()
 
 
 def _require_public_images(public: PublicSetConfig, task: TaskConfig) -> None:

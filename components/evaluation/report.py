@@ -20,6 +20,7 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation, SplitSizes
 from fedhelp_core.protocol.facts import read_fact
+from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.report.page import (
@@ -44,7 +45,7 @@ _MAX_SUMMARY_BYTES = 64 * 2**20
 def write_report(store: Store, run_id: str, federation: Federation, copy: Path | None = None) -> None:
     """Render the report into runs/<run>/report.html, and into `copy` where given."""
     page = render_report(facts_of_run(store, run_id, federation)).encode()
-    store.put(f"runs/{run_id}/report.html", page)
+    store.put(RunKeys(run_id).report, page)
     if copy is not None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(page)
@@ -172,7 +173,7 @@ def _soft_labels(store: Store, run_id: str) -> SoftLabelFacts | None:
     facts = SoftLabelFacts(
         sha256=sha256, images=int(fact["images"]), classes=int(fact["classes"]), asked=asked, requests=sum(teacher.requests for teacher in asked))
     try:
-        found = json.loads(store.get(soft_label_report.summary_key(run_id), _MAX_SUMMARY_BYTES))
+        found = json.loads(store.get(RunKeys(run_id).soft_label_summary, _MAX_SUMMARY_BYTES))
     except NotFound:  # evaluation has not come so far, or could not read the set
         return facts
     return replace(

@@ -11,7 +11,8 @@ import json
 from fedhelp_components.session import say
 from fedhelp_core.errors import FedHelpError, NotFound
 from fedhelp_core.protocol.facts import read_fact
-from fedhelp_core.softlabels.report import FACT, summary_key
+from fedhelp_core.protocol.keys import RunKeys
+from fedhelp_core.softlabels.report import FACT
 from fedhelp_core.softlabels.summary import Example, summarise
 from fedhelp_core.store.base import Store
 
@@ -20,7 +21,8 @@ _EXAMPLES = 12
 
 def keep_summary(store: Store, run_id: str) -> None:
     """Write what the report shows of the run's distillation set, once; nothing where it has none or the set cannot be read."""
-    if store.size(summary_key(run_id)) is not None:
+    key = RunKeys(run_id).soft_label_summary
+    if store.size(key) is not None:
         return  # an evaluation that goes on where it was
     try:
         sha256 = str(read_fact(store, run_id, FACT)["sha256"])
@@ -35,7 +37,7 @@ def keep_summary(store: Store, run_id: str) -> None:
         "most_entropy": found.most_entropy, "favourites": list(zip(found.classes, found.favourites_C, found.mean_C, strict=True)),
         "agreements": [(a.one, a.other, a.same_favourite, a.divergence) for a in found.agreements],
         "examples": [_example(example) for example in found.examples]}
-    store.put_new(summary_key(run_id), json.dumps(document).encode())
+    store.put_new(key, json.dumps(document).encode())
 
 
 def _example(example: Example) -> dict[str, object]:

@@ -17,7 +17,7 @@ from fedhelp_core import telemetry
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.protocol.facts import read_fact, write_fact
 from fedhelp_core.softlabels.report import FACT, as_fact, described, numbers
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 
 if TYPE_CHECKING:
     from fedhelp_core.softlabels.asking import Progress

@@ -10,14 +10,17 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedhelp_core.errors import PermanentError
 from fedhelp_core.registry.tasks import Metric
-from fedhelp_core.weights.file import WeightsSpec
+from fedhelp_core.weights.header import WeightsSpec
 
+MAX_REASON = 500
+"""Characters of a reason, however long what went wrong says it."""
 _DOCUMENT = ConfigDict(strict=True, allow_inf_nan=False, ser_json_inf_nan="constants")
 
 _Name = Annotated[str, Field(max_length=100)]
@@ -204,3 +207,8 @@ def parse_mapping(body: bytes, key: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise PermanentError(f"{key}: a JSON object expected, got {type(document).__name__}")
     return document
+
+
+def utc_now() -> str:
+    """The time of a document, for people."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from fedhelp_core.errors import NotFound, PermanentError
+from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.store.base import Store
 
 _MAX_BYTES = 2**20
@@ -16,7 +17,7 @@ _MAX_BYTES = 2**20
 
 def write_fact(store: Store, run_id: str, name: str, fact: dict[str, Any]) -> dict[str, Any]:
     """Make `fact` the run's fact `name`, or return the one that is there already."""
-    if store.put_new(_key(run_id, name), json.dumps(fact, sort_keys=True).encode()):
+    if store.put_new(RunKeys(run_id).fact(name), json.dumps(fact, sort_keys=True).encode()):
         return fact
     return read_fact(store, run_id, name)
 
@@ -29,15 +30,11 @@ def read_fact(store: Store, run_id: str, name: str) -> dict[str, Any]:
         PermanentError: the object is not JSON of a mapping.
     """
     try:
-        fact = json.loads(store.get(_key(run_id, name), _MAX_BYTES))
+        fact = json.loads(store.get(RunKeys(run_id).fact(name), _MAX_BYTES))
     except NotFound as e:
         raise NotFound(f"run {run_id!r} has no {name} yet; run the step before this one first (check, then soft_label_prefetch)") from e
     except ValueError as e:
-        raise PermanentError(f"run {run_id!r}: {_key(run_id, name)} is not JSON ({e}); the store was tampered with or is damaged") from e
+        raise PermanentError(f"run {run_id!r}: {RunKeys(run_id).fact(name)} is not JSON ({e}); the store was tampered with or is damaged") from e
     if not isinstance(fact, dict):
-        raise PermanentError(f"run {run_id!r}: {_key(run_id, name)} should hold a mapping, got {type(fact).__name__}")
+        raise PermanentError(f"run {run_id!r}: {RunKeys(run_id).fact(name)} should hold a mapping, got {type(fact).__name__}")
     return fact
-
-
-def _key(run_id: str, name: str) -> str:
-    return f"runs/{run_id}/{name}.json"

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fedhelp_core.errors import FedHelpError, HubSilent, NotFound
+from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.store.base import Store
 
 _MAX_BYTES = 4096
@@ -30,12 +31,8 @@ _LONGEST_LOOK = 30.0  # seconds
 
 def lease_keys(run_id: str, silo: str) -> tuple[str, str]:
     """The objects that may keep `silo`'s work alive: the whole run's, and its own."""
-    return lease_key(run_id), lease_key(run_id, silo)
-
-
-def lease_key(run_id: str, silo: str | None = None) -> str:
-    """The lease of all of a run's silos, or of one."""
-    return f"runs/{run_id}/lease.json" if silo is None else f"runs/{run_id}/leases/{silo}.json"
+    keys = RunKeys(run_id)
+    return keys.lease(), keys.lease(silo)
 
 
 class Lease:
@@ -43,7 +40,7 @@ class Lease:
 
     def __init__(self, store: Store, run_id: str, seconds: float, *, silo: str | None = None) -> None:
         self._store = store
-        self._key = lease_key(run_id, silo)
+        self._key = RunKeys(run_id).lease(silo)
         self._seconds = seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True, name="lease")

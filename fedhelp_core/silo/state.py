@@ -1,11 +1,11 @@
-"""What stays in a hospital: the state of each round, the lock on it, and the ledger of what left.
+"""What stays in a hospital: the state of each round, and the lock on it.
 
 Everything lies on the silo's own volume (`state` of silo.yaml):
 
     runs/<run>/round-00007.safetensors   large model, public head, batch norms, optimizer moments after round 7
     runs/<run>/lock                      held by the one process that works on this run here
     cache/                               decoded images, the distillation set
-    egress.jsonl                         append-only: every object that left, before it left
+    egress.jsonl                         every object that left, before it left (egress.py)
 
 Round r run again starts from the newest state before r, whatever had already been written; the last two are kept.
 Called by silo.py. Knows no network.
@@ -14,13 +14,10 @@ Called by silo.py. Knows no network.
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -28,7 +25,6 @@ import torch
 from fedhelp_core.algorithm.local_update import SiloState
 from fedhelp_core.disk import explained
 from fedhelp_core.errors import StateLocked
-from fedhelp_core.store.base import Store
 from fedhelp_core.weights.file import read_weights, write_weights
 
 _ARCHITECTURE = "silo-state"
@@ -105,53 +101,3 @@ class StateFolder:
 
     def _path(self, version: int) -> Path:
         return self.folder / f"round-{version:05d}.safetensors"
-
-
-class LedgeredStore:
-    """A store that writes down every object before it leaves: what a hospital's data officer reads."""
-
-    def __init__(self, store: Store, ledger: Path, run_id: str) -> None:
-        self._store = store
-        self._ledger = ledger
-        self._run_id = run_id
-        self.url = store.url
-
-    def put_new(self, key: str, body: bytes | Path) -> bool:
-        """As Store.put_new, recorded first."""
-        self._record(key, body)
-        return self._store.put_new(key, body)
-
-    def put(self, key: str, body: bytes | Path) -> None:
-        """As Store.put, recorded first."""
-        self._record(key, body)
-        self._store.put(key, body)
-
-    def get(self, key: str, max_bytes: int | None = None) -> bytes:
-        """As Store.get."""
-        return self._store.get(key, max_bytes)
-
-    def fetch(self, key: str, max_bytes: int | None = None) -> Path:
-        """As Store.fetch."""
-        return self._store.fetch(key, max_bytes)
-
-    def size(self, key: str) -> int | None:
-        """As Store.size."""
-        return self._store.size(key)
-
-    def list(self, prefix: str) -> list[str]:
-        """As Store.list."""
-        return self._store.list(prefix)
-
-    def delete(self, key: str) -> None:
-        """As Store.delete."""
-        self._store.delete(key)
-
-    def _record(self, key: str, body: bytes | Path) -> None:
-        content = body if isinstance(body, bytes) else body.read_bytes()
-        entry = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "run": self._run_id, "object": key,
-            "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(),
-        }
-        line = json.dumps(entry) + "\n"
-        with explained(self._ledger), self._ledger.open("a", encoding="utf-8") as handle:
-            handle.write(line)

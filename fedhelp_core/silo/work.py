@@ -28,7 +28,8 @@ from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation,
 from fedhelp_core.protocol.facts import read_fact
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.methods import METHOD_PARTS
-from fedhelp_core.silo.state import LedgeredStore, StateFolder
+from fedhelp_core.silo.egress import LedgeredStore
+from fedhelp_core.silo.state import StateFolder
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.softlabels.report import FACT
 from fedhelp_core.store.base import Store

@@ -18,7 +18,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -32,11 +31,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedhelp_core.errors import ConfigError, DataError, NotFound
+from fedhelp_core.protocol.keys import SOFT_LABELS, set_object, set_of_index, settled_set
 from fedhelp_core.softlabels.answers import AnswerForm, bounds
 from fedhelp_core.softlabels.public_images import PublicImages
 from fedhelp_core.softlabels.teachers import TeacherIdentity
 from fedhelp_core.softlabels.tensors import HEADER_ROOM, hash_rows, pack, unpack
-from fedhelp_core.store.base import Store, is_local, release
+from fedhelp_core.store.base import Store
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,6 @@ IMAGES_PER_SHARD = 2048
 _SHARD_BYTES = 32 * 2**20  # large images: fewer per shard, so that building one needs little memory
 _MAX_INDEX_BYTES = 16 * 2**20
 
-_INDEX = re.compile(r"softlabels/[0-9a-f]{64}/index\.json")
 _Sha = Field(pattern=r"^[0-9a-f]{64}$")
 _Side = Annotated[int, Field(ge=1, le=2**20)]
 
@@ -211,10 +210,10 @@ def write_distillation_set(
         answer_dtype=form.dtype, teachers=[_source(identity, share) for identity, share in teachers])  # type: ignore[arg-type]
     body = index.to_bytes()
     sha256 = _sha(body)
-    if store.size(_key(sha256, "index.json")) is None:
+    if store.size(set_object(sha256, "index.json")) is None:
         for number, chosen in enumerate(ranges):
             _put(store, sha256, number, _built(images, answers(chosen), form, chosen))
-        store.put_new(_key(sha256, "index.json"), body)
+        store.put_new(set_object(sha256, "index.json"), body)
     return _settled(store, index, sha256)
 
 
@@ -222,11 +221,11 @@ def _settled(store: Store, index: Index, sha256: str) -> str:
     """The one set of these images and teachers: of two prefetches at the same time, which may have read different answers about
     an image, the first that is done decides for both, and for all later ones."""
     question = index.model_dump(mode="json", exclude={"shards": {"__all__": {"answers_sha256", "answers_stored"}}})
-    key = f"softlabels/settled/{_sha(json.dumps(question, sort_keys=True).encode())}.txt"
+    key = settled_set(_sha(json.dumps(question, sort_keys=True).encode()))
     if store.put_new(key, sha256.encode()):
         return sha256
     first = store.get(key, 64).decode(errors="replace")
-    return first if store.size(_key(first, "index.json")) is not None else sha256
+    return first if store.size(set_object(first, "index.json")) is not None else sha256
 
 
 def _source(identity: TeacherIdentity, share: float) -> _Source:
@@ -260,13 +259,13 @@ def _described(built: _Built) -> _Shard:
 
 
 def _put(store: Store, sha256: str, number: int, built: _Built) -> None:
-    store.put_new(_key(sha256, shard_name("images", number)), built.pixels)
-    store.put_new(_key(sha256, shard_name("answers", number)), built.answers)
+    store.put_new(set_object(sha256, shard_name("images", number)), built.pixels)
+    store.put_new(set_object(sha256, shard_name("answers", number)), built.answers)
 
 
 def known_sets(store: Store) -> list[str]:
     """sha256 (hex) of every set in the store."""
-    return [key.split("/")[1] for key in store.list("softlabels/") if _INDEX.fullmatch(key)]
+    return [sha256 for sha256 in map(set_of_index, store.list(SOFT_LABELS)) if sha256]
 
 
 def read_index(store: Store, sha256: str) -> Index:
@@ -276,7 +275,7 @@ def read_index(store: Store, sha256: str) -> Index:
         NotFound: no such set.
         DataError: damaged or forged.
     """
-    key = _key(sha256, "index.json")
+    key = set_object(sha256, "index.json")
     try:
         body = store.get(key, _MAX_INDEX_BYTES)
     except NotFound as e:
@@ -331,7 +330,7 @@ def _answer_rows(sha256: str, shards: list[dict[str, torch.Tensor]], form: Answe
     try:
         return DeflatedRows([(shard["answers"], shard["ends"]) for shard in shards], form)
     except ValueError as e:
-        raise _damaged(_key(sha256, "answers"), str(e)) from e
+        raise _damaged(set_object(sha256, "answers"), str(e)) from e
 
 
 def read_images(store: Store, sha256: str, index: Index, number: int) -> NDArray[np.uint8]:
@@ -342,7 +341,7 @@ def read_images(store: Store, sha256: str, index: Index, number: int) -> NDArray
         DataError: it is damaged or forged.
     """
     shard = index.shards[number]
-    return _arrays(store, _key(sha256, shard_name("images", number)), shard.images_sha256, _image_arrays(index, shard))["images"]
+    return _arrays(store, set_object(sha256, shard_name("images", number)), shard.images_sha256, _image_arrays(index, shard))["images"]
 
 
 def read_answers(store: Store, sha256: str, index: Index, number: int) -> tuple[NDArray[Any], tuple[str, ...]]:
@@ -353,7 +352,7 @@ def read_answers(store: Store, sha256: str, index: Index, number: int) -> tuple[
         DataError: it is damaged or forged.
     """
     shard = index.shards[number]
-    key = _key(sha256, shard_name("answers", number))
+    key = set_object(sha256, shard_name("answers", number))
     found = _arrays(store, key, shard.answers_sha256, _answer_arrays(index, shard))
     try:
         return index.form.unpacked(found), tuple(row.tobytes().hex() for row in found["sha256"])
@@ -395,7 +394,7 @@ def _mapped(
     from safetensors import SafetensorError, safe_open  # with torch only
 
     kind, number, file_sha256 = file
-    key = _key(sha256, shard_name(kind, number))
+    key = set_object(sha256, shard_name(kind, number))
     with _local_file(store, key, file_sha256, _bytes_of(expected), cache_dir) as path:
         try:
             with safe_open(path, framework="pt") as opened:
@@ -414,7 +413,7 @@ def _mapped(
 @contextmanager
 def _local_file(store: Store, key: str, sha256: str, max_bytes: int, cache_dir: Path | None) -> Iterator[Path]:
     """A local file with the object's bytes, checked; a copy in `cache_dir` where the store is not a folder."""
-    cached = None if cache_dir is None or is_local(store) else cache_dir / key
+    cached = None if cache_dir is None or store.is_local else cache_dir / key
     if cached is not None and cached.is_file() and _file_sha(cached) == sha256:
         yield cached
         return
@@ -424,7 +423,7 @@ def _local_file(store: Store, key: str, sha256: str, max_bytes: int, cache_dir: 
             raise _damaged(key, f"has sha256 {_file_sha(path)}, expected {sha256}")
         yield path if cached is None else _kept(path, cached)
     finally:
-        release(store, path)  # a mapping outlives its file's name
+        store.release(path)  # a mapping outlives its file's name
 
 
 def _kept(path: Path, cached: Path) -> Path:
@@ -437,10 +436,6 @@ def _kept(path: Path, cached: Path) -> Path:
     finally:
         scratch.unlink(missing_ok=True)
     return cached
-
-
-def _key(sha256: str, name: str) -> str:
-    return f"softlabels/{sha256}/{name}"
 
 
 def shard_name(kind: str, number: int) -> str:

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from fedhelp_core.config.teachers import TeacherBudget
 from fedhelp_core.errors import ConfigError, NotFound, TeacherError
+from fedhelp_core.protocol.keys import teacher_card, teacher_ledger
 from fedhelp_core.softlabels.answers import AnswerForm, check_recorded
 from fedhelp_core.softlabels.teachers import TeacherIdentity, changed_version
 from fedhelp_core.softlabels.tensors import hash_rows, note_of, pack, unpack
@@ -104,9 +105,9 @@ class Ledger:
         self._store = store
         self._teacher = teacher
         self.form = AnswerForm.of(teacher)
-        self.folder = f"softlabels/ledger/{teacher.key}/"
+        self.folder = teacher_ledger(teacher.key)
         """Prefix of all its objects in the store."""
-        self._card = f"softlabels/teachers/{teacher.name}/{hashlib.sha256(teacher.version.encode()).hexdigest()[:16]}.json"
+        self._card = teacher_card(teacher.name, teacher.version)
         self._lock = threading.Lock()
         self._place: dict[str, tuple[int, int]] = {}  # image -> request's number, row
         self._answered: dict[int, _Answered] = {}

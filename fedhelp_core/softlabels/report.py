@@ -17,11 +17,6 @@ FACT = "distillation_set"
 _OF_THE_RUN = ("requests", "images", "retried", "in_doubt", "in_doubt_images", "refused", "unusable", "cost", "latency_p50", "latency_p95")
 
 
-def summary_key(run_id: str) -> str:
-    """Where evaluation keeps the set in numbers and examples, for the report."""
-    return f"runs/{run_id}/soft_label_summary.json"
-
-
 def as_fact(report: PrefetchReport) -> dict[str, Any]:
     """What later steps and the report read of it."""
     return {

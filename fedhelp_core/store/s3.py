@@ -1,7 +1,7 @@
-"""The Store over an S3 bucket: AWS, MinIO, Ceph, SeaweedFS. The only module that imports boto3; `store.open_store` imports it.
+"""The Store over an S3 bucket: AWS, MinIO, Ceph, SeaweedFS. The only module that imports boto3; `open.open_store` imports it.
 
 Write-once rests on conditional writes (`If-None-Match: *`), which AWS has had since 2024 and MinIO and Ceph have too;
-`store.probe` finds out whether a server honours them. Credentials come from the environment, as boto3 finds them.
+`Store.probe` finds out whether a server honours them. Credentials come from the environment, as boto3 finds them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -34,8 +34,9 @@ from botocore.exceptions import (
 )
 from urllib3.exceptions import HTTPError
 
+from fedhelp_core.disk import Place, atomic_write, explained, write_all
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StorageFull, StoreUnavailable
-from fedhelp_core.store.base import check_key
+from fedhelp_core.store.base import Store, check_key, check_size
 
 _T = TypeVar("_T")
 
@@ -43,6 +44,7 @@ _PART_BYTES = 16 * 2**20  # of a multipart upload; S3 allows 10,000 parts, so la
 _WHOLE_BYTES = 64 * 2**20  # up to this size, one request
 _PARALLEL_PARTS = 4
 _MOST_PARTS = 9_000
+_COPY_BYTES = 2**20  # written at once
 _TRIES = 3  # of a download that breaks off, and of a write that meets another one in flight
 _CONFIG = Config(
     connect_timeout=3, read_timeout=60, retries={"mode": "standard", "max_attempts": 3}, max_pool_connections=16,
@@ -55,7 +57,10 @@ _BUSY = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "Too
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 
 
-class S3Store:
+_COPY = Place({StorageFull: "no room for a copy of an object ({why}); free some, or set TMPDIR"}, otherwise=StorageFull)
+
+
+class S3Store(Store):
     """Objects of s3://bucket/prefix; threads may share it, and a forked child gets connections of its own.
 
     Raises:
@@ -84,28 +89,21 @@ class S3Store:
 
     def get(self, key: str, max_bytes: int | None = None) -> bytes:
         """As Store.get."""
-        return self._patiently(lambda: self._download(key, max_bytes, lambda body, _: bytes(body.read())))
+        return self._patiently(lambda: self._download(key, max_bytes, lambda body: body.read()))
 
     def fetch(self, key: str, max_bytes: int | None = None) -> Path:
-        """As Store.fetch: a copy in a temporary folder ($TMPDIR), kept until `store.release` or the end of the process."""
+        """As Store.fetch: a copy in a temporary folder ($TMPDIR), kept until `release` or the end of the process."""
         path = self._copies() / (sha256(key.encode()).hexdigest()[:32] + Path(key).suffix)
         if path.exists():
-            _check_size(self._name(key), path.stat().st_size, max_bytes)
+            check_size(self._name(key), path.stat().st_size, max_bytes)
             return path
-        scratch = path.with_suffix(f".{threading.get_ident()}")
-
-        def save(body: BinaryIO, _: int) -> None:
-            with scratch.open("wb") as file:
-                shutil.copyfileobj(body, file, 2**20)
-
-        try:
-            self._patiently(lambda: self._download(key, max_bytes, save))
-            os.replace(scratch, path)
-        except OSError as e:
-            raise StorageFull(f"{scratch}: no room for a copy of {self._name(key)} ({e.strerror}); free some, or set TMPDIR") from e
-        finally:
-            scratch.unlink(missing_ok=True)
+        with explained(path, _COPY), atomic_write(path) as scratch:
+            self._patiently(lambda: self._download(key, max_bytes, lambda body: _save(body, scratch)))
         return path
+
+    def release(self, path: Path) -> None:
+        """As Store.release."""
+        path.unlink(missing_ok=True)
 
     def size(self, key: str) -> int | None:
         """As Store.size."""
@@ -121,10 +119,22 @@ class S3Store:
             pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
             return sorted(entry["Key"][len(self._prefix):] for page in pages for entry in page.get("Contents", ()))
 
+    def present(self, keys: Iterable[str], *, prefix: str) -> set[str]:
+        """As Store.present: one listing for many, one look for one."""
+        wanted = set(keys)
+        if len(wanted) < 2:
+            return {key for key in wanted if self.size(key) is not None}
+        return wanted.intersection(self.list(prefix))
+
     def delete(self, key: str) -> None:
         """As Store.delete."""
         with self._explained(key):
             self._client().delete_object(Bucket=self._bucket, Key=self._full(key))
+
+    @property
+    def scratch(self) -> Path:
+        """As Store.scratch: $TMPDIR."""
+        return Path(tempfile.gettempdir())
 
     # ---- writing
 
@@ -186,13 +196,12 @@ class S3Store:
 
     # ---- reading
 
-    def _download(self, key: str, max_bytes: int | None, use: Callable[[BinaryIO, int], _T]) -> _T:
+    def _download(self, key: str, max_bytes: int | None, use: Callable[[BinaryIO], _T]) -> _T:
         with self._explained(key):
             answer = self._client().get_object(Bucket=self._bucket, Key=self._full(key))
-            size = int(answer["ContentLength"])
             try:
-                _check_size(self._name(key), size, max_bytes)
-                return use(answer["Body"], size)
+                check_size(self._name(key), int(answer["ContentLength"]), max_bytes)
+                return use(answer["Body"])
             finally:
                 answer["Body"].close()
 
@@ -300,15 +309,18 @@ def _error_for(e: ClientError, where: str, bucket: str) -> FedHelpError | _Exist
     return PermanentError(f"{where}: refused ({said}, HTTP {status})")
 
 
+def _save(body: BinaryIO, path: Path) -> None:
+    """Write what arrives; trouble with this machine's disk is no trouble with the connection."""
+    with path.open("wb", buffering=0) as file:
+        while piece := body.read(_COPY_BYTES):
+            with explained(path, _COPY):
+                write_all(file, piece)
+
+
 def _remove(folder: Path, owner: int) -> None:
     """Remove a folder of copies, unless this is a forked child of its owner."""
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_size(where: str, size: int, max_bytes: int | None) -> None:
-    if max_bytes is not None and size > max_bytes:
-        raise PermanentError(f"{where}: holds {size} bytes, at most {max_bytes} expected; it is not what it should be, or raise the limit")
 
 
 def _first_line(e: BaseException) -> str:

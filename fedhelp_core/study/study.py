@@ -42,7 +42,7 @@ from fedhelp_core.registry.methods import METHOD_PARTS, METHODS
 from fedhelp_core.registry.tasks import TASKS, Metric
 from fedhelp_core.silo.work import device_for
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 from fedhelp_core.weights.file import fingerprint
 
 if TYPE_CHECKING:

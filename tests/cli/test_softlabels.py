@@ -12,7 +12,8 @@ from fedhelp_cli.softlabels import chosen_set, show_set
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.protocol.facts import write_fact
 from fedhelp_core.softlabels.report import FACT
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from tests.core.softlabels.helpers import CountingTeacher, draw, run, teacher_config
 from tests.tiny import TinyFederation
 

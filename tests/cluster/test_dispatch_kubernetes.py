@@ -16,7 +16,7 @@ import yaml
 
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 from fedhelp_dispatch.job import job_of
 from fedhelp_dispatch.kubernetes import KubernetesDispatcher
 from fedhelp_dispatch.remote import Patience

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from fedhelp_cli.main import main
 from fedhelp_core.protocol.lease import Lease
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 from fedhelp_dispatch.kubernetes import KubernetesDispatcher
 from fedhelp_dispatch.request import request_for
 from tests.cluster.control_plane import ControlPlane

@@ -14,12 +14,14 @@ import pytest
 from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
 from fedhelp_core.config.silo import load_silo
 from fedhelp_core.errors import AccessDenied
+from fedhelp_core.protocol.closing import close_round
 from fedhelp_core.protocol.facts import write_fact
 from fedhelp_core.protocol.lease import Lease, lease_keys
-from fedhelp_core.protocol.run import Run, close_round
+from fedhelp_core.protocol.run import Run
 from fedhelp_core.silo.work import open_silo
 from fedhelp_core.store import s3 as store_s3
-from fedhelp_core.store.base import Store, open_store, probe
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from tests.cluster.build import REPOSITORY
 from tests.cluster.fixtures import built_or_skipped
 from tests.cluster.versitygw import Gateway
@@ -112,7 +114,7 @@ def test_a_run_ends_with_a_key_pair_and_a_policy_for_each_hospital(
     for silo in silos.values():
         silo.evaluate()
     for store in stores.values():
-        probe(store)  # what `helm test` does
+        store.probe()  # what `helm test` does
     assert all(run.evaluation(silo) is not None for silo in SILOS)
 
 

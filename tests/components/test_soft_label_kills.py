@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from fedhelp_core.protocol.facts import read_fact
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from tests.core.softlabels.helpers import SIDE, answer_to, draw_distinct
 from tests.core.softlabels.inference_server import InferenceServer, json_answer, pixels_of
 from tests.tiny import TinyFederation

@@ -19,7 +19,7 @@ from fedhelp_components.soft_label_prefetch.__main__ import figures_of, parsed_s
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.protocol.facts import read_fact
 from fedhelp_core.softlabels.report import FACT
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 from tests.core.softlabels.helpers import SIDE, answer_to, draw_distinct
 from tests.core.softlabels.inference_server import Answer, InferenceServer, json_answer, pixels_of
 from tests.tiny import TinyFederation

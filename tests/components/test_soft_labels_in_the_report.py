@@ -10,7 +10,7 @@ from fedhelp_components.evaluation.report import facts_of_run
 from fedhelp_components.evaluation.soft_labels import keep_summary
 from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
 from fedhelp_core.softlabels.summary import summarise
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 from tests.tiny import TinyFederation
 
 

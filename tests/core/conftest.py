@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from tests.s3_server import s3_server
 
 BUCKET = "federation"
@@ -36,7 +37,12 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(params=["local", "s3"])
 def open_again(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
     """Opens the same, at first empty, store of each kind; every call gives a new object, as another process would have."""
-    if request.param == "local":
+    return new_store(request.param, request, tmp_path)
+
+
+def new_store(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
+    """Opens the same new store of `kind` again and again."""
+    if kind == "local":
         return lambda: open_store(str(tmp_path / "store"))
     endpoint = request.getfixturevalue("s3_endpoint")
     url = f"s3://{BUCKET}/{os.getpid()}-{next(_prefixes)}"

@@ -12,11 +12,13 @@ import pytest
 
 from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
 from fedhelp_core.config.silo import load_silo
+from fedhelp_core.protocol.closing import close_round
 from fedhelp_core.protocol.facts import write_fact
 from fedhelp_core.protocol.lease import Lease, lease_keys
-from fedhelp_core.protocol.run import Run, close_round
+from fedhelp_core.protocol.run import Run
 from fedhelp_core.silo.work import open_silo
-from fedhelp_core.store.base import LocalStore, open_store, probe
+from fedhelp_core.store.local import LocalStore
+from fedhelp_core.store.open import open_store
 from tests.tiny import SILOS, TinyFederation
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "security.md"
@@ -88,7 +90,7 @@ def test_the_policy_allows_all_that_a_silos_run_asks_for(
     for silo in SILOS:
         for key in lease_keys(run_id, silo):
             store.size(key)
-    probe(store)
+    store.probe()
 
     asked = {(action, key.replace("brno", "charite")) for action, key in store.asked if not re.search(r"/(aachen|coimbra)[-.]", key)}
     assert {action for action, _ in asked} == {"s3:GetObject", "s3:PutObject", "s3:DeleteObject"}

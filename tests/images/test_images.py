@@ -23,7 +23,7 @@ from fedhelp_core.config.federation import parse_federation
 from fedhelp_core.data.phantom.fed_isic import SITES, write_fed_isic
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 from fedhelp_pipelines.compile import compiled
 from tests.images.built import built_image, contained
 

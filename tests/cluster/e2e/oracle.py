@@ -18,7 +18,7 @@ from fedhelp_core.data.phantom.fed_isic import PUBLIC, SITES, write_fed_isic
 from fedhelp_core.demo.teacher import save_teacher, train_teacher
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.softlabels.prefetch import prefetch
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 from fedhelp_core.study.study import load_simulated_silos
 from fedhelp_core.weights.file import fingerprint
 

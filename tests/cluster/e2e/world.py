@@ -10,7 +10,8 @@ import yaml
 
 from fedhelp_core.protocol.facts import read_fact
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from tests.cluster.build import REPOSITORY
 from tests.cluster.control_plane import write_kubeconfig
 from tests.cluster.e2e import oracle, servers

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from fedhelp_core.errors import HubSilent, StoreUnavailable
-from fedhelp_core.protocol.lease import Lease, last_sign, lease_key, watch_lease
-from fedhelp_core.store.base import LocalStore, Store, open_store
+from fedhelp_core.protocol.keys import RunKeys
+from fedhelp_core.protocol.lease import Lease, last_sign, watch_lease
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.local import LocalStore
+from fedhelp_core.store.open import open_store
 
 SECONDS = 3.0
 
@@ -85,14 +88,14 @@ def test_a_wrong_clock_of_the_hub_does_not_matter(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     watched = Watched(store)
     for number in range(10):
-        store.put(lease_key("run-1"), b'{"counter": %d, "seconds": 2, "renewed": "1970-01-01T00:00:00+00:00"}' % number)
+        store.put(RunKeys("run-1").lease(), b'{"counter": %d, "seconds": 2, "renewed": "1970-01-01T00:00:00+00:00"}' % number)
         time.sleep(SECONDS / 5)
     assert watched.ended == []
 
 
 def test_a_worker_whose_hub_never_was_ends_with_its_exit_code_and_one_sentence(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from fedhelp_core.protocol.lease import end_without_hub; from fedhelp_core.store.base import open_store;"
+        "import sys, time; from fedhelp_core.protocol.lease import end_without_hub; from fedhelp_core.store.open import open_store;"
         "end_without_hub(open_store(sys.argv[1]), 'run-1', 'aachen', 1.0, 'fedhelp-worker train'); time.sleep(60)")
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60, env=dict(os.environ))
     assert done.returncode == 34
@@ -101,7 +104,7 @@ def test_a_worker_whose_hub_never_was_ends_with_its_exit_code_and_one_sentence(t
 
 def test_people_see_the_last_sign_of_a_hub(store: Store) -> None:
     assert last_sign(store, "run-1", "aachen") is None
-    store.put(lease_key("run-1"), b"damaged")
+    store.put(RunKeys("run-1").lease(), b"damaged")
     assert last_sign(store, "run-1", "aachen") is None
     with Lease(store, "run-1", SECONDS, silo="aachen"):
         until = time.monotonic() + 30

@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 
 from fedhelp_core.errors import AccessDenied, NotFound, PermanentError, QuorumLost, RunAborted, RunConflict, StoreUnavailable, WeightsError
+from fedhelp_core.protocol.closing import close_round
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
-from fedhelp_core.protocol.run import Run, close_round
-from fedhelp_core.store.base import LocalStore, Store
-from fedhelp_core.weights.file import Weights, serialize_weights
+from fedhelp_core.protocol.run import Run
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.local import LocalStore
+from fedhelp_core.weights.file import serialize_weights
+from fedhelp_core.weights.header import Weights
 
 Open = Callable[[], Store]
 SILOS = ("amsterdam", "berlin", "cadiz")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedhelp_core.softlabels import pacing
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from tests.core.softlabels.inference_server import InferenceServer
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from fedhelp_core.errors import TeacherError
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from tests.core.softlabels.helpers import CountingTeacher, draw, run, teacher_config
 
 SHADES = tuple(range(0, 240, 10))  # 24 images, 12 requests of two

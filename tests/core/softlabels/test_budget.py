@@ -12,7 +12,8 @@ import pytest
 
 from fedhelp_core.config.teachers import TeacherBudget, TeacherConfig
 from fedhelp_core.softlabels.ledger import BudgetReached
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from tests.core.softlabels.helpers import CountingTeacher, Killed, draw, killed_at, run, teacher_config
 
 SHADES = (0, 40, 80, 120, 160)

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from fedhelp_core.config.teachers import TeacherAuth
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, TeacherError
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from tests.core.softlabels.helpers import ABOUT, SIDE, answer_to, draw, run
 from tests.core.softlabels.inference_server import Answer, InferenceServer, json_answer, pixels_of
 from tests.tiny import TinyFederation

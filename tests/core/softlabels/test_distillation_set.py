@@ -17,7 +17,8 @@ from fedhelp_core.errors import ConfigError, DataError, NotFound
 from fedhelp_core.softlabels import distillation_set
 from fedhelp_core.softlabels.distillation_set import load_distillation_set, read_answers, read_index
 from fedhelp_core.softlabels.public_images import read_public_images
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from tests.core.softlabels.helpers import PICTURES, SIDE, CountingTeacher, answer_to, draw, in_memory, run, spoil
 
 

@@ -21,7 +21,8 @@ from fedhelp_core.softlabels.ledger import Ledger, batch_sha
 from fedhelp_core.softlabels.prefetch import prefetch
 from fedhelp_core.softlabels.public_images import read_public_images
 from fedhelp_core.softlabels.teachers import TeacherIdentity
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from tests.core.softlabels.helpers import (
     ABOUT,
     PICTURES,

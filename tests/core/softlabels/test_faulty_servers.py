@@ -15,7 +15,8 @@ import pytest
 
 from fedhelp_core.errors import AccessDenied, FedHelpError, TeacherError, TeacherUnavailable
 from fedhelp_core.softlabels import openinference, pacing
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from tests.core.softlabels.helpers import answer_to, draw, rows_by_shade, run
 from tests.core.softlabels.inference_server import Answer, InferenceServer, json_answer, output_answer, pixels_of
 

@@ -30,7 +30,8 @@ from fedhelp_core.softlabels.prefetch import PrefetchReport, prefetch
 from fedhelp_core.softlabels.public_images import read_public_images
 from fedhelp_core.softlabels.summary import summarise
 from fedhelp_core.softlabels.teachers import Question, Readiness
-from fedhelp_core.store.base import Store, open_store
+from fedhelp_core.store.base import Store
+from fedhelp_core.store.open import open_store
 from tests.core.softlabels.helpers import Killed, killed_at, teacher_config
 from tests.core.softlabels.inference_server import InferenceServer, json_answer
 

@@ -13,7 +13,7 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.config.teachers import PublicSetConfig, TeacherConfig
 from fedhelp_core.softlabels.prefetch import prefetch
 from fedhelp_core.softlabels.teachers import Question, Readiness
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 
 FEW, MANY = 2_500, 10_000
 ROW = 1 + 3 * 32 * 32  # CIFAR-10's binary version

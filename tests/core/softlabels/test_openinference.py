@@ -255,7 +255,7 @@ import sys
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.config.teachers import PublicSetConfig, TeacherConfig
 from fedhelp_core.softlabels.prefetch import prefetch
-from fedhelp_core.store.base import open_store
+from fedhelp_core.store.open import open_store
 store, images, uri, side = sys.argv[1:]
 teacher = TeacherConfig(name="teacher", kind="openinference", uri=uri, classes=2, batch_size=2, concurrency=1)
 prefetch(open_store(store), PublicSetConfig(images=images, teachers=(teacher,)), TaskConfig(image_size=int(side)))

@@ -15,7 +15,10 @@ import pytest
 
 from fedhelp_core.errors import AccessDenied, ConfigError, NotFound, PermanentError, StorageFull, StoreUnavailable
 from fedhelp_core.store import s3 as store_s3
-from fedhelp_core.store.base import LocalStore, Poller, Store, check_key, give, open_store, present, probe, release, scratch_file, wait_for
+from fedhelp_core.store.base import Store, check_key
+from fedhelp_core.store.local import LocalStore
+from fedhelp_core.store.open import open_store
+from fedhelp_core.store.waiting import Poller, wait_for
 
 Open = Callable[[], Store]
 
@@ -49,10 +52,10 @@ class TestEveryStore:
         assert store.get("k") == b"from a file"
 
     def test_a_file_given_away_becomes_the_object(self, store: Store) -> None:
-        with scratch_file(store) as path:
+        with store.scratch_file() as path:
             path.write_bytes(b"average")
-            assert give(store, "deep/er/k", path)
-            assert not give(store, "deep/er/k", path)
+            assert store.give("deep/er/k", path)
+            assert not store.give("deep/er/k", path)
         assert not path.exists()
         assert store.get("deep/er/k") == b"average"
 
@@ -76,7 +79,7 @@ class TestEveryStore:
         path = store.fetch("a/b.safetensors", 7)
         assert path.read_bytes() == b"weights"
         assert store.fetch("a/b.safetensors") == path
-        release(store, path)
+        store.release(path)
         assert store.get("a/b.safetensors") == b"weights"
         assert store.fetch("a/b.safetensors").read_bytes() == b"weights"
 
@@ -107,19 +110,19 @@ class TestEveryStore:
     def test_present_tells_which_exist(self, store: Store) -> None:
         store.put_new("p/a", b"")
         store.put_new("p/c", b"")
-        assert present(store, ["p/a", "p/b", "p/c"], prefix="p/") == {"p/a", "p/c"}
-        assert present(store, ["p/b"], prefix="p/") == set()
+        assert store.present(["p/a", "p/b", "p/c"], prefix="p/") == {"p/a", "p/c"}
+        assert store.present(["p/b"], prefix="p/") == set()
 
     def test_the_probe_is_content_and_leaves_nothing(self, store: Store) -> None:
-        probe(store)
+        store.probe()
         assert store.list("") == []
 
     def test_the_probe_removes_the_folders_that_it_made_and_the_store_goes_on(self, tmp_path: Path) -> None:
         store = LocalStore(tmp_path / "data" / "store")
-        probe(store)
+        store.probe()
         assert list(tmp_path.iterdir()) == []
         assert store.put_new("runs/a", b"1") and store.get("runs/a") == b"1"
-        probe(store)
+        store.probe()
         assert store.get("runs/a") == b"1"
 
     def test_of_eight_threads_exactly_one_writes(self, open_again: Open) -> None:
@@ -323,7 +326,7 @@ class TestS3Store:
         plain = store._put
         monkeypatch.setattr(store, "_put", lambda key, body, _condition: plain(key, body, {}))
         with pytest.raises(ConfigError, match="does not honour conditional writes"):
-            probe(store)
+            store.probe()
 
 
 class TestWaiting:

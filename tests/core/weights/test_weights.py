@@ -17,18 +17,12 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from fedhelp_core.errors import NotFound, WeightsError
-from fedhelp_core.weights import file as weights_module
-from fedhelp_core.weights.file import (
-    Weights,
-    WeightsSpec,
-    check_weights_file,
-    common_segments,
-    fingerprint,
-    read_header,
-    read_weights,
-    serialize_weights,
-    write_weights,
-)
+from fedhelp_core.weights import check as check_module
+from fedhelp_core.weights import file as file_module
+from fedhelp_core.weights.check import check_weights_file
+from fedhelp_core.weights.file import fingerprint, read_header, read_weights, serialize_weights, write_weights
+from fedhelp_core.weights.header import Weights, WeightsSpec, numpy_dtype
+from fedhelp_core.weights.segments import common_segments
 
 LIMIT = 10**6
 
@@ -97,7 +91,7 @@ class TestWriting:
     def test_every_tensor_starts_aligned(self, path: Path) -> None:
         write_weights(path, example(), "net")
         for entry in read_header(path).tensors:
-            assert entry.begin % np.dtype(weights_module._DTYPES[entry.dtype]).itemsize == 0
+            assert entry.begin % numpy_dtype(entry.dtype).itemsize == 0
 
     def test_no_weights_at_all_can_be_written(self, path: Path) -> None:
         write_weights(path, {}, "net")
@@ -139,7 +133,8 @@ class TestGoodFiles:
             check(path, reference=tmp_path / "reference", max_norm=4.999)
 
     def test_pieces_do_not_change_the_verdict(self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(weights_module, "CHUNK_BYTES", 8)
+        for module in (check_module, file_module):
+            monkeypatch.setattr(module, "CHUNK_BYTES", 8)
         sha256 = write_weights(path, example(), "net")
         check(path, sha256=sha256, reference=path, max_norm=0.0)
         assert fingerprint(read_weights(path, expected=SPEC, max_bytes=LIMIT, sha256=sha256), "net") == sha256
