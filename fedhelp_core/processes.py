@@ -62,8 +62,10 @@ def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 def die_with_parent() -> None:
     """Linux: SIGKILL for this process when the one that started it ends, however that ends. Elsewhere: nothing."""
+    import multiprocessing
+
     if sys.platform == "linux":
-        parent = os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended just now
+        asked = multiprocessing.parent_process()
+        if asked is not None and not asked.is_alive():  # while this process still imported what it needs
             os.kill(os.getpid(), signal.SIGKILL)

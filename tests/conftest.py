@@ -16,6 +16,16 @@ from tests.tiny import Processes, TinyFederation
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job passes that on, and tests of Ctrl-C would find it ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+UNIT_LIMIT, SLOW_LIMIT = 10, 300
+"""Seconds of a test's own code, not of its fixtures: a unit test computes; one marked slow starts processes, or imports MONAI or MLflow."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A limit for every test that names none of its own."""
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT if item.get_closest_marker("slow") else UNIT_LIMIT))
+
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:

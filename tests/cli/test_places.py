@@ -14,6 +14,8 @@ from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import ConfigError
 from tests.tiny import TinyFederation
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stored_at(make_tiny: Callable[..., TinyFederation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Federation]:

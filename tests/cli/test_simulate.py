@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.tiny import Processes, TinyFederation, wait_until
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_workers_of_a_killed_study_end_too(make_tiny: Callable[..., TinyFederation], processes: Processes, tmp_path: Path) -> None:

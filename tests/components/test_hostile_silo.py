@@ -12,6 +12,8 @@ from fedhelp_core.errors import PermanentError
 from tests.components.test_same_result import run_components
 from tests.tiny import Processes, TinyFederation, ended, last_json, succeeded
 
+pytestmark = pytest.mark.slow
+
 SHA = "0" * 64
 
 

@@ -23,6 +23,7 @@ LISTS = ("images/build.txt", "images/hub/requirements.txt", "images/silo/torch.t
 INSIDE_A_HOSPITAL = ("worker", "doctor")  # run in the silo image
 OURS = ("fedhelp_core", "fedhelp_dispatch", "fedhelp_components", "fedhelp_pipelines", "fedhelp_cli")
 NOT_ON_THE_HUB = {
+    ("fedhelp_dispatch.process", "fedhelp_dispatch.worker"),  # workers as processes, which machines with the silo's packages have
     ("fedhelp_core.data.reading", "fedhelp_core.data.volumes"),  # decoding volumes, which silos and prefetch do; check only lists them
     ("fedhelp_core.data.public", "fedhelp_core.data.volumes"),
     ("fedhelp_core.tracking.models", "torch"),  # logging and loading models, which evaluation and teachers do, in the silo image

@@ -11,6 +11,13 @@ import pytest
 from tests.pipelines.kubeflow import Kubeflow
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiler() -> None:
+    """Its seconds of imports are paid once, outside of the tests' own time."""
+    import fedhelp_pipelines.compile
+    import fedhelp_pipelines.submit  # noqa: F401
+
+
 @pytest.fixture
 def kubeflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kubeflow]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

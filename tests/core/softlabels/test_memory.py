@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from fedhelp_core.config.task import TaskConfig
@@ -19,6 +20,7 @@ FEW, MANY = 2_500, 10_000
 ROW = 1 + 3 * 32 * 32  # CIFAR-10's binary version
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_images(tmp_path: Path) -> None:
     few, many = (peak_kib(tmp_path, images) for images in (FEW, MANY))
 

@@ -130,6 +130,7 @@ def test_study_resumes_without_computing_anything_twice(federation: Federation, 
     assert not list((tmp_path / "cells").glob(".*"))
 
 
+@pytest.mark.slow
 def test_workers_find_the_same_numbers_as_this_process(federation: Federation, tmp_path: Path) -> None:
     kept = []
     for workers in (1, 2):

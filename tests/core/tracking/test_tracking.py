@@ -454,6 +454,7 @@ class TestErrors:
         with pytest.raises(NotFound, match=r"\$MLFLOW_RUN_ID"):
             Tracker.for_run(federation, "r").log_final({"a": 0.5})
 
+    @pytest.mark.slow
     def test_a_process_killed_while_it_made_the_database_leaves_none_that_is_half_made(self, tmp_path: Path) -> None:
         federation = federation_in(str(tmp_path / "store"))
         killed = subprocess.run(
