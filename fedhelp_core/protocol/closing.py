@@ -69,7 +69,7 @@ class _Closing:
         self._round = round
         self._silos = tuple(silos)
         self._previous = previous
-        self._spec = previous.weights_spec
+        self._spec = previous.spec
         self._max_bytes = max_bytes
         self._max_norm = max_norm
         self._reference = run.global_file(previous) if max_norm is not None else None
