@@ -8,7 +8,7 @@ Everything lies on the silo's own volume (`state` of silo.yaml):
     egress.jsonl                         every object that left, before it left (egress.py)
 
 Round r run again starts from the newest state before r, whatever had already been written; the last two are kept.
-Called by silo.py. Knows no network.
+Called by work.py. Knows no network.
 """
 
 from __future__ import annotations
