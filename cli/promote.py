@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.errors import FedHelpError
-from fedhelp_core.protocol.facts import read_fact
+from fedhelp_core.protocol.facts import Promotion
+from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.open import open_store
 from fedhelp_core.tracking.registry import Registry
 
@@ -44,7 +45,7 @@ def _kept_back(federation: Federation, registry: Registry, version: str) -> list
         run_id = registry.run_of(federation.registered_name, version)
         if not run_id:
             return []
-        fact = read_fact(open_store(federation.store.url, endpoint_url=federation.store.endpoint_url), run_id, "promotion")
+        fact = Run(open_store(federation.store.url, endpoint_url=federation.store.endpoint_url), run_id).fact(Promotion)
     except FedHelpError:  # the promotion is done; what went before is only told
         return []
-    return [f"the gate had kept it back: {fact.get('reasons') or fact['decision']}"] if fact.get("outcome") == "kept" else []
+    return [f"the gate had kept it back: {fact.reasons or fact.decision}"] if fact.outcome == "kept" else []

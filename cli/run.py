@@ -23,6 +23,7 @@ from fedhelp_cli.run_form import form_of
 from fedhelp_components.check.__main__ import problems_of, raise_all
 from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.errors import FedHelpError, JobFailed, NotFound
+from fedhelp_core.protocol.facts import Kinds, SoftLabels
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
@@ -158,9 +159,9 @@ class RunProgress:
             phase = "check: every silo looks at its data"
         elif done == rounds:
             phase = "evaluation and promotion"
-        elif done or store.size(run.keys.fact("distillation_set")) is not None:
+        elif done or run.has_fact(SoftLabels):
             phase = "federation: rounds"
-        elif store.size(run.keys.fact("kinds")) is not None:
+        elif run.has_fact(Kinds):
             phase = "soft labels from the teacher"
         else:
             phase = "check: every silo looks at its data"

@@ -15,10 +15,8 @@ from rich.console import Console
 
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import FedHelpError
-from fedhelp_core.protocol.facts import read_fact
-from fedhelp_core.protocol.keys import RunKeys
+from fedhelp_core.protocol.facts import Candidate, Promotion
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
 
 
@@ -36,11 +34,11 @@ class Ending:
         """Whether the run has come to its end already, with this config, and its model is registered still. False where nobody can tell."""
         from fedhelp_core.tracking.registry import Registry
 
-        store = self._store()
         try:
-            read_fact(store, self.run_id, "promotion")
-            version = self._version(store)
-            if Run(store, self.run_id).federation_yaml() != self.federation.to_yaml():
+            run = self._run()
+            run.fact(Promotion)
+            version = run.fact(Candidate).version
+            if run.federation_yaml() != self.federation.to_yaml():
                 return False
             return Registry.for_federation(self.federation).run_of(self.federation.registered_name, version) == self.run_id
         except FedHelpError:
@@ -48,9 +46,9 @@ class Ending:
 
     def tell(self) -> None:
         """After a run."""
-        fact = read_fact(self._store(), self.run_id, "promotion")
-        self._tell_of_the_model(str(fact["decision"]))
-        self._tell_how_to_go_on(can_roll_back=bool(fact.get("before")), can_promote=fact["outcome"] != "promoted")
+        fact = self._run().fact(Promotion)
+        self._tell_of_the_model(fact.decision)
+        self._tell_how_to_go_on(can_roll_back=bool(fact.before), can_promote=fact.outcome != "promoted")
 
     def tell_again(self) -> None:
         """Instead of a run that has ended before: that nothing was done, and what the model is now."""
@@ -58,10 +56,10 @@ class Ending:
         from fedhelp_core.tracking.registry import Registry
 
         print(f"run {self.run_id} was finished before, so nothing was trained; this starts another one: {self._another_run()}\n")
-        store, registry = self._store(), Registry.for_federation(self.federation)
-        write_report(store, self.run_id, self.federation)  # a kill may have come between the gate and this
-        version, champion = self._version(store), registry.champion(self.federation.registered_name)
-        said = read_fact(store, self.run_id, "promotion")["decision"]
+        run, registry = self._run(), Registry.for_federation(self.federation)
+        write_report(run.store, self.run_id, self.federation)  # a kill may have come between the gate and this
+        version, champion = run.fact(Candidate).version, registry.champion(self.federation.registered_name)
+        said = run.fact(Promotion).decision
         now = "is the champion" if champion == version else f"is not the champion, {f'version {champion}' if champion else 'none'} is"
         self._tell_of_the_model(f"{self.federation.registered_name} version {version} {now} (when the run ended: {said})")
         self._tell_how_to_go_on(
@@ -72,15 +70,16 @@ class Ending:
         from fedhelp_components.evaluation.report import facts_of_run, summary_table
 
         out = Console()
-        out.print(summary_table(facts_of_run(self._store(), self.run_id, self.federation)))
-        candidate = read_fact(self._store(), self.run_id, "candidate")
-        for line in (f"final model sha256 {candidate['global_sha256']}", standing):
+        run = self._run()
+        out.print(summary_table(facts_of_run(run.store, self.run_id, self.federation)))
+        for line in (f"final model sha256 {run.fact(Candidate).global_sha256}", standing):
             out.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _tell_how_to_go_on(self, *, can_roll_back: bool, can_promote: bool) -> None:
         from fedhelp_core.tracking.server import tracking_uri
 
-        print(f"\nReport     {self._store().fetch(RunKeys(self.run_id).report)}")
+        run = self._run()
+        print(f"\nReport     {run.store.fetch(run.keys.report)}")
         print(f"Log        {self.log}")
         print(f"MLflow     {_command()}mlflow ui --backend-store-uri {tracking_uri(self.federation)}")
         if can_promote:
@@ -96,11 +95,9 @@ class Ending:
         settings = " ".join(f"--set {shlex.quote(f'{field}={_typed(value)}')}" for field, value in changes.items())
         return f"{_command()}fedhelp run {shlex.quote(str(self.path))} {settings}"
 
-    def _store(self) -> Store:
-        return open_store(self.federation.store.url, endpoint_url=self.federation.store.endpoint_url)
-
-    def _version(self, store: Store) -> str:
-        return str(read_fact(store, self.run_id, "candidate")["version"])
+    def _run(self) -> Run:
+        store = self.federation.store
+        return Run(open_store(store.url, endpoint_url=store.endpoint_url), self.run_id)
 
 
 def _typed(value: Any) -> str:

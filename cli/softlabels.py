@@ -13,9 +13,9 @@ from rich.table import Table
 
 from fedhelp_core.config.federation import load_federation
 from fedhelp_core.errors import ConfigError, NotFound
-from fedhelp_core.protocol.facts import read_fact
+from fedhelp_core.protocol.facts import SoftLabels
+from fedhelp_core.protocol.run import Run
 from fedhelp_core.softlabels.distillation_set import known_sets
-from fedhelp_core.softlabels.report import FACT
 from fedhelp_core.softlabels.summary import SetSummary, summarise
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
@@ -48,7 +48,7 @@ def chosen_set(store: Store, run_id: str | None, sha256: str | None) -> str:
         ConfigError: several could be meant.
     """
     if run_id is not None:
-        return str(read_fact(store, run_id, FACT)["sha256"])
+        return Run(store, run_id).fact(SoftLabels).sha256
     sets = [name for name in known_sets(store) if name.startswith(sha256 or "")]
     if not sets:
         named = f" that begins with {sha256}" if sha256 else ""

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -68,19 +69,18 @@ def explained(path: str | Path, place: Place = STATE_VOLUME) -> Iterator[None]:
 
 @contextmanager
 def scratch_file(folder: Path) -> Iterator[Path]:
-    """The path of a file to be made in `folder` (made too), which no other process anywhere uses; gone afterwards."""
+    """The path of a file or folder to be made in `folder` (made too), which no other process anywhere uses; gone afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".{secrets.token_hex(8)}.tmp"
     try:
         yield path
     finally:
-        with suppress(OSError):  # renamed by now, or the error that ends the block says more
-            path.unlink(missing_ok=True)
+        _remove(path)
 
 
 @contextmanager
 def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """The path of a scratch file that becomes `path` in one step when the block ends well; what was there before is untouched else.
+    """The path of a scratch file (or folder) that becomes `path` in one step when the block ends well; else nothing has changed.
 
     `durable`: the content reaches the disk before the name, so that after a power loss a name never stands for missing bytes.
     """
@@ -92,12 +92,20 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
         os.replace(scratch, path)
 
 
-def sweep(folder: Path, pattern: str = _SCRATCH, *, older_than: float = _STALE) -> None:
-    """Drop the files of killed processes: those in `folder` that fit `pattern` and were not written to for `older_than` seconds."""
-    for path in folder.glob(pattern):
+def sweep(folder: Path, *, older_than: float = _STALE) -> None:
+    """Drop the scratch files of killed processes: those in `folder` that were not written to for `older_than` seconds."""
+    for path in folder.glob(_SCRATCH):
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime >= older_than:
-                path.unlink()
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Nothing is there afterwards, or another error says more."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write_all(handle: io.FileIO, piece: Any) -> None:

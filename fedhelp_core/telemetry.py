@@ -31,7 +31,7 @@ _log = logging.getLogger("fedhelp.telemetry")
 
 
 class CommittedRound(Protocol):
-    """What `round_committed` reads of a `rounds.Commit`."""
+    """What `round_committed` reads of a `documents.Commit`."""
 
     @property
     def round(self) -> int:

@@ -15,8 +15,8 @@ from fedhelp_core import telemetry
 from fedhelp_core.errors import NotFound
 from fedhelp_core.protocol.closing import close_round
 from fedhelp_core.protocol.documents import Commit
-from fedhelp_core.protocol.facts import read_fact
-from fedhelp_core.softlabels.report import FACT, numbers
+from fedhelp_core.protocol.facts import SoftLabels
+from fedhelp_core.softlabels.report import numbers
 from fedhelp_core.tracking.runs import AsyncTracker
 
 
@@ -60,7 +60,7 @@ def close_rounds(session: Session, *, progress_file: str = "") -> Commit:
 def soft_label_numbers(session: Session) -> dict[str, float]:
     """What MLflow gets of the prefetch, as of round 0; nothing where the method uses no soft labels."""
     try:
-        return numbers(read_fact(session.store, session.run.run_id, FACT))
+        return numbers(session.run.fact(SoftLabels))
     except NotFound:
         return {}
 

@@ -25,7 +25,7 @@ from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, NotFound, PermanentError
 from fedhelp_core.protocol.documents import SiloReport
-from fedhelp_core.protocol.facts import write_fact
+from fedhelp_core.protocol.facts import Kinds
 from fedhelp_core.protocol.kinds import resolve_kinds
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.softlabels.image_sources import open_sources
@@ -100,7 +100,7 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
         ConfigError: teachers would be asked, and nobody would learn from their answers.
     """
     counts = {silo: report.samples.training for silo, report in ask_silos(config, run).items()}
-    kinds = write_fact(store, run.run_id, "kinds", resolve_kinds(config, counts))
+    kinds = run.settle(Kinds(resolve_kinds(config, counts))).root
     for silo in config.silo_names:
         say(f"silo {silo}: {counts[silo]} training images, {kinds[silo]}")
     if config.uses_public_set and "small" not in kinds.values():

@@ -20,7 +20,7 @@ from fedhelp_components.evaluation.soft_labels import keep_summary
 from fedhelp_components.session import Session, dispatcher_for, end, open_session, run_parser, say
 from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation
-from fedhelp_core.protocol.facts import write_fact
+from fedhelp_core.protocol.facts import Candidate
 from fedhelp_core.registry.tasks import TASKS, Metric
 from fedhelp_dispatch.supervisor import require_none_failed, run_everywhere
 
@@ -47,10 +47,10 @@ def run(*, store: str, endpoint_url: str, run_id: str, report_file: str = "") ->
     evaluations = evaluate_silos(session, final)
     metrics = summary(evaluations, TASKS[session.federation.task.name].metrics)
     version = register_candidate(session, final, evaluations, metrics)
-    write_fact(session.store, run_id, "candidate", {"version": version, "global_sha256": final.global_sha256, "metrics": metrics})
+    session.run.settle(Candidate(version=version, global_sha256=final.global_sha256, metrics=metrics))
     say(", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     confusion = summed_confusion(evaluations, len(session.federation.task.classes))
-    keep_summary(session.store, run_id)
+    keep_summary(session.run)
     write_report(session.store, run_id, session.federation, Path(report_file) if report_file else None)
     return Evaluated(metrics, list(session.federation.task.classes), confusion, version)
 

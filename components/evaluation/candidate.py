@@ -21,10 +21,9 @@ from fedhelp_core.data.examples import image_shape
 from fedhelp_core.errors import NotFound
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation
-from fedhelp_core.protocol.facts import read_fact
+from fedhelp_core.protocol.facts import SoftLabels
 from fedhelp_core.registry.tasks import TASKS, Metric
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
-from fedhelp_core.softlabels.report import FACT
 from fedhelp_core.tracking.runs import Tracker
 
 
@@ -84,7 +83,7 @@ def build_served(session: Session, final: Commit) -> tuple[nn.Module, str]:
 
 def _distillation_sha256(session: Session) -> str:
     try:
-        return str(read_fact(session.store, session.run.run_id, FACT)["sha256"])
+        return session.run.fact(SoftLabels).sha256
     except NotFound:
         return ""
 

@@ -5,21 +5,17 @@ Called by evaluation, by promotion (which adds what the gate decided) and by `fe
 
 from __future__ import annotations
 
-import base64
-import json
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TypeVar
 
 from fedhelp_components.images import VERSION
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation, SplitSizes
-from fedhelp_core.protocol.facts import read_fact
+from fedhelp_core.protocol.facts import Candidate, Fact, Kinds, Promotion, SoftLabels, SoftLabelSummary, TeacherReport
 from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.tasks import TASKS
@@ -35,11 +31,10 @@ from fedhelp_core.report.page import (
     render_report,
     render_summary_table,
 )
-from fedhelp_core.softlabels import report as soft_label_report
 from fedhelp_core.store.base import Store
 
 summary_table = render_summary_table
-_MAX_SUMMARY_BYTES = 64 * 2**20
+F = TypeVar("F", bound=Fact)
 
 
 def write_report(store: Store, run_id: str, federation: Federation, copy: Path | None = None) -> None:
@@ -56,12 +51,12 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
     run = Run(store, run_id)
     commits = _commits(run)
     algorithm = federation.algorithm
-    soft_labels = _soft_labels(store, run_id)
-    candidate = _fact(store, run_id, "candidate")
+    soft_labels = _soft_labels(run)
+    candidate = _fact(run, Candidate)
     final = commits[-1] if commits else None
     return ReportFacts(
         run_id=run_id, federation=federation.name, method=algorithm.method, normalisation=algorithm.normalisation,
-        silos=_silos(store, run, federation), metrics=TASKS[federation.task.name].metrics,
+        silos=_silos(run, federation), metrics=TASKS[federation.task.name].metrics,
         classes=federation.task.classes, parameters=_parameters(federation),
         rounds=_rounds(store, commits), planned_rounds=algorithm.rounds, scores=_scores(run, federation, final) if final else {},
         soft_labels=soft_labels,
@@ -70,15 +65,15 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
             "config sha256": federation.digest(), **({} if soft_labels else {"distillation set": "none used"}), "FedHelp's version": VERSION,
             "global model one round before, sha256": (final.previous_sha256 or "") if final else "",
         },
-        tracking={"registered model": f"{federation.registered_name} version {candidate['version']}"} if candidate else {},
-        gate=_gate(store, run_id), aborted=run.abort_reason(), finished_at=final.created if final else None)
+        tracking={"registered model": f"{federation.registered_name} version {candidate.version}"} if candidate else {},
+        gate=_gate(run), aborted=run.abort_reason(), finished_at=final.created if final else None)
 
 
-def _fact(store: Store, run_id: str, name: str) -> dict[str, Any]:
+def _fact(run: Run, kind: type[F]) -> F | None:
     try:
-        return read_fact(store, run_id, name)
+        return run.fact(kind)
     except NotFound:
-        return {}
+        return None
 
 
 def _commits(run: Run) -> list[Commit]:
@@ -88,13 +83,13 @@ def _commits(run: Run) -> list[Commit]:
     return [commit for commit in map(run.commit, numbers) if commit is not None]
 
 
-def _silos(store: Store, run: Run, federation: Federation) -> tuple[SiloFacts, ...]:
-    kinds = _fact(store, run.run_id, "kinds")
+def _silos(run: Run, federation: Federation) -> tuple[SiloFacts, ...]:
+    kinds = _fact(run, Kinds)
     found = []
     for silo in federation.silos:
         samples = _samples(run, silo.name)
         found.append(SiloFacts(
-            name=silo.name, kind=str(kinds.get(silo.name, silo.kind)), training_samples=samples.training if samples else None,
+            name=silo.name, kind=kinds.of(silo.name) if kinds else silo.kind, training_samples=samples.training if samples else None,
             test_samples=samples.test if samples else None))
     return tuple(found)
 
@@ -164,37 +159,30 @@ def evaluation_of(run: Run, silo: str, task: TaskConfig, final: Commit) -> SiloE
     return evaluation
 
 
-def _soft_labels(store: Store, run_id: str) -> SoftLabelFacts | None:
-    fact = _fact(store, run_id, soft_label_report.FACT)
-    if not fact:
+def _soft_labels(run: Run) -> SoftLabelFacts | None:
+    fact = _fact(run, SoftLabels)
+    if fact is None:
         return None
-    sha256 = str(fact["sha256"])
-    asked = tuple(_teacher(name, teacher) for name, teacher in fact.get("teachers", {}).items())
+    asked = tuple(_teacher(name, teacher) for name, teacher in fact.teachers.items())
     facts = SoftLabelFacts(
-        sha256=sha256, images=int(fact["images"]), classes=int(fact["classes"]), asked=asked, requests=sum(teacher.requests for teacher in asked))
-    try:
-        found = json.loads(store.get(RunKeys(run_id).soft_label_summary, _MAX_SUMMARY_BYTES))
-    except NotFound:  # evaluation has not come so far, or could not read the set
+        sha256=fact.sha256, images=fact.images, classes=fact.classes, asked=asked, requests=sum(teacher.requests for teacher in asked))
+    found = _fact(run, SoftLabelSummary)
+    if found is None:  # evaluation has not come so far, or could not read the set
         return facts
     return replace(
-        facts, teachers=tuple(found["teachers"]), entropies=tuple(found["entropies"]), most_entropy=found["most_entropy"],
-        favourites=tuple(tuple(row) for row in found["favourites"]), agreements=tuple(tuple(row) for row in found["agreements"]),
-        examples=tuple(_example(example) for example in found["examples"]))
+        facts, teachers=found.teachers, entropies=found.entropies, most_entropy=found.most_entropy, favourites=found.favourites,
+        agreements=found.agreements,
+        examples=tuple(PublicExample(image_HWC=example.image_HWC, favourites=example.favourites) for example in found.examples))
 
 
-def _example(example: dict[str, Any]) -> PublicExample:
-    pixels = np.frombuffer(base64.b64decode(example["pixels"]), np.uint8).reshape(example["shape"])
-    return PublicExample(image_HWC=pixels, favourites=tuple((name, share) for name, share in example["favourites"]))
-
-
-def _teacher(name: str, teacher: dict[str, Any]) -> TeacherFacts:
-    mine = teacher["run"]
+def _teacher(name: str, teacher: TeacherReport) -> TeacherFacts:
+    mine = teacher.run
     return TeacherFacts(
-        name=name, asked=teacher["asked"], cached=teacher["cached"], requests=mine["requests"], retried=mine["retried"],
-        failed=mine["refused"] + mine["unusable"], in_doubt=mine["in_doubt"], cost=mine["cost"], cost_ever=teacher["ever"]["cost"],
-        currency=teacher["currency"], latency_p50=mine["latency_p50"], latency_p95=mine["latency_p95"])
+        name=name, asked=teacher.asked, cached=teacher.cached, requests=mine.requests, retried=mine.retried,
+        failed=mine.refused + mine.unusable, in_doubt=mine.in_doubt, cost=mine.cost, cost_ever=teacher.ever.cost,
+        currency=teacher.currency, latency_p50=mine.latency_p50, latency_p95=mine.latency_p95)
 
 
-def _gate(store: Store, run_id: str) -> GateFacts | None:
-    fact = _fact(store, run_id, "promotion")
-    return GateFacts(decision=str(fact.get("outcome", "kept")), reasons=(str(fact["decision"]),)) if fact else None
+def _gate(run: Run) -> GateFacts | None:
+    fact = _fact(run, Promotion)
+    return GateFacts(decision=fact.outcome, reasons=(fact.decision,)) if fact else None

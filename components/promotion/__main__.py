@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fedhelp_components.evaluation.report import write_report
 from fedhelp_components.session import end, open_session, run_parser, say
-from fedhelp_core.protocol.facts import write_fact
+from fedhelp_core.protocol.facts import Promotion
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.tracking.gate import gate
 from fedhelp_core.tracking.registry import Registry
@@ -19,7 +21,8 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
     federation = session.federation
     name = federation.registered_name
     registry, metric = Registry.for_federation(federation), TASKS[federation.task.name].headline
-    outcome, reasons, before = "manual", "", None
+    outcome: Literal["promoted", "kept", "manual"] = "manual"
+    reasons, before = "", None
     if federation.promotion.mode == "manual":
         decision = f"{name} version {model_version} stays a candidate (promotion.mode is manual); promote it with: fedhelp promote"
     else:
@@ -38,10 +41,10 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
             became = "became the champion" if verdict.promote else "stays a candidate"
             decision = f"{name} version {model_version} {became}: {reasons}"
         before = registry.champion_before(name) if outcome == "promoted" else None
-    fact = write_fact(session.store, run_id, "promotion", {"decision": decision, "outcome": outcome, "reasons": reasons, "before": before})
+    settled = session.run.settle(Promotion(decision=decision, outcome=outcome, reasons=reasons, before=before))
     write_report(session.store, run_id, federation)
-    say(str(fact["decision"]))
-    return str(fact["decision"])
+    say(settled.decision)
+    return settled.decision
 
 
 def main() -> None:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from fedhelp_components.session import end, open_session, run_parser, say
 from fedhelp_core import telemetry
 from fedhelp_core.errors import ConfigError, NotFound
-from fedhelp_core.protocol.facts import read_fact, write_fact
-from fedhelp_core.softlabels.report import FACT, as_fact, described, numbers
+from fedhelp_core.protocol.facts import SoftLabels
+from fedhelp_core.protocol.run import Run
+from fedhelp_core.softlabels.report import as_fact, described, numbers
 from fedhelp_core.store.open import open_store
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, shard: str = "") -> str:
         say(f"method {federation.algorithm.method} uses no soft labels: nothing to ask")
         return ""
     try:
-        return str(read_fact(session.store, run_id, FACT)["sha256"])
+        return session.run.fact(SoftLabels).sha256
     except NotFound:
         pass
     from fedhelp_core.softlabels.prefetch import prefetch
@@ -54,13 +55,13 @@ def run(*, store: str, endpoint_url: str, run_id: str, shard: str = "") -> str:
         say(line)
     if part is not None:
         return ""
-    return str(write_fact(session.store, run_id, FACT, as_fact(report))["sha256"])
+    return session.run.settle(as_fact(report)).sha256
 
 
 def figures_of(store: str, endpoint_url: str, run_id: str) -> dict[str, float]:
     """The run's prefetch in numbers, for KFP's own display; nothing before its set is built."""
     try:
-        return numbers(read_fact(open_store(store, endpoint_url=endpoint_url or None), run_id, FACT))
+        return numbers(Run(open_store(store, endpoint_url=endpoint_url or None), run_id).fact(SoftLabels))
     except NotFound:
         return {}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from fedhelp_core.data.datalist import Manifest, manifest_of
 from fedhelp_core.data.examples import image_shape, preparation, target_shape
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.data.reading import read_examples
-from fedhelp_core.disk import explained
+from fedhelp_core.disk import atomic_write, explained
 from fedhelp_core.errors import DataError, listed
 from fedhelp_core.weights.file import write_weights
 
@@ -63,13 +62,8 @@ def load_silo_arrays(config: SiloConfig, task: TaskConfig) -> SiloArrays:
     if found is None:
         tensors = _decoded(config.name, manifest, task)
         with explained(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            scratch = path.with_suffix(f".{os.getpid()}.tmp")
-            try:
+            with atomic_write(path) as scratch:
                 write_weights(scratch, {name: tensor.numpy() for name, tensor in tensors.items()}, "silo-images")
-                os.replace(scratch, path)
-            finally:
-                scratch.unlink(missing_ok=True)
             _drop_old_caches(folder, path)
         found = _read(path, manifest, task)
         if found is None:

@@ -13,7 +13,6 @@ What differs from task to task is in drawn.py.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ import yaml
 
 from fedhelp_core.data.phantom.drawing import PublicSet
 from fedhelp_core.demo.tasks import DrawnTask, drawn_task
+from fedhelp_core.disk import atomic_write
 from fedhelp_core.errors import ConfigError
 
 _FORMAT = "fedhelp-demo/3"
@@ -104,13 +104,9 @@ _SILO_HEAD = "# What this hospital knows about itself. Never leaves it.\n"
 
 def _once(path: Path, make: Callable[[Path], None]) -> None:
     """`make` under another name, then rename: a demo that was interrupted goes on here."""
-    if path.exists():
-        return
-    scratch = path.with_name(f".{path.name}.tmp")
-    if scratch.is_dir():
-        shutil.rmtree(scratch)
-    make(scratch)
-    scratch.rename(path)
+    if not path.exists():
+        with atomic_write(path) as scratch:
+            make(scratch)
 
 
 def _write_yaml(path: Path, *, head: str, document: dict[str, object]) -> None:

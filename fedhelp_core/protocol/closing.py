@@ -69,7 +69,7 @@ class _Closing:
         self._round = round
         self._silos = tuple(silos)
         self._previous = previous
-        self._spec = previous.weights_spec
+        self._spec = previous.spec
         self._max_bytes = max_bytes
         self._max_norm = max_norm
         self._reference = run.global_file(previous) if max_norm is not None else None
@@ -132,8 +132,17 @@ class _Closing:
         for marker, silo in markers.items():
             if marker in there and silo in self._pending:
                 self._pending.remove(silo)
-                self._leave_out(silo, run.absence(silo, round) or "no reason given")
+                self._leave_out(silo, self._why_absent(silo))
         return None
+
+    def _why_absent(self, silo: str) -> str:
+        """What the marker says; one that cannot be read means the same."""
+        try:
+            return self._run.absence(silo, self._round) or "no reason given"
+        except (AccessDenied, ConfigError):
+            raise  # the hub's own trouble with the store
+        except PermanentError as e:
+            return str(e)[:MAX_REASON]
 
     def _take_in(self, silo: str) -> None:
         """Check a silo's update; a bad one is refused with the reason, and its silo counts as absent."""

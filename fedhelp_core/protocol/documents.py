@@ -1,7 +1,8 @@
-"""What hub and silos write to each other, beside weights: the JSON documents of a run, hostile until parsed.
+"""What hub and silos write to each other in rounds, beside weights: JSON documents, hostile until parsed. facts.py has the others.
 
-Each is a frozen dataclass whose fields say what may stand in them; `parse` refuses everything else. Called by rounds.py, which
-knows under which names they lie (docs/architecture.md).
+Each is a frozen dataclass whose fields say what may stand in them. `read` and `parse` refuse everything else, an unknown or
+repeated field, a larger object and deeper nesting included, in one sentence that names the object and the field. keys.py knows
+under which names they lie. Called by run.py, lease.py and the steps.
 """
 
 from __future__ import annotations
@@ -11,134 +12,241 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
 
-from fedhelp_core.errors import PermanentError
+from fedhelp_core.errors import NotFound, PermanentError, WeightsError
+from fedhelp_core.protocol.keys import NAME
 from fedhelp_core.registry.tasks import Metric
-from fedhelp_core.weights.header import WeightsSpec
+from fedhelp_core.store.base import Store
+from fedhelp_core.weights.header import WeightsSpec, no_duplicates
 
 MAX_REASON = 500
 """Characters of a reason, however long what went wrong says it."""
-_DOCUMENT = ConfigDict(strict=True, allow_inf_nan=False, ser_json_inf_nan="constants")
+MOST_SILOS = 10_000
+_LONGEST_TENSOR = 500  # characters; PyTorch names a tensor by its path through the modules
 
-_Name = Annotated[str, Field(max_length=100)]
-_Text = Annotated[str, Field(max_length=300)]
-_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_Metrics = Annotated[dict[_Name, float], Field(max_length=64)]
-_Count = Annotated[int, Field(ge=0, le=2**53)]
+
+class Document:
+    """What every document has in common: nothing is converted, nothing unknown is taken, floats are finite."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
+    max_bytes: ClassVar[int] = 2**20
+    """A larger object is not read."""
+    canonical: ClassVar[bool] = False
+    """Whether its JSON has sorted fields and spaces; manifests have neither. Objects are compared by content, so this stays as it is."""
+
+
+_adapters: dict[type, TypeAdapter[Any]] = {}
+_T = TypeVar("_T")
+D = TypeVar("D", bound=Document)
+
+
+def dump(document: Document) -> bytes:
+    """Its JSON."""
+    adapter = _adapter(type(document))
+    if document.canonical:
+        return json.dumps(adapter.dump_python(document, mode="json"), sort_keys=True).encode()
+    return adapter.dump_json(document)
+
+
+def read(store: Store, kind: type[D], key: str) -> D | None:
+    """The document of `kind` at `key`; None if there is none.
+
+    Raises:
+        PermanentError: the object is larger than such a document may be, or as in `parse`.
+    """
+    try:
+        body = store.get(key, kind.max_bytes)
+    except NotFound:
+        return None
+    return parse(kind, body, key)
+
+
+def parse(kind: type[D], body: bytes, key: str) -> D:
+    """The document of `kind` in `body`; `key` names the object in messages.
+
+    Raises:
+        PermanentError: `body` is no JSON, or not of such a document; the message names the field.
+    """
+    try:
+        plain = json.loads(body, object_pairs_hook=no_duplicates)
+    except (ValueError, RecursionError) as e:
+        raise PermanentError(f"{key}: document: invalid JSON: {str(e)[:200]}") from e
+    fields = getattr(kind, "__dataclass_fields__", plain)
+    if isinstance(plain, dict) and (unknown := plain.keys() - fields):  # before the rest: of a million unknown fields, one is enough
+        raise PermanentError(f"{key}: {_escaped(min(unknown))}: no such field, one of {', '.join(fields)} expected")
+    try:
+        document: D = _adapter(kind).validate_json(body)
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = _escaped(".".join(str(part) for part in first["loc"]) or "document")
+        raise PermanentError(f"{key}: {where}: {first['msg'][:1].lower()}{first['msg'][1:200]}, got {_found(plain, first['loc'])}") from e
+    return document
+
+
+def utc_now() -> str:
+    """The time of a document, for people."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """Made once for every kind; two threads may both make one."""
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
+
+
+def _found(value: Any, place: tuple[int | str, ...]) -> str:
+    """At most 80 characters of what a document has at `place`, or last had on the way there."""
+    for part in place:
+        try:
+            value = value[part]
+        except (LookupError, TypeError):
+            break
+    return repr(value)[:80]
+
+
+def _escaped(name: str) -> str:
+    """A field's name as it may stand in a message: one line, not too long."""
+    return name[:200].encode("unicode_escape").decode()
+
+
+def _instant(text: str) -> str:
+    """ISO 8601 with its zone, or nothing."""
+    if text and datetime.fromisoformat(text).utcoffset() is None:
+        raise ValueError("a time with its zone expected")
+    return text
+
+
+def _finite_or_nan(value: float) -> float:
+    """NaN says that nothing defines the score."""
+    if math.isinf(value):
+        raise ValueError("a number or NaN expected")
+    return value
+
+
+def _possible(spec: WeightsSpec) -> WeightsSpec:
+    if len(spec.architecture) > 300 or any(len(name) > _LONGEST_TENSOR for name in spec.tensors):
+        raise ValueError(f"an architecture of at most 300 characters and tensors' names of at most {_LONGEST_TENSOR} expected")
+    try:
+        spec.require_possible()
+    except WeightsError as e:
+        raise ValueError(str(e)) from e
+    return spec
+
+
+Silo = Annotated[str, Field(pattern=f"^{NAME}$")]
+SiloKind = Annotated[str, Field(pattern="^(small|large)$")]
+Name = Annotated[str, Field(max_length=100)]
+Text = Annotated[str, Field(max_length=300)]
+Reason = Annotated[str, Field(max_length=MAX_REASON)]
+Time = Annotated[str, Field(max_length=40), AfterValidator(_instant)]
+Key = Annotated[str, Field(max_length=1024)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Amount = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Score = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_finite_or_nan)]
+Metrics = Annotated[dict[Name, float], Field(max_length=64)]
+BySilo = Annotated[dict[Silo, _T], Field(max_length=MOST_SILOS)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdateManifest:
+class UpdateManifest(Document):
     """One silo's answer to one round: `updates/<silo>.json`."""
 
-    __pydantic_config__ = _DOCUMENT
-
-    silo: _Name
-    round: Annotated[int, Field(ge=1)]
-    weights: Annotated[str, Field(max_length=1024)]
+    silo: Silo
+    round: Annotated[Count, Field(ge=1)]
+    weights: Key
     """Key of the weights object."""
-    sha256: _Sha256
+    sha256: Sha256
     """Of the weights file, hex."""
-    size_bytes: Annotated[int, Field(ge=0)]
-    samples: Annotated[int, Field(ge=1, le=2**53)]
+    size_bytes: Count
+    samples: Annotated[Count, Field(ge=1)]
     """Private training images behind this update: n_k of Eq 7."""
     loss: float | None
     """Mean training loss; None where the method has none."""
-    metrics: _Metrics
-    architecture: _Text
-    code_version: _Text = ""
-    image_digest: _Text = ""
-    created: _Text = ""
+    metrics: Metrics
+    architecture: Text
+    code_version: Text = ""
+    image_digest: Text = ""
+    created: Time = ""
     """ISO 8601, UTC."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Commit:
+class Commit(Document):
     """What made a round real: `commit.json`. Commit 0 holds the seeded start and has no participants."""
 
-    __pydantic_config__ = _DOCUMENT
+    max_bytes = 16 * 2**20  # 1000 silos with all the metrics that a manifest may hold stay below
 
-    round: Annotated[int, Field(ge=0)]
-    global_key: Annotated[str, Field(max_length=1024)]
+    round: Count
+    global_key: Key
     """Key of the model after this round, which the next round starts from."""
-    global_sha256: _Sha256
-    spec: dict[str, Any]
-    """What every update of the next round must look like: `WeightsSpec.to_json()`."""
-    participants: tuple[str, ...] = ()
+    global_sha256: Sha256
+    spec: Annotated[WeightsSpec, AfterValidator(_possible)]
+    """What every update of the next round must look like."""
+    participants: Annotated[tuple[Silo, ...], Field(max_length=MOST_SILOS), FailFast()] = ()
     """Silos in the average, in the order in which they were summed."""
-    shares: dict[str, float] = field(default_factory=dict)
+    shares: BySilo[Share] = field(default_factory=dict)
     """a_k of Eq 7 by participant."""
-    absent: dict[str, str] = field(default_factory=dict)
+    absent: BySilo[Reason] = field(default_factory=dict)
     """Invited silos that sent nothing in time, and why."""
-    refused: dict[str, str] = field(default_factory=dict)
+    refused: BySilo[Reason] = field(default_factory=dict)
     """Silos whose update failed a check, and which."""
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    metrics: BySilo[Annotated[dict[Name, float], Field(max_length=66)]] = field(default_factory=dict)
     """By participant: samples, loss, and what the silo's manifest says."""
-    previous_sha256: str = ""
+    previous_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     """sha256 of the model that this round started from; '' in commit 0."""
-    created: str = ""
+    created: Time = ""
     """ISO 8601, UTC."""
 
-    @property
-    def weights_spec(self) -> WeightsSpec:
-        """`spec`, parsed."""
-        return WeightsSpec.from_json(self.spec)
-
 
 @dataclass(frozen=True, kw_only=True)
-class SplitSizes:
+class SplitSizes(Document):
     """Numbers of images."""
 
-    __pydantic_config__ = _DOCUMENT
-
-    training: _Count
-    validation: _Count
-    test: _Count
+    training: Count
+    validation: Count
+    test: Count
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiloReport:
+class SiloReport(Document):
     """What a silo found when it checked itself: `silos/<silo>.json`. Counts and hashes."""
 
-    __pydantic_config__ = _DOCUMENT
-
-    silo: _Name
+    silo: Silo
     samples: SplitSizes
-    training_class_counts: Annotated[list[_Count], Field(max_length=10_000)]
+    training_class_counts: Annotated[list[Count], Field(max_length=10_000), FailFast()]
     """Training images of each class; of masks: pixels."""
-    test_sha256: _Sha256
-    start_sha256: _Sha256
+    test_sha256: Sha256
+    start_sha256: Sha256
     """Of the start model that this silo's software draws from the seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelScores:
+class ModelScores(Document):
     """One model on a silo's test images."""
 
-    __pydantic_config__ = _DOCUMENT
-
-    scores: Annotated[dict[_Name, Annotated[float, Field(allow_inf_nan=True)]], Field(max_length=64)]
+    scores: Annotated[dict[Name, Score], Field(max_length=64)]
     """Metric's name -> value; NaN where the test images do not define it."""
-    confusion: Annotated[list[list[_Count]], Field(max_length=10_000)]
+    confusion: Annotated[list[Annotated[list[Count], FailFast()]], Field(max_length=10_000), FailFast()]
     """(C, C) counts of images, or of pixels of masks: row = true class, column = predicted class."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiloEvaluation:
+class SiloEvaluation(Document):
     """A silo's scores on its own test images: `evaluation/<silo>.json`."""
 
-    __pydantic_config__ = _DOCUMENT
-
-    silo: _Name
-    kind: Annotated[str, Field(pattern="^(small|large)$")]
-    round: Annotated[int, Field(ge=0)]
-    global_sha256: _Sha256
+    silo: Silo
+    kind: SiloKind
+    round: Count
+    global_sha256: Sha256
     """Of the global model that was scored, hex."""
-    test_samples: _Count
-    test_sha256: _Sha256
+    test_samples: Count
+    test_sha256: Sha256
     """Of the test images and labels: only scores on the same ones are compared."""
     models: dict[Literal["proxy", "large"], ModelScores]
     deployed: Literal["proxy", "large"]
@@ -169,46 +277,31 @@ class SiloEvaluation:
                 raise PermanentError(f"models.{name}.confusion: {classes} rows of {classes} counts expected, got sides of {sorted(sizes)[:5]}")
 
 
-Document = TypeVar("Document", UpdateManifest, Commit, SiloReport, SiloEvaluation)
-OfSilo = TypeVar("OfSilo", SiloReport, SiloEvaluation)
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (UpdateManifest, Commit, SiloReport, SiloEvaluation)}
+@dataclass(frozen=True, kw_only=True)
+class Notice(Document):
+    """Why a silo will not answer a round (`absent/<silo>.json`), or why the run was ended for everyone (`abort`)."""
+
+    canonical = True
+
+    reason: Reason
+    created: Time = ""
+    """ISO 8601, UTC."""
 
 
-def dump(document: UpdateManifest | Commit | SiloReport | SiloEvaluation) -> bytes:
-    """Its JSON."""
-    return _ADAPTERS[type(document)].dump_json(document)
+@dataclass(frozen=True, kw_only=True)
+class Sign(Document):
+    """A hub's sign of life: `lease.json`, `leases/<silo>.json`."""
 
+    max_bytes = 4096
+    canonical = True
 
-def parse(kind: type[Document], body: bytes, key: str) -> Document:
-    """The document of `kind` in `body`; `key` names the object in messages.
+    counter: Annotated[int, Field(ge=0, le=2**63)]
+    """Another one with every renewal: what workers look at."""
+    seconds: Annotated[float, Field(gt=0)]
+    """How long it holds."""
+    renewed: AwareDatetime
+    """By the hub's clock: for people, never for a worker's decision."""
 
-    Raises:
-        PermanentError: `body` is no JSON, or not of such a document; the message names the field.
-    """
-    try:
-        document: Document = _ADAPTERS[kind].validate_json(body)
-    except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise PermanentError(f"{key}: {where[:200]}: {first['msg'][:1].lower()}{first['msg'][1:200]}, got {repr(first['input'])[:80]}") from e
-    return document
-
-
-def parse_mapping(body: bytes, key: str) -> dict[str, Any]:
-    """A JSON object of any fields.
-
-    Raises:
-        PermanentError: `body` is no such thing.
-    """
-    try:
-        document = json.loads(body.decode())
-    except (ValueError, RecursionError) as e:
-        raise PermanentError(f"{key}: is not JSON ({str(e)[:100]}); the object is damaged or was tampered with") from e
-    if not isinstance(document, dict):
-        raise PermanentError(f"{key}: a JSON object expected, got {type(document).__name__}")
-    return document
-
-
-def utc_now() -> str:
-    """The time of a document, for people."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    def over(self, now: datetime) -> bool:
+        """Whether no hub seems to be left."""
+        return (now - self.renewed).total_seconds() > self.seconds

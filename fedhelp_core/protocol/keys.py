@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from fedhelp_core.errors import PermanentError
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+"""Pattern of run ids and silos' names."""
 _SHA_SHOWN = 16  # hex digits of a sha256 in a name
 _SET_INDEX = re.compile(r"softlabels/([0-9a-f]{64})/index\.json")
 
@@ -39,11 +40,6 @@ class RunKeys:
     def abort(self) -> str:
         """Why the run was ended for everyone."""
         return self._of("abort")
-
-    @property
-    def soft_label_summary(self) -> str:
-        """The distillation set in numbers and examples, for the report."""
-        return self._of("soft_label_summary.json")
 
     @property
     def report(self) -> str:
@@ -147,6 +143,6 @@ def _silo(name: str) -> str:
 
 def _checked(name: str, what: str) -> str:
     """`name` as it may stand in an object's key."""
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(NAME, name):
         raise PermanentError(f"{what} {name[:80]!r}: 1 to 63 lower-case letters, digits and '-' expected, no '-' at the ends")
     return name

@@ -10,20 +10,18 @@ cannot be read does not count: that is no sign of the hub's end.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from fedhelp_core.errors import FedHelpError, HubSilent, NotFound
+from fedhelp_core.errors import FedHelpError, HubSilent, NotFound, PermanentError
+from fedhelp_core.protocol.documents import Sign, dump, read
 from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.store.base import Store
 
-_MAX_BYTES = 4096
 _RENEWALS = 5  # in the time of a lease: four may be lost
 _LOOKS = 10  # in the time of a lease
 _LONGEST_LOOK = 30.0  # seconds
@@ -57,35 +55,20 @@ class Lease:
         counter = time.time_ns()  # a restarted hub must not repeat the last one's
         while True:
             counter += 1
-            renewed = {"counter": counter, "seconds": self._seconds, "renewed": datetime.now(UTC).isoformat(timespec="seconds")}
+            sign = Sign(counter=counter, seconds=self._seconds, renewed=datetime.now(UTC).replace(microsecond=0))
             with contextlib.suppress(FedHelpError):  # the store is away: the next renewal says as much
-                self._store.put(self._key, json.dumps(renewed).encode())
+                self._store.put(self._key, dump(sign))
             if self._stop.wait(self._seconds / _RENEWALS):
                 return
 
 
-@dataclass(frozen=True)
-class Sign:
-    """The last sign of a hub."""
-
-    renewed: datetime
-    """By the hub's clock: for people, never for a worker's decision."""
-    seconds: float
-    """How long it holds."""
-
-    def over(self, now: datetime) -> bool:
-        """Whether no hub seems to be left."""
-        return (now - self.renewed).total_seconds() > self.seconds
-
-
 def last_sign(store: Store, run_id: str, silo: str) -> Sign | None:
-    """The newest of the leases that keep the silo's work alive; None if no hub ever gave one."""
+    """The newest of the leases that keep the silo's work alive; None if no hub ever gave one that can be read."""
     signs = []
     for key in lease_keys(run_id, silo):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            found = json.loads(_read(store, key) or b"null")
-            signs.append(Sign(datetime.fromisoformat(found["renewed"]), float(found["seconds"])))
-    return max(signs, key=lambda sign: sign.renewed, default=None)
+        with contextlib.suppress(PermanentError):
+            signs.append(read(store, Sign, key))
+    return max(filter(None, signs), key=lambda sign: sign.renewed, default=None)
 
 
 def end_without_hub(store: Store, run_id: str, silo: str, seconds: float, program: str) -> None:
@@ -120,6 +103,6 @@ def watch_lease(store: Store, run_id: str, silo: str, seconds: float, end: Calla
 
 def _read(store: Store, key: str) -> bytes | None:
     try:
-        return store.get(key, _MAX_BYTES)
+        return store.get(key, Sign.max_bytes)
     except NotFound:
         return None

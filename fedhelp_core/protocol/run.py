@@ -8,36 +8,26 @@ and supervisors.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from fedhelp_core.disk import digest_of
 from fedhelp_core.errors import NotFound, PermanentError, RunAborted, RunConflict
-from fedhelp_core.protocol.documents import (
-    MAX_REASON,
-    Commit,
-    OfSilo,
-    SiloEvaluation,
-    SiloReport,
-    UpdateManifest,
-    dump,
-    parse,
-    parse_mapping,
-    utc_now,
-)
+from fedhelp_core.protocol.documents import MAX_REASON, Commit, Notice, SiloEvaluation, SiloReport, UpdateManifest, dump, read, utc_now
+from fedhelp_core.protocol.facts import Fact
 from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.waiting import wait_for
 from fedhelp_core.weights.file import read_weights, serialize_weights
 from fedhelp_core.weights.header import Weights, WeightsSpec
 
-_MAX_JSON = 2**20  # bytes of a manifest, report or marker
-_MAX_COMMIT = 16 * 2**20  # bytes; 1000 silos with all the metrics that a manifest may hold stay below
+_MAX_CONFIG = 2**20  # bytes
+F = TypeVar("F", bound=Fact)
+OfSilo = TypeVar("OfSilo", SiloReport, SiloEvaluation)
 
 
 class Run:
@@ -76,9 +66,11 @@ class Run:
             NotFound: no run of this id was started in this store.
         """
         try:
-            return self.store.get(self.keys.federation, _MAX_JSON).decode()
+            return self.store.get(self.keys.federation, _MAX_CONFIG).decode()
         except NotFound as e:
             raise NotFound(f"no run {self.run_id!r} in {self.store.url}; start it, or check the run id and the store's url") from e
+        except UnicodeDecodeError as e:
+            raise PermanentError(f"{self.keys.federation}: is no text ({e.reason}); it is damaged or was tampered with") from e
 
     # ---- commits and global models
 
@@ -90,7 +82,7 @@ class Run:
         sha256, _ = digest_of(body)
         key = self.keys.global_model(1, sha256)
         self.store.put_new(key, body)
-        spec = WeightsSpec.from_weights(weights, architecture).to_json()
+        spec = WeightsSpec.from_weights(weights, architecture)
         return self.make_real(Commit(round=0, global_key=key, global_sha256=sha256, spec=spec, created=utc_now()))
 
     def commit(self, round: int) -> Commit | None:
@@ -98,10 +90,9 @@ class Run:
         newest = self._newest
         if newest is not None and newest.round == round:
             return newest
-        body = self._get(self.keys.commit(round), _MAX_COMMIT)
-        if body is None:
+        commit = read(self.store, Commit, self.keys.commit(round))
+        if commit is None:
             return None
-        commit = parse(Commit, body, self.keys.commit(round))
         if commit.round != round:
             raise PermanentError(f"{self.keys.commit(round)} says that it is of round {commit.round}; the store was tampered with")
         self._remember(commit)
@@ -145,7 +136,7 @@ class Run:
         """
         path = self.store.fetch(commit.global_key)
         try:
-            return read_weights(path, expected=commit.weights_spec, max_bytes=max_bytes, sha256=commit.global_sha256)
+            return read_weights(path, expected=commit.spec, max_bytes=max_bytes, sha256=commit.global_sha256)
         finally:
             self.store.release(path)
 
@@ -202,10 +193,9 @@ class Run:
             PermanentError: the object is no manifest, or of another silo or round.
         """
         key = self.keys.update(silo, round)
-        body = self._get(key, _MAX_JSON)
-        if body is None:
+        manifest = read(self.store, UpdateManifest, key)
+        if manifest is None:
             return None
-        manifest = parse(UpdateManifest, body, key)
         if (manifest.silo, manifest.round) != (silo, round):
             raise PermanentError(f"{key}: the manifest is of silo {manifest.silo!r}, round {manifest.round}")
         if manifest.weights != self.keys.weights(silo, round, manifest.sha256):
@@ -228,7 +218,7 @@ class Run:
 
     def mark_absent(self, silo: str, round: int, reason: str) -> None:
         """Say that the silo will not answer `round`, so that nobody waits for it. The first reason stays."""
-        self.store.put_new(self.keys.absence(silo, round), _json({"reason": reason[:MAX_REASON], "created": utc_now()}))
+        self.store.put_new(self.keys.absence(silo, round), _notice(reason))
 
     def absences(self, round: int) -> dict[str, str]:
         """Silo -> reason of all markers of `round`."""
@@ -243,7 +233,7 @@ class Run:
 
     def abort(self, reason: str) -> None:
         """End the run for everyone; the first reason stays."""
-        self.store.put_new(self.keys.abort, _json({"reason": reason[:MAX_REASON], "created": utc_now()}))
+        self.store.put_new(self.keys.abort, _notice(reason))
 
     def abort_reason(self) -> str | None:
         """Why the run was ended; None while it goes on."""
@@ -302,38 +292,49 @@ class Run:
         """Write-once: an evaluation that is there already stays."""
         self.store.put_new(self.keys.evaluation(evaluation.silo), dump(evaluation))
 
+    # ---- what steps settle for later ones
+
+    def settle(self, fact: F) -> F:
+        """Make `fact` the run's, or give the one that is there already."""
+        if self.store.put_new(self.keys.fact(fact.fact_name), dump(fact)):
+            return fact
+        return self.fact(type(fact))
+
+    def fact(self, kind: type[F]) -> F:
+        """The run's fact of `kind`.
+
+        Raises:
+            NotFound: the step that writes it has not finished.
+            PermanentError: the object is no such fact.
+        """
+        fact = read(self.store, kind, self.keys.fact(kind.fact_name))
+        if fact is None:
+            raise NotFound(f"run {self.run_id!r} has no {kind.fact_name} yet; run the step before this one first (check, then soft_label_prefetch)")
+        return fact
+
+    def has_fact(self, kind: type[Fact]) -> bool:
+        """Whether the step that settles it has finished."""
+        return self.store.size(self.keys.fact(kind.fact_name)) is not None
+
     # ---- reading
 
-    def _get(self, key: str, max_bytes: int) -> bytes | None:
-        try:
-            return self.store.get(key, max_bytes)
-        except NotFound:
-            return None
-
     def _of(self, silo: str, kind: type[OfSilo], key: str) -> OfSilo | None:
-        body = self._get(key, _MAX_JSON)
-        if body is None:
-            return None
-        document = parse(kind, body, key)
-        if document.silo != silo:
+        document = read(self.store, kind, key)
+        if document is not None and document.silo != silo:
             raise PermanentError(f"{key}: silo: {silo!r} expected, got {document.silo!r}")
         return document
 
-    def _get_mapping(self, key: str) -> dict[str, Any] | None:
-        body = self._get(key, _MAX_JSON)
-        return None if body is None else parse_mapping(body, key)
-
     def _reason(self, key: str) -> str | None:
-        document = self._get_mapping(key)
-        return None if document is None else str(document.get("reason", "no reason given"))
+        notice = read(self.store, Notice, key)
+        return None if notice is None else notice.reason
 
     def _remember(self, commit: Commit) -> None:
         if self._newest is None or commit.round > self._newest.round:
             self._newest = commit
 
 
-def _json(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, sort_keys=True).encode()
+def _notice(reason: str) -> bytes:
+    return dump(Notice(reason=reason[:MAX_REASON], created=utc_now()))
 
 
 def _differences(frozen: str, wanted: str) -> str:

@@ -8,13 +8,12 @@ Everything lies on the silo's own volume (`state` of silo.yaml):
     egress.jsonl                         every object that left, before it left (egress.py)
 
 Round r run again starts from the newest state before r, whatever had already been written; the last two are kept.
-Called by silo.py. Knows no network.
+Called by work.py. Knows no network.
 """
 
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from pathlib import Path
 import torch
 
 from fedhelp_core.algorithm.local_update import SiloState
-from fedhelp_core.disk import explained
+from fedhelp_core.disk import atomic_write, explained, sweep
 from fedhelp_core.errors import StateLocked
 from fedhelp_core.weights.file import read_weights, write_weights
 
@@ -60,20 +59,16 @@ class StateFolder:
         return self._read(versions[-1]) if versions else SiloState.empty()
 
     def save(self, state: SiloState) -> None:
-        """Write the state of `state.round` in one step, then drop all but the last two.
+        """Write the state of `state.round` in one step, then drop all but the last two. Called by whoever holds the lock.
 
         Raises:
             StorageFull: no space left; what was there before is untouched.
         """
         path = self._path(state.round)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
         with explained(path):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
+            sweep(self.folder, older_than=0)  # whoever holds the lock is the only writer: what is left is of killed ones
+            with atomic_write(path, durable=True) as scratch:
                 write_weights(scratch, {name: tensor.numpy() for name, tensor in state.tensors.items()}, _ARCHITECTURE)
-                os.replace(scratch, path)
-            finally:
-                scratch.unlink(missing_ok=True)
             for version in [v for v in self.versions() if v <= state.round][:-_KEPT_VERSIONS]:
                 self._path(version).unlink(missing_ok=True)
 
@@ -86,13 +81,14 @@ class StateFolder:
         """
         with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "lock").open("a") as handle:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as e:
-                    raise StateLocked(
-                        f"{self.folder}: another process is working on this silo's state; wait for it to end, or stop it, and try again") from e
-                yield
+            handle = (self.folder / "lock").open("a")
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                raise StateLocked(
+                    f"{self.folder}: another process is working on this silo's state; wait for it to end, or stop it, and try again") from e
+            yield
 
     def _read(self, version: int) -> SiloState:
         path = self._path(version)

@@ -25,13 +25,12 @@ from fedhelp_core.data.arrays import ImageArrays, SiloArrays, load_silo_arrays
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
-from fedhelp_core.protocol.facts import read_fact
+from fedhelp_core.protocol.facts import Kinds, SoftLabels
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.methods import METHOD_PARTS
 from fedhelp_core.silo.egress import LedgeredStore
 from fedhelp_core.silo.state import StateFolder
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
-from fedhelp_core.softlabels.report import FACT
 from fedhelp_core.store.base import Store
 from fedhelp_core.weights.file import fingerprint
 
@@ -168,7 +167,7 @@ class Silo:
     @cached_property
     def settings(self) -> UpdateSettings:
         """What this silo's local updates depend on, its kind included."""
-        kind = read_fact(self.run.store, self.run.run_id, "kinds")[self.config.name]
+        kind = self.run.fact(Kinds).of(self.config.name)
         return UpdateSettings(
             algorithm=self.federation.algorithm, objective=self.objective, seed=self.federation.runtime.seed,
             silo=self.config.name, kind=kind, device=self.device, precision=self.federation.runtime.precision)
@@ -206,7 +205,7 @@ def with_public_set(data: SiloData, run: Run, cache: Path) -> SiloData:
     Raises:
         NotFound: soft_label_prefetch has not finished for this run.
     """
-    public = load_distillation_set(run.store, read_fact(run.store, run.run_id, FACT)["sha256"], cache)
+    public = load_distillation_set(run.store, run.fact(SoftLabels).sha256, cache)
     return SiloData(
         images_NCHW=data.images_NCHW, labels_N=data.labels_N,
         public_images_MCHW=public.images_NCHW, public_probabilities_MP=public.probabilities_NC)

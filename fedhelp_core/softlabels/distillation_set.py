@@ -17,8 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedhelp_core.disk import atomic_write, digest_of, explained
 from fedhelp_core.errors import ConfigError, DataError, NotFound
 from fedhelp_core.protocol.keys import SOFT_LABELS, set_object, set_of_index, settled_set
 from fedhelp_core.softlabels.answers import AnswerForm, bounds
@@ -414,13 +413,13 @@ def _mapped(
 def _local_file(store: Store, key: str, sha256: str, max_bytes: int, cache_dir: Path | None) -> Iterator[Path]:
     """A local file with the object's bytes, checked; a copy in `cache_dir` where the store is not a folder."""
     cached = None if cache_dir is None or store.is_local else cache_dir / key
-    if cached is not None and cached.is_file() and _file_sha(cached) == sha256:
+    if cached is not None and cached.is_file() and digest_of(cached)[0] == sha256:
         yield cached
         return
     path = store.fetch(key, max_bytes)
     try:
-        if _file_sha(path) != sha256:
-            raise _damaged(key, f"has sha256 {_file_sha(path)}, expected {sha256}")
+        if (found := digest_of(path)[0]) != sha256:
+            raise _damaged(key, f"has sha256 {found}, expected {sha256}")
         yield path if cached is None else _kept(path, cached)
     finally:
         store.release(path)  # a mapping outlives its file's name
@@ -428,13 +427,8 @@ def _local_file(store: Store, key: str, sha256: str, max_bytes: int, cache_dir: 
 
 def _kept(path: Path, cached: Path) -> Path:
     """Copy into the cache under a name of our own first: another silo process may be doing the same."""
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    scratch = cached.with_name(f"{cached.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
+    with explained(cached), atomic_write(cached) as scratch:
         shutil.copyfile(path, scratch)
-        scratch.replace(cached)
-    finally:
-        scratch.unlink(missing_ok=True)
     return cached
 
 
@@ -445,11 +439,6 @@ def shard_name(kind: str, number: int) -> str:
 
 def _sha(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
-
-
-def _file_sha(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged(key: str, what: str) -> DataError:

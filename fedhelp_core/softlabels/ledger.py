@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from fedhelp_core.config.teachers import TeacherBudget
 from fedhelp_core.errors import ConfigError, NotFound, TeacherError
+from fedhelp_core.protocol.facts import Account
 from fedhelp_core.protocol.keys import teacher_card, teacher_ledger
 from fedhelp_core.softlabels.answers import AnswerForm, check_recorded
 from fedhelp_core.softlabels.teachers import TeacherIdentity, changed_version
@@ -51,30 +52,6 @@ class BudgetReached(ConfigError):
 def batch_sha(hashes: Sequence[str]) -> str:
     """sha256 (hex) that names the batch with these image hashes: also the id of the request that asks about it."""
     return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Account:
-    """What was asked and what came of it. Requests are told apart by their end."""
-
-    requests: int = 0
-    """Answered and recorded."""
-    images: int = 0
-    """Asked about in these."""
-    retried: int = 0
-    """Tries that the teacher refused (429, 503, not reached) before it answered."""
-    in_doubt: int = 0
-    """Requests that may have been answered, of which no answer was recorded."""
-    in_doubt_images: int = 0
-    refused: int = 0
-    """Requests that the teacher did not answer, and that were given up."""
-    unusable: int = 0
-    """Requests whose answer could not be used."""
-    cost: float = 0.0
-    """Of all but the refused ones, at the config's prices."""
-    latency_p50: float = 0.0
-    """Seconds of an answered request, median."""
-    latency_p95: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -22,29 +22,15 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.config.teachers import PublicSetConfig, TeacherConfig
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, TeacherError
+from fedhelp_core.protocol.facts import TeacherReport
 from fedhelp_core.softlabels.asking import Asking, Progress, prepared
 from fedhelp_core.softlabels.distillation_set import write_distillation_set
-from fedhelp_core.softlabels.ledger import Account, Ledger
+from fedhelp_core.softlabels.ledger import Ledger
 from fedhelp_core.softlabels.public_images import PublicImages, read_public_images
 from fedhelp_core.softlabels.teachers import Question, Teacher, TeacherIdentity, open_teacher
 from fedhelp_core.store.base import Store
 
 Say = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherReport:
-    """How one teacher's answers were come by."""
-
-    asked: int
-    """Images that this run asked about, in all of its processes."""
-    cached: int
-    """Images that the ledger knew before this run."""
-    currency: str
-    run: Account
-    """What this run's processes asked, the killed ones included."""
-    ever: Account
-    """What was asked under this identity by all runs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,38 +1,34 @@
 """What a prefetch did, in the forms that others read: a fact in the store, numbers for MLflow and KFP, lines for people.
 
-Written by soft_label_prefetch; aggregation reads the fact for MLflow, evaluation for the HTML report. Standard library only.
+Written by soft_label_prefetch; aggregation reads the fact for MLflow, evaluation for the HTML report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fedhelp_core.protocol.facts import SoftLabels
 
 if TYPE_CHECKING:
     from fedhelp_core.softlabels.prefetch import PrefetchReport
 
-FACT = "distillation_set"
-"""Name of the fact in the run's folder."""
 _OF_THE_RUN = ("requests", "images", "retried", "in_doubt", "in_doubt_images", "refused", "unusable", "cost", "latency_p50", "latency_p95")
 
 
-def as_fact(report: PrefetchReport) -> dict[str, Any]:
+def as_fact(report: PrefetchReport) -> SoftLabels:
     """What later steps and the report read of it."""
-    return {
-        "sha256": report.distillation_set_sha256, "images": report.images, "asked": report.asked, "cached": report.cached,
-        "duplicates": report.duplicates, "seconds": round(report.seconds, 3), "classes": report.classes,
-        "teachers": {name: asdict(teacher) for name, teacher in report.teachers.items()},
-    }
+    return SoftLabels(
+        sha256=report.distillation_set_sha256, images=report.images, asked=report.asked, cached=report.cached, duplicates=report.duplicates,
+        seconds=round(report.seconds, 3), classes=report.classes, teachers=report.teachers)
 
 
-def numbers(fact: Mapping[str, Any]) -> dict[str, float]:
+def numbers(fact: SoftLabels) -> dict[str, float]:
     """The fact as metrics: `soft_labels.images`, and per teacher `soft_labels.<teacher>.asked` and so on; costs in the teacher's currency."""
-    found = {f"soft_labels.{name}": float(fact[name]) for name in ("images", "duplicates", "asked", "cached", "seconds")}
-    for name, teacher in fact.get("teachers", {}).items():
-        own = {key: teacher[key] for key in ("asked", "cached")} | {key: teacher["run"][key] for key in _OF_THE_RUN}
+    found = {f"soft_labels.{name}": float(getattr(fact, name)) for name in ("images", "duplicates", "asked", "cached", "seconds")}
+    for name, teacher in fact.teachers.items():
+        own = {"asked": teacher.asked, "cached": teacher.cached} | {key: getattr(teacher.run, key) for key in _OF_THE_RUN}
         found |= {f"soft_labels.{name}.{key}": float(value) for key, value in own.items()}
-        found[f"soft_labels.{name}.cost_ever"] = float(teacher["ever"]["cost"])
+        found[f"soft_labels.{name}.cost_ever"] = teacher.ever.cost
     return found
 
 

@@ -116,7 +116,7 @@ class LocalStore(Store):
             self._swept = True
             with explained(self._scratch, STORE_FOLDER):
                 os.makedirs(self._scratch, exist_ok=True)
-                sweep(Path(self._scratch), "*")
+                sweep(Path(self._scratch))
         return Path(self._scratch)
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What a store's URL may be: the one rule, for the config that is read and the store that is opened. Pure; called by config.py and store.py."""
+"""What a store's URL may be: the one rule, for the config that is read and the store that is opened. Pure; called by config and by open.py."""
 
 from __future__ import annotations
 

@@ -11,9 +11,7 @@ import hashlib
 import json
 import math
 import multiprocessing
-import os
 import queue
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +32,7 @@ from fedhelp_core.algorithm.simulate import RoundFacts, SimulatedSilo, Simulatio
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.config.silo import load_silo
 from fedhelp_core.data.arrays import load_silo_arrays
+from fedhelp_core.disk import atomic_write
 from fedhelp_core.errors import ConfigError, RetryableError
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.processes import die_with_parent
@@ -309,15 +308,8 @@ def _write_cell(path: Path, cell: Cell, silos: Silos, result: SimulationResult, 
         "proxy_bytes": sum(array.nbytes for array in result.weights.values()) * len(silos) if averaged else 0,
         "seconds": round(seconds, 2),
     }
-    scratch = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.tmp")
-    try:
-        with scratch.open("w", encoding="utf-8") as file:
-            json.dump(document, file, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with atomic_write(path, durable=True) as scratch:
+        scratch.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
 
 
 def _cell_digest(federation: Federation, data_digest: str, evaluate_every: int) -> str:

@@ -56,22 +56,14 @@ class WeightsSpec:
         """
         return cls(architecture, {name: (_dtype_name(name, array), tuple(array.shape)) for name, array in weights.items()})
 
-    @classmethod
-    def from_json(cls, document: Any) -> WeightsSpec:
-        """The spec that `to_json` wrote.
+    def require_possible(self) -> None:
+        """Whether a file can look like this.
 
         Raises:
-            WeightsError: `document` is something else.
+            WeightsError: a dtype or a shape that none has.
         """
-        try:
-            tensors = {str(n): (str(dtype), tuple(int(side) for side in shape)) for n, (dtype, shape) in document["tensors"].items()}
-            return cls(str(document["architecture"]), tensors)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise WeightsError(f"spec of the weights: expected architecture and tensors with dtype and shape, got {str(document)[:80]!r}") from e
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {"architecture": self.architecture, "tensors": {n: [dtype, list(shape)] for n, (dtype, shape) in self.tensors.items()}}
+        for name, (dtype, shape) in self.tensors.items():
+            _tensor_bytes(name, dtype, list(shape))
 
 
 @dataclass(frozen=True)
@@ -130,17 +122,24 @@ def _canonical_text(architecture: str, tensors: tuple[tuple[str, tuple[str, tupl
     return text
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key is used twice")
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object's fields, for `json.loads`.
+
+    Raises:
+        ValueError: two have the same name; readers would differ in which one counts.
+    """
+    document: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in document:
+            raise ValueError(f"field {quoted(name)} is used twice")
+        document[name] = value
     return document
 
 
 @lru_cache(maxsize=4)  # every file of a run has the same header, and parsing takes longer than hashing a small model
 def parse_header(text: bytes) -> Header:
     """What the JSON header says, consistent in itself. WeightsError names the fault, not the file; ValueError: not JSON."""
-    document = json.loads(text.decode(), object_pairs_hook=_no_duplicates)
+    document = json.loads(text.decode(), object_pairs_hook=no_duplicates)
     if not isinstance(document, dict):
         raise WeightsError(f"header is not a JSON object, got {type(document).__name__}")
     metadata = document.pop("__metadata__", {})
@@ -173,19 +172,30 @@ def _entry(name: str, value: Any, start: int) -> TensorEntry:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise WeightsError(f"{where}: dtype, shape and data_offsets expected in the header")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    wanted = _tensor_bytes(name, dtype, shape)
+    if not _are_counts(offsets) or len(offsets) != 2:
+        raise WeightsError(f"{where}: data_offsets {quoted(offsets)}, a begin and an end expected")
+    if offsets[1] - offsets[0] != wanted:
+        raise WeightsError(f"{where}: data_offsets span {offsets[1] - offsets[0]} bytes, but {dtype} {shape} takes {wanted}")
+    return TensorEntry(name, dtype, tuple(shape), start + offsets[0], start + offsets[1])
+
+
+def _tensor_bytes(name: str, dtype: Any, shape: Any) -> int:
+    """What a tensor takes.
+
+    Raises:
+        WeightsError: no such dtype or shape.
+    """
+    where = f"tensor {quoted(name)}"
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise WeightsError(f"{where}: dtype {quoted(dtype)}, one of {', '.join(_DTYPES)} expected")
     if not _are_counts(shape) or len(shape) > 32:
         raise WeightsError(f"{where}: shape {quoted(shape)}, a list of at most 32 sizes expected")
-    if not _are_counts(offsets) or len(offsets) != 2:
-        raise WeightsError(f"{where}: data_offsets {quoted(offsets)}, a begin and an end expected")
     itemsize = numpy_dtype(dtype).itemsize
     if math.prod(max(1, side) for side in shape) * itemsize >= 2**60:  # numpy refuses it even where a size of 0 makes it empty
         raise WeightsError(f"{where}: shape {quoted(shape)} is too large")
-    wanted = math.prod(shape) * itemsize
-    if offsets[1] - offsets[0] != wanted:
-        raise WeightsError(f"{where}: data_offsets span {offsets[1] - offsets[0]} bytes, but {dtype} {shape} takes {wanted}")
-    return TensorEntry(name, dtype, tuple(shape), start + offsets[0], start + offsets[1])
+    size: int = math.prod(shape) * itemsize
+    return size
 
 
 def _are_counts(values: Any) -> bool:

@@ -10,8 +10,8 @@ import pytest
 
 from fedhelp_cli.softlabels import chosen_set, show_set
 from fedhelp_core.errors import ConfigError, NotFound
-from fedhelp_core.protocol.facts import write_fact
-from fedhelp_core.softlabels.report import FACT
+from fedhelp_core.protocol.facts import SoftLabels
+from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
 from tests.core.softlabels.helpers import CountingTeacher, draw, run, teacher_config
@@ -39,7 +39,7 @@ class TestChoice:
 
     def test_one_of_several_is_named_by_its_beginning_or_its_run(self, store: Store, tmp_path: Path) -> None:
         one, other = made(store, tmp_path / "one", 0, 64), made(store, tmp_path / "other", 64, 128)
-        write_fact(store, "r", FACT, {"sha256": other})
+        Run(store, "r").settle(SoftLabels(sha256=other, images=2, duplicates=0, asked=2, cached=0, seconds=0.0, classes=2, teachers={}))
         assert chosen_set(store, None, one[:8]) == one
         assert chosen_set(store, "r", None) == other
         with pytest.raises(ConfigError, match=r"holds 2 distillation sets, [0-9a-f]{12}, [0-9a-f]{12}; name one with --set or --run-id"):

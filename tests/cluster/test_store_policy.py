@@ -15,7 +15,7 @@ from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
 from fedhelp_core.config.silo import load_silo
 from fedhelp_core.errors import AccessDenied
 from fedhelp_core.protocol.closing import close_round
-from fedhelp_core.protocol.facts import write_fact
+from fedhelp_core.protocol.facts import Kinds
 from fedhelp_core.protocol.lease import Lease, lease_keys
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.silo.work import open_silo
@@ -102,7 +102,7 @@ def test_a_run_ends_with_a_key_pair_and_a_policy_for_each_hospital(
     silos = {silo: open_silo(load_silo(tiny.folder / f"{silo}.yaml"), stores[silo], RUN) for silo in SILOS}
     for silo in silos.values():
         silo.check()
-    write_fact(hub, RUN, "kinds", dict(zip(SILOS, ("large", "small", "small"), strict=True)))
+    Run(hub, RUN).settle(Kinds(dict(zip(SILOS, ("large", "small", "small"), strict=True))))
     prefetch(store=URL, endpoint_url=gateway.endpoint, run_id=RUN)
     with Lease(hub, RUN, 60):
         for number in range(1, federation.algorithm.rounds + 1):

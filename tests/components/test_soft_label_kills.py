@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fedhelp_core.protocol.facts import read_fact
+from fedhelp_core.protocol.facts import SoftLabels
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
 from tests.core.softlabels.helpers import SIDE, answer_to, draw_distinct
@@ -77,12 +77,12 @@ def prefetch_process(tiny: TinyFederation) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def finished(tiny: TinyFederation) -> dict[str, Any]:
+def finished(tiny: TinyFederation) -> SoftLabels:
     """Let the prefetch end; what it says of itself."""
     process = prefetch_process(tiny)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    return read_fact(open_store(str(tiny.store)), "kept", "distillation_set")
+    return tiny.run("kept").fact(SoftLabels)
 
 
 def in_doubt(store: Store) -> Counter[str]:
@@ -116,17 +116,17 @@ def test_twenty_kills_cost_at_most_the_requests_in_flight_and_the_report_knows_t
         doubted = now
 
     fact = finished(tiny)
-    account = fact["teachers"]["counting"]["run"]
+    account = fact.teachers["counting"].run
     duplicates = counting.questions - Counter(counting.questions.keys())
-    assert len(counting.asked) == fact["images"] == IMAGES
+    assert len(counting.asked) == fact.images == IMAGES
     assert duplicates.total() > 0, "no kill hit a request in flight: the test shows nothing"
     assert duplicates <= doubted, "a question was asked twice that the ledger does not doubt"
     assert sum(counting.asked.values()) - IMAGES == BATCH * duplicates.total()
-    assert (account["in_doubt"], account["in_doubt_images"]) == (doubted.total(), BATCH * doubted.total())
-    assert (account["requests"], account["images"]) == (IMAGES // BATCH, IMAGES)
-    assert counting.questions.total() <= account["requests"] + account["in_doubt"]
+    assert (account.in_doubt, account.in_doubt_images) == (doubted.total(), BATCH * doubted.total())
+    assert (account.requests, account.images) == (IMAGES // BATCH, IMAGES)
+    assert counting.questions.total() <= account.requests + account.in_doubt
 
     questions = counting.questions.total()
     calm = started_run(tmp_path / "calm", public, counting.url)
-    assert finished(calm)["sha256"] == fact["sha256"]
+    assert finished(calm).sha256 == fact.sha256
     assert counting.questions.total() == questions + IMAGES // BATCH  # nothing is asked twice where nothing is killed

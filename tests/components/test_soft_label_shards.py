@@ -17,9 +17,7 @@ import pytest
 from fedhelp_components.check.__main__ import shards_of
 from fedhelp_components.soft_label_prefetch.__main__ import figures_of, parsed_shard
 from fedhelp_core.errors import ConfigError
-from fedhelp_core.protocol.facts import read_fact
-from fedhelp_core.softlabels.report import FACT
-from fedhelp_core.store.open import open_store
+from fedhelp_core.protocol.facts import SoftLabels
 from tests.core.softlabels.helpers import SIDE, answer_to, draw_distinct
 from tests.core.softlabels.inference_server import Answer, InferenceServer, json_answer, pixels_of
 from tests.tiny import TinyFederation
@@ -82,15 +80,15 @@ def test_every_image_is_asked_about_once_and_the_set_is_that_of_one_task_alone(c
     output, _ = built.communicate(timeout=200)
     assert built.returncode == 0, output
     assert len(counting.asked) == counting.asked.total() == IMAGES
-    fact = read_fact(open_store(str(tiny.store)), "r", FACT)
-    assert (fact["images"], fact["asked"], fact["cached"]) == (IMAGES, IMAGES, 0)  # the run's, whichever of its tasks asked
+    fact = tiny.run("r").fact(SoftLabels)
+    assert (fact.images, fact.asked, fact.cached) == (IMAGES, IMAGES, 0)  # the run's, whichever of its tasks asked
     figures = figures_of(str(tiny.store), "", "r")
     assert figures["soft_labels.counting.asked"] == IMAGES
-    assert figures["soft_labels.counting.requests"] == fact["teachers"]["counting"]["run"]["requests"] == len(counting.posts)
+    assert figures["soft_labels.counting.requests"] == fact.teachers["counting"].run.requests == len(counting.posts)
 
     alone = started_run(tmp_path / "alone", public, counting.url)
     output, _ = prefetch(alone).communicate(timeout=200)
-    assert read_fact(open_store(str(alone.store)), "r", FACT)["sha256"] == fact["sha256"], output
+    assert alone.run("r").fact(SoftLabels).sha256 == fact.sha256, output
     json.dumps(figures)  # what KFP keeps
 
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import yaml
 
-from fedhelp_core.protocol.facts import read_fact
+from fedhelp_core.protocol.facts import Candidate
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
@@ -88,7 +88,7 @@ class World:
 
     def final_sha256(self, run_id: str) -> str:
         """Of the model that a finished run registered."""
-        return str(read_fact(self.store(), run_id, "candidate")["global_sha256"])
+        return Run(self.store(), run_id).fact(Candidate).global_sha256
 
     def wait_for_round(self, run_id: str, number: int, seconds: float = 600) -> None:
         """Return when round `number` of the run is committed."""

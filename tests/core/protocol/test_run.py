@@ -224,6 +224,14 @@ class TestQuorum:
         with pytest.raises(RunAborted, match="run 'run-1' was ended: round 1: 1 of 2"):
             Run(open_again(), "run-1").raise_if_aborted()
 
+    @pytest.mark.parametrize("body", [b"<html>", b'{"reason": 3}', b'{"reason": "' + b"x" * 600 + b'"}', b"[" * 10_000])
+    def test_a_marker_that_cannot_be_read_still_says_that_the_silo_will_not_answer(self, local_run: Run, body: bytes) -> None:
+        local_run.store.put(local_run.keys.absence("berlin", 1), body)
+        submit(local_run, "amsterdam", 1, 1)
+        commit = close(local_run, silos=("amsterdam", "berlin"), deadline_s=600)
+        assert commit.participants == ("amsterdam",)
+        assert commit.absent["berlin"].startswith(local_run.keys.absence("berlin", 1)) and len(commit.absent["berlin"]) <= 500
+
     def test_a_quorum_out_of_reach_is_not_waited_for(self, run: Run) -> None:
         run.mark_absent("berlin", 1, "gone")
         started = time.monotonic()

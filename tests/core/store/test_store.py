@@ -191,7 +191,7 @@ class TestLocalStore:
     def test_unfinished_objects_are_hidden_and_swept_when_old(self, tmp_path: Path) -> None:
         store = LocalStore(tmp_path)
         store.put_new("k", b"1")
-        fresh, old = store.scratch / "fresh", store.scratch / "old"
+        fresh, old = store.scratch / ".fresh.tmp", store.scratch / ".old.tmp"
         fresh.touch()
         old.touch()
         os.utime(old, (0, 0))
@@ -201,7 +201,7 @@ class TestLocalStore:
         assert fresh.exists()
         assert not old.exists()
         with pytest.raises(PermanentError, match="object key"):
-            store.get(".scratch/fresh")
+            store.get(".scratch/.fresh.tmp")
 
     def test_a_killed_writer_leaves_no_object(self, tmp_path: Path) -> None:
         child = os.fork()
