@@ -1,18 +1,16 @@
-"""One federation's silos, each started its own way: as a process of this machine, or as an object in a cluster."""
+"""Silos, each started its own way: as a process of this machine, or as an object in a cluster."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fedhelp_core.config.federation import Federation
 from fedhelp_dispatch.request import Dispatcher, Work, WorkRequest
 
 
 class RoutingDispatcher:
-    """Makes the dispatchers that a federation's silos need, each when its first silo is started (their imports take seconds)."""
+    """Makes the dispatchers that silos need, each when its first silo is started (their imports take seconds)."""
 
-    def __init__(self, federation: Federation, run_id: str, logs: Path) -> None:
-        self._federation = federation
+    def __init__(self, run_id: str, logs: Path) -> None:
         self._run_id = run_id
         self._logs = logs
         self._dispatchers: dict[bool, Dispatcher] = {}  # by whether it starts work in clusters
@@ -32,7 +30,7 @@ class RoutingDispatcher:
     def _process(self) -> Dispatcher:
         from fedhelp_dispatch.process import ProcessDispatcher
 
-        return ProcessDispatcher(self._federation, self._logs)
+        return ProcessDispatcher(self._logs)
 
     def _remote(self) -> Dispatcher:
         from fedhelp_dispatch.remote import RemoteDispatcher

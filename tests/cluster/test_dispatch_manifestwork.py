@@ -262,7 +262,7 @@ def test_one_federation_mixes_its_silos_ways(
         {"name": "celle", "dispatch": {"kind": "process", "silo_config": "celle.yaml"}})
     assert preflight(config) == {"aachen": None, "bonn": None}
     assert works(control_plane, managed) == direct.jobs() == []
-    dispatcher = RoutingDispatcher(config, RUN, tmp_path / "logs")
+    dispatcher = RoutingDispatcher(RUN, tmp_path / "logs")
     begun = {silo: dispatcher.start(request_of(config, RUN, silo, "check")) for silo in config.silo_names}
     with WorkAgent(control_plane, managed, clinic):
         for hospital in (direct, there):

@@ -92,7 +92,7 @@ class Scene:
     def worker(self, tiny: TinyFederation, silo: str = "brno") -> tuple[int, str]:
         """A silo's training worker for round 1."""
         federation = tiny.load()
-        dispatcher = ProcessDispatcher(federation, tiny.folder / "logs")
+        dispatcher = ProcessDispatcher(tiny.folder / "logs")
         try:
             (entry,) = (entry for entry in federation.silos if entry.name == silo)
             work = dispatcher.start(request_for(federation, "r", entry, "train", 1))
