@@ -22,7 +22,6 @@ from typing import Any, Self
 import httpx
 import yaml
 from kubernetes import client, config
-from kubernetes.client.rest import should_bypass_proxies
 from kubernetes.config.config_exception import ConfigException
 
 from fedhelp_core.errors import ClusterUnavailable, ConfigError
@@ -84,7 +83,7 @@ class Cluster:
         """
         with self._reached():
             async with self._connections(_WATCHED) as own:  # in a shared pool each request would look through all watches
-                request = own.build_request("GET", self._url(path), params=query, headers=await self._headers())
+                request = await self._request(own, "GET", path, query)
                 async with self._opening:
                     answer = await own.send(request, stream=True)
                 async with aclosing(answer):
@@ -124,30 +123,28 @@ class Cluster:
             raise
 
     async def _send(self, method: str, path: str, query: dict[str, str] | None, body: Any) -> bytes:
-        headers = await self._headers()
         async with self._sending:
             with self._reached():
-                async with asyncio.timeout(_WITHIN), self._client.stream(
-                        method, self._url(path), params=query, json=body, headers=headers) as answer:
+                request = await self._request(self._client, method, path, query, body)
+                async with asyncio.timeout(_WITHIN), aclosing(await self._client.send(request, stream=True)) as answer:
                     await self._refuse(answer)
                     return await _content(answer)
 
     def _connections(self, times: httpx.Timeout) -> httpx.AsyncClient:
         """To this server alone; the environment's proxies are none of a kubeconfig's."""
-        settings = self._settings
-        proxied = settings.proxy and not should_bypass_proxies(settings.host, no_proxy=settings.no_proxy or "")
-        return httpx.AsyncClient(
-            verify=self._tls, proxy=settings.proxy if proxied else None, timeout=times, headers=_HEADERS, trust_env=False,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=_AT_ONCE))
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=_AT_ONCE)
+        return httpx.AsyncClient(verify=self._tls, timeout=times, limits=limits, headers=_HEADERS, trust_env=False)
 
-    async def _headers(self) -> dict[str, str]:
-        """The token, renewed where it has expired: from a file, or by a program that the kubeconfig names."""
-        if "authorization" not in self._settings.api_key:
-            return {}
-        return {"Authorization": await asyncio.to_thread(self._settings.get_api_key_with_prefix, "authorization")}
-
-    def _url(self, path: str) -> str:
-        return str(self._settings.host).rstrip("/") + path
+    async def _request(
+        self, connections: httpx.AsyncClient, method: str, path: str, query: dict[str, str] | None, body: Any = None,
+    ) -> httpx.Request:
+        """With the token, renewed where it has expired: from a file, or by a program that the kubeconfig names."""
+        settings, headers = self._settings, {}
+        if "authorization" in settings.api_key:
+            headers["Authorization"] = await asyncio.to_thread(settings.get_api_key_with_prefix, "authorization")
+        expected = {"sni_hostname": settings.tls_server_name} if settings.tls_server_name else {}
+        url = str(settings.host).rstrip("/") + path
+        return connections.build_request(method, url, params=query, json=body, headers=headers, extensions=expected)
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
@@ -190,19 +187,6 @@ class Clusters:
     async def __aexit__(self, *_: object) -> None:
         for cluster in self._known.values():
             await cluster.aclose()
-
-
-class _Tls(ssl.SSLContext):
-    """Expects the name that a kubeconfig's tls-server-name says; httpx has no such setting behind a proxy."""
-
-    expected: str | None = None
-
-    def wrap_bio(
-        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_side: bool = False, server_hostname: str | bytes | None = None,
-        session: ssl.SSLSession | None = None,
-    ) -> ssl.SSLObject:
-        """See ssl.SSLContext."""
-        return super().wrap_bio(incoming, outgoing, server_side, self.expected or server_hostname, session)
 
 
 def kubeconfig() -> str:
@@ -277,8 +261,7 @@ def _current_context(documents: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _tls_of(settings: client.Configuration) -> ssl.SSLContext:
     """One context for all connections to a server."""
-    tls = _Tls(ssl.PROTOCOL_TLS_CLIENT)
-    tls.expected = settings.tls_server_name
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not the stricter default: clusters' own authorities lack what it asks for
     if not settings.verify_ssl:
         tls.check_hostname = False
         tls.verify_mode = ssl.CERT_NONE
@@ -302,8 +285,8 @@ async def _content(answer: httpx.Response) -> bytes:
 
 def _tls_fault(error: BaseException | None) -> ssl.SSLError | None:
     """What TLS did not like, under whatever the libraries in between wrapped it in; a connection that just ended is no such fault."""
-    while error is not None and type(error) not in (ssl.SSLError, ssl.SSLCertVerificationError):
-        error = error.__cause__  # not __context__: while TLS waits for bytes, that is its SSLWantReadError
+    while error is not None and type(error) not in (ssl.SSLError, ssl.SSLCertVerificationError):  # not SSLWantReadError: waiting is no fault
+        error = error.__cause__ or error.__context__
     return error if isinstance(error, ssl.SSLError) else None
 
 

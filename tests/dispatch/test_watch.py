@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
-from fedhelp_core.errors import ClusterUnavailable
+from fedhelp_core.errors import ClusterUnavailable, ConfigError
 from fedhelp_dispatch import cluster as cluster_module
 from fedhelp_dispatch import watch as watch_module
 from fedhelp_dispatch.cluster import Cluster
 from fedhelp_dispatch.kubernetes import JobCarrier
 from fedhelp_dispatch.refusals import ApiRefusal
 from fedhelp_dispatch.watch import Watches
+from tests.cluster.certificates import Authority
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -69,14 +72,15 @@ def event(kind: str, found: dict[str, Any]) -> dict[str, Any]:
 class Server:
     """Answers the n-th request with the n-th of `answers`, each on a connection of its own; keeps the request lines."""
 
-    def __init__(self, *answers: Answer) -> None:
+    def __init__(self, *answers: Answer, tls: ssl.SSLContext | None = None) -> None:
         self.asked: list[str] = []
         self._answers = iter(answers)
+        self._tls = tls
         self._server: asyncio.Server
         self._open: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Server:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -86,7 +90,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
@@ -124,16 +128,16 @@ class Told:
 
 
 @pytest.fixture
-def connected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Cluster]:
-    """A cluster at a URL, by a kubeconfig with a token."""
+def connected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Cluster]:
+    """A cluster at a URL, by a kubeconfig with a token and further fields of its cluster."""
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     monkeypatch.setattr(watch_module, "_PAUSES", (0.0, 0.0))
 
-    def connect(url: str) -> Cluster:
+    def connect(url: str, **fields: str) -> Cluster:
         (tmp_path / "kubeconfig").write_text(yaml.safe_dump({
             "current-context": "a", "contexts": [{"name": "a", "context": {"cluster": "b", "user": "c"}}],
-            "clusters": [{"name": "b", "cluster": {"server": url}}], "users": [{"name": "c", "user": {"token": "t"}}]}))
+            "clusters": [{"name": "b", "cluster": {"server": url, **fields}}], "users": [{"name": "c", "user": {"token": "t"}}]}))
         return Cluster(None)
 
     return connect
@@ -152,7 +156,7 @@ async def watched(cluster: Cluster, until: tuple[Any, ...]) -> list[tuple[Any, .
     return told.all[:told.all.index(until) + 1]
 
 
-def test_a_watch_lists_then_follows_and_lists_anew_after_410_gone(connected: Callable[[str], Cluster]) -> None:
+def test_a_watch_lists_then_follows_and_lists_anew_after_410_gone(connected: Callable[..., Cluster]) -> None:
     async def story() -> None:
         gone = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old resource version"}}
         async with Server(
@@ -166,7 +170,7 @@ def test_a_watch_lists_then_follows_and_lists_anew_after_410_gone(connected: Cal
     asyncio.run(story())
 
 
-def test_a_watch_outlives_refusals_outages_and_answers_that_are_no_api_servers(connected: Callable[[str], Cluster]) -> None:
+def test_a_watch_outlives_refusals_outages_and_answers_that_are_no_api_servers(connected: Callable[..., Cluster]) -> None:
     async def story() -> None:
         async with Server(
                 status(403, "jobs is forbidden"), status(503, "starting"), answered(200, "<html>a proxy's page</html>"), answered(200, {"items": []}),
@@ -177,7 +181,7 @@ def test_a_watch_outlives_refusals_outages_and_answers_that_are_no_api_servers(c
     asyncio.run(story())
 
 
-def test_one_watch_serves_all_namespaces_where_the_account_may(connected: Callable[[str], Cluster]) -> None:
+def test_one_watch_serves_all_namespaces_where_the_account_may(connected: Callable[..., Cluster]) -> None:
     async def story() -> None:
         told = Told()
         async with Server(listing("5"), streamed(ends=False), listing("6"), listing("6"), streamed(ends=False)) as server:
@@ -208,7 +212,7 @@ def test_one_watch_serves_all_namespaces_where_the_account_may(connected: Callab
     (answered(200, {"items": ["x" * 2000]}), ClusterUnavailable, "not reached"),
 ])
 def test_what_an_answer_means(
-    answer: Answer, error: type[Exception], said: str, connected: Callable[[str], Cluster], monkeypatch: pytest.MonkeyPatch,
+    answer: Answer, error: type[Exception], said: str, connected: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cluster_module, "_LARGEST", 1000)
 
@@ -224,7 +228,7 @@ def test_what_an_answer_means(
         asyncio.run(ask())
 
 
-def test_an_answer_that_never_ends_counts_as_not_reached(connected: Callable[[str], Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_never_ends_counts_as_not_reached(connected: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "_WITHIN", 0.2)
 
     async def ask() -> None:
@@ -237,7 +241,7 @@ def test_an_answer_that_never_ends_counts_as_not_reached(connected: Callable[[st
     asyncio.run(ask())
 
 
-def test_a_token_that_is_refused_is_read_again_once(connected: Callable[[str], Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_is_refused_is_read_again_once(connected: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "_RELOAD", -1.0)
 
     async def ask() -> None:
@@ -250,3 +254,64 @@ def test_a_token_that_is_refused_is_read_again_once(connected: Callable[[str], C
             assert len(server.asked) == 4
 
     asyncio.run(ask())
+
+
+# ---- TLS
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "authority")
+
+
+def certified(authority: Authority, *hosts: str) -> ssl.SSLContext:
+    """A server's side, with a certificate for `hosts`."""
+    pair = authority.server("server", hosts)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(pair.certificate, pair.key)
+    return tls
+
+
+async def version_at(cluster: Cluster) -> str:
+    try:
+        return str((await cluster.call("GET", "/apis/batch/v1/jobs"))["metadata"]["resourceVersion"])
+    finally:
+        await cluster.aclose()
+
+
+def test_a_certificate_is_trusted_by_the_kubeconfigs_authority_alone(
+    authority: Authority, tmp_path: Path, connected: Callable[..., Cluster],
+) -> None:
+    async def story() -> None:
+        async with Server(listing("5"), tls=certified(authority, "127.0.0.1")) as server:
+            assert await version_at(connected(server.url, **{"certificate-authority": str(authority.pair.certificate)})) == "5"
+            stranger = Authority(tmp_path / "stranger")
+            with pytest.raises(ConfigError, match=r"its certificate is not trusted \(.*certificate verify failed"):
+                await version_at(connected(server.url, **{"certificate-authority": str(stranger.pair.certificate)}))
+
+    asyncio.run(story())
+
+
+def test_a_servers_name_is_the_one_that_the_kubeconfig_gives(authority: Authority, connected: Callable[..., Cluster]) -> None:
+    async def story() -> None:
+        async with Server(listing("5"), tls=certified(authority, "api.clinic.example")) as server:
+            fields = {"certificate-authority": str(authority.pair.certificate)}
+            assert await version_at(connected(server.url, **fields, **{"tls-server-name": "api.clinic.example"})) == "5"
+            with pytest.raises(ConfigError, match="IP address mismatch"):
+                await version_at(connected(server.url, **fields))
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("answer", [answered(200, "{", promised=99), streamed("x" * 100, ends=False)], ids=["cut off", "stalled"])
+def test_a_connection_that_breaks_inside_tls_is_an_outage_and_no_distrust(
+    answer: Answer, authority: Authority, connected: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster_module, "_TIMES", httpx.Timeout(0.3))
+
+    async def story() -> None:
+        async with Server(answer, tls=certified(authority, "127.0.0.1")) as server:
+            with pytest.raises(ClusterUnavailable, match="not reached"):
+                await version_at(connected(server.url, **{"certificate-authority": str(authority.pair.certificate)}))
+
+    asyncio.run(story())
