@@ -20,7 +20,7 @@ from fedhelp_core.errors import AccessDenied
 from fedhelp_dispatch.carrier import Carrier, Right
 from fedhelp_dispatch.job import Object, job_of
 from fedhelp_dispatch.lifecycle import Event, looked
-from fedhelp_dispatch.reading import failure, over_quota, quota_part, why_waiting
+from fedhelp_dispatch.reading import condition, failure, over_quota, quota_part, why_waiting
 from fedhelp_dispatch.request import Outcome, Waiting, WorkRequest
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class ManifestWorkCarrier(Carrier):
         if refusal is not None:
             said = f"the namespace's {quota_part(refusal)}" if over_quota(refusal) else refusal
             return Waiting(reason=f"the hospital's cluster does not take the Job: {said}", since=since)
-        if _condition(found.get("status", {}).get("conditions"), "Applied") is None:
+        if condition(found.get("status", {}), "Applied") is None:
             return Waiting(reason="the hospital's agent has not fetched it yet; is its cluster connected?", since=since)
         waiting = why_waiting(self.reported(found))
         if waiting is not None and waiting.reason == "no pod yet":
@@ -146,9 +146,9 @@ def refused_there(found: Object) -> str | None:
     if _feedback(found):
         return None  # it is there: what is refused since is a change that nobody asked for
     for manifest in _manifests(found):
-        for condition in manifest.get("conditions") or []:
-            if condition.get("type") == "Applied" and condition.get("status") == "False":
-                return " ".join(str(condition.get("message", "")).split())[:500]
+        for one in manifest.get("conditions") or []:
+            if one.get("type") == "Applied" and one.get("status") == "False":
+                return " ".join(str(one.get("message", "")).split())[:500]
     return None
 
 
@@ -179,7 +179,3 @@ def _feedback(found: Object) -> dict[str, Any]:
 
 def _manifests(found: Object) -> list[Any]:
     return (found.get("status", {}).get("resourceStatus") or {}).get("manifests") or []
-
-
-def _condition(conditions: Any, kind: str) -> Any:
-    return next((c for c in conditions or [] if c.get("type") == kind and c.get("status") == "True"), None)

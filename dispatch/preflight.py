@@ -7,7 +7,6 @@ Pod Security and the hospital's admission policy judge like a real one), and the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 from fedhelp_core.config.dispatch import SiloEntry
 from fedhelp_core.config.federation import Federation
@@ -49,15 +48,11 @@ async def _try_out(request: WorkRequest, carrier: Carrier, cluster: Cluster) -> 
     except ApiRefusal as e:
         if not quota_exceeded(e):  # else others are at work there now, and a run would wait for them
             raise explained(e, doing=f"create {carrier.resource}", namespace=namespace, ask=carrier.ask) from e
-    if missing := [right async for right in _missing_rights(cluster, carrier, namespace)]:
+    missing = [
+        f"{' and '.join(refused)} {resource}" for group, resource, verbs in carrier.rights
+        if (refused := [verb for verb in verbs if not await _allowed(cluster, namespace, group, resource, verb)])]
+    if missing:
         raise AccessDenied(f"namespace {namespace!r} of {cluster.name}: the hub's account may not {', '.join(missing)}; {carrier.ask}")
-
-
-async def _missing_rights(cluster: Cluster, carrier: Carrier, namespace: str) -> AsyncIterator[str]:
-    """'list and watch jobs', and so on."""
-    for group, resource, verbs in carrier.rights:
-        if missing := [verb for verb in verbs if not await _allowed(cluster, namespace, group, resource, verb)]:
-            yield f"{' and '.join(missing)} {resource}"
 
 
 async def _allowed(cluster: Cluster, namespace: str, group: str, resource: str, verb: str) -> bool:

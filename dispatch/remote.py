@@ -103,11 +103,6 @@ class _ClusterWork:
         self._refused_since: dict[str | None, float] = {}
         self._tasks = Tasks()
 
-    def start(self, request: WorkRequest) -> RemoteWork:
-        work = RemoteWork(self, request)
-        self.loop.call_soon_threadsafe(self._begin, work)
-        return work
-
     def trouble_in(self, namespace: str) -> str | None:
         """What keeps a namespace's watch from telling us anything."""
         return self._trouble.get(namespace) or self._trouble.get(None)
@@ -128,13 +123,14 @@ class _ClusterWork:
 
     # ---- lives
 
-    def _begin(self, work: RemoteWork) -> None:
+    def begin(self, work: RemoteWork) -> None:
+        """Ask for its object. Called in the loop, like all of the following."""
         self._works[work.namespace, work.request.silo] = work
         self._tasks.start(self.watches.follow(work.namespace))
         self._tasks.start(self._send(work, Action.CREATE, _DUE))
 
     def happened(self, work: RemoteWork, event: Event) -> None:
-        """Take one step. Called in the loop."""
+        """Take one step."""
         before = work.life
         work.life, action = step(before, event, self.loop.time(), self._patience)
         if work.life is not before:
@@ -262,7 +258,9 @@ class RemoteDispatcher:
                 self._hubs[key] = _ClusterWork(self._loop, Cluster(context), carrier_of(kind), self._run_id, self._patience)
         except FedHelpError as e:
             return EndedWork(e)
-        return self._hubs[key].start(request)
+        work = RemoteWork(self._hubs[key], request)
+        self._loop.call_soon_threadsafe(self._hubs[key].begin, work)
+        return work
 
     def close(self) -> None:
         """See request.Dispatcher."""
