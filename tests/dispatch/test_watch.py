@@ -174,9 +174,10 @@ def test_a_watch_outlives_refusals_outages_and_answers_that_are_no_api_servers(c
     async def story() -> None:
         async with Server(
                 status(403, "jobs is forbidden"), status(503, "starting"), answered(200, "<html>a proxy's page</html>"), answered(200, {"items": []}),
-                listing("5"), answered(200, "", promised=9), streamed(event("ADDED", job("one", "6")), ends=False)) as server:
+                answered(200, [1]), listing("5"), streamed("no event"), answered(200, "", promised=9), streamed(event("ADDED", job("one", "6")), ends=False)) as server:
             told = await watched(connected(server.url), ("ADDED", "one"))
-        assert told == [("refused", 403), *[("unreachable",)] * 3, ("listed",), ("reached",), ("unreachable",), ("reached",), ("ADDED", "one")]
+        away = ("unreachable",)
+        assert told == [("refused", 403), *[away] * 4, ("listed",), *[("reached",), away] * 2, ("reached",), ("ADDED", "one")]
 
     asyncio.run(story())
 
