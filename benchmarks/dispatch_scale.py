@@ -12,6 +12,7 @@ counted by the API server itself (apiserver_request_total), memory is the hub pr
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import re
@@ -63,31 +64,38 @@ def figures(silos: int, cluster_wide: bool) -> list[Figure]:
 
 def install(cluster: Any, account: str, silos: int) -> list[str]:
     """The hospitals' namespaces, templates and Roles, by bulk; the namespaces' names."""
-    from fedhelp_dispatch.cluster import Cluster
-    from tests.cluster.hospital import RULES, template, until_allowed
+    from tests.cluster.hospital import until_allowed
 
     os.environ["KUBECONFIG"] = str(cluster.kubeconfig())
-    administrator = Cluster(None)
-    namespace, _, name = account.removeprefix("system:serviceaccount:").partition(":")
-    rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces"
-
-    def one(number: int) -> str:
-        silo = f"silo-{number:05d}"
-        administrator.call("POST", "/api/v1/namespaces", body={"metadata": {"name": silo}})
-        administrator.call("POST", f"/apis/batch/v1/namespaces/{silo}/cronjobs", body=template(silo))
-        administrator.call("POST", f"{rbac}/{silo}/roles", body={"metadata": {"name": "fedhelp-hub"}, "rules": RULES})
-        administrator.call("POST", f"{rbac}/{silo}/rolebindings", body={
-            "metadata": {"name": "fedhelp-hub"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "fedhelp-hub"},
-            "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": name}]})
-        return silo
-
-    with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(one, range(silos)))
+    made = asyncio.run(install_all(account, silos))
     until_allowed(cluster, account, namespace=made[-1], verb="list", resource="events")
-    query = {"fieldSelector": "metadata.name=default"}
-    while len(administrator.call("GET", "/api/v1/serviceaccounts", query=query)["items"]) < silos:  # without it no pod is admitted
+    query = "fieldSelector=metadata.name%3Ddefault"
+    while len(cluster.request("GET", f"/api/v1/serviceaccounts?{query}")["items"]) < silos:  # without it no pod is admitted
         time.sleep(1.0)
     return made
+
+
+async def install_all(account: str, silos: int) -> list[str]:
+    """All namespaces, as the administrator of $KUBECONFIG."""
+    from fedhelp_dispatch.cluster import Clusters
+    from tests.cluster.hospital import RULES, template
+
+    namespace, _, name = account.removeprefix("system:serviceaccount:").partition(":")
+    rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces"
+    async with Clusters() as clusters:
+        administrator = clusters.of(None)
+
+        async def one(number: int) -> str:
+            silo = f"silo-{number:05d}"
+            await administrator.call("POST", "/api/v1/namespaces", body={"metadata": {"name": silo}})
+            await administrator.call("POST", f"/apis/batch/v1/namespaces/{silo}/cronjobs", body=template(silo))
+            await administrator.call("POST", f"{rbac}/{silo}/roles", body={"metadata": {"name": "fedhelp-hub"}, "rules": RULES})
+            await administrator.call("POST", f"{rbac}/{silo}/rolebindings", body={
+                "metadata": {"name": "fedhelp-hub"}, "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "fedhelp-hub"},
+                "subjects": [{"kind": "ServiceAccount", "namespace": namespace, "name": name}]})
+            return silo
+
+        return await asyncio.gather(*map(one, range(silos)))
 
 
 def grant_everywhere(cluster: Any, account: str) -> None:
@@ -140,17 +148,17 @@ def federation(places: list[str]) -> Any:
 def our_hub(places: list[str]) -> dict[str, float]:
     """What `federation` does, but for the store: start each silo's round, look until all have ended."""
     from fedhelp_dispatch.cluster import Cluster
-    from fedhelp_dispatch.kubernetes import KubernetesDispatcher
-    from fedhelp_dispatch.request import request_for
+    from fedhelp_dispatch.remote import RemoteDispatcher
+    from tests.cluster.hospital import request_of
 
     config = federation(places)
     Cluster(None)  # the import is not what is measured
     began = time.monotonic()
-    dispatcher = KubernetesDispatcher(config, "ours")
-    works = [dispatcher.start(request_for(config, "ours", place, "train", 1)) for place in places]
+    dispatcher = RemoteDispatcher("ours")
+    works = [dispatcher.start(request_of(config, "ours", place, "train", 1)) for place in places]
     made = 0.0
     while (left := [work for work in works if work.outcome() is None]):
-        if not made and all(work.made for work in works):
+        if not made and all(work.life.found is not None or work.outcome() is not None for work in works):
             made = time.monotonic() - began
         time.sleep(0.2)
         if time.monotonic() - began > 540:
@@ -169,7 +177,7 @@ def naive_hub(places: list[str]) -> dict[str, float]:
     from kubernetes import client, config
 
     from fedhelp_dispatch.job import job_of
-    from fedhelp_dispatch.request import request_for
+    from tests.cluster.hospital import request_of
 
     config.load_kube_config(os.environ["KUBECONFIG"])
     batch = client.BatchV1Api()
@@ -178,7 +186,7 @@ def naive_hub(places: list[str]) -> dict[str, float]:
 
     def create(place: str) -> str:
         template = client.ApiClient().sanitize_for_serialization(batch.read_namespaced_cron_job("fedhelp-worker", place))
-        job = job_of({**template, "kind": "CronJob"}, request_for(settings, "naive", place, "train", 1), namespace=place)
+        job = job_of({**template, "kind": "CronJob"}, request_of(settings, "naive", place, "train", 1), namespace=place)
         return str(batch.create_namespaced_job(place, job).metadata.name)
 
     def ended(place_and_name: tuple[str, str]) -> bool:

@@ -18,9 +18,6 @@ from fedhelp_core.errors import FedHelpError
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.open import open_store
 
-_TAKEN = {
-    "kubernetes": "its cluster takes the work",
-    "manifestwork": "the Open Cluster Management hub takes the work; what the hospital's own cluster says to it shows in a run"}
 _NAMED = 10  # silos that are listed by name
 
 
@@ -72,5 +69,5 @@ def _what_clusters_refuse(federation: Federation) -> list[FedHelpError]:
     found = preflight(federation)
     for silo in federation.silos:
         if silo.name in found and found[silo.name] is None:
-            say(f"silo {silo.name}: {_TAKEN[silo.dispatch.kind]}")
+            say(f"silo {silo.name}: {silo.dispatch.how.taken}")
     return [type(problem)(f"silo {silo}: {problem}") for silo, problem in found.items() if problem is not None]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -16,13 +16,12 @@ from fedhelp_core.config.federation import load_federation
 from fedhelp_core.errors import ConfigError, FedHelpError
 from fedhelp_core.protocol.lease import last_sign
 from fedhelp_core.store.open import open_store
-from fedhelp_dispatch.cluster import Cluster
-from fedhelp_dispatch.job import ACTION_LABEL, ROUND_LABEL, RUN_LABEL, SILO_LABEL
-from fedhelp_dispatch.kubernetes import JobCarrier, look_at, pods_of
-from fedhelp_dispatch.manifestwork import ManifestWorkCarrier, job_reported
-from fedhelp_dispatch.reading import failure, read_job, why_waiting
+from fedhelp_dispatch.carrier import Carrier, carrier_of
+from fedhelp_dispatch.cluster import Cluster, Clusters
+from fedhelp_dispatch.job import ACTION_LABEL, ROUND_LABEL, RUN_LABEL, SILO_LABEL, Object
 from fedhelp_dispatch.refusals import ApiRefusal, explained
-from fedhelp_dispatch.watch import Collection
+
+_ENDED = ("done", "failed")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Place:
     context: str | None
     namespace: str | None
     """None: in all."""
-    kind: type[JobCarrier] | type[ManifestWorkCarrier] = JobCarrier
+    kind: str = "kubernetes"
+    """Of dispatch."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def list_and_print(federation: Path | None, *, run_id: str | None, context: str 
         ConfigError: the options do not fit each other, or no silo works in a cluster.
         AccessDenied: the account may not list Jobs there.
     """
-    rows = [row for place in places(federation, context, namespaces) for row in jobs_at(place, run_id)]
+    rows = asyncio.run(jobs_at(places(federation, context, namespaces), run_id))
     if not rows:
         print("no Jobs" + (f" of run {run_id}" if run_id else ""))
         return
@@ -78,51 +78,49 @@ def places(federation: Path | None, context: str | None, namespaces: Sequence[st
     if namespaces:
         raise ConfigError("--namespace: the FEDERATION names its silos' namespaces already; leave one of them out")
     found = [
-        Place(silo.dispatch.context, silo.namespace) if silo.dispatch.kind == "kubernetes"
-        else Place(silo.dispatch.context, silo.dispatch.cluster, ManifestWorkCarrier)
+        Place(silo.dispatch.context, carrier_of(silo.dispatch.kind).namespace(silo), silo.dispatch.kind)
         for silo in load_federation(federation).silos_in_clusters if context in (None, silo.dispatch.context)]
     if not found:
         raise ConfigError(f"{federation}: no silo works in {f'context {context!r}' if context else 'a cluster'}; there are no Jobs to list")
     return list(dict.fromkeys(found))
 
 
-def jobs_at(place: Place, run_id: str | None) -> Iterator[Listed]:
-    """The rows of one place.
+async def jobs_at(places: Sequence[Place], run_id: str | None) -> list[Listed]:
+    """The rows of all places.
 
     Raises:
         AccessDenied: the account may not list Jobs there.
         ClusterUnavailable: the API server was not reached.
     """
-    cluster = Cluster(place.context)
-    collection = Collection(place.kind.collection_group, place.kind.resource, f"{RUN_LABEL}={run_id}" if run_id else RUN_LABEL)
+    async with Clusters() as clusters:
+        return [row for place in places for row in await _rows(clusters.of(place.context), place, run_id)]
+
+
+async def _rows(cluster: Cluster, place: Place, run_id: str | None) -> list[Listed]:
+    carrier = carrier_of(place.kind)
+    query = {"labelSelector": f"{RUN_LABEL}={run_id}" if run_id else RUN_LABEL}
     try:
-        found = cluster.call("GET", collection.path(place.namespace), query={"labelSelector": collection.selector})
-        for item in found.get("items") or []:
-            yield _row(cluster, item, place)
+        found = await cluster.call("GET", carrier.path(place.namespace), query=query)
+        return await asyncio.gather(*(_row(cluster, carrier, item) for item in found.get("items") or []))
     except ApiRefusal as e:
-        raise explained(e, doing=f"list {place.kind.resource}", namespace=place.namespace or "all namespaces") from e
+        raise explained(e, doing=f"list {carrier.resource}", namespace=place.namespace or "all namespaces") from e
 
 
-def _row(cluster: Cluster, found: dict[str, Any], place: Place) -> Listed:
-    wrapped = place.kind is ManifestWorkCarrier
-    job = job_reported(found) if wrapped else found
-    reading = read_job(job)
-    if reading.phase == "done":
-        reason = ""
-    elif reading.phase == "failed":
-        reason = failure(job, [] if wrapped else pods_of(cluster, job), []).reason
+async def _row(cluster: Cluster, carrier: Carrier, found: Object) -> Listed:
+    reading = carrier.read(found)
+    if reading.phase == "failed":
+        reason = (await carrier.conclude(cluster, found, None)).reason
     else:
-        waiting = why_waiting(job) if wrapped else look_at(cluster, job).waiting
-        reason = waiting.reason if waiting is not None else ""
+        waiting = None if reading.phase == "done" else (await carrier.look(cluster, found)).waiting
+        reason = "" if waiting is None else waiting.reason
     labels = found["metadata"]["labels"]
-    carried = found["spec"]["workload"]["manifests"][0] if wrapped else found
     return Listed(
         run=labels[RUN_LABEL], silo=labels.get(SILO_LABEL, "?"), namespace=found["metadata"]["namespace"], action=labels.get(ACTION_LABEL, "?"),
         round=labels.get(ROUND_LABEL, "?"), state=reading.phase, since=reading.since, reason=reason,
-        orphan="" if reading.phase in ("done", "failed") else _orphan(labels[RUN_LABEL], labels.get(SILO_LABEL, ""), carried))
+        orphan="" if reading.phase in _ENDED else _orphan(labels[RUN_LABEL], labels.get(SILO_LABEL, ""), carrier.job(found)))
 
 
-def _orphan(run_id: str, silo: str, job: dict[str, Any]) -> str:
+def _orphan(run_id: str, silo: str, job: Object) -> str:
     """Whether the run's hub has been silent for longer than the lease, by the store that the Job itself names."""
     arguments = job["spec"]["template"]["spec"]["containers"][0].get("args") or []
     options = dict(zip(arguments[1::2], arguments[2::2], strict=False))

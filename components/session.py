@@ -42,7 +42,7 @@ def open_session(store_url: str, run_id: str, endpoint_url: str = "") -> Session
 
 def dispatcher_for(federation: Federation, run_id: str) -> Dispatcher:
     """The dispatcher of this federation's silos."""
-    return RoutingDispatcher(federation, run_id, logs_folder(federation, run_id))
+    return RoutingDispatcher(run_id, logs_folder(federation, run_id))
 
 
 def logs_folder(federation: Federation, run_id: str) -> Path:

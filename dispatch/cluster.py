@@ -1,60 +1,64 @@
 """One Kubernetes API server: its address and credentials from a kubeconfig context or the pod's own account, and requests to it.
 
-The only file that imports `kubernetes`; and only for that, since its typed models cost milliseconds an object. Objects are
-the JSON that the server speaks. Used by remote.py, kubernetes.py, manifestwork.py and `fedhelp jobs`.
+The only file that imports `kubernetes`; and only for credentials, since its typed models cost milliseconds an object. Objects
+are the JSON that the server speaks. Used by remote.py, watch.py, the carriers, preflight.py, plan.py and `fedhelp jobs`.
+
+Invariants: a request is answered within _WITHIN or counts as not reached; no answer and no line is larger than _LARGEST;
+nothing is sent twice but after 401. Whether a request that was not answered took effect is for its caller to find out.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import ssl
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Self
 
-import urllib3
+import httpx
 import yaml
 from kubernetes import client, config
-from kubernetes.client.rest import ApiException
 from kubernetes.config.config_exception import ConfigException
 
 from fedhelp_core.errors import ClusterUnavailable, ConfigError
 from fedhelp_dispatch.refusals import ApiRefusal
-from fedhelp_dispatch.watch import Endpoint
 
-_TIMEOUT = (5.0, 30.0)  # seconds: to connect, to answer
+_TIMES = httpx.Timeout(30.0, connect=5.0, pool=None)  # seconds; for a free connection a request waits as long as others need
+_WITHIN = 60.0  # seconds for a whole answer: the listing of ten thousand Jobs takes a few
+_WATCHED = httpx.Timeout(180.0, connect=15.0)  # seconds: a live watch brings a bookmark every minute
+_AT_ONCE = 16  # requests on their way, and again so many watches being opened: an API server's fair share of its slots
+_LARGEST = 256 * 2**20  # bytes: fifty times what ten thousand Jobs of one run take
 _RELOAD = 30.0  # seconds between two readings of credentials that the server no longer takes
 _AGAIN_LATER = (429, 500, 502, 503, 504)
 _UNAUTHORIZED = 401
+_HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "fedhelp"}
 
 
 class Cluster:
-    """A connection that threads may share.
+    """A connection for one event loop.
 
     Raises:
         ConfigError: no kubeconfig, no such context, or one that cannot be used.
     """
 
-    def __init__(self, context: str | None, *, connections: int = 16) -> None:
+    def __init__(self, context: str | None) -> None:
         self.context = context
-        self._connections = connections
-        self._lock = threading.Lock()
-        self._loaded = 0.0
-        self._client, self._tls = self._load()
-        self.requests = 0
-        """How many were sent, watches not counted."""
+        self._loaded = time.monotonic()
+        self._settings, self._tls = _credentials(context)
+        self._client = self._connections(_TIMES)
+        self._sending, self._opening = asyncio.Semaphore(_AT_ONCE), asyncio.Semaphore(_AT_ONCE)
 
     @property
     def name(self) -> str:
         """For messages."""
         where = f"context {self.context!r}" if self.context else "the cluster"
-        return f"{where} ({self._client.configuration.host})"
+        return f"{where} ({self._settings.host})"
 
-    def call(self, method: str, path: str, *, query: dict[str, str] | None = None, body: Any = None) -> Any:
+    async def call(self, method: str, path: str, *, query: dict[str, str] | None = None, body: Any = None) -> Any:
         """The answer's JSON.
 
         Raises:
@@ -62,95 +66,132 @@ class Cluster:
             ClusterUnavailable: it was not reached, or is in trouble.
             ConfigError: what answers there is not trusted.
         """
-        return json.loads(self._data(method, path, query, body))
+        data = await self._data(method, path, query, body)
+        try:
+            return json.loads(data)
+        except ValueError as e:
+            raise ClusterUnavailable(f"{self.name}: answered with what is no JSON ({message_of(data)}); is the address right?") from e
 
-    def text(self, path: str, query: dict[str, str]) -> str:
+    async def text(self, path: str, query: dict[str, str]) -> str:
         """The answer as text (logs). Raises as `call`."""
-        return self._data("GET", path, query, None).decode(errors="replace")
+        return (await self._data("GET", path, query, None)).decode(errors="replace")
 
-    def endpoint(self) -> Endpoint:
-        """For watches: asked anew for every connection, since tokens change."""
-        settings = self._client.configuration
-        address = urlsplit(settings.host)
-        secure = address.scheme == "https"
-        proxy = urlsplit(settings.proxy) if settings.proxy else None
-        return Endpoint(
-            host=address.hostname or "localhost", port=address.port or (443 if secure else 80), tls=self._tls if secure else None,
-            server_name=settings.tls_server_name or address.hostname, prefix=address.path.rstrip("/"), headers=self._headers(),
-            proxy=(proxy.hostname or "", proxy.port or 3128) if proxy else None)
+    async def lines(self, path: str, query: dict[str, str]) -> AsyncGenerator[bytes, None]:
+        """An endless answer, line by line, over a connection of its own; first an empty line, when the server has taken the request.
 
-    def renew(self) -> bool:
-        """Read the credentials again, at most every half minute; whether that was done."""
-        with self._lock:
-            if time.monotonic() - self._loaded < _RELOAD:
-                return False
-            self._client, self._tls = self._load()
-            return True
+        Raises as `call`.
+        """
+        with self._reached():
+            async with self._connections(_WATCHED) as own:  # in a shared pool each request would look through all watches
+                request = await self._request(own, "GET", path, query)
+                async with self._opening:
+                    answer = await own.send(request, stream=True)
+                async with aclosing(answer):
+                    await self._refuse(answer)
+                    yield b""
+                    rest = b""
+                    async for chunk in answer.aiter_bytes():
+                        *whole, rest = (rest + chunk).split(b"\n")
+                        for line in whole:
+                            yield line
+                        if len(rest) > _LARGEST:
+                            raise OSError(f"a line of more than {_LARGEST} bytes")
 
-    def _load(self) -> tuple[client.ApiClient, ssl.SSLContext]:
+    async def renew(self) -> bool:
+        """Read the credentials again, at most every half minute; whether there are others now."""
+        if time.monotonic() - self._loaded < _RELOAD:
+            return False
         self._loaded = time.monotonic()
-        settings = client.Configuration()
-        _read_credentials(self.context, settings)
-        settings.retries = False  # ours know what may be done twice
-        settings.connection_pool_maxsize = self._connections
-        return client.ApiClient(settings), _tls_of(settings)
-
-    def _headers(self) -> dict[str, str]:
-        headers: dict[str, str] = {}
-        self._client.update_params_for_auth(headers, [], ["BearerToken"])
-        return headers
-
-    def _data(self, method: str, path: str, query: dict[str, str] | None, body: Any) -> bytes:
         try:
-            return self._send(method, path, query, body)
+            self._settings, self._tls = await asyncio.to_thread(_credentials, self.context)
+        except ConfigError:  # somebody may be writing the file just now
+            return False
+        before, self._client = self._client, self._connections(_TIMES)
+        await before.aclose()
+        return True
+
+    async def aclose(self) -> None:
+        """Close its connections."""
+        await self._client.aclose()
+
+    async def _data(self, method: str, path: str, query: dict[str, str] | None, body: Any) -> bytes:
+        try:
+            return await self._send(method, path, query, body)
         except ApiRefusal as e:
-            if e.status != _UNAUTHORIZED or not self.renew():
-                raise
-        return self._send(method, path, query, body)
+            if e.status == _UNAUTHORIZED and await self.renew():
+                return await self._send(method, path, query, body)
+            raise
 
-    def _send(self, method: str, path: str, query: dict[str, str] | None, body: Any) -> bytes:
-        headers = {"Accept": "*/*", "Content-Type": "application/json", **self._headers()}
-        self.requests += 1
+    async def _send(self, method: str, path: str, query: dict[str, str] | None, body: Any) -> bytes:
+        async with self._sending:
+            with self._reached():
+                request = await self._request(self._client, method, path, query, body)
+                async with asyncio.timeout(_WITHIN), aclosing(await self._client.send(request, stream=True)) as answer:
+                    await self._refuse(answer)
+                    return await _content(answer)
+
+    def _connections(self, times: httpx.Timeout) -> httpx.AsyncClient:
+        """To this server alone; the environment's proxies are none of a kubeconfig's."""
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=_AT_ONCE)
+        return httpx.AsyncClient(verify=self._tls, timeout=times, limits=limits, headers=_HEADERS, trust_env=False)
+
+    async def _request(
+        self, connections: httpx.AsyncClient, method: str, path: str, query: dict[str, str] | None, body: Any = None,
+    ) -> httpx.Request:
+        """With the token, renewed where it has expired: from a file, or by a program that the kubeconfig names."""
+        settings, headers = self._settings, {}
+        if "authorization" in settings.api_key:
+            headers["Authorization"] = await asyncio.to_thread(settings.get_api_key_with_prefix, "authorization")
+        expected = {"sni_hostname": settings.tls_server_name} if settings.tls_server_name else {}
+        url = str(settings.host).rstrip("/") + path
+        return connections.build_request(method, url, params=query, json=body, headers=headers, extensions=expected)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """What goes wrong between here and there, as our errors."""
         try:
-            answer = self._client.rest_client.request(
-                method, self._client.configuration.host.rstrip("/") + path, query_params=list((query or {}).items()), headers=headers, body=body,
-                _preload_content=False, _request_timeout=_TIMEOUT)
-            data: bytes = answer.data
-        except ApiException as e:
-            if e.status == 0:  # how the package passes an SSLError on
-                raise self._untrusted(e.reason) from e
-            raise self._refusal(e) from e
-        except urllib3.exceptions.SSLError as e:
-            raise self._untrusted(e) from e
-        except (urllib3.exceptions.HTTPError, OSError) as e:
+            yield
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as e:
+            if (fault := _tls_fault(e)) is not None:
+                raise ConfigError(
+                    f"{self.name}: its certificate is not trusted ({_first_line(fault)}); ask the hospital for its current kubeconfig") from e
             raise ClusterUnavailable(f"{self.name}: not reached ({type(e).__name__}); is the address right, and the server up?") from e
-        if not 200 <= answer.status < 300:
-            raise self._refusal(answer)
-        return data
 
-    def _untrusted(self, error: object) -> ConfigError:
-        return ConfigError(f"{self.name}: its certificate is not trusted ({_first_line(error)}); ask the hospital for its current kubeconfig")
+    async def _refuse(self, answer: httpx.Response) -> None:
+        """Raises ApiRefusal or ClusterUnavailable where the answer is no success."""
+        if not answer.is_success:
+            raise self.refusal(answer.status_code, message_of(await _content(answer)))
 
-    def _refusal(self, answer: Any) -> ApiRefusal | ClusterUnavailable:
-        text = getattr(answer, "body", None) or getattr(answer, "data", b"") or b""
-        message = message_of(text)
-        if answer.status in _AGAIN_LATER:
-            return ClusterUnavailable(f"{self.name}: answered {answer.status} ({message})")
-        return ApiRefusal(int(answer.status), message, self.name)
+    def refusal(self, status: int, message: str) -> ApiRefusal | ClusterUnavailable:
+        """A server in trouble is asked again later; everything else is an answer."""
+        if status in _AGAIN_LATER:
+            return ClusterUnavailable(f"{self.name}: answered {status} ({message})")
+        return ApiRefusal(status, message, self.name)
+
+
+class Clusters:
+    """One connection for every kubeconfig context that is asked for: `async with Clusters() as clusters`."""
+
+    def __init__(self) -> None:
+        self._known: dict[str | None, Cluster] = {}
+
+    def of(self, context: str | None) -> Cluster:
+        """Raises ConfigError where there is no such context."""
+        if context not in self._known:
+            self._known[context] = Cluster(context)
+        return self._known[context]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for cluster in self._known.values():
+            await cluster.aclose()
 
 
 def kubeconfig() -> str:
     """The file (or files, with ':' between) that kubectl would read; `kubernetes` looks at the variable when it is imported only."""
     return os.environ.get("KUBECONFIG") or "~/.kube/config"
-
-
-def contexts() -> list[str]:
-    """The kubeconfig's contexts; none without a kubeconfig.
-
-    Raises:
-        ConfigError: it is there, and no kubeconfig.
-    """
-    return _names(_kubeconfigs())
 
 
 def _names(documents: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -183,12 +224,13 @@ def message_of(text: bytes | str) -> str:
         return (text.decode(errors="replace") if isinstance(text, bytes) else text)[:300]
 
 
-def _read_credentials(context: str | None, settings: client.Configuration) -> None:
-    """A named context; else the pod's own account; else the kubeconfig's current context.
+def _credentials(context: str | None) -> tuple[client.Configuration, ssl.SSLContext]:
+    """Those of a named context; else of the pod's own account; else of the kubeconfig's current context.
 
     Raises:
         ConfigError: none of these.
     """
+    settings = client.Configuration()
     inside = context is None and "KUBERNETES_SERVICE_HOST" in os.environ
     documents = [] if inside else _kubeconfigs()
     try:
@@ -196,6 +238,7 @@ def _read_credentials(context: str | None, settings: client.Configuration) -> No
             config.load_incluster_config(client_configuration=settings)
         else:
             config.load_kube_config(kubeconfig(), context=context or _current_context(documents), client_configuration=settings)
+        return settings, _tls_of(settings)
     except (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         if inside:
             raise ConfigError(f"this pod's own account cannot be used ({_first_line(e)}); does its service account mount a token?") from e
@@ -217,14 +260,34 @@ def _current_context(documents: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _tls_of(settings: client.Configuration) -> ssl.SSLContext:
-    """One context for all watches of a cluster."""
-    tls = ssl.create_default_context(cafile=settings.ssl_ca_cert or None)
+    """One context for all connections to a server."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not the stricter default: clusters' own authorities lack what it asks for
     if not settings.verify_ssl:
         tls.check_hostname = False
         tls.verify_mode = ssl.CERT_NONE
+    elif settings.ssl_ca_cert:
+        tls.load_verify_locations(cafile=settings.ssl_ca_cert)
+    else:
+        tls.load_default_certs()
     if settings.cert_file:
         tls.load_cert_chain(settings.cert_file, settings.key_file)
     return tls
+
+
+async def _content(answer: httpx.Response) -> bytes:
+    content = bytearray()
+    async for chunk in answer.aiter_bytes():
+        content += chunk
+        if len(content) > _LARGEST:
+            raise OSError(f"an answer of more than {_LARGEST} bytes")
+    return bytes(content)
+
+
+def _tls_fault(error: BaseException | None) -> ssl.SSLError | None:
+    """What TLS did not like, under whatever the libraries in between wrapped it in; a connection that just ended is no such fault."""
+    while error is not None and type(error) not in (ssl.SSLError, ssl.SSLCertVerificationError):  # not SSLWantReadError: waiting is no fault
+        error = error.__cause__ or error.__context__
+    return error if isinstance(error, ssl.SSLError) else None
 
 
 def _first_line(error: object) -> str:

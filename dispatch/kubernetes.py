@@ -2,21 +2,21 @@
 
 What the hub's account needs there: jobs create, get, list, watch, delete; cronjobs get; pods and their logs get, list;
 events list; where Kueue is used, its workloads list, or a wait has no reason. Job and reasons are made by job.py and
-reading.py (pure), the life of the object by remote.py.
+reading.py (pure), the life of the object by lifecycle.py and remote.py.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedhelp_core.config.federation import Federation
+from fedhelp_core.config.dispatch import SiloEntry
 from fedhelp_core.errors import FedHelpError, JobFailed
+from fedhelp_dispatch.carrier import Carrier, Right
 from fedhelp_dispatch.job import CONTAINER, QUEUE_LABEL, Object, job_of
-from fedhelp_dispatch.reading import JobReading, failure, newest, pull_fault, read_job, why_waiting
+from fedhelp_dispatch.lifecycle import Event, looked
+from fedhelp_dispatch.reading import failure, newest, pull_fault, why_waiting
 from fedhelp_dispatch.refusals import ASK_HOSPITAL, ApiRefusal, explained
-from fedhelp_dispatch.remote import Look, Patience, RemoteDispatcher, Right
 from fedhelp_dispatch.request import Outcome, Waiting, WorkRequest
 
 if TYPE_CHECKING:
@@ -27,86 +27,67 @@ _TAIL = 20  # lines of a failed pod's log that are looked at
 _TAIL_BYTES = 64 * 1024
 
 
-class KubernetesDispatcher(RemoteDispatcher):
-    """Jobs for the silos of one federation."""
+class JobCarrier(Carrier):
+    """See carrier.Carrier."""
 
-    def __init__(self, federation: Federation, run_id: str, patience: Patience | None = None) -> None:
-        super().__init__(federation, run_id, JobCarrier(federation), "Job", patience or Patience())
-
-
-class JobCarrier:
-    """See remote.Carrier."""
-
-    collection_group = "batch/v1"
+    kind = "Job"
+    group = "batch/v1"
     resource = "jobs"
     ask = ASK_HOSPITAL
     rights: tuple[Right, ...] = (
         ("batch", "jobs", ("create", "get", "list", "watch", "delete")),
         ("", "pods", ("list",)), ("", "pods/log", ("get",)), ("", "events", ("list",)))
 
-    def __init__(self, federation: Federation) -> None:
-        self._silos = {silo.name: silo for silo in federation.silos}
-        self._templates: dict[str, dict[str, Any]] = {}
-        self._lock = threading.Lock()
+    def __init__(self) -> None:
+        self._templates: dict[tuple[str, str], dict[str, Any]] = {}  # by namespace and name: read once, not once a round
 
-    def namespace(self, silo: str) -> str:
+    def namespace(self, entry: SiloEntry) -> str:
         """The silo's own."""
-        return self._silos[silo].namespace
+        return entry.namespace
 
-    def build(self, cluster: Cluster, request: WorkRequest) -> dict[str, Any]:
+    async def build(self, cluster: Cluster, request: WorkRequest) -> dict[str, Any]:
         """The Job; the hospital's template is read once."""
-        namespace = self.namespace(request.silo)
-        template = self._templates.get(request.silo)
-        if template is None:
-            template = read_template(cluster, namespace, self._silos[request.silo].dispatch.template)
-            with self._lock:
-                self._templates[request.silo] = template
-        return job_of(template, request, namespace=namespace)
+        key = namespace, name = request.entry.namespace, request.entry.dispatch.template
+        if key not in self._templates:
+            self._templates[key] = await read_template(cluster, namespace, name)
+        return job_of(self._templates[key], request, namespace=namespace)
 
     def rejected(self, request: WorkRequest) -> None:
         """The hospital may have changed its template meanwhile: the next attempt reads it again."""
-        with self._lock:
-            self._templates.pop(request.silo, None)
+        self._templates.pop((request.entry.namespace, request.entry.dispatch.template), None)
 
-    def slim(self, found: Object) -> dict[str, Any]:
+    def slim_spec(self, spec: Object) -> dict[str, Any]:
         """Without the pod template, which is most of a Job."""
-        kept = ("name", "namespace", "uid", "labels", "annotations", "creationTimestamp", "deletionTimestamp")
-        spec = found.get("spec", {})
-        return {
-            "metadata": {key: value for key, value in found["metadata"].items() if key in kept},
-            "spec": {key: spec[key] for key in ("suspend", "activeDeadlineSeconds") if key in spec},
-            "status": found.get("status", {}),
-        }
+        return {key: spec[key] for key in ("suspend", "activeDeadlineSeconds") if key in spec}
 
-    def read(self, found: Object) -> JobReading:
-        """See remote.Carrier."""
-        return read_job(found)
+    def reported(self, found: Object) -> Object:
+        """It is one."""
+        return found
 
     def waits(self, found: Object) -> Waiting | None:
-        """See remote.Carrier."""
+        """See carrier.Carrier."""
         return why_waiting(found)
 
-    def look(self, cluster: Cluster, found: Object) -> Look:
-        """See `look_at`."""
-        return look_at(cluster, found)
+    async def look(self, cluster: Cluster, found: Object) -> Event:
+        """Ask for its pods and, where it has none, for its events; of one that Kueue holds back for what Kueue says."""
+        if found.get("spec", {}).get("suspend"):
+            return looked(found, why_waiting(found, workloads=await workloads_of(cluster, found)))
+        pods = await pods_of(cluster, found)
+        events = [] if pods else await events_of(cluster, found)
+        fault = pull_fault(newest(pods)) if pods else None
+        return looked(found, why_waiting(found, pods, events), None if fault is None else Outcome(exit_code=JobFailed.exit_code, reason=fault))
 
-    def conclude(self, cluster: Cluster, found: Object, waited: Waiting | None) -> Outcome:
+    async def conclude(self, cluster: Cluster, found: Object, waited: Waiting | None) -> Outcome:
         """Ask for the last pod and the end of its log."""
-        pods = pods_of(cluster, found)
-        return failure(found, pods, log_tail(cluster, pods), waited)
+        pods = await pods_of(cluster, found)
+        return failure(found, pods, await log_tail(cluster, pods), waited)
+
+    def job(self, found: Object) -> Object:
+        """It is one."""
+        return found
 
 
-def look_at(cluster: Cluster, job: Object) -> Look:
-    """Ask for a Job's pods and, where it has none, for its events; of one that Kueue holds back for what Kueue says."""
-    if job.get("spec", {}).get("suspend"):
-        return Look(why_waiting(job, workloads=workloads_of(cluster, job)))
-    pods = pods_of(cluster, job)
-    events = [] if pods else events_of(cluster, job)
-    fault = pull_fault(newest(pods)) if pods else None
-    return Look(why_waiting(job, pods, events), Outcome(exit_code=JobFailed.exit_code, reason=fault) if fault is not None else None)
-
-
-def read_template(cluster: Cluster, namespace: str, name: str) -> dict[str, Any]:
+async def read_template(cluster: Cluster, namespace: str, name: str) -> dict[str, Any]:
     """The hospital's CronJob.
 
     Raises:
@@ -114,64 +95,61 @@ def read_template(cluster: Cluster, namespace: str, name: str) -> dict[str, Any]
         ClusterUnavailable: try again.
     """
     try:
-        found: dict[str, Any] = cluster.call("GET", f"/apis/batch/v1/namespaces/{namespace}/cronjobs/{name}")
+        found: dict[str, Any] = await cluster.call("GET", f"/apis/batch/v1/namespaces/{namespace}/cronjobs/{name}")
     except ApiRefusal as e:
-        raise _template_refused(cluster, namespace, e) from e
+        raise await _template_refused(cluster, namespace, e) from e
     return found
 
 
-def _template_refused(cluster: Cluster, namespace: str, refusal: ApiRefusal) -> FedHelpError:
+async def _template_refused(cluster: Cluster, namespace: str, refusal: ApiRefusal) -> FedHelpError:
     """A missing template may be a missing namespace; who may not look into namespaces is told both."""
     if refusal.status == 404:
         try:
-            cluster.call("GET", f"/api/v1/namespaces/{namespace}")
+            await cluster.call("GET", f"/api/v1/namespaces/{namespace}")
         except ApiRefusal as deeper:
             if deeper.status == 404:
                 return explained(deeper, doing="use the namespace", namespace=namespace)
     return explained(refusal, doing="read the hospital's Job template", namespace=namespace)
 
 
-def pods_of(cluster: Cluster, job: Object) -> list[dict[str, Any]]:
+async def pods_of(cluster: Cluster, job: Object) -> list[dict[str, Any]]:
     """A Job's pods, finished ones too."""
-    metadata = job["metadata"]
-    query = {"labelSelector": f"batch.kubernetes.io/job-name={metadata['name']}"}
-    found: list[dict[str, Any]] = cluster.call("GET", f"/api/v1/namespaces/{metadata['namespace']}/pods", query=query).get("items") or []
-    return found
+    return await _beside(cluster, job, "/api/v1", "pods", {"labelSelector": f"batch.kubernetes.io/job-name={job['metadata']['name']}"})
 
 
-def events_of(cluster: Cluster, job: Object) -> list[dict[str, Any]]:
+async def events_of(cluster: Cluster, job: Object) -> list[dict[str, Any]]:
     """Why the Job controller could not create pods."""
-    metadata = job["metadata"]
-    query = {"fieldSelector": f"involvedObject.kind=Job,involvedObject.name={metadata['name']},reason=FailedCreate"}
-    found: list[dict[str, Any]] = cluster.call("GET", f"/api/v1/namespaces/{metadata['namespace']}/events", query=query).get("items") or []
-    return found
+    about = f"involvedObject.kind=Job,involvedObject.name={job['metadata']['name']},reason=FailedCreate"
+    return await _beside(cluster, job, "/api/v1", "events", {"fieldSelector": about})
 
 
-def workloads_of(cluster: Cluster, job: Object) -> list[dict[str, Any]] | None:
+async def workloads_of(cluster: Cluster, job: Object) -> list[dict[str, Any]] | None:
     """What Kueue made of a Job that waits in a queue; None where there is no queue, or we may not look."""
-    metadata = job["metadata"]
-    if QUEUE_LABEL not in metadata.get("labels", {}):
+    if QUEUE_LABEL not in job["metadata"].get("labels", {}):
         return None
     for version in _KUEUE_VERSIONS:
-        path = f"/apis/kueue.x-k8s.io/{version}/namespaces/{metadata['namespace']}/workloads"
-        query = {"labelSelector": f"{_OF_JOB}={metadata['uid']}"}
         try:
-            found: list[dict[str, Any]] = cluster.call("GET", path, query=query).get("items") or []
+            return await _beside(
+                cluster, job, f"/apis/kueue.x-k8s.io/{version}", "workloads", {"labelSelector": f"{_OF_JOB}={job['metadata']['uid']}"})
         except ApiRefusal as e:
             if e.status != 404:
                 return None
-        else:
-            return found
     return []
 
 
-def log_tail(cluster: Cluster, pods: Sequence[Object]) -> list[str]:
+async def _beside(cluster: Cluster, job: Object, api: str, resource: str, query: dict[str, str]) -> list[dict[str, Any]]:
+    """Other objects in a Job's namespace."""
+    found = await cluster.call("GET", f"{api}/namespaces/{job['metadata']['namespace']}/{resource}", query=query)
+    return list(found.get("items") or [])
+
+
+async def log_tail(cluster: Cluster, pods: Sequence[Object]) -> list[str]:
     """The last lines of the newest pod; none where they are gone, or the kubelet does not answer."""
     if not pods:
         return []
     metadata = newest(pods)["metadata"]
     query = {"container": CONTAINER, "tailLines": str(_TAIL), "limitBytes": str(_TAIL_BYTES)}
     try:
-        return cluster.text(f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}/log", query).splitlines()
+        return (await cluster.text(f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}/log", query)).splitlines()
     except (ApiRefusal, FedHelpError):
         return []

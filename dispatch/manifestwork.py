@@ -5,21 +5,22 @@ the silo's own namespace, and reports the fields of its status that feedback rul
 the hub cannot read the template there: the hospital exports its CronJob once (`kubectl get cronjob fedhelp-worker -o yaml`)
 and again after each upgrade of its chart, and the federation names that file (dispatch.job_template). An outdated one is
 refused by the hospital's own admission policy, whose message comes back with the agent's report. What does not come back is
-the scheduler's reason and the log: those are for the hospital's eyes. Its work's life: remote.py.
+the scheduler's reason and the log: those are for the hospital's eyes. Its work's life: lifecycle.py and remote.py.
 
 On the OCM hub the account needs, in the hospital's namespace: manifestworks create, get, list, watch, delete.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fedhelp_core.config.dispatch import SiloEntry
-from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import AccessDenied
-from fedhelp_dispatch.job import SILO_LABEL, Object, job_of
-from fedhelp_dispatch.reading import JobReading, failure, over_quota, quota_part, read_job, why_waiting
-from fedhelp_dispatch.remote import Look, Patience, RemoteDispatcher, Right
+from fedhelp_dispatch.carrier import Carrier, Right
+from fedhelp_dispatch.job import Object, job_of
+from fedhelp_dispatch.lifecycle import Event, looked
+from fedhelp_dispatch.reading import condition, failure, over_quota, quota_part, why_waiting
 from fedhelp_dispatch.request import Outcome, Waiting, WorkRequest
 
 if TYPE_CHECKING:
@@ -41,46 +42,46 @@ _FEEDBACK = {
 _CONDITIONS = (("Complete", "complete"), ("Failed", "failed"), ("Suspended", "suspended"))
 
 
-class ManifestWorkDispatcher(RemoteDispatcher):
-    """ManifestWorks for the silos of one federation."""
+class ManifestWorkCarrier(Carrier):
+    """See carrier.Carrier."""
 
-    def __init__(self, federation: Federation, run_id: str, patience: Patience | None = None) -> None:
-        super().__init__(federation, run_id, ManifestWorkCarrier(federation), "ManifestWork", patience or Patience())
-
-
-class ManifestWorkCarrier:
-    """See remote.Carrier."""
-
-    collection_group = "work.open-cluster-management.io/v1"
+    kind = "ManifestWork"
+    group = "work.open-cluster-management.io/v1"
     resource = "manifestworks"
     ask = "ask whoever runs the Open Cluster Management hub for a Role on manifestworks in that namespace, or correct dispatch.cluster"
     rights: tuple[Right, ...] = (("work.open-cluster-management.io", "manifestworks", ("create", "get", "list", "watch", "delete")),)
 
-    def __init__(self, federation: Federation) -> None:
-        self._silos = {silo.name: silo for silo in federation.silos}
-
-    def namespace(self, silo: str) -> str:
+    def namespace(self, entry: SiloEntry) -> str:
         """The hospital's, on the OCM hub."""
-        return self._silos[silo].dispatch.cluster or ""
+        return entry.dispatch.cluster or ""
 
-    def build(self, cluster: Cluster, request: WorkRequest) -> dict[str, Any]:
+    async def build(self, cluster: Cluster, request: WorkRequest) -> dict[str, Any]:
         """The ManifestWork, from the exported template."""
-        return manifest_work_of(self._silos[request.silo], request)
+        return manifest_work_of(request)
 
     def rejected(self, request: WorkRequest) -> None:
         """Nothing to forget: the template is part of the run's config."""
 
-    def slim(self, found: Object) -> dict[str, Any]:
-        """Without the Job's spec."""
-        kept = ("name", "namespace", "uid", "labels", "annotations", "creationTimestamp", "deletionTimestamp")
-        return {"metadata": {key: value for key, value in found["metadata"].items() if key in kept}, "status": found.get("status", {})}
+    def slim_spec(self, spec: Object) -> dict[str, Any]:
+        """Without the Job."""
+        configs = [{"resourceIdentifier": config["resourceIdentifier"]} for config in spec.get("manifestConfigs", [])]
+        return {"executor": spec.get("executor"), "manifestConfigs": configs}
 
-    def read(self, found: Object) -> JobReading:
-        """The Job's phase as the agent reported it."""
-        return read_job(job_reported(found))
+    def reported(self, found: Object) -> dict[str, Any]:
+        """A Job with as much of its status as the feedback holds, so that it is read like any other."""
+        values = _feedback(found)
+        conditions = [
+            {"type": kind, "status": values[key], "lastTransitionTime": values.get(f"{key}Since", ""),
+             "reason": values.get(f"{key}Reason", ""), "message": values.get(f"{key}Message", "")}
+            for kind, key in _CONDITIONS if key in values]
+        return {
+            "metadata": found["metadata"],
+            "spec": {"suspend": values.get("suspended") == "True"},
+            "status": {"conditions": conditions, **{key: values[key] for key in ("startTime", "ready") if key in values}},
+        }
 
     def waits(self, found: Object) -> Waiting | None:
-        """See remote.Carrier."""
+        """See carrier.Carrier."""
         since = str(found["metadata"].get("creationTimestamp", ""))
         if found["metadata"].get("deletionTimestamp"):
             return Waiting(reason="its ManifestWork is being deleted", since=since)
@@ -88,36 +89,39 @@ class ManifestWorkCarrier:
         if refusal is not None:
             said = f"the namespace's {quota_part(refusal)}" if over_quota(refusal) else refusal
             return Waiting(reason=f"the hospital's cluster does not take the Job: {said}", since=since)
-        if _condition(found.get("status", {}).get("conditions"), "Applied") is None:
+        if condition(found.get("status", {}), "Applied") is None:
             return Waiting(reason="the hospital's agent has not fetched it yet; is its cluster connected?", since=since)
-        waiting = why_waiting(job_reported(found))
+        waiting = why_waiting(self.reported(found))
         if waiting is not None and waiting.reason == "no pod yet":
             return Waiting(reason="its Job has no running pod; only the hospital sees why (kubectl describe pods)", since=waiting.since)
         return waiting
 
-    def look(self, cluster: Cluster, found: Object) -> Look:
+    async def look(self, cluster: Cluster, found: Object) -> Event:
         """There is nothing further to ask. The agent tries what is refused again and again, so that only lasting refusals end the work."""
         refusal = refused_there(found)
         if refusal is None or over_quota(refusal):
-            return Look(self.waits(found))
-        advice = _advice(refusal, self._silos[found["metadata"]["labels"][SILO_LABEL]])
-        ended = Outcome(exit_code=AccessDenied.exit_code, reason=f"the hospital's cluster refused the Job ({refusal}); {advice}")
-        return Look(self.waits(found), ended, patience="refusal")
+            return looked(found, self.waits(found))
+        reason = f"the hospital's cluster refused the Job ({refusal}); {_advice(refusal, found)}"
+        return looked(found, self.waits(found), Outcome(exit_code=AccessDenied.exit_code, reason=reason), "refusal")
 
-    def conclude(self, cluster: Cluster, found: Object, waited: Waiting | None) -> Outcome:
+    async def conclude(self, cluster: Cluster, found: Object, waited: Waiting | None) -> Outcome:
         """From the Failed condition alone."""
-        outcome = failure(job_reported(found), [], [], waited)
-        look = f"the hospital sees its log with: kubectl logs job/{found['metadata']['name']}"
-        return Outcome(exit_code=outcome.exit_code, late=outcome.late, reason=f"{outcome.reason}; {look}")
+        outcome = failure(self.reported(found), [], [], waited)
+        return replace(outcome, reason=f"{outcome.reason}; the hospital sees its log with: kubectl logs job/{found['metadata']['name']}")
+
+    def job(self, found: Object) -> Object:
+        """See carrier.Carrier."""
+        job: Object = found["spec"]["workload"]["manifests"][0]
+        return job
 
 
-def manifest_work_of(silo: SiloEntry, request: WorkRequest) -> dict[str, Any]:
+def manifest_work_of(request: WorkRequest) -> dict[str, Any]:
     """The ManifestWork that carries the request's Job.
 
     Raises:
         ConfigError: the exported template is none.
     """
-    namespace, dispatch = silo.namespace, silo.dispatch
+    namespace, dispatch = request.entry.namespace, request.entry.dispatch
     job = job_of(dispatch.job_template or {}, request, namespace=namespace)
     name = job["metadata"]["name"]
     spec: dict[str, Any] = {
@@ -137,38 +141,27 @@ def manifest_work_of(silo: SiloEntry, request: WorkRequest) -> dict[str, Any]:
     return {"apiVersion": "work.open-cluster-management.io/v1", "kind": "ManifestWork", "metadata": metadata, "spec": spec}
 
 
-def job_reported(found: Object) -> dict[str, Any]:
-    """A Job with as much of its status as the feedback holds, so that it is read like any other."""
-    values = _feedback(found)
-    conditions = [
-        {"type": kind, "status": values[key], "lastTransitionTime": values.get(f"{key}Since", ""),
-         "reason": values.get(f"{key}Reason", ""), "message": values.get(f"{key}Message", "")}
-        for kind, key in _CONDITIONS if key in values]
-    return {
-        "metadata": found["metadata"],
-        "spec": {"suspend": values.get("suspended") == "True"},
-        "status": {"conditions": conditions, **{key: values[key] for key in ("startTime", "ready") if key in values}},
-    }
-
-
 def refused_there(found: Object) -> str | None:
     """What the agent said when it could not create the Job; None if it could, or has not tried."""
     if _feedback(found):
         return None  # it is there: what is refused since is a change that nobody asked for
     for manifest in _manifests(found):
-        for condition in manifest.get("conditions") or []:
-            if condition.get("type") == "Applied" and condition.get("status") == "False":
-                return " ".join(str(condition.get("message", "")).split())[:500]
+        for one in manifest.get("conditions") or []:
+            if one.get("type") == "Applied" and one.get("status") == "False":
+                return " ".join(str(one.get("message", "")).split())[:500]
     return None
 
 
-def _advice(refusal: str, silo: SiloEntry) -> str:
+def _advice(refusal: str, found: Object) -> str:
     """What to do about it."""
+    spec = found["spec"]
+    namespace = spec["manifestConfigs"][0]["resourceIdentifier"]["namespace"]
     if "not allowed to apply the resource" in refusal:  # OCM's check of the executor
-        executor = f"service account {silo.dispatch.executor!r} (dispatch.executor)" if silo.dispatch.executor else "the executor"
-        return f"ask the hospital to let {executor} create, get, update, patch and delete jobs in namespace {silo.namespace!r}"
-    if f'namespaces "{silo.namespace}" not found' in refusal:
-        return f"ask the hospital to install its chart in namespace {silo.namespace!r}, or correct dispatch.namespace"
+        account = ((spec.get("executor") or {}).get("subject") or {}).get("serviceAccount")
+        executor = f"service account {account['name']!r} (dispatch.executor)" if account else "the executor"
+        return f"ask the hospital to let {executor} create, get, update, patch and delete jobs in namespace {namespace!r}"
+    if f'namespaces "{namespace}" not found' in refusal:
+        return f"ask the hospital to install its chart in namespace {namespace!r}, or correct dispatch.namespace"
     if "cannot create resource" in refusal:  # RBAC
         return "ask the hospital to name its agent's account under hub.subjects of its chart"
     return ("ask it for its current template (kubectl get cronjob fedhelp-worker -o yaml), named as dispatch.job_template,"
@@ -186,7 +179,3 @@ def _feedback(found: Object) -> dict[str, Any]:
 
 def _manifests(found: Object) -> list[Any]:
     return (found.get("status", {}).get("resourceStatus") or {}).get("manifests") or []
-
-
-def _condition(conditions: Any, kind: str) -> Any:
-    return next((c for c in conditions or [] if c.get("type") == kind and c.get("status") == "True"), None)

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
 
-from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.processes import die_with_parent
 from fedhelp_dispatch.request import Outcome, Waiting, WorkRequest, exit_reason
@@ -68,10 +67,9 @@ class ProcessWork:
 
 
 class ProcessDispatcher:
-    """Starts workers for the silos of one federation."""
+    """Starts workers, each with the silo.yaml that its request names."""
 
-    def __init__(self, federation: Federation, logs: Path) -> None:
-        self._silo_configs = {silo.name: silo.dispatch.silo_config for silo in federation.silos}
+    def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._started: list[ProcessWork] = []
         logs.mkdir(parents=True, exist_ok=True)
@@ -82,7 +80,7 @@ class ProcessDispatcher:
         Raises:
             ConfigError: the federation names no silo.yaml for this silo.
         """
-        config = self._silo_configs[request.silo]
+        config = request.entry.dispatch.silo_config
         if config is None:
             raise ConfigError(f"silo {request.silo!r}: dispatch 'process' needs silo_config, the path of its silo.yaml")
         work = ProcessWork([*request.arguments(), "--silo-config", str(config)], self._logs / f"{request.silo}.log")

@@ -39,12 +39,12 @@ def read_job(job: Object) -> JobReading:
     metadata, status = job.get("metadata", {}), job.get("status", {})
     created = str(metadata.get("creationTimestamp", ""))
     for kind, phase in _ENDS:
-        if (condition := _condition(status, kind)) is not None:
-            since = str(condition.get("lastTransitionTime", created))
-            return JobReading(phase, since, str(condition.get("reason", "")), _short(condition.get("message", "")))
+        if (end := condition(status, kind)) is not None:
+            since = str(end.get("lastTransitionTime", created))
+            return JobReading(phase, since, str(end.get("reason", "")), _short(end.get("message", "")))
     if metadata.get("deletionTimestamp"):
         return JobReading("ending", str(metadata["deletionTimestamp"]))
-    suspended = _condition(status, "Suspended")
+    suspended = condition(status, "Suspended")
     if job.get("spec", {}).get("suspend"):
         return JobReading("queued", str((suspended or {}).get("lastTransitionTime", created)))
     if int(status.get("ready") or 0) > 0:
@@ -179,7 +179,8 @@ def _container_state(pod: Object, kind: str) -> dict[str, Any] | None:
     return None
 
 
-def _condition(status: Object, kind: str) -> Object | None:
+def condition(status: Object, kind: str) -> Object | None:
+    """That of one kind, if it is true."""
     return next((c for c in status.get("conditions") or [] if c.get("type") == kind and c.get("status") == "True"), None)
 
 

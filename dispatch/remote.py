@@ -1,116 +1,57 @@
 """Work that an API server keeps for us: created, adopted, watched, explained and deleted, whatever kind of object carries it.
 
-`kubernetes.py` (a Job in the silo's namespace) and `manifestwork.py` (a Job wrapped for a hospital's agent) say what the
-object is and how to read it; this file has the one state machine of both. Nothing here blocks whoever asks: looks answer
-from the last event, and every request to a server is made by a few threads per cluster. A server that is away is waited for.
+lifecycle.py says what is to be done, a carrier (kubernetes.py, manifestwork.py) says what the object is; this file sends the
+requests, and feeds what they and the watches answer back, all in one event loop. Nothing here blocks whoever asks: looks
+answer from the last event. A server that is away is waited for.
+
+Invariants: lives change in the loop's thread alone, and are values, so that any thread may read them; a dispatcher has one
+piece of work at a time in each silo.
 """
 
 from __future__ import annotations
 
-import math
+import asyncio
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from fedhelp_core.config.dispatch import DispatchConfig
-from fedhelp_core.config.federation import Federation
-from fedhelp_core.errors import AccessDenied, ClusterUnavailable, FedHelpError, PermanentError, RunConflict
+from fedhelp_core.errors import AccessDenied, ClusterUnavailable, FedHelpError, RunConflict
+from fedhelp_dispatch.carrier import Carrier, carrier_of
 from fedhelp_dispatch.job import RUN_LABEL, SILO_LABEL, Object, is_of, job_name
-from fedhelp_dispatch.reading import JobReading
+from fedhelp_dispatch.lifecycle import Action, Event, Life, Name, Patience, State, step
+from fedhelp_dispatch.reading import Phase
 from fedhelp_dispatch.refusals import ApiRefusal, explained, quota_exceeded
-from fedhelp_dispatch.request import Outcome, Waiting, WorkRequest
-from fedhelp_dispatch.watch import Collection, Watches
+from fedhelp_dispatch.request import Outcome, Waiting, Work, WorkRequest
+from fedhelp_dispatch.watch import Tasks, Watches
 
 if TYPE_CHECKING:
     from fedhelp_dispatch.cluster import Cluster  # its `kubernetes` takes seconds to import
 
-_THREADS = 8  # per cluster
 _CLOSE_WITHIN = 20.0  # seconds: Kubernetes gives a pod 30 between SIGTERM and SIGKILL
-_CREATE_WITHIN = 300.0  # seconds that an unreachable server gets before the silo's supervisor hears of it
-_LOOKS = (2.0, 60.0)  # seconds between looks at why a pod does not run: from, doubling, up to
-_QUOTA_PAUSE = 15.0  # seconds
-_DELETE_AGAIN = 10.0  # seconds
-_ASK_AGAIN = 2.0  # seconds after a refusal
-_EVENT_DRIVEN = math.inf
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patience:
-    """Seconds that a fault has to last before it counts as one."""
-
-    fault: float = 300.0
-    """An image that cannot be pulled: registries have outages."""
-    refusal: float = 15.0
-    """401, 403, and what a hospital's agent reports as refused: an API server that has just started does not know its roles yet."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """A closer look at work that does not run."""
-
-    waiting: Waiting | None
-    fault: Outcome | None = None
-    """How the work ends should this last: a fault that waiting will hardly mend."""
-    patience: Literal["fault", "refusal"] = "fault"
-    """Which of Patience's it has to outlast."""
-
-
-Right = tuple[str, str, tuple[str, ...]]
-"""(API group, resource or resource/subresource, verbs)"""
-
-
-class Carrier(Protocol):
-    """What carries a request into a silo, and how to read it."""
-
-    collection_group: str
-    resource: str
-    ask: str
-    """What to do where the account lacks the rights."""
-    rights: tuple[Right, ...]
-    """What the account needs where the objects are, beside what `build` reads."""
-
-    def namespace(self, silo: str) -> str:
-        """Where the silo's objects are, in the cluster that the hub talks to."""
-
-    def build(self, cluster: Cluster, request: WorkRequest) -> dict[str, Any]:
-        """The object to create.
-
-        Raises:
-            ApiRefusal, FedHelpError: it cannot be made.
-        """
-
-    def rejected(self, request: WorkRequest) -> None:
-        """The object was refused: forget what it was made of."""
-
-    def slim(self, found: Object) -> dict[str, Any]:
-        """What the other methods need of an object: a thousand of them are kept."""
-
-    def read(self, found: Object) -> JobReading:
-        """Its phase."""
-
-    def waits(self, found: Object) -> Waiting | None:
-        """Why it does not run, as far as the object itself says."""
-
-    def look(self, cluster: Cluster, found: Object) -> Look:
-        """Why it does not run, asking further."""
-
-    def conclude(self, cluster: Cluster, found: Object, waited: Waiting | None) -> Outcome:
-        """How failed work ended."""
+_QUOTA_PAUSE = 15.0  # seconds: a quota frees up when somebody's Job ends
+_DELETION_PAUSE = 1.0  # seconds: until pods have ended
+_MADE_WAY = 0.2  # seconds: until a deleted object without pods is gone
+_DELETE_AGAIN = 10.0  # seconds: the object waits for its pods, which get 30
+_AWAY_AGAIN = 1.0  # seconds: a server that restarts is back within a few
+_REFUSED_AGAIN = 2.0  # seconds
+_DELETED = (State.ENDING, State.ENDED)
+_NAMES: Mapping[Phase, Name] = {"running": "runs", "done": "done", "failed": "failed"}
+_DUE, _MISSED = Event(name="due"), Event(name="missed")
+_STOP = Event(name="stop", outcome=Outcome(exit_code=None, reason="stopped"))
 
 
 class EndedWork:
     """Work that could not even be asked for."""
 
     def __init__(self, error: FedHelpError) -> None:
-        self._outcome = Outcome(exit_code=error.exit_code, reason=str(error))
+        self._error = error
 
     def outcome(self) -> Outcome:
         """See request.Work."""
-        return self._outcome
+        return _outcome(self._error)
 
     def waiting(self) -> None:
         """It has ended."""
@@ -120,328 +61,154 @@ class EndedWork:
 
 
 class RemoteWork:
-    """One object in a cluster. `outcome` also drives it: whoever supervises asks again and again anyway."""
+    """One object in a cluster."""
 
     def __init__(self, hub: _ClusterWork, request: WorkRequest) -> None:
         self._hub = hub
-        self._carrier = hub.carrier
         self.request = request
         self.name = job_name(request)
-        self.namespace = hub.carrier.namespace(request.silo)
-        self._path = f"{hub.collection.path(self.namespace)}/{self.name}"
-        self._lock = threading.RLock()
-        self._object: dict[str, Any] | None = None
-        self._replaced: set[str] = set()  # uids of finished objects of this name, whose last events still arrive
-        self._outcome: Outcome | None = None
-        self._waiting: Waiting | None = Waiting(reason="being asked for")
-        self._next = 0.0
-        self._busy = False
-        self._stop = False
-        self._stopped = Outcome(exit_code=None, reason="stopped")  # the outcome once it is deleted
-        self._suspect = False
-        self._phase = ""
-        self._looks = 0
-        self._began = time.monotonic()
-        self._fault_since: float | None = None
-        self._refused_since: float | None = None
-        self.deletion_sent = False
+        self.namespace = hub.carrier.namespace(request.entry)
+        self.life = Life()
+        self.timer: asyncio.TimerHandle | None = None
 
     def outcome(self) -> Outcome | None:
         """See request.Work."""
-        self.drive()
-        return self._outcome
+        life = self.life
+        return life.outcome if life.state is State.ENDED else None
 
     def waiting(self) -> Waiting | None:
         """See request.Work."""
-        waiting = self._waiting
+        waiting = self.life.waiting
         trouble = self._hub.trouble_in(self.namespace)
         return Waiting(reason=trouble) if waiting is not None and trouble is not None else waiting
 
-    @property
-    def made(self) -> bool:
-        """Whether the object is there, or was."""
-        return self._object is not None or self._outcome is not None
-
     def stop(self) -> None:
         """Delete it, its pods first."""
-        with self._lock:
-            self._stop, self._next = True, 0.0
-        self.drive()
-
-    def drive(self) -> None:
-        """Have a thread take the next step, if it is time for one."""
-        with self._lock:
-            if self._outcome is not None or self._busy or time.monotonic() < self._next:
-                return
-            self._busy = True
-        self._hub.submit(self._step)
-
-    # ---- events, from the watching thread
-
-    def observed(self, found: dict[str, Any]) -> None:
-        """The object is as `found` now."""
-        with self._lock:
-            if self._outcome is not None or found["metadata"].get("uid") in self._replaced or not is_of(found, self.request):
-                return
-            self._object = self._carrier.slim(found)
-            self._suspect = False
-            self._take_in(self._carrier.read(self._object))
-
-    def deleted(self, uid: str) -> None:
-        """The object of that uid is gone."""
-        with self._lock:
-            if self._object is not None and self._object["metadata"].get("uid") == uid:
-                self._gone()
-
-    def unlisted(self) -> None:
-        """A listing did not have the object; it may be older than the object."""
-        with self._lock:
-            if self._object is not None and self._outcome is None:
-                self._suspect, self._next = True, 0.0
-
-    def end(self, outcome: Outcome) -> None:
-        """It has ended."""
-        with self._lock:
-            self._outcome = self._outcome or outcome
-
-    def _take_in(self, reading: JobReading) -> None:
-        assert self._object is not None
-        if reading.phase == "done":
-            self._outcome = Outcome(exit_code=0)
-        elif reading.phase == "failed":
-            self._next = 0.0
-        elif reading.phase == "running":
-            self._waiting, self._looks, self._fault_since, self._next = None, 0, None, self._next if self._stop else _EVENT_DRIVEN
-        elif not self._stop:
-            coarse = self._carrier.waits(self._object)
-            if reading.phase != self._phase:
-                self._looks = 0
-            if reading.phase not in ("pending", "queued"):
-                self._waiting, self._next = coarse, _EVENT_DRIVEN
-            elif self._next == _EVENT_DRIVEN or self._looks == 0:
-                self._waiting, self._next = coarse, time.monotonic() + _LOOKS[0]
-        self._phase = reading.phase
-
-    def _gone(self) -> None:
-        if self._stop:
-            self.end(self._stopped)
-        else:
-            self.end(Outcome(exit_code=None, reason=f"its {self._hub.kind} {self.name} was deleted by somebody"))
-
-    # ---- steps, from the cluster's threads
-
-    def _step(self) -> None:
-        try:
-            if self._stop:
-                self._delete()
-            elif self._object is None:
-                self._create()
-            elif self._suspect:
-                self._verify()
-            else:
-                self._examine(self._object)
-            self._refused_since = None
-        except ClusterUnavailable as e:
-            self._refused_since = None  # it knows its roles no sooner for having been away
-            self._unreachable(e)
-        except ApiRefusal as e:
-            self._refused(explained(e, doing=f"create and read {self._hub.kind}s", namespace=self.namespace, ask=self._carrier.ask))
-        except AccessDenied as e:
-            self._refused(e)
-        except FedHelpError as e:
-            self.end(Outcome(exit_code=e.exit_code, reason=str(e)))
-        except Exception as e:  # a thread's error would be lost: the supervisor reports it and tries again
-            self.end(Outcome(exit_code=1, reason=f"{type(e).__name__}: {e}"))
-        finally:
-            with self._lock:
-                self._busy = False
-            if self._stop:
-                self.drive()
-
-    def _refused(self, error: PermanentError) -> None:
-        """Missing rights may be there in a moment; everything else is final."""
-        self._refused_since = self._refused_since or time.monotonic()
-        if isinstance(error, AccessDenied) and time.monotonic() - self._refused_since < self._hub.patience.refusal:
-            self._later(_ASK_AGAIN, str(error))
-        else:
-            self.end(Outcome(exit_code=error.exit_code, reason=str(error)))
-
-    def _create(self) -> None:
-        body = self._carrier.build(self._hub.cluster, self.request)
-        try:
-            created = self._hub.cluster.call("POST", self._hub.collection.path(self.namespace), body=body)
-        except ApiRefusal as e:
-            if e.status == 409:
-                self._adopt()
-            elif quota_exceeded(e):
-                self._later(_QUOTA_PAUSE, f"the namespace's quota does not allow another {self._hub.kind}: {e.message}; ask the hospital for more")
-            else:
-                self._carrier.rejected(self.request)
-                raise
-            return
-        with self._lock:
-            if self._object is None:  # else an event was faster, and newer
-                self.observed(created)
-
-    def _adopt(self) -> None:
-        """What to do with an object that has our name already."""
-        found = self._get()
-        if found is None:
-            self._later(0.2)
-            return
-        if found["metadata"].get("deletionTimestamp"):
-            self._later(1.0, f"an earlier {self._hub.kind} of this work is still being deleted")
-            return
-        finished = self._carrier.read(found).phase in ("done", "failed")
-        if finished:
-            self._replaced.add(found["metadata"]["uid"])
-            self._hub.delete(self._path, found["metadata"]["uid"], "Background")
-            self._later(0.2)
-        elif is_of(found, self.request):
-            self.observed(found)
-        else:
-            raise RunConflict(
-                f"{self._hub.kind} {self.name!r} in namespace {self.namespace!r} of {self._hub.cluster.name} runs for another request (other store,"
-                " deadline or lease) of the same run id; choose another run id, or delete it")
-
-    def _verify(self) -> None:
-        found = self._get()
-        with self._lock:
-            if found is None:
-                self._gone()
-            else:
-                self._suspect, self._next = False, time.monotonic() + _LOOKS[0]
-                self.observed(found)
-
-    def _examine(self, found: dict[str, Any]) -> None:
-        if self._carrier.read(found).phase == "failed":
-            self.end(self._carrier.conclude(self._hub.cluster, found, self._waiting))
-            return
-        look = self._carrier.look(self._hub.cluster, found)
-        with self._lock:
-            if self._object is not found:
-                return  # an event came meanwhile, and set what comes next
-            self._waiting = look.waiting
-            self._looks += 1
-            self._next = _EVENT_DRIVEN if look.waiting is None else time.monotonic() + min(_LOOKS[1], _LOOKS[0] * 2.0**self._looks)
-        self._count_fault(look)
-
-    def _count_fault(self, look: Look) -> None:
-        if look.fault is None:
-            self._fault_since = None
-            return
-        self._fault_since = self._fault_since or time.monotonic()
-        patience = self._hub.patience
-        if time.monotonic() - self._fault_since >= (patience.fault if look.patience == "fault" else patience.refusal):
-            self._stopped = look.fault
-            self.stop()
-
-    def _delete(self) -> None:
-        if self._object is None:
-            self.deletion_sent = True
-            self.end(self._stopped)
-            return
-        there = self._hub.delete(self._path, self._object["metadata"]["uid"], "Foreground")
-        self.deletion_sent = True
-        self._later(_DELETE_AGAIN)
-        if not there:
-            self.end(self._stopped)
-
-    def _get(self) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = self._hub.cluster.call("GET", self._path)
-        except ApiRefusal as e:
-            if e.status == 404:
-                return None
-            raise
-        return found
-
-    def _later(self, seconds: float, reason: str | None = None) -> None:
-        with self._lock:
-            self._next = time.monotonic() + seconds
-            if reason is not None:
-                self._waiting = Waiting(reason=reason)
-
-    def _unreachable(self, error: ClusterUnavailable) -> None:
-        """What is there goes on without us; what is not there can wait for some minutes."""
-        if self._object is None and time.monotonic() - self._began > _CREATE_WITHIN:
-            self.end(Outcome(exit_code=error.exit_code, reason=str(error)))
-        else:
-            self._later(1.0, str(error) if self._object is None else None)
+        if not self._hub.loop.is_closed():  # else nobody waits for it any more
+            self._hub.loop.call_soon_threadsafe(self._hub.happened, self, _STOP)
 
 
 class _ClusterWork:
-    """All work of one carrier in one cluster: threads, watches, and who is told of what."""
+    """All work of one carrier in one cluster: its lives, its watches, and the requests to it."""
 
-    def __init__(self, cluster: Cluster, carrier: Carrier, kind: str, run_id: str, patience: Patience) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, cluster: Cluster, carrier: Carrier, run_id: str, patience: Patience) -> None:
+        self.loop = loop
         self.cluster = cluster
         self.carrier = carrier
-        self.kind = kind
-        self.patience = patience
-        self._refused_since: dict[str | None, float] = {}  # by namespace: watches that never began; inf: one that did
-        self.collection = Collection(carrier.collection_group, carrier.resource, f"{RUN_LABEL}={run_id}")
+        self._patience = patience
+        self._works: dict[tuple[str, str], RemoteWork] = {}  # by namespace and silo
+        self.watches = Watches(cluster, carrier.path, f"{RUN_LABEL}={run_id}", self)
         self._trouble: dict[str | None, str] = {}  # by namespace, None: in all
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"cluster-{cluster.context or 'own'}")
-        self._works: dict[tuple[str, str], RemoteWork] = {}  # by namespace and silo: one piece of work at a time each
-        self._watches = Watches(cluster.endpoint, self.collection, self)
-
-    def start(self, request: WorkRequest) -> RemoteWork:
-        work = RemoteWork(self, request)
-        self._works[work.namespace, request.silo] = work
-        self._watches.follow(work.namespace)
-        work.drive()
-        return work
+        self._listed: set[str | None] = set()  # where a watch has begun
+        self._refused_since: dict[str | None, float] = {}
+        self._tasks = Tasks()
 
     def trouble_in(self, namespace: str) -> str | None:
         """What keeps a namespace's watch from telling us anything."""
         return self._trouble.get(namespace) or self._trouble.get(None)
 
-    def submit(self, step: Callable[[], None]) -> None:
-        try:
-            self._pool.submit(step)
-        except RuntimeError:  # closed: nobody waits for this step any more
-            return
-
-    def delete(self, path: str, uid: str, propagation: str) -> bool:
-        """Whether it was there. The uid: never somebody else's object of the same name."""
-        options = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation, "preconditions": {"uid": uid}}
-        try:
-            self.cluster.call("DELETE", path, body=options)
-        except ApiRefusal as e:
-            if e.status in (404, 409):
-                return False
-            raise
-        return True
-
-    def close(self) -> None:
+    async def close(self) -> None:
         """Delete what has not ended; whatever a server does not hear of in time ends by its lease and its deadline."""
-        left = [work for work in self._works.values() if work.outcome() is None]
-        for work in left:
-            work.stop()
+        for work in self._works.values():
+            self.happened(work, _STOP)
         until = time.monotonic() + _CLOSE_WITHIN
-        while (left := [w for w in left if not w.deletion_sent and w.outcome() is None]) and time.monotonic() < until:
-            time.sleep(0.05)
+        while (left := [work for work in self._works.values() if work.life.state not in _DELETED]) and time.monotonic() < until:
+            await asyncio.sleep(0.05)
         for work in left:
-            print(f"{self.kind} {work.name} in namespace {work.namespace!r} of {self.cluster.name} could not be deleted; it ends by itself within"
-                  f" {work.request.lease_s:g} s (protocol.lease)", file=sys.stderr, flush=True)
-        self._watches.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+            print(f"{self.carrier.kind} {work.name} in namespace {work.namespace!r} of {self.cluster.name} could not be deleted; it ends by itself"
+                  f" within {work.request.lease_s:g} s (protocol.lease)", file=sys.stderr, flush=True)
+        await self._tasks.cancel()
+        await self.watches.close()
+        await self.cluster.aclose()
 
-    @property
-    def connections(self) -> int:
-        return self._watches.connections
+    # ---- lives
+
+    def begin(self, work: RemoteWork) -> None:
+        """Ask for its object. Called in the loop, like all of the following."""
+        self._works[work.namespace, work.request.silo] = work
+        self._tasks.start(self.watches.follow(work.namespace))
+        self._tasks.start(self._send(work, Action.CREATE, _DUE))
+
+    def happened(self, work: RemoteWork, event: Event) -> None:
+        """Take one step."""
+        before = work.life
+        work.life, action = step(before, event, self.loop.time(), self._patience)
+        if work.life is not before:
+            if work.timer is not None:
+                work.timer.cancel()
+            work.timer = None if work.life.wake is None else self.loop.call_at(work.life.wake, self.happened, work, _DUE)
+        if action is not None:
+            self._tasks.start(self._send(work, action, event))
+
+    async def _send(self, work: RemoteWork, action: Action, event: Event) -> None:
+        try:
+            answer = await self._answer(work, action, event)
+        except ApiRefusal as e:
+            answer = _failed(explained(e, doing=f"create and read {self.carrier.kind}s", namespace=work.namespace, ask=self.carrier.ask))
+        except FedHelpError as e:
+            answer = _failed(e)
+        except Exception as e:  # a task's error would be lost: the supervisor reports it and tries again
+            answer = Event(name="denied", outcome=Outcome(exit_code=1, reason=f"{type(e).__name__}: {e}"))
+        self.happened(work, answer)
+
+    # ---- requests
+
+    async def _answer(self, work: RemoteWork, action: Action, event: Event) -> Event:
+        if action is Action.CREATE:
+            return await self._create(work)
+        if action is Action.VERIFY:
+            now = await self._ask("GET", work)
+            return self._gone(work) if now is None or not is_of(now, work.request) else seen(self.carrier, now, answer=True)
+        found = event.found if action is Action.CLEAR else work.life.found
+        assert found is not None  # the table gives these actions to states that have seen it
+        if action is Action.CLEAR:
+            await self._ask("DELETE", work, _deletion(found, "Background"))
+            return Event(name="held", pause_s=_MADE_WAY)
+        if action is Action.LOOK:
+            return await self.carrier.look(self.cluster, found)
+        if action is Action.CONCLUDE:
+            return Event(name="concluded", outcome=await self.carrier.conclude(self.cluster, found, work.life.waiting))
+        taken = await self._ask("DELETE", work, _deletion(found, "Foreground"))
+        return self._gone(work) if taken is None else Event(name="accepted", pause_s=_DELETE_AGAIN)
+
+    async def _create(self, work: RemoteWork) -> Event:
+        try:
+            body = await self.carrier.build(self.cluster, work.request)
+            return seen(self.carrier, await self.cluster.call("POST", self.carrier.path(work.namespace), body=body), answer=True)
+        except ApiRefusal as e:
+            if e.status == 409:
+                return name_taken(self.carrier, await self._ask("GET", work), work.request, self.cluster.name)
+            if quota_exceeded(e):
+                return _held(
+                    _QUOTA_PAUSE, f"the namespace's quota does not allow another {self.carrier.kind}: {e.message}; ask the hospital for more")
+            self.carrier.rejected(work.request)
+            raise
+
+    async def _ask(self, method: str, work: RemoteWork, body: object = None) -> Any:
+        """The object's own answer; None: it is not there."""
+        try:
+            return await self.cluster.call(method, f"{self.carrier.path(work.namespace)}/{work.name}", body=body)
+        except ApiRefusal as e:
+            if e.status in (404, 409):  # 409: another object has its name, with another uid
+                return None
+            raise
+
+    def _gone(self, work: RemoteWork, found: Object | None = None) -> Event:
+        """Not by us, or the life has its outcome already."""
+        reason = f"its {self.carrier.kind} {work.name} was deleted by somebody"
+        return Event(name="gone", found=found, outcome=Outcome(exit_code=None, reason=reason))
 
     # ---- watch.Handler
 
     def listed(self, namespace: str | None, objects: list[dict[str, Any]]) -> None:
         self.reached(namespace)
-        self._refused_since[namespace] = math.inf
-        there = {(found["metadata"]["namespace"], found["metadata"]["name"]) for found in objects}
+        self._listed.add(namespace)
         for found in objects:
             self.changed("ADDED", found)
-        for work in list(self._works.values()):
-            if namespace in (None, work.namespace) and (work.namespace, work.name) not in there:
-                work.unlisted()
+        there = {found["metadata"]["uid"] for found in objects}
+        for work in self._works.values():
+            if namespace in (None, work.namespace) and work.life.found is not None and work.life.found["metadata"]["uid"] not in there:
+                self.happened(work, _MISSED)
 
     def reached(self, namespace: str | None) -> None:
         self._trouble.pop(namespace, None)
@@ -452,65 +219,113 @@ class _ClusterWork:
         if work is None or work.name != metadata["name"]:
             return
         if kind == "DELETED":
-            work.deleted(metadata["uid"])
-        else:
-            work.observed(found)
+            self.happened(work, self._gone(work, found))
+        elif is_of(found, work.request):
+            self.happened(work, seen(self.carrier, found))
 
-    def refused(self, namespace: str | None, status: int, message: str) -> None:
-        if status == 401 and self.cluster.renew():
-            return
-        since = self._refused_since.setdefault(namespace, time.monotonic())
-        refusal = ApiRefusal(status, message, self.cluster.name)
-        error = explained(refusal, doing=f"watch {self.kind}s", namespace=namespace or "all", ask=self.carrier.ask)
-        if time.monotonic() - since < self.patience.refusal:
+    def refused(self, namespace: str | None, refusal: ApiRefusal) -> None:
+        error = explained(refusal, doing=f"watch {self.carrier.kind}s", namespace=namespace or "all", ask=self.carrier.ask)
+        since = self._refused_since.setdefault(namespace, self.loop.time())
+        if namespace in self._listed or self.loop.time() - since < self._patience.refusal:
             self._trouble[namespace] = str(error)
             return
-        for work in list(self._works.values()):
+        for work in self._works.values():
             if namespace in (None, work.namespace):
-                work.end(Outcome(exit_code=error.exit_code, reason=str(error)))
+                self.happened(work, Event(name="denied", outcome=_outcome(error)))
 
     def unreachable(self, namespace: str | None, message: str) -> None:
         self._trouble[namespace] = f"{self.cluster.name} is not reached ({message}); its work goes on meanwhile"
 
 
 class RemoteDispatcher:
-    """Starts the work of the silos that one carrier serves, in as many clusters as they have."""
+    """Starts the work of silos that are in clusters, as many as they have, in one event loop."""
 
-    def __init__(self, federation: Federation, run_id: str, carrier: Carrier, kind: str, patience: Patience) -> None:
-        self._dispatch: Mapping[str, DispatchConfig] = {silo.name: silo.dispatch for silo in federation.silos}
+    def __init__(self, run_id: str, patience: Patience | None = None) -> None:
         self._run_id = run_id
-        self._carrier = carrier
-        self._kind = kind
-        self._patience = patience
-        self._clusters: dict[str | None, _ClusterWork] = {}
+        self._patience = patience or Patience()
+        self._hubs: dict[tuple[str, str | None], _ClusterWork] = {}  # by dispatch kind and kubeconfig context
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="clusters")
+        self._thread.start()
 
-    def start(self, request: WorkRequest) -> RemoteWork | EndedWork:
+    def start(self, request: WorkRequest) -> Work:
         """See request.Dispatcher."""
         from fedhelp_dispatch.cluster import Cluster
 
-        context = self._dispatch[request.silo].context
+        key = kind, context = request.entry.dispatch.kind, request.entry.dispatch.context
         try:
-            if context not in self._clusters:
-                self._clusters[context] = _ClusterWork(Cluster(context), self._carrier, self._kind, self._run_id, self._patience)
+            if key not in self._hubs:
+                self._hubs[key] = _ClusterWork(self._loop, Cluster(context), carrier_of(kind), self._run_id, self._patience)
         except FedHelpError as e:
             return EndedWork(e)
-        return self._clusters[context].start(request)
+        work = RemoteWork(self._hubs[key], request)
+        self._loop.call_soon_threadsafe(self._hubs[key].begin, work)
+        return work
 
     def close(self) -> None:
         """See request.Dispatcher."""
-        threads = [threading.Thread(target=cluster.close) for cluster in self._clusters.values()]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        self._clusters = {}
+        if self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
-    @property
-    def requests(self) -> int:
-        """Sent to all clusters, watches not counted."""
-        return sum(work.cluster.requests for work in self._clusters.values())
+    async def _close(self) -> None:
+        await asyncio.gather(*(hub.close() for hub in self._hubs.values()))
+        await self._loop.shutdown_asyncgens()
+        await self._loop.shutdown_default_executor()
 
     @property
     def connections(self) -> int:
         """Watches kept open."""
-        return sum(work.connections for work in self._clusters.values())
+        return sum(hub.watches.connections for hub in self._hubs.values())
+
+
+def seen(carrier: Carrier, found: Object, *, answer: bool = False) -> Event:
+    """What an object says of itself."""
+    slim = carrier.slim(found)
+    phase = carrier.read(slim).phase
+    outcome = Outcome(exit_code=0) if phase == "done" else None
+    return Event(name=_NAMES.get(phase, "waits"), answer=answer, found=slim, phase=phase, waiting=carrier.waits(slim), outcome=outcome)
+
+
+def name_taken(carrier: Carrier, found: Object | None, request: WorkRequest, where: str) -> Event:
+    """What to make of an object that has the name of `request`'s; None: it is gone meanwhile.
+
+    Raises:
+        RunConflict: it works for another request of the same run id.
+    """
+    if found is None:
+        return _held(_MADE_WAY)
+    if found["metadata"].get("deletionTimestamp"):
+        return _held(_DELETION_PAUSE, f"an earlier {carrier.kind} of this work is still being deleted")
+    if carrier.read(found).phase in ("done", "failed"):
+        return Event(name="finished", found=found)
+    if is_of(found, request):
+        return seen(carrier, found, answer=True)
+    raise RunConflict(
+        f"{carrier.kind} {job_name(request)!r} in namespace {carrier.namespace(request.entry)!r} of {where} runs for another request (other store,"
+        " deadline or lease) of the same run id; choose another run id, or delete it")
+
+
+def _held(pause_s: float, reason: str | None = None) -> Event:
+    return Event(name="held", pause_s=pause_s, waiting=None if reason is None else Waiting(reason=reason))
+
+
+def _failed(error: FedHelpError) -> Event:
+    """An outage ends and missing rights may be there in a moment; everything else is final."""
+    denied = Event(name="denied", outcome=_outcome(error), waiting=Waiting(reason=str(error)))
+    if isinstance(error, ClusterUnavailable):
+        return replace(denied, name="away", trouble="away", pause_s=_AWAY_AGAIN)
+    return replace(denied, name="refused", trouble="refusal", pause_s=_REFUSED_AGAIN) if isinstance(error, AccessDenied) else denied
+
+
+def _deletion(found: Object, propagation: str) -> dict[str, Any]:
+    """By its uid: never somebody else's object of the same name."""
+    preconditions = {"uid": found["metadata"]["uid"]}
+    return {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation, "preconditions": preconditions}
+
+
+def _outcome(error: FedHelpError) -> Outcome:
+    return Outcome(exit_code=error.exit_code, reason=str(error))

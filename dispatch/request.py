@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from fedhelp_core.config.dispatch import SiloEntry
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import PERMANENT_EXIT_CODES
 
@@ -26,7 +27,8 @@ class WorkRequest:
     """One piece of work in one silo."""
 
     run_id: str
-    silo: str
+    entry: SiloEntry
+    """The silo, as the federation has it."""
     action: Action
     store_url: str
     endpoint_url: str | None = None
@@ -36,6 +38,11 @@ class WorkRequest:
     """Seconds after which the work is of no use to anybody: whatever runs it ends it then."""
     lease_s: float
     """Seconds without a sign of the hub (fedhelp_core/protocol/lease.py) after which the worker ends itself."""
+
+    @property
+    def silo(self) -> str:
+        """Its name."""
+        return self.entry.name
 
     def arguments(self) -> list[str]:
         """The worker's command line, without the silo's own `--silo-config`."""
@@ -47,15 +54,15 @@ class WorkRequest:
         return [*arguments, "--lease", f"{self.lease_s:g}"]
 
 
-def request_for(federation: Federation, run_id: str, silo: str, action: Action, only_round: int | None = None) -> WorkRequest:
-    """The request for `action` in `silo`: the same federation and run always give the same one, so that a restarted hub finds its work again."""
+def request_for(federation: Federation, run_id: str, entry: SiloEntry, action: Action, only_round: int | None = None) -> WorkRequest:
+    """The request for `action` in a silo: the same federation and run always give the same one, so that a restarted hub finds its work again."""
     seconds = federation.protocol.round_deadline
     if action != "train":
         seconds = max(seconds, _SHORTEST_DEADLINE)
     elif only_round is None:
         seconds *= federation.algorithm.rounds
     return WorkRequest(
-        run_id=run_id, silo=silo, action=action, store_url=federation.store.url, endpoint_url=federation.store.endpoint_url,
+        run_id=run_id, entry=entry, action=action, store_url=federation.store.url, endpoint_url=federation.store.endpoint_url,
         only_round=only_round, deadline_s=math.ceil(seconds), lease_s=federation.protocol.lease)
 
 

@@ -84,7 +84,7 @@ class Supervisor:
             return
         self._work_round = number if self._silo.dispatch.residency == "round" else None
         self._ends_by, self._stopping, self._missed = None, False, 0
-        self._work = self._dispatcher.start(request_for(self._federation, self._run.run_id, self._silo.name, "train", self._work_round))
+        self._work = self._dispatcher.start(request_for(self._federation, self._run.run_id, self._silo, "train", self._work_round))
 
     def _look(self, work: Work, latest: Commit | None) -> None:
         outcome = work.outcome()
@@ -297,26 +297,24 @@ def run_everywhere(
     Who has not ended `deadline_s` seconds after the start is stopped and has failed.
     """
     failed: dict[str, str] = {}
-    failures = dict.fromkeys(federation.silo_names, 0)
-    retries = {silo.name: silo.dispatch.retries for silo in federation.silos}
+    requests = {entry.name: request_for(federation, run.run_id, entry, action) for entry in federation.silos}
+    failures = dict.fromkeys(requests, 0)
     waits = Waits(say)
-
-    def start(silo: str) -> Work:
-        return dispatcher.start(request_for(federation, run.run_id, silo, action))
 
     def again(silo: str, outcome: Outcome) -> bool:
         if outcome.disrupted and not outcome.late:
             say(f"silo {silo}: {outcome.reason}; started again")
             return True
         failures[silo] += 1
-        if outcome.late or outcome.permanent or failures[silo] > retries[silo]:
+        retries = requests[silo].entry.dispatch.retries
+        if outcome.late or outcome.permanent or failures[silo] > retries:
             failed[silo] = outcome.reason
             return False
-        say(f"silo {silo}: {outcome.reason}; restart {failures[silo]} of {retries[silo]}")
+        say(f"silo {silo}: {outcome.reason}; restart {failures[silo]} of {retries}")
         return True
 
     with Lease(run.store, run.run_id, federation.protocol.lease):
-        working = {silo: start(silo) for silo in federation.silo_names if not done(silo)}
+        working = {silo: dispatcher.start(request) for silo, request in requests.items() if not done(silo)}
         until = time.monotonic() + deadline_s
         while working:
             over = time.monotonic() >= until
@@ -333,7 +331,7 @@ def run_everywhere(
                 waits.over(silo)
                 del working[silo]
                 if not outcome.done and again(silo, outcome):
-                    working[silo] = start(silo)
+                    working[silo] = dispatcher.start(requests[silo])
             time.sleep(tick_of(federation))
     return failed
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -10,6 +12,36 @@ from pydantic import Field, model_validator
 from fedhelp_core.config.section import NamespaceName, Section, SiloName
 
 SiloKind = Literal["auto", "large", "small"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DispatchKind:
+    """All that one way to start a silo's work has of its own."""
+
+    fields: tuple[str, ...]
+    """DispatchConfig's fields that belong to it."""
+    needs: Mapping[str, str]
+    """Those that it cannot do without -> what to give."""
+    carrier: str | None
+    """What carries work into the silo's cluster, as 'module:class' (dispatch/carrier.py); None: a process of this machine."""
+    taken: str = ""
+    """What `fedhelp check` says when the silo's cluster would take its work."""
+
+
+DISPATCH_KINDS: Mapping[str, DispatchKind] = {
+    "process": DispatchKind(
+        fields=("silo_config",), needs={"silo_config": "the path of the silo's silo.yaml"}, carrier=None),
+    "kubernetes": DispatchKind(
+        fields=("context", "namespace", "template"), needs={}, carrier="fedhelp_dispatch.kubernetes:JobCarrier", taken="its cluster takes the work"),
+    "manifestwork": DispatchKind(
+        fields=("context", "namespace", "cluster", "job_template", "executor"),
+        needs={
+            "cluster": "the hospital's managed cluster name",
+            "job_template": "the file with the hospital's CronJob (kubectl get cronjob fedhelp-worker -o yaml)"},
+        carrier="fedhelp_dispatch.manifestwork:ManifestWorkCarrier",
+        taken="the Open Cluster Management hub takes the work; what the hospital's own cluster says to it shows in a run"),
+}
+"""Everything that tells the kinds apart; nothing else asks which kind it is."""
 
 
 class DispatchConfig(Section):
@@ -37,27 +69,21 @@ class DispatchConfig(Section):
     """manifestwork: service account in the silo's namespace that must be allowed to create, get, update, patch and delete jobs there before the
     hospital's agent makes the Job (as itself); null: not asked."""
 
+    @property
+    def how(self) -> DispatchKind:
+        """What its kind has of its own."""
+        return DISPATCH_KINDS[self.kind]
+
     @model_validator(mode="after")
     def _fields_fit_the_kind(self) -> Self:
-        needed = {
-            "process": {"silo_config": "the path of the silo's silo.yaml"},
-            "kubernetes": {},
-            "manifestwork": {
-                "cluster": "the hospital's managed cluster name",
-                "job_template": "the file with the hospital's CronJob (kubectl get cronjob fedhelp-worker -o yaml)"},
-        }[self.kind]
-        problems = [f"{field}: dispatch kind {self.kind!r} needs {what}" for field, what in needed.items() if getattr(self, field) is None]
-        for field, kinds in _DISPATCHED.items():
-            if self.kind not in kinds and getattr(self, field) != type(self).model_fields[field].default:
+        problems = [f"{field}: dispatch kind {self.kind!r} needs {what}" for field, what in self.how.needs.items() if getattr(self, field) is None]
+        for field, settings in type(self).model_fields.items():
+            kinds = [kind for kind, row in DISPATCH_KINDS.items() if field in row.fields]
+            if kinds and self.kind not in kinds and getattr(self, field) != settings.default:
                 problems.append(f"{field}: belongs to dispatch kind {' or '.join(map(repr, kinds))}, got kind {self.kind!r}; correct one of them")
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-
-_DISPATCHED = {
-    "silo_config": ("process",), "context": ("kubernetes", "manifestwork"), "namespace": ("kubernetes", "manifestwork"),
-    "template": ("kubernetes",), "cluster": ("manifestwork",), "job_template": ("manifestwork",), "executor": ("manifestwork",)}
 
 
 class SiloEntry(Section):

@@ -121,12 +121,12 @@ class Federation(Section):
     @property
     def silos_here(self) -> tuple[SiloEntry, ...]:
         """Those that work as processes of this machine."""
-        return tuple(silo for silo in self.silos if silo.dispatch.kind == "process")
+        return tuple(silo for silo in self.silos if silo.dispatch.how.carrier is None)
 
     @property
     def silos_in_clusters(self) -> tuple[SiloEntry, ...]:
         """Those that work as Jobs, wherever that is."""
-        return tuple(silo for silo in self.silos if silo.dispatch.kind != "process")
+        return tuple(silo for silo in self.silos if silo.dispatch.how.carrier is not None)
 
     @model_validator(mode="before")
     @classmethod

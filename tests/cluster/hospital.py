@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from fedhelp_core.config.federation import Federation, parse_federation
+from fedhelp_dispatch.request import Action, WorkRequest, request_for
 from tests.cluster.control_plane import ControlPlane
 
 _T = TypeVar("_T")
@@ -134,6 +135,12 @@ class Hospital:
             self.cluster.request("POST", f"{path}/binding", bound)
         status = {"phase": phase, "startTime": _now(), "conditions": [*conditions, *further], "containerStatuses": [container]}
         self.cluster.request("PATCH", f"{path}/status", {"status": status}, "application/strategic-merge-patch+json")
+
+
+def request_of(config: Federation, run_id: str, silo: str, action: Action, only_round: int | None = None) -> WorkRequest:
+    """request_for, by the silo's name."""
+    (entry,) = (entry for entry in config.silos if entry.name == silo)
+    return request_for(config, run_id, entry, action, only_round)
 
 
 def busy_node(cluster: ControlPlane) -> str:

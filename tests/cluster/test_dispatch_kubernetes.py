@@ -18,12 +18,12 @@ from fedhelp_core.config.federation import Federation
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.open import open_store
 from fedhelp_dispatch.job import job_of
-from fedhelp_dispatch.kubernetes import KubernetesDispatcher
-from fedhelp_dispatch.remote import Patience
-from fedhelp_dispatch.request import Outcome, Work, request_for
+from fedhelp_dispatch.lifecycle import Patience
+from fedhelp_dispatch.remote import RemoteDispatcher
+from fedhelp_dispatch.request import Outcome, Work
 from fedhelp_dispatch.supervisor import Supervisor, run_everywhere
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.hospital import Hospital, eventually, federation, hub_account
+from tests.cluster.hospital import Hospital, eventually, federation, hub_account, request_of
 
 pytestmark = pytest.mark.cluster
 RUN = "run-1"
@@ -44,11 +44,11 @@ def hospital(control_plane: ControlPlane, account: str) -> Hospital:
 
 
 @pytest.fixture
-def dispatcher_of() -> Iterator[Callable[..., KubernetesDispatcher]]:
-    started: list[KubernetesDispatcher] = []
+def dispatcher_of() -> Iterator[Callable[..., RemoteDispatcher]]:
+    started: list[RemoteDispatcher] = []
 
-    def make(config: Federation, patience: Patience = Patience(refusal=2.0)) -> KubernetesDispatcher:  # noqa: B008 - a value
-        started.append(KubernetesDispatcher(config, RUN, patience))
+    def make(config: Federation, patience: Patience = Patience(refusal=2.0)) -> RemoteDispatcher:  # noqa: B008 - a value
+        started.append(RemoteDispatcher(RUN, patience))
         return started[-1]
 
     yield make
@@ -77,7 +77,7 @@ def runs(work: Work) -> bool:
 
 def test_a_job_is_made_of_the_template_waits_for_a_gpu_runs_and_is_done(hospital: Hospital, dispatcher_of: Any) -> None:
     config = federation(hospital)
-    request = request_for(config, RUN, "aachen", "train")
+    request = request_of(config, RUN, "aachen", "train")
     work = dispatcher_of(config).start(request)
     job = hospital.job()
     cron_job = hospital.cluster.request("GET", f"/apis/batch/v1/namespaces/{hospital.namespace}/cronjobs/fedhelp-worker")
@@ -93,24 +93,24 @@ def test_a_job_is_made_of_the_template_waits_for_a_gpu_runs_and_is_done(hospital
 
 def test_the_same_request_is_adopted_by_a_restarted_hub_and_another_one_is_a_conflict(hospital: Hospital, dispatcher_of: Any) -> None:
     config = federation(hospital)
-    dispatcher_of(config).start(request_for(config, RUN, "aachen", "train"))
+    dispatcher_of(config).start(request_of(config, RUN, "aachen", "train"))
     uid = hospital.job()["metadata"]["uid"]
-    adopted = dispatcher_of(config).start(request_for(config, RUN, "aachen", "train"))
+    adopted = dispatcher_of(config).start(request_of(config, RUN, "aachen", "train"))
     waits_for(adopted, "no node can take its pod")
     assert [job["metadata"]["uid"] for job in hospital.jobs()] == [uid]
     other = federation(hospital, rounds=3)
-    conflict = end_of(dispatcher_of(other).start(request_for(other, RUN, "aachen", "train")))
+    conflict = end_of(dispatcher_of(other).start(request_of(other, RUN, "aachen", "train")))
     assert conflict.exit_code == 13 and "runs for another request" in conflict.reason and conflict.permanent
 
 
 def test_a_finished_job_of_the_same_name_makes_way(hospital: Hospital, dispatcher_of: Any) -> None:
     config = federation(hospital)
     dispatcher = dispatcher_of(config)
-    first = dispatcher.start(request_for(config, RUN, "aachen", "check"))
+    first = dispatcher.start(request_of(config, RUN, "aachen", "check"))
     uid = hospital.job()["metadata"]["uid"]
     hospital.end_pod(30)
     assert end_of(first).exit_code == 30
-    second = dispatcher.start(request_for(config, RUN, "aachen", "check"))
+    second = dispatcher.start(request_of(config, RUN, "aachen", "check"))
     waits_for(second, "no node can take its pod")
     assert hospital.job()["metadata"]["uid"] != uid
     hospital.end_pod(0)
@@ -122,7 +122,7 @@ def test_the_workers_exit_code_decides_whether_trying_again_is_of_use(
     hospital: Hospital, dispatcher_of: Any, code: int, permanent: bool,
 ) -> None:
     config = federation(hospital)
-    work = dispatcher_of(config).start(request_for(config, RUN, "aachen", "check"))
+    work = dispatcher_of(config).start(request_of(config, RUN, "aachen", "check"))
     hospital.end_pod(code, "fedhelp-worker check: error: image 7.jpg: cannot be decoded")
     outcome = end_of(work)
     assert (outcome.exit_code, outcome.permanent, outcome.late) == (code, permanent, False)
@@ -133,7 +133,7 @@ def test_rights_that_came_back_are_missed_anew_before_it_is_a_fault(control_plan
     patience = 8.0
     hospital = Hospital(control_plane, "aachen", account, role=False)
     config = federation(hospital)
-    work = dispatcher_of(config, Patience(refusal=patience)).start(request_for(config, RUN, "aachen", "train"))
+    work = dispatcher_of(config, Patience(refusal=patience)).start(request_of(config, RUN, "aachen", "train"))
     waits_for(work, "ask the hospital")
     refused = time.monotonic()
     hospital.grant(account)
@@ -146,7 +146,7 @@ def test_rights_that_came_back_are_missed_anew_before_it_is_a_fault(control_plan
 
 def test_a_pod_that_was_evicted_is_started_again_by_its_job_and_nobody_notices(hospital: Hospital, dispatcher_of: Any) -> None:
     config = federation(hospital)
-    work = dispatcher_of(config).start(request_for(config, RUN, "aachen", "check"))
+    work = dispatcher_of(config).start(request_of(config, RUN, "aachen", "check"))
     first = hospital.pod()["metadata"]["name"]
     hospital.end_pod(143, disrupted=True)
     eventually(lambda: hospital.pod()["metadata"]["name"] != first)
@@ -158,7 +158,7 @@ def test_a_pod_that_was_evicted_is_started_again_by_its_job_and_nobody_notices(h
 def test_a_quota_that_is_used_up_means_waiting_with_the_quotas_own_figures(hospital: Hospital, dispatcher_of: Any) -> None:
     hospital.quota(**{"requests.nvidia.com/gpu": "0"})
     config = federation(hospital)
-    work = dispatcher_of(config).start(request_for(config, RUN, "aachen", "train"))
+    work = dispatcher_of(config).start(request_of(config, RUN, "aachen", "train"))
     reason = waits_for(work, "quota gpus is used up")
     assert "requested: requests.nvidia.com/gpu=1, used: requests.nvidia.com/gpu=0, limited: requests.nvidia.com/gpu=0" in reason
     assert "ask the hospital for more quota" in reason
@@ -167,14 +167,14 @@ def test_a_quota_that_is_used_up_means_waiting_with_the_quotas_own_figures(hospi
 def test_a_quota_on_jobs_themselves_means_waiting_too(hospital: Hospital, dispatcher_of: Any) -> None:
     hospital.quota(**{"count/jobs.batch": "0"})
     config = federation(hospital)
-    work = dispatcher_of(config).start(request_for(config, RUN, "aachen", "train"))
+    work = dispatcher_of(config).start(request_of(config, RUN, "aachen", "train"))
     assert "ask the hospital for more" in waits_for(work, "quota does not allow another Job")
     assert hospital.jobs() == []
 
 
 def test_an_image_that_cannot_be_pulled_is_said_at_once_and_given_up_after_a_while(hospital: Hospital, dispatcher_of: Any) -> None:
     config = federation(hospital)
-    work = dispatcher_of(config, Patience(fault=8.0)).start(request_for(config, RUN, "aachen", "check"))
+    work = dispatcher_of(config, Patience(fault=8.0)).start(request_of(config, RUN, "aachen", "check"))
     hospital.pod()
     hospital.pull_fails()
     waits_for(work, "image 'registry.example/fedhelp-silo:1' cannot be pulled (ImagePullBackOff")
@@ -188,7 +188,7 @@ def test_work_in_a_kueue_queue_is_made_suspended_says_so_and_survives_eviction_a
 ) -> None:
     hospital = Hospital(control_plane, "bonn", account, queue="gpus")
     config = federation(hospital)
-    work = dispatcher_of(config).start(request_for(config, RUN, "bonn", "train"))
+    work = dispatcher_of(config).start(request_of(config, RUN, "bonn", "train"))
     assert hospital.job()["spec"]["suspend"] is True
     assert "since 20" in waits_for(work, "queued by Kueue in queue 'gpus'")
     hospital.patch_job({"suspend": False})
@@ -206,7 +206,7 @@ def test_work_in_a_kueue_queue_is_made_suspended_says_so_and_survives_eviction_a
 def test_a_job_past_its_deadline_is_late_and_says_what_it_waited_for(control_plane: ControlPlane, account: str, dispatcher_of: Any) -> None:
     hospital = Hospital(control_plane, "celle", account)
     config = federation(hospital, residency="round").override(**{"protocol.round_deadline": 5.0})
-    work = dispatcher_of(config).start(request_for(config, RUN, "celle", "train", 1))
+    work = dispatcher_of(config).start(request_of(config, RUN, "celle", "train", 1))
     assert hospital.job()["spec"]["activeDeadlineSeconds"] == 5
     waits_for(work, "no node can take its pod")
     outcome = end_of(work)
@@ -218,7 +218,7 @@ def test_stopping_deletes_the_job_and_closing_deletes_all_that_run(control_plane
     hospitals = [Hospital(control_plane, silo, account) for silo in ("aachen", "bonn", "celle")]
     config = federation(*hospitals)
     dispatcher = dispatcher_of(config)
-    works = [dispatcher.start(request_for(config, RUN, hospital.silo, "train")) for hospital in hospitals]
+    works = [dispatcher.start(request_of(config, RUN, hospital.silo, "train")) for hospital in hospitals]
     for hospital, work in zip(hospitals, works, strict=True):
         hospital.job()
         waits_for(work, "no node can take its pod")
@@ -238,8 +238,8 @@ def test_a_watch_per_namespace_where_the_account_has_no_more_rights_and_one_for_
     hospitals = [Hospital(control_plane, silo, account) for silo in ("aachen", "bonn", "celle")]
     config = federation(*hospitals)
 
-    def started(dispatcher: KubernetesDispatcher) -> KubernetesDispatcher:
-        works = [dispatcher.start(request_for(config, RUN, hospital.silo, "train")) for hospital in hospitals]
+    def started(dispatcher: RemoteDispatcher) -> RemoteDispatcher:
+        works = [dispatcher.start(request_of(config, RUN, hospital.silo, "train")) for hospital in hospitals]
         for work in works:
             waits_for(work, "no node can take its pod")
         return dispatcher
@@ -255,7 +255,7 @@ def test_a_watch_per_namespace_where_the_account_has_no_more_rights_and_one_for_
     assert started(dispatcher_of(config)).connections == 1
 
 
-def supervised(hospital: Hospital, folder: Path, dispatcher: KubernetesDispatcher, config: Federation) -> tuple[Supervisor, Run, list[str]]:
+def supervised(hospital: Hospital, folder: Path, dispatcher: RemoteDispatcher, config: Federation) -> tuple[Supervisor, Run, list[str]]:
     """A supervisor over a store that has commit 0."""
     import numpy
 
@@ -318,13 +318,13 @@ def test_an_api_server_that_is_away_for_a_while_and_forgot_the_past_loses_no_job
         one, two, three = (Hospital(cluster, silo, account) for silo in ("aachen", "bonn", "celle"))
         config = federation(one, two, three)
         dispatcher = dispatcher_of(config, Patience())  # a server that has just started refuses what it will soon allow
-        works = {hospital.silo: dispatcher.start(request_for(config, RUN, hospital.silo, "train")) for hospital in (one, two)}
+        works = {hospital.silo: dispatcher.start(request_of(config, RUN, hospital.silo, "train")) for hospital in (one, two)}
         for hospital in (one, two):
             waits_for(works[hospital.silo], "no node can take its pod")
             hospital.run_pod()
             assert runs(works[hospital.silo])
         cluster.stop_api_server()
-        works["celle"] = dispatcher.start(request_for(config, RUN, "celle", "train"))
+        works["celle"] = dispatcher.start(request_of(config, RUN, "celle", "train"))
         assert "not reached" in waits_for(works["celle"], "not reached")
         assert works["aachen"].outcome() is None
         cluster.start_api_server()
@@ -361,7 +361,7 @@ def test_a_dry_run_prints_the_jobs_that_a_run_would_create(hospital: Hospital, t
     _, *jobs = yaml.safe_load_all(capsys.readouterr().out)
     assert [(job["kind"], job["metadata"]["namespace"], job["metadata"]["labels"]["fedhelp.io/action"]) for job in jobs] == [
         ("Job", hospital.namespace, action) for action in ("check", "train", "evaluate")]
-    assert jobs[1]["spec"]["template"]["spec"]["containers"][0]["args"] == request_for(config, RUN, "aachen", "train", 1).arguments()
+    assert jobs[1]["spec"]["template"]["spec"]["containers"][0]["args"] == request_of(config, RUN, "aachen", "train", 1).arguments()
     assert hospital.jobs() == []
     for job in jobs:
         hospital.cluster.request("POST", f"/apis/batch/v1/namespaces/{hospital.namespace}/jobs?dryRun=All", job)

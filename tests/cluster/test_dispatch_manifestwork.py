@@ -17,14 +17,14 @@ import yaml
 from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.errors import AccessDenied
 from fedhelp_dispatch.job import QUEUE_LABEL
-from fedhelp_dispatch.manifestwork import ManifestWorkDispatcher
+from fedhelp_dispatch.lifecycle import Patience
 from fedhelp_dispatch.preflight import preflight
-from fedhelp_dispatch.remote import Patience
-from fedhelp_dispatch.request import Work, request_for
+from fedhelp_dispatch.remote import RemoteDispatcher
+from fedhelp_dispatch.request import Work
 from fedhelp_dispatch.routing import RoutingDispatcher
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import built_or_skipped
-from tests.cluster.hospital import Hospital, context_named, eventually, hub_account, template, until_allowed
+from tests.cluster.hospital import Hospital, context_named, eventually, hub_account, request_of, template, until_allowed
 from tests.cluster.ocm import GROUP, WorkAgent, agent_account, install_applied_works, install_works
 from tests.cluster.releases import CHARTS, install
 from tests.cluster.test_hospital_trust import Hub
@@ -99,8 +99,8 @@ def started(tmp_path: Path) -> Iterator[Any]:
     dispatchers: list[Any] = []
 
     def start(config: Federation, silo: str, action: str = "check") -> Work:
-        dispatchers.append(ManifestWorkDispatcher(config, RUN, Patience(refusal=2.0)))
-        return dispatchers[-1].start(request_for(config, RUN, silo, action))  # type: ignore[no-any-return, arg-type]
+        dispatchers.append(RemoteDispatcher(RUN, Patience(refusal=2.0)))
+        return dispatchers[-1].start(request_of(config, RUN, silo, action))  # type: ignore[no-any-return, arg-type]
 
     yield start
     for dispatcher in dispatchers:
@@ -262,8 +262,8 @@ def test_one_federation_mixes_its_silos_ways(
         {"name": "celle", "dispatch": {"kind": "process", "silo_config": "celle.yaml"}})
     assert preflight(config) == {"aachen": None, "bonn": None}
     assert works(control_plane, managed) == direct.jobs() == []
-    dispatcher = RoutingDispatcher(config, RUN, tmp_path / "logs")
-    begun = {silo: dispatcher.start(request_for(config, RUN, silo, "check")) for silo in config.silo_names}
+    dispatcher = RoutingDispatcher(RUN, tmp_path / "logs")
+    begun = {silo: dispatcher.start(request_of(config, RUN, silo, "check")) for silo in config.silo_names}
     with WorkAgent(control_plane, managed, clinic):
         for hospital in (direct, there):
             eventually(lambda: begun[hospital.silo].outcome() or hospital.jobs())  # noqa: B023 - called before the next

@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 
 from fedhelp_core.config.federation import Federation
-from fedhelp_dispatch.kubernetes import KubernetesDispatcher
+from fedhelp_dispatch.lifecycle import Patience
 from fedhelp_dispatch.preflight import preflight
-from fedhelp_dispatch.remote import Patience
-from fedhelp_dispatch.request import Outcome, request_for
+from fedhelp_dispatch.remote import RemoteDispatcher
+from fedhelp_dispatch.request import Outcome
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.hospital import Hospital, eventually, federation
+from tests.cluster.hospital import Hospital, eventually, federation, request_of
 
 pytestmark = pytest.mark.cluster
 
 
 def outcome(config: Federation) -> Outcome:
     """How check ends in the federation's first silo."""
-    dispatcher = KubernetesDispatcher(config, "run-1", Patience(refusal=2.0))
+    dispatcher = RemoteDispatcher("run-1", Patience(refusal=2.0))
     try:
-        return eventually(dispatcher.start(request_for(config, "run-1", config.silo_names[0], "check")).outcome)
+        return eventually(dispatcher.start(request_of(config, "run-1", config.silo_names[0], "check")).outcome)
     finally:
         dispatcher.close()
 
@@ -133,8 +133,8 @@ def test_a_server_that_is_not_there_is_waited_for_and_said(
         document["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
 
     kubeconfig(account, away)
-    dispatcher = KubernetesDispatcher(config, "run-1")
-    work = dispatcher.start(request_for(config, "run-1", "aachen", "check"))
+    dispatcher = RemoteDispatcher("run-1")
+    work = dispatcher.start(request_of(config, "run-1", "aachen", "check"))
 
     def said() -> bool:
         assert work.outcome() is None

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fedhelp_core.config.dispatch import SiloEntry
 from fedhelp_dispatch.job import job_of
 from fedhelp_dispatch.request import WorkRequest
 from tests.cluster.build import binary
@@ -56,7 +57,8 @@ class Hub:
 
     def job(self, **changes: Any) -> Job:
         """The Job that the hub's dispatcher makes."""
-        request = {"run_id": "run-1", "silo": "charite", "action": "train", "store_url": STORE, "endpoint_url": ENDPOINT, "only_round": 3,
+        entry = SiloEntry.model_validate({"name": changes.pop("silo", "charite"), "dispatch": {"kind": "kubernetes"}})
+        request = {"run_id": "run-1", "entry": entry, "action": "train", "store_url": STORE, "endpoint_url": ENDPOINT, "only_round": 3,
                    "deadline_s": 3600, "lease_s": 600.0, **changes}
         return job_of(self.template(), WorkRequest(**request), namespace=self.hospital)
 

@@ -13,10 +13,9 @@ from click.testing import CliRunner
 from fedhelp_cli.main import main
 from fedhelp_core.protocol.lease import Lease
 from fedhelp_core.store.open import open_store
-from fedhelp_dispatch.kubernetes import KubernetesDispatcher
-from fedhelp_dispatch.request import request_for
+from fedhelp_dispatch.remote import RemoteDispatcher
 from tests.cluster.control_plane import ControlPlane
-from tests.cluster.hospital import Hospital, eventually, federation, hub_account
+from tests.cluster.hospital import Hospital, eventually, federation, hub_account, request_of
 
 pytestmark = pytest.mark.cluster
 
@@ -40,9 +39,9 @@ def test_jobs_are_listed_with_state_reason_and_whether_a_hub_still_wants_them(
     path = tmp_path / "federation.yaml"
     path.write_text(config.to_yaml())
     folder = str(tmp_path / "store")
-    dispatcher = KubernetesDispatcher(config, "run-1")
+    dispatcher = RemoteDispatcher("run-1")
     works: dict[str, Any] = {
-        silo: dispatcher.start(replace(request_for(config, "run-1", silo, "train", 3), store_url=folder)) for silo in hospitals}
+        silo: dispatcher.start(replace(request_of(config, "run-1", silo, "train", 3), store_url=folder)) for silo in hospitals}
     for silo, hospital in hospitals.items():
         eventually(lambda silo=silo, hospital=hospital: works[silo].outcome() is None and hospital.jobs())
         hospital.pod()

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fedhelp_dispatch.kubernetes import KubernetesDispatcher
-from fedhelp_dispatch.remote import Patience
-from fedhelp_dispatch.request import Work, request_for
+from fedhelp_dispatch.lifecycle import Patience
+from fedhelp_dispatch.remote import RemoteDispatcher
+from fedhelp_dispatch.request import Work
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import built_or_skipped
-from tests.cluster.hospital import Hospital, eventually, federation, hub_account, until_allowed
+from tests.cluster.hospital import Hospital, eventually, federation, hub_account, request_of, until_allowed
 from tests.cluster.kueue import Kueue
 from tests.cluster.releases import CHARTS, install
 from tests.cluster.test_dispatch_kubernetes import RUN, end_of, runs, waits_for
@@ -72,9 +72,9 @@ def start() -> Iterator[Callable[[Hospital], Work]]:
 
         def started(hospital: Hospital) -> Work:
             config = federation(hospital).override(**{"store.url": "s3://federation/pneumonia", "store.endpoint_url": "http://minio.storage:9000"})
-            dispatcher = KubernetesDispatcher(config, RUN, Patience(refusal=2.0))
+            dispatcher = RemoteDispatcher(RUN, Patience(refusal=2.0))
             stack.callback(dispatcher.close)
-            return dispatcher.start(request_for(config, RUN, hospital.silo, "train"))
+            return dispatcher.start(request_of(config, RUN, hospital.silo, "train"))
 
         yield started
 

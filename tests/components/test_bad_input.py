@@ -92,9 +92,10 @@ class Scene:
     def worker(self, tiny: TinyFederation, silo: str = "brno") -> tuple[int, str]:
         """A silo's training worker for round 1."""
         federation = tiny.load()
-        dispatcher = ProcessDispatcher(federation, tiny.folder / "logs")
+        dispatcher = ProcessDispatcher(tiny.folder / "logs")
         try:
-            work = dispatcher.start(request_for(federation, "r", silo, "train", 1))
+            (entry,) = (entry for entry in federation.silos if entry.name == silo)
+            work = dispatcher.start(request_for(federation, "r", entry, "train", 1))
             outcome = wait_until(work.outcome, "the worker's end", 120)
             return int(outcome.exit_code), (tiny.folder / "logs" / f"{silo}.log").read_text(encoding="utf-8")
         finally:

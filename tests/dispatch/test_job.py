@@ -16,8 +16,13 @@ from fedhelp_dispatch.job import is_of, job_name, job_of, request_sha256
 from fedhelp_dispatch.manifestwork import manifest_work_of
 from fedhelp_dispatch.request import WorkRequest, request_for
 
+
+def at(silo: str, **dispatch: Any) -> SiloEntry:
+    return SiloEntry.model_validate({"name": silo, "dispatch": {"kind": "kubernetes", **dispatch}})
+
+
 REQUEST = WorkRequest(
-    run_id="demo-1", silo="aachen", action="train", store_url="s3://exchange/fed", endpoint_url="https://s3.example", only_round=7,
+    run_id="demo-1", entry=at("aachen"), action="train", store_url="s3://exchange/fed", endpoint_url="https://s3.example", only_round=7,
     deadline_s=3600, lease_s=600.0)
 ARGUMENTS = ["train", "--run", "demo-1", "--store", "s3://exchange/fed", "--endpoint-url", "https://s3.example", "--round", "7", "--lease", "600"]
 
@@ -106,12 +111,12 @@ def test_names_tell_what_runs() -> None:
     assert re.fullmatch(r"demo-1-aachen-check-[0-9a-f]{12}", job_name(replace(REQUEST, action="check", only_round=None)))
 
 
-LONG = replace(REQUEST, run_id="a" * 63, silo="b" * 40, only_round=100_000)
+LONG = replace(REQUEST, run_id="a" * 63, entry=at("b" * 40), only_round=100_000)
 
 
 @pytest.mark.parametrize("request_", [
-    REQUEST, LONG, replace(LONG, silo="s"), replace(LONG, run_id="r"), replace(LONG, run_id=f"{'x' * 15}-{'y' * 40}"),
-    replace(LONG, silo=f"{'x' * 17}-{'y' * 20}", action="evaluate", only_round=None),
+    REQUEST, LONG, replace(LONG, entry=at("s")), replace(LONG, run_id="r"), replace(LONG, run_id=f"{'x' * 15}-{'y' * 40}"),
+    replace(LONG, entry=at(f"{'x' * 17}-{'y' * 20}"), action="evaluate", only_round=None),
 ], ids=["short", "long", "long run", "long silo", "cut at a dash", "cut at a dash in the silo"])
 def test_names_are_legal(request_: WorkRequest) -> None:
     name = job_name(request_)
@@ -121,9 +126,9 @@ def test_names_are_legal(request_: WorkRequest) -> None:
 
 def test_names_differ_whenever_run_round_silo_or_action_do() -> None:
     others = [
-        replace(REQUEST, run_id="demo-1-aachen", silo="train"), replace(REQUEST, run_id="demo", silo="1-aachen"), replace(REQUEST, only_round=8),
-        replace(REQUEST, only_round=None), replace(REQUEST, action="evaluate", only_round=None), LONG, replace(LONG, run_id="a" * 62),
-        replace(LONG, silo="b" * 39)]
+        replace(REQUEST, run_id="demo-1-aachen", entry=at("train")), replace(REQUEST, run_id="demo", entry=at("1-aachen")),
+        replace(REQUEST, only_round=8), replace(REQUEST, only_round=None), replace(REQUEST, action="evaluate", only_round=None), LONG,
+        replace(LONG, run_id="a" * 62), replace(LONG, entry=at("b" * 39))]
     names = [job_name(request) for request in [REQUEST, *others]]
     assert len(set(names)) == len(names)
 
@@ -145,16 +150,15 @@ FEDERATION = parse_federation({
 
 @pytest.mark.parametrize(("action", "only_round", "deadline_s"), [("train", 3, 61), ("train", None, 1210), ("check", None, 3600)])
 def test_deadlines_follow_from_the_round_deadline(action: Any, only_round: int | None, deadline_s: int) -> None:
-    request = request_for(FEDERATION, "r", "aachen", action, only_round)
+    request = request_for(FEDERATION, "r", FEDERATION.silos[0], action, only_round)
     assert request.deadline_s == deadline_s
-    assert request == request_for(FEDERATION, "r", "aachen", action, only_round)
+    assert request == request_for(FEDERATION, "r", FEDERATION.silos[0], action, only_round)
     assert request.arguments()[-2:] == ["--lease", "90"]
 
 
 def test_a_manifest_work_carries_the_same_job_to_the_hospital_and_asks_for_its_status() -> None:
-    silo = SiloEntry.model_validate({"name": "aachen", "dispatch": {
-        "kind": "manifestwork", "cluster": "clinic-aachen", "namespace": "hospital-aachen", "job_template": TEMPLATE, "executor": "fedhelp-hub"}})
-    work = manifest_work_of(silo, REQUEST)
+    silo = at("aachen", kind="manifestwork", cluster="clinic-aachen", namespace="hospital-aachen", job_template=TEMPLATE, executor="fedhelp-hub")
+    work = manifest_work_of(replace(REQUEST, entry=silo))
     job = expected_job()
     paths = work["spec"]["manifestConfigs"][0].pop("feedbackRules")[0]["jsonPaths"]
     assert work == {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedhelp_core.errors import ConfigError
-from fedhelp_dispatch.cluster import Cluster, contexts
+from fedhelp_dispatch.cluster import Cluster
 
 POINTS_NOWHERE = "{current-context: a, contexts: [{name: a, context: {cluster: b, user: c}}], clusters: [], users: []}"
 
@@ -32,4 +32,6 @@ def test_the_contexts_of_several_files_are_known(tmp_path: Path, monkeypatch: py
     for name in ("a", "b"):
         (tmp_path / name).write_text(f"contexts: [{{name: {name}, context: {{}}}}]")
     monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'a'}:{tmp_path / 'gone'}:{tmp_path / 'b'}")
-    assert contexts() == ["a", "b"]
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(ConfigError, match="no context 'c', only a, b"):
+        Cluster("c")
