@@ -23,7 +23,7 @@ from fedhelp_core.protocol.facts import read_fact
 from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.tasks import TASKS
-from fedhelp_core.report.page import (
+from fedhelp_core.report.facts import (
     GateFacts,
     PublicExample,
     ReportFacts,
@@ -32,9 +32,9 @@ from fedhelp_core.report.page import (
     SiloScores,
     SoftLabelFacts,
     TeacherFacts,
-    render_report,
-    render_summary_table,
 )
+from fedhelp_core.report.page import render_report
+from fedhelp_core.report.terminal import render_summary_table
 from fedhelp_core.softlabels import report as soft_label_report
 from fedhelp_core.store.base import Store
 
