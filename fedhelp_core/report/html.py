@@ -7,7 +7,6 @@ A page has no script and loads nothing.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -29,7 +28,7 @@ def _environment() -> Environment:
         loader=PackageLoader("fedhelp_core.report"), autoescape=True, undefined=StrictUndefined, finalize=_printed, trim_blocks=True,
         lstrip_blocks=True)
     environment.filters |= {
-        "count": count, "number": number, "size": size, "short": printable, "base64": _base64, "points": _points, "unit": _unit}
+        "count": count, "number": number, "size": size, "short": printable, "base64": _base64}
     environment.globals["series_colours"] = SERIES_COLOURS
     return environment
 
@@ -40,12 +39,3 @@ def _printed(value: object) -> object:
 
 def _base64(raw: bytes) -> Markup:
     return Markup(base64.b64encode(raw).decode())
-
-
-def _points(points: Sequence[tuple[float, float]]) -> Markup:
-    return Markup(" ".join(f"{x:.1f},{y:.1f}" for x, y in points))
-
-
-def _unit(value: float) -> str:
-    """A place in SVG units."""
-    return f"{value:.1f}"

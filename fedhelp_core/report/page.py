@@ -53,10 +53,10 @@ def render_report(facts: ReportFacts, *, max_bytes: int = MAX_BYTES) -> str:
 def _page(facts: ReportFacts, left_out: Sequence[str]) -> str:
     soft = None if "soft_labels" in left_out else facts.soft_labels
     return render(
-        "run.html.j2", facts=facts, most=_MAX_ROWS, left_out=left_out, tiles=_tiles(facts), scores=_scores(facts), took_part=_took_part(facts),
-        missing=_missing(facts), losses=_losses(facts), traffic=_traffic(facts), rounds=[] if "rounds" in left_out else _rounds(facts),
-        confusions=[] if "confusions" in left_out else list(_confusions(facts)), soft=soft, **(_soft_labels(soft) if soft else {}),
-        settings=list(facts.parameters.items())[:_MAX_ROWS], lineage=_lineage(facts))
+        "run.html.j2", facts=facts, most=_MAX_ROWS, in_chart=_MAX_SILOS_IN_CHART, left_out=left_out, tiles=_tiles(facts), scores=_scores(facts),
+        took_part=_took_part(facts), missing=_missing(facts), losses=_losses(facts), traffic=_traffic(facts),
+        rounds=[] if "rounds" in left_out else _rounds(facts), confusions=[] if "confusions" in left_out else list(_confusions(facts)),
+        soft=soft, **(_soft_labels(soft) if soft else {}), settings=list(facts.parameters.items())[:_MAX_ROWS], lineage=_lineage(facts))
 
 
 def _tiles(facts: ReportFacts) -> Iterator[tuple[str, str]]:
@@ -83,7 +83,9 @@ def _scores(facts: ReportFacts) -> Mapping[str, Any]:
     means = (("small silos, mean", facts.small_silos_mean()), ("large silos, mean", facts.large_silos_mean()),
              ("all silos, mean", facts.all_silos_mean()))
     return {
-        "chart": charts.bars([(silo.name, *_pair(facts, silo.name)) for silo in facts.silos if silo.name in shown]),
+        "chart": charts.bars(
+            [(silo.name, *_pair(facts, silo.name)) for silo in facts.silos if silo.name in shown],
+            deployed="model that the silo deploys", other="proxy (global model), where the silo deploys its large model"),
         "head": ["silo", "kind", "#training images", "#test images", f"#{metric.label}", "#proxy", *(f"#{other.label}" for other in more)],
         "rows": [*(_score_row(facts, silo, more) for silo in facts.silos[:_MAX_ROWS]),
                  *([label, "", "", "", number(value), *[""] * (1 + len(more))] for label, value in means)],
@@ -110,14 +112,14 @@ def _last_if_unknown(score: float) -> float:
     return score if math.isfinite(score) else math.inf
 
 
-def _took_part(facts: ReportFacts) -> charts.Grid:
+def _took_part(facts: ReportFacts) -> charts.Chart:
     rounds = facts.rounds[-_MAX_ROUNDS_IN_GRID:]
     cells: dict[tuple[str, int], tuple[str, str]] = {}
     for closed in rounds:
         cells |= {(silo, closed.number): ("answered", "answered") for silo in closed.participants}
         cells |= {(silo, closed.number): ("absent", f"absent: {reason}") for silo, reason in closed.absent.items()}
         cells |= {(silo, closed.number): ("refused", f"refused: {reason}") for silo, reason in closed.refused.items()}
-    return charts.grid([silo.name for silo in facts.silos][:_MAX_SILOS_IN_CHART], [r.number for r in rounds], cells)
+    return charts.participation_grid([silo.name for silo in facts.silos][:_MAX_SILOS_IN_CHART], [r.number for r in rounds], cells)
 
 
 def _missing(facts: ReportFacts) -> list[Row]:
@@ -125,7 +127,7 @@ def _missing(facts: ReportFacts) -> list[Row]:
             for word, group in (("absent", r.absent), ("refused", r.refused)) for silo, reason in group.items()]
 
 
-def _losses(facts: ReportFacts) -> list[tuple[str, charts.LineChart | None]]:
+def _losses(facts: ReportFacts) -> list[tuple[str, charts.Chart | None]]:
     names = dict.fromkeys(name for closed in facts.rounds for losses in closed.losses.values() for name in losses)
     numbers = [float(r.number) for r in facts.rounds]
     found = []
@@ -135,7 +137,7 @@ def _losses(facts: ReportFacts) -> list[tuple[str, charts.LineChart | None]]:
     return found
 
 
-def _traffic(facts: ReportFacts) -> list[tuple[str, charts.ColumnChart]]:
+def _traffic(facts: ReportFacts) -> list[tuple[str, charts.Chart]]:
     measured = {
         ("Sent by the silos", "MiB"): [None if r.bytes_up is None else r.bytes_up / 2**20 for r in facts.rounds],
         ("Fetched by the silos", "MiB"): [None if r.bytes_down is None else r.bytes_down / 2**20 for r in facts.rounds],
@@ -174,7 +176,7 @@ def _soft_labels(soft: SoftLabelFacts) -> Mapping[str, Any]:
     }
 
 
-def _soft_charts(soft: SoftLabelFacts) -> list[tuple[str, charts.ColumnChart]]:
+def _soft_charts(soft: SoftLabelFacts) -> list[tuple[str, charts.Chart]]:
     favoured = [float(images) for _, images, _ in soft.favourites[:_MAX_ROWS]]
     labels = [str(i) for i in range(len(favoured))]
     drawn = (("What the teacher sees", charts.columns(favoured, labels=labels, x_label="likeliest class", y_label="images")),
@@ -182,7 +184,7 @@ def _soft_charts(soft: SoftLabelFacts) -> list[tuple[str, charts.ColumnChart]]:
     return [(title, chart) for title, chart in drawn if chart is not None]
 
 
-def _entropies(soft: SoftLabelFacts) -> charts.ColumnChart | None:
+def _entropies(soft: SoftLabelFacts) -> charts.Chart | None:
     if not soft.entropies:
         return None
     top = soft.most_entropy or math.log(max(soft.classes, 2))

@@ -76,12 +76,13 @@ class Chart:
     def lines(self) -> dict[str, list[list[tuple[float, float]]]]:
         """Pieces of (x, y) in data units, by series; a piece of one point is a dot."""
         x, y = self.x_axis(), self.y_axis()
-        found = {}
-        for group in self.all("g"):
-            pieces = [[(x.value(a), y.value(b)) for a, b in points_of(element)] for element in group if element.tag in ("polyline", "circle")]
-            connected = {point for piece in pieces if len(piece) > 1 for point in piece}
-            found[series_of(group)] = [piece for piece in pieces if len(piece) > 1 or piece[0] not in connected]
-        return found
+        found: dict[str, list[list[tuple[float, float]]]] = {}
+        for element in [*self.all("polyline"), *self.all("circle")]:
+            pieces = found.setdefault(series_of(element), [])
+            piece = [(x.value(a), y.value(b)) for a, b in points_of(element)]
+            if piece[-1] not in [other[-1] for other in pieces]:  # a line's end has a dot
+                pieces.append(piece)
+        return {name: sorted(pieces) for name, pieces in found.items()}
 
 
 def points_of(element: ET.Element) -> list[tuple[float, float]]:
@@ -91,8 +92,8 @@ def points_of(element: ET.Element) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in pairs]
 
 
-def series_of(group: ET.Element) -> str:
-    return (group.findtext("title") or "").partition(":")[0]
+def series_of(element: ET.Element) -> str:
+    return (element.findtext("title") or "").partition(":")[0]
 
 
 def charts(facts: ReportFacts) -> dict[str, Chart]:
@@ -166,8 +167,10 @@ class TestLines:
                 "proxy_loss": 2.0, "private_loss": 2.0}}) for n in (1, 2))
         page = render_report(report({"a": [1.0] * 2, "b": [1.0] * 2, "c": [1.0] * 2}, rounds=mixed))
         drawn = [Chart(text) for text in re.findall(r'<svg[^>]*aria-label="loss by round".*?</svg>', page, re.DOTALL)]
-        colours = [{series_of(group): {e.attrib["class"].split()[-1] for e in group if "class" in e.attrib} for group in c.all("g")} for c in drawn]
-        assert colours == [{"a": {"series-0"}, "c": {"series-2"}}, {"b": {"series-1"}, "c": {"series-2"}}]
+        colours = [{(series_of(mark), mark.attrib["class"]) for mark in chart.all("polyline")} for chart in drawn]
+        assert colours == [{("a", "line series-0"), ("c", "line series-2")}, {("b", "line series-1"), ("c", "line series-2")}]
+        dots = [{(series_of(mark), mark.attrib["class"]) for mark in chart.all("circle")} for chart in drawn]
+        assert dots == [{(name, style.replace("line", "dot")) for name, style in found} for found in colours]
         legends = re.findall(r'swatch (series-\d)"></i>(\w)<', page)
         assert legends == [("series-0", "a"), ("series-2", "c"), ("series-1", "b"), ("series-2", "c")]
         assert all(f"--series-{i}:" in page and f".line.series-{i} " in page for i in range(8))
