@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedhelp_core.config.federation import TeacherConfig
+from fedhelp_core.config.teachers import TeacherConfig
 from fedhelp_core.softlabels.openinference import OpenInferenceTeacher
 from fedhelp_core.softlabels.teachers import MlflowTeacher, Teacher
 
