@@ -28,6 +28,7 @@ OURS = ("fedhelp_core", "fedhelp_dispatch", "fedhelp_components", "fedhelp_pipel
 NOT_ON_THE_HUB = {
     ("fedhelp_core.data.reading", "fedhelp_core.data.volumes"),  # decoding volumes, which silos and prefetch do; check only lists them
     ("fedhelp_core.data.public", "fedhelp_core.data.volumes"),
+    ("fedhelp_dispatch.process", "fedhelp_dispatch.worker"),  # in the child that it forks, which is a silo on the hub's own machine
     ("fedhelp_core.tracking.models", "torch"),  # logging and loading models, which evaluation and teachers do, in the silo image
 }
 
