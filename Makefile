@@ -74,7 +74,7 @@ bench-peers: setup ## The same round-time measurement for NVFLARE and Flower, in
 	@$(RUN) python -m benchmarks --peers
 
 ##@ Images
-images: ## Build fedhelp/hub and fedhelp/silo (BASE_IMAGE, IMAGE_REPOSITORY, VERSION, CUDA=no; images/README.md)
+images: ## Build fedhelp/hub and fedhelp/silo (BASE_IMAGE, IMAGE_REPOSITORY, VERSION, CUDA=no with TORCH_INDEX; images/README.md)
 	@images/build.sh
 
 requirements: setup ## Write what the images install, from uv.lock

@@ -7,7 +7,8 @@
 #   BASE_IMAGE            default python:3.11-slim-bookworm
 #   IMAGE_REPOSITORY      default fedhelp: the images are called fedhelp/hub and fedhelp/silo
 #   VERSION               the tag; default: the product's version
-#   CUDA                  no: the silo image without NVIDIA's libraries (its tag ends in -cpu), for machines without a GPU
+#   CUDA                  no: the silo image with PyTorch's CPU build (its tag ends in -cpu), for machines without a GPU
+#   TORCH_INDEX           for CUDA=no: the address of PyTorch's index of CPU builds, or of a mirror
 #   DOCKER_BUILD_OPTIONS  more options of `docker build`, such as --network=host where a proxy listens on this machine
 # The build uses this machine's own package index settings (PIP_*, UV_* and proxy variables, pip's config) and CA certificates. They
 # are handed over as build secrets and stay out of the images.
@@ -18,6 +19,9 @@ fail() { echo "build.sh: error: $1" >&2; exit 1; }
 version=${VERSION:-$(sed -n 's/^VERSION = "\(.*\)"$/\1/p' components/images.py)}
 repository=${IMAGE_REPOSITORY:-fedhelp}
 base=${BASE_IMAGE:-python:3.11-slim-bookworm}
+[ $# -gt 0 ] || set -- hub silo
+[ "${CUDA:-yes}" = yes ] || [[ " $* " != *" silo "* ]] || [ -n "${TORCH_INDEX:-}" ] ||
+  fail "CUDA=no takes PyTorch's CPU build from its own index; give that index' address as TORCH_INDEX (images/README.md)"
 
 # A client that speaks BuildKit: with the buildx plugin, or one older than 23, which has it built in.
 docker=
@@ -35,7 +39,7 @@ index_from_pip() { # pip's config file knows an index that uv has not been told 
   [ -n "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ] || "${PYTHON:-python3}" -m pip config get "$1" 2>/dev/null || true
 }
 {
-  for name in PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST UV_DEFAULT_INDEX UV_INDEX UV_INDEX_URL UV_EXTRA_INDEX_URL UV_INSECURE_HOST \
+  for name in TORCH_INDEX PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST UV_DEFAULT_INDEX UV_INDEX UV_INDEX_URL UV_EXTRA_INDEX_URL UV_INSECURE_HOST \
     HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy; do
     [ -z "${!name:-}" ] || printf '%s=%q\n' "$name" "${!name}"
   done
@@ -47,7 +51,6 @@ if [ -r "$certificates" ]; then cp "$certificates" "$secrets/certificates"; else
 
 epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 revision=$(git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null || echo unknown)
-[ $# -gt 0 ] || set -- hub silo
 for name in "$@"; do
   tag=$repository/$name:$version
   [ "$name:${CUDA:-yes}" != silo:no ] || tag=$tag-cpu

@@ -15,9 +15,9 @@ install_locked() { # LIST: exactly what it pins, without the packages' own test 
     find "$VIRTUAL_ENV"/lib/python3.*/site-packages -type d -name tests -prune -exec rm -r {} +
 }
 
-install_torch_without_cuda() {
-  "$VIRTUAL_ENV"/bin/python3 /images/silo/without_cuda.py list /images/silo/torch.txt >/tmp/torch.txt && install_locked /tmp/torch.txt &&
-    "$VIRTUAL_ENV"/bin/python3 /images/silo/without_cuda.py stand-in "$VIRTUAL_ENV"/lib/python3.*/site-packages
+install_torch_for_cpu() { # the locked version from the index of CPU builds and no other; the lock has no hash of its files
+  env -u UV_INDEX -u UV_EXTRA_INDEX_URL /tools/bin/uv pip install --quiet --no-deps --default-index "${TORCH_INDEX:?PyTorch's index of CPU builds}" \
+    "$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' /images/silo/torch.txt)"
 }
 
 install_wheel() { # WHEEL: ours

@@ -17,17 +17,20 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 NOT_INSTALLED = ("triton",)
 """torch.compile's code generator for GPUs, 1 GB installed: PyTorch imports without it, and FedHelp runs eagerly."""
+_FOR_CUDA = ("nvidia-", "cuda-")  # packages that PyTorch's CPU build does not ask for
 _HEADER = "# Written by images/requirements.py from uv.lock; change pyproject.toml, then: uv lock && make requirements\n"
 
 
 def lists() -> dict[Path, str]:
     """Path of each list -> what it must hold."""
     torch = _export("--only-group", "torch")
+    cpu = [entry for entry in torch if not entry.startswith(("torch==", *_FOR_CUDA))]
     silo = _export("--no-dev")
     return {
         FOLDER / "build.txt": _text(_export("--only-group", "image-build")),
         FOLDER / "hub" / "requirements.txt": _text(_export("--only-group", "hub")),
         FOLDER / "silo" / "torch.txt": _text(torch),
+        FOLDER / "silo" / "torch-cpu.txt": _text(cpu),
         FOLDER / "silo" / "requirements.txt": _text([entry for entry in silo if entry not in torch]),
     }
 

@@ -19,7 +19,7 @@ from fedhelp_core.protocol.facts import Candidate, Fact, Kinds, Promotion, SoftL
 from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.tasks import TASKS
-from fedhelp_core.report.page import (
+from fedhelp_core.report.facts import (
     GateFacts,
     PublicExample,
     ReportFacts,
@@ -28,9 +28,9 @@ from fedhelp_core.report.page import (
     SiloScores,
     SoftLabelFacts,
     TeacherFacts,
-    render_report,
-    render_summary_table,
 )
+from fedhelp_core.report.page import render_report
+from fedhelp_core.report.terminal import render_summary_table
 from fedhelp_core.store.base import Store
 
 summary_table = render_summary_table

@@ -1,4 +1,4 @@
-"""What a teacher's server wants to see before it answers, read from the environment or a mounted file. Called by `http`.
+"""What a teacher's server wants to see before it answers, read from the environment or a mounted file. Called by `openinference`.
 
 The secret never enters a config object, an error or a log: messages name the place it comes from, and `redacted` takes it
 out of whatever a server echoes.
@@ -62,7 +62,8 @@ class Credentials:
         secret = text.strip()
         if not secret:
             raise AccessDenied(f"{self._where} is missing or empty; set it from a Secret (docs/teachers.md)")
-        if not secret.isprintable() or len(secret) > _LONGEST:
+        plain = secret.isascii() or self._auth.kind == "basic"  # Base64 carries every letter
+        if not plain or not secret.isprintable() or len(secret) > _LONGEST:
             raise ConfigError(f"{self._where} is no single line of printable text, so no header can carry it; look at how it was stored")
         return secret
 

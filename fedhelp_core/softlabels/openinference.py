@@ -1,6 +1,6 @@
-"""A teacher behind the Open Inference Protocol v2 over HTTP: KServe, Triton, MLServer. Standard library only.
+"""A teacher behind the Open Inference Protocol v2 over HTTP: KServe, Triton, MLServer.
 
-Opened by `teachers.open_teacher`. The model's own metadata (GET of its URI) is read and checked before anything is asked:
+Opened by `open.open_teacher`. The model's own metadata (GET of its URI) is read and checked before anything is asked:
 what its input is called, which type and size of images it takes and where the channels are, how many classes it answers
 with, which version it is. Images go as bytes where the server can, else as JSON numbers; answers may be either, whatever was
 sent. Shapes: N images, K channels of an image, S its side, C the teacher's classes.

@@ -26,8 +26,9 @@ from fedhelp_core.protocol.facts import TeacherReport
 from fedhelp_core.softlabels.asking import Asking, Progress, prepared
 from fedhelp_core.softlabels.distillation_set import write_distillation_set
 from fedhelp_core.softlabels.ledger import Ledger
+from fedhelp_core.softlabels.open import open_teacher
 from fedhelp_core.softlabels.public_images import PublicImages, read_public_images
-from fedhelp_core.softlabels.teachers import Question, Teacher, TeacherIdentity, open_teacher
+from fedhelp_core.softlabels.teachers import Question, Teacher, TeacherIdentity
 from fedhelp_core.store.base import Store
 
 Say = Callable[[Progress], None]

@@ -1,8 +1,8 @@
 """Teachers: foundation models behind an API that say, once per public image, what they see (q of Eq 2).
 
-`prefetch` opens them with `open_teacher`, has each `prepare` itself before the first question, and passes every answer
+`prefetch` opens them with `open.open_teacher`, has each `prepare` itself before the first question, and passes every answer
 through `answers.checked_answers` before it is recorded. A new kind is one class with `config`, `prepare` and `ask`, opened in
-`open_teacher`. Shapes: N images, S the side in pixels or voxels, K channels of an image, C the teacher's classes.
+`open`. Shapes: N images, S the side in pixels or voxels, K channels of an image, C the teacher's classes.
 """
 
 from __future__ import annotations
@@ -173,15 +173,6 @@ class MlflowTeacher:
         assert self._predict is not None, "prepare comes first"
         with self._asked:
             return self._predict(images_NHWC)
-
-
-def open_teacher(config: TeacherConfig) -> Teacher:
-    """The client for `config.kind`; nothing is contacted or loaded before it is prepared."""
-    if config.kind == "mlflow":
-        return MlflowTeacher(config)
-    from fedhelp_core.softlabels.openinference import OpenInferenceTeacher
-
-    return OpenInferenceTeacher(config)
 
 
 def changed_version(name: str, version: str, before: str, now: str) -> TeacherError:

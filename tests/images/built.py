@@ -8,22 +8,35 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.images.torch_index import torch_index
+
 ROOT = Path(__file__).resolve().parents[2]
 RESTRICTED = ["--rm", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--tmpfs", "/tmp:rw,nosuid,nodev,size=1g,mode=1777"]
 
 
 @functools.cache
-def built_image(name: str) -> str:
+def built_image(name: str, *, repository: str = "fedhelp-test", version: str | None = None) -> str:
     """The tag of image `hub` or `silo`, built now from this checkout; what has not changed comes from Docker's cache.
 
-    On $BASE_IMAGE, else on the stand-in that tests/cluster/base_image.sh makes; the silo image is the one without NVIDIA's libraries.
+    On $BASE_IMAGE, else on the stand-in that tests/cluster/base_image.sh makes; the silo image is the one with PyTorch's CPU build,
+    from $TORCH_INDEX or, without one, from `torch_index`.
 
     Raises:
         RuntimeError: with the build's last lines.
     """
     base = os.environ.get("BASE_IMAGE") or _run(str(ROOT / "tests/cluster/base_image.sh")).splitlines()[-1]
-    output = _run(str(ROOT / "images/build.sh"), name, BASE_IMAGE=base, CUDA="no", IMAGE_REPOSITORY="fedhelp-test")
-    return output.splitlines()[-1].rpartition(": ")[0]
+    settings = {"BASE_IMAGE": base, "CUDA": "no", "IMAGE_REPOSITORY": repository} | ({"VERSION": version} if version else {})
+    if name == "hub":
+        return _build(name, settings)
+    python = _run("docker", "run", "--rm", "--network=none", base, "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])")
+    with torch_index(python) as index:
+        direct = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1")))
+        options = f"{os.environ.get('DOCKER_BUILD_OPTIONS', '')} --network=host"
+        return _build(name, settings | {"TORCH_INDEX": index, "NO_PROXY": direct, "no_proxy": direct, "DOCKER_BUILD_OPTIONS": options})
+
+
+def _build(name: str, settings: Mapping[str, str]) -> str:
+    return _run(str(ROOT / "images/build.sh"), name, **settings).splitlines()[-1].rpartition(": ")[0]
 
 
 def contained(

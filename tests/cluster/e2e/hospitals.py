@@ -28,8 +28,6 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "silo", "AWS_SECRET_ACCESS_KEY": "secret", "
 VERSION = "e2e"
 SILO_TAG = f"{VERSION}-cpu"
 IMAGES_REPOSITORY = "fedhelp-e2e"
-HUB_IMAGE = f"{IMAGES_REPOSITORY}/hub:{VERSION}"
-SILO_IMAGE = f"{IMAGES_REPOSITORY}/silo:{SILO_TAG}"
 _USER = 10001  # of the images
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 

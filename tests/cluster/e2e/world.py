@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,10 +19,8 @@ from tests.cluster.e2e.hospitals import (
     BUCKET,
     CREDENTIALS,
     HUB_ACCOUNT,
-    HUB_IMAGE,
     HUB_NAMESPACE,
     IMAGES_REPOSITORY,
-    SILO_IMAGE,
     SILO_TAG,
     VERSION,
     Hospital,
@@ -34,17 +31,14 @@ from tests.cluster.e2e.hospitals import (
     make_secret,
     make_volume,
 )
-from tests.cluster.machine import run
 from tests.cluster.node import Node
 from tests.cluster.processes import Processes, wait_for
+from tests.images.built import built_image
 
 
 def build_images() -> list[str]:
     """The images of this working tree; without CUDA, which no machine of these tests has, the silo's is much smaller. Their names."""
-    base = run(str(REPOSITORY / "tests" / "cluster" / "base_image.sh")).stdout.strip()
-    settings = {"BASE_IMAGE": base, "IMAGE_REPOSITORY": IMAGES_REPOSITORY, "VERSION": VERSION, "CUDA": "no"}
-    run(str(REPOSITORY / "images" / "build.sh"), env={**os.environ, **settings})
-    return [HUB_IMAGE, SILO_IMAGE]
+    return [built_image(name, repository=IMAGES_REPOSITORY, version=VERSION) for name in ("hub", "silo")]
 
 
 class World:

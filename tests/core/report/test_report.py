@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import io
+import itertools
 import math
 import re
 
@@ -12,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from fedhelp_core.registry.tasks import TASKS
-from fedhelp_core.report.charts import clean, nice_ticks, number, thinned
-from fedhelp_core.report.page import (
+from fedhelp_core.report.charts import nice_ticks, thinned
+from fedhelp_core.report.facts import (
     GateFacts,
     PublicExample,
     ReportFacts,
@@ -22,9 +23,10 @@ from fedhelp_core.report.page import (
     SiloScores,
     SoftLabelFacts,
     TeacherFacts,
-    render_report,
-    render_summary_table,
 )
+from fedhelp_core.report.page import render_report
+from fedhelp_core.report.terminal import render_summary_table
+from fedhelp_core.report.text import number, printable
 
 HOSTILE = "\"><script>alert('x')</script><img src=x onerror=y>\u202e\x1b[31m"
 
@@ -190,16 +192,18 @@ def test_ticks_are_round_and_enclose_the_data(low: float, high: float, ticks: li
     assert ticks is None or found == ticks
 
 
-def test_thinning_keeps_both_ends_and_drops_what_is_not_finite() -> None:
-    points = [(float(i), math.nan if i == 5 else float(i)) for i in range(1000)]
-    kept = thinned(points, 100)
+def test_thinning_keeps_both_ends_and_spreads_the_rest_evenly() -> None:
+    kept = thinned(1000, 100)
     assert len(kept) == 100
-    assert kept[0] == (0.0, 0.0) and kept[-1] == (999.0, 999.0)
+    assert kept[0] == 0 and kept[-1] == 999
+    assert {b - a for a, b in itertools.pairwise(kept)} == {10, 11}
+    assert thinned(3, 100) == [0, 1, 2]
 
 
-def test_clean_shortens_before_it_escapes() -> None:
-    assert clean("<" * 10, 4) == "&lt;&lt;&lt;…"
-    assert clean("a\udcffb") == "a\N{REPLACEMENT CHARACTER}b"
+def test_text_is_shortened_before_it_is_escaped() -> None:
+    assert printable("<" * 10, 4) == "<<<…"
+    assert printable("a\udcffb") == "a\N{REPLACEMENT CHARACTER}b"
+    assert "<li>" + "&lt;" * 599 + "…</li>" in render_report(minimal(gate=GateFacts(decision="kept", reasons=("<" * 1000,))))
 
 
 def test_number_shows_a_dash_for_what_is_not_a_number() -> None:

@@ -76,12 +76,14 @@ class TestLogin:
         ({"file": "absent"}, AccessDenied, r"the secret in .*absent cannot be read \(No such file or directory\); mount the Secret"),
         ({"file": "binary"}, AccessDenied, r"the secret in .*binary cannot be read \(it is not UTF-8\)"),
         ({"file": "lines"}, ConfigError, r"the secret in .*lines is no single line of printable text"),
+        ({"file": "letters"}, ConfigError, r"the secret in .*letters is no single line of printable text"),
         ({"file": "no-colon", "kind": "basic"}, ConfigError, r"the secret in .*no-colon: expected user:password, or the user name as auth.username"),
     ])
     def test_a_secret_that_cannot_be_used_is_named_by_its_place_and_nothing_is_asked(
         self, server: InferenceServer, tmp_path: Path, auth: dict[str, Any], error: type[FedHelpError], sentence: str,
     ) -> None:
-        for name, body in {"binary": b"\xff\xfe", "lines": b"s3cr3t\r\nX-Injected: yes", "no-colon": SECRET.encode()}.items():
+        for name, body in {"binary": b"\xff\xfe", "lines": b"s3cr3t\r\nX-Injected: yes", "no-colon": SECRET.encode(),
+                           "letters": "s3cr3t-\u20ac".encode()}.items():
             (tmp_path / name).write_bytes(body)
         place = {"file": tmp_path / auth["file"]} if "file" in auth else {"env": auth["env"]}
         with pytest.raises(error, match=f"^teacher 'teacher': {sentence}") as caught:

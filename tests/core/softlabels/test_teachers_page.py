@@ -17,7 +17,7 @@ import yaml
 
 from fedhelp_core.config.teachers import TeacherConfig
 from fedhelp_core.softlabels.answers import checked_probabilities
-from fedhelp_core.softlabels.teachers import open_teacher
+from fedhelp_core.softlabels.open import open_teacher
 from tests.core.softlabels.helpers import about
 from tests.core.softlabels.model_servers import NoEnvironment, environment, free_ports, serving
 

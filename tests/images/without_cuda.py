@@ -1,23 +1,17 @@
-"""A silo image without the CUDA libraries, for machines without a GPU: run by the Dockerfile when it is built with CUDA=no.
-
-    python3 without_cuda.py list torch.txt          # the pinned packages without NVIDIA's, but for two small ones that PyTorch calls
-    python3 without_cuda.py stand-in SITE_PACKAGES  # afterwards, where they are installed
+"""PyTorch without NVIDIA's libraries, where its index of CPU builds is not reached: called by `torch_index`, for the tests' images alone.
 
 PyPI's PyTorch for Linux is the CUDA build: its libraries name NVIDIA's, so that it does not even load without them, although
 nothing of theirs is called on a CPU. The stand-in is one empty library that carries all the missing names. The CPU code is the
-same, byte for byte, so models come out bit-identical to those of the full image's CPU path.
+same, byte for byte, so models come out bit-identical to those of the full image's CPU path. A program that called CUDA would crash.
 """
 
 from __future__ import annotations
 
-import os
 import struct
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-KEPT = ("nvidia-cuda-runtime==", "nvidia-cuda-cupti==")  # a few MB; PyTorch asks them whether there is a GPU
 _STAND_IN = "libfedhelp_no_cuda.so"
 _NVIDIA = ("libcu", "libnccl", "libnv")
 _DRIVER = "libcuda.so.1"  # comes with a GPU's driver, never with a package
@@ -27,17 +21,6 @@ _SHT_DYNAMIC, _SHT_RELA, _SHT_DYNSYM, _SHT_VERNEED, _SHT_VERSYM = 6, 4, 11, 0x6F
 _RELOCATIONS = (1, 6, 7)  # R_X86_64_64, GLOB_DAT, JUMP_SLOT: Python loads libraries so that all of these must be found at once
 _STRONG = 1  # a symbol that must be found
 _ELSEWHERE = ("_", "Py")  # found in the C and C++ libraries and in the interpreter
-
-
-def cpu_list(text: str) -> str:
-    """The lines of a pinned list without NVIDIA's packages."""
-    kept, keep = [], True
-    for line in text.splitlines(keepends=True):
-        if not line.startswith(" "):
-            keep = not line.startswith(("nvidia-", "cuda-")) or line.startswith(KEPT)
-        if keep:
-            kept.append(line)
-    return "".join(kept)
 
 
 @dataclass(frozen=True)
@@ -144,11 +127,10 @@ def _elf_hash(name: str) -> int:
     return value
 
 
-def put_stand_in(site_packages: Path) -> list[str]:
-    """Write the stand-in beside PyTorch's libraries under every name that is missing; those names."""
-    folder = site_packages / "torch" / "lib"
-    libraries = [read_library(path) for root in (folder, site_packages / "nvidia") for path in sorted(root.rglob("*.so*"))]
-    present = {path.name for root in (folder, site_packages / "nvidia") for path in root.rglob("*.so*")}
+def put_stand_in(folder: Path) -> list[str]:
+    """Write the stand-in beside the libraries of `folder`, PyTorch's own, under every name that is missing; those names."""
+    paths = sorted(folder.rglob("*.so*"))
+    libraries, present = [read_library(path) for path in paths], {path.name for path in paths}
     missing = sorted({
         name for library in libraries for name in library.needed if name.startswith(_NVIDIA) and name != _DRIVER and name not in present})
     versions = sorted({version for library in libraries for name in missing for version in library.versions.get(name, ())})
@@ -156,20 +138,6 @@ def put_stand_in(site_packages: Path) -> list[str]:
     symbols = sorted(
         (symbol, version) for symbol, version in frozenset[tuple[str, str]]().union(*(library.wanted for library in libraries))
         if version in versions or (not version and symbol not in defined and not symbol.startswith(_ELSEWHERE)))
-    (folder / _STAND_IN).write_bytes(empty_library(_STAND_IN, versions, symbols))
     for name in missing:
-        os.symlink(_STAND_IN, folder / name)
+        (folder / name).write_bytes(empty_library(_STAND_IN, versions, symbols))
     return missing
-
-
-def main() -> None:
-    """`list` or `stand-in`."""
-    action, path = sys.argv[1:]
-    if action == "list":
-        sys.stdout.write(cpu_list(Path(path).read_text(encoding="utf-8")))
-    else:
-        print("stand-in for " + ", ".join(put_stand_in(Path(path))))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,211 @@
+"""What the report of a run says, as values: filled by the evaluation step, shown by `page` and `terminal`.
+
+Text in it comes from silos and teachers and is never trusted; whoever shows it escapes and shortens it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from fedhelp_core.registry.tasks import Metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiloFacts:
+    """A silo as the check found it. `kind` is 'large' or 'small'; counts are images, None where unknown."""
+
+    name: str
+    kind: str
+    training_samples: int | None = None
+    test_samples: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundReport:
+    """One closed round. `absent` and `refused` map silo -> reason, in the words of whoever gave it."""
+
+    number: int
+    participants: tuple[str, ...]
+    absent: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    losses: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """silo -> loss name -> mean over its last local epoch, the loss of the task first."""
+    bytes_up: int | None = None
+    """Bytes of all updates of this round together."""
+    bytes_down: int | None = None
+    """Bytes of the global model times the silos that fetched it."""
+    seconds: float | None = None
+    """From the round's opening to its commit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiloScores:
+    """One silo's evaluation on its own test images: the deployed model first, then the other one where it has two."""
+
+    models: Mapping[str, Mapping[str, float]]
+    """model name ('large' | 'proxy') -> metric -> value; NaN where the metric is undefined."""
+    confusion: tuple[tuple[int, ...], ...] | None = None
+    """Counts of the deployed model: row = true class, column = predicted class."""
+
+    @property
+    def deploys_proxy(self) -> bool:
+        """Whether the global proxy is what the silo deploys."""
+        return next(iter(self.models), "proxy") == "proxy"
+
+    def deployed(self, metric: str) -> float:
+        """The deployed model's score, NaN without one."""
+        return next((scores.get(metric, math.nan) for scores in self.models.values()), math.nan)
+
+    def proxy(self, metric: str) -> float:
+        """The proxy's score, NaN without one."""
+        return self.models.get("proxy", {}).get(metric, math.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicExample:
+    """A public image, uint8 (H, W, 3), and the teacher's favourites as (class name or number, probability)."""
+
+    image_HWC: npt.NDArray[np.uint8]
+    favourites: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFacts:
+    """What one teacher was asked by the run, and what that cost."""
+
+    name: str
+    asked: int
+    """Images that this run asked about."""
+    cached: int
+    """Images whose answers were in the ledger."""
+    requests: int
+    """Answered."""
+    retried: int
+    """Tries that it refused before it answered."""
+    failed: int
+    """Requests that were given up, or whose answer was no use."""
+    in_doubt: int
+    """Requests that may have been answered and charged for, unrecorded."""
+    cost: float
+    cost_ever: float
+    """Of all runs that share the ledger."""
+    currency: str
+    latency_p50: float
+    """Seconds of an answered request."""
+    latency_p95: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftLabelFacts:
+    """The distillation set in brief."""
+
+    sha256: str
+    images: int
+    classes: int
+    teachers: tuple[str, ...] = ()
+    asked: tuple[TeacherFacts, ...] = ()
+    requests: int | None = None
+    """Requests that this run sent to teachers; 0: everything was in the ledger."""
+    favourites: tuple[tuple[str, int, float], ...] = ()
+    """Per class: its name, images whose likeliest class it is, its mean probability."""
+    agreements: tuple[tuple[str, str, float, float], ...] = ()
+    """Per pair of teachers: names, share of images with the same favourite, mean Jensen-Shannon divergence in nats."""
+    entropies: tuple[float, ...] = ()
+    """Entropy of each answer, in nats: 0 is certainty."""
+    most_entropy: float | None = None
+    """Of no opinion; None: log(classes)."""
+    examples: tuple[PublicExample, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateFacts:
+    """What the promotion gate decided: 'promoted', 'kept' or 'manual', and why."""
+
+    decision: str
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFacts:
+    """Everything that the page shows. Only the first block is required: a missing part is left out of the page or named as missing."""
+
+    run_id: str
+    federation: str
+    method: str
+    normalisation: str
+    silos: tuple[SiloFacts, ...]
+    metrics: tuple[Metric, ...]
+    """The task's scores, the one that charts and means go by first."""
+    classes: tuple[str, ...] = ()
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    """Hyper-parameters by name, in the order to show them."""
+    rounds: tuple[RoundReport, ...] = ()
+    planned_rounds: int | None = None
+    scores: Mapping[str, SiloScores] = field(default_factory=dict)
+    soft_labels: SoftLabelFacts | None = None
+    final_sha256: str | None = None
+    lineage: Mapping[str, str] = field(default_factory=dict)
+    """For example config digest, distillation set, code version, image digest."""
+    tracking: Mapping[str, str] = field(default_factory=dict)
+    """For example MLflow run, registered model, version, alias."""
+    gate: GateFacts | None = None
+    aborted: str | None = None
+    """Reason, where the run was ended early."""
+    finished_at: str | None = None
+    """ISO 8601 UTC, given by the caller: rendering reads no clock."""
+
+    @property
+    def headline(self) -> Metric:
+        """The score that charts and means go by."""
+        return self.metrics[0]
+
+    def small_silos_mean(self) -> float:
+        """Mean deployed score of the small silos that have one."""
+        return mean(self.deployed(silo.name) for silo in self.silos if silo.kind == "small")
+
+    def large_silos_mean(self) -> float:
+        """Mean deployed score of the large silos that have one."""
+        return mean(self.deployed(silo.name) for silo in self.silos if silo.kind == "large")
+
+    def all_silos_mean(self) -> float:
+        """Mean deployed score of all silos that have one."""
+        return mean(self.deployed(silo.name) for silo in self.silos)
+
+    def worst_silo(self) -> tuple[str, float]:
+        """Name and deployed score of the silo with the worst score; ('', NaN) without scores."""
+        scores = {silo.name: self.deployed(silo.name) for silo in self.silos}
+        worst = self.headline.worst(scores.values())
+        return next((name for name, score in sorted(scores.items()) if score == worst), ""), worst
+
+    def deployed(self, silo: str) -> float:
+        """The silo's score by the headline metric, of the model that it deploys; NaN without one."""
+        return self.scores[silo].deployed(self.headline.name) if silo in self.scores else math.nan
+
+    def behind_proxy(self) -> tuple[str, ...]:
+        """Silos that deploy a large model of their own although the global proxy scores better on their test images."""
+        name = self.headline.name
+        return tuple(silo for silo, scores in sorted(self.scores.items()) if self.headline.gain(scores.proxy(name), scores.deployed(name)) > 0)
+
+    def kind(self, silo: SiloFacts) -> str:
+        """Of the silo; and whether a large one has chosen the proxy."""
+        scores = self.scores.get(silo.name)
+        return "large, deploys the proxy" if scores is not None and len(scores.models) > 1 and scores.deploys_proxy else silo.kind
+
+    def advice(self) -> str:
+        """A sentence about silos whose large model is not worth deploying; '' where there are none."""
+        silos = self.behind_proxy()
+        if not silos:
+            return ""
+        return (f"Deploying a large model that scores below the global proxy: {', '.join(silos)}. With ten validation"
+                " images (docs/data.md) such a silo deploys the better of the two.")
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean of the finite ones, NaN without any."""
+    finite = [v for v in values if math.isfinite(v)]
+    return sum(finite) / len(finite) if finite else math.nan

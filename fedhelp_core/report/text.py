@@ -1,0 +1,37 @@
+"""Text and numbers for people, the same on the page and in the terminal. Called by `html`, `charts` and `terminal`."""
+
+from __future__ import annotations
+
+import math
+
+_LONGEST = 600  # characters of one text on the page: sentences of silos and stores are shorter
+
+
+def printable(text: object, most: int = _LONGEST) -> str:
+    """`text` of at most `most` characters, unprintable and bidirectional ones replaced. Escaping it is left to whoever shows it."""
+    raw = str(text)
+    if len(raw) > most:
+        raw = raw[: most - 1] + "…"
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in raw)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A score or loss: '0.713', or an en dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
+
+
+def count(value: int | None) -> str:
+    """'1,200', or an en dash where it is unknown."""
+    return "–" if value is None else f"{value:,}"
+
+
+def size(value: int | None) -> str:
+    """Bytes: '1.4 MiB'."""
+    if value is None:
+        return "–"
+    scaled = float(value)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if scaled < 1024 or unit == "GiB":
+            break
+        scaled /= 1024
+    return f"{scaled:,.0f} {unit}" if unit == "B" else f"{scaled:,.1f} {unit}"
