@@ -174,7 +174,8 @@ def test_a_watch_outlives_refusals_outages_and_answers_that_are_no_api_servers(c
     async def story() -> None:
         async with Server(
                 status(403, "jobs is forbidden"), status(503, "starting"), answered(200, "<html>a proxy's page</html>"), answered(200, {"items": []}),
-                answered(200, [1]), listing("5"), streamed("no event"), answered(200, "", promised=9), streamed(event("ADDED", job("one", "6")), ends=False)) as server:
+                answered(200, [1]), listing("5"), streamed("no event"), answered(200, "", promised=9),
+                streamed(event("ADDED", job("one", "6")), ends=False)) as server:
             told = await watched(connected(server.url), ("ADDED", "one"))
         away = ("unreachable",)
         assert told == [
