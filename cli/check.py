@@ -23,7 +23,7 @@ from fedhelp_core.data.ingest import all_items, sampled
 from fedhelp_core.data.inspection import look_at
 from fedhelp_core.data.problems import told
 from fedhelp_core.data.reading import bits_in_use
-from fedhelp_core.errors import DataError, FedHelpError
+from fedhelp_core.errors import ConfigError, DataError, FedHelpError
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.report.picture_page import Looked, write_picture_pages
 from fedhelp_core.store.open import open_store
@@ -77,9 +77,11 @@ def _problems_of_images(federation: Federation, sample: int | None) -> list[FedH
             continue  # told by the silo's own check
         try:
             config = load_silo(silo.dispatch.silo_config)
+            if config.name != silo.name:
+                continue  # as above
             looked = looked_at(config, federation.task, sample)
-        except FedHelpError as e:
-            problems.append(e)
+        except (ConfigError, DataError) as e:
+            problems.append(type(e)([_of_silo(silo.name, problem) for problem in e.problems]))
             continue
         hospitals.append(looked)
         pages[looked.silo] = config.state / "pictures.html"
@@ -87,9 +89,16 @@ def _problems_of_images(federation: Federation, sample: int | None) -> list[FedH
             say(remark)
         say(f"silo {looked.silo}: {len(looked.seen):,} of {looked.total:,} images looked at; see them: {pages[looked.silo]}")
         if looked.problems:
-            problems.append(DataError([f"silo {looked.silo}: {problem}" for problem in told(looked.problems)]))
-    write_picture_pages(pages, hospitals, federation.task)
+            problems.append(DataError(told(_of_silo(looked.silo, problem) for problem in looked.problems)))
+    try:
+        write_picture_pages(pages, hospitals, federation.task)
+    except FedHelpError as e:
+        problems.append(e)
     return problems
+
+
+def _of_silo(silo: str, problem: str) -> str:
+    return problem if problem.startswith(f"silo {silo}: ") else f"silo {silo}: {problem}"
 
 
 def looked_at(config: SiloConfig, task: TaskConfig, sample: int | None) -> Looked:

@@ -398,6 +398,9 @@ def _texts(text: str) -> dict[str, str]:
     wrong = [ours for ours, equals, theirs in pairs if not (ours and equals and theirs)]
     if wrong:
         raise click.UsageError(f"--columns {text}: OURS=YOURS expected, comma-separated, e.g. image=File,label=Diagnosis")
+    names = [ours.strip() for ours, _, _ in pairs]
+    if len(set(names)) != len(names):
+        raise click.UsageError(f"--columns {text}: each of ours once expected, or the last one would win")
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 

@@ -155,7 +155,7 @@ class _File:
 
     def _stored(self, frames: int) -> NDArray[Any]:
         """Stored values (frames, rows, columns), in the bits that are in use."""
-        from pydicom.pixels import get_decoder
+        from pydicom import pixels
 
         document = self._document
         tag = next((name for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if name in document), None)
@@ -177,7 +177,7 @@ class _File:
             if len(raw) not in (size, size + size % 2):  # an odd number of bytes is followed by one more
                 raise self._unusable("PixelData", f"holds {len(raw):,} bytes, {size:,} expected; copy the file again from where it came")
         try:
-            decoder = get_decoder(syntax)
+            decoder: Any = pixels.get_decoder(syntax)  # type: ignore[attr-defined]  # pydicom offers it, but not to mypy
             available = decoder.is_available
         except NotImplementedError:
             available = False
@@ -306,7 +306,7 @@ def _require_one_series(planes: Sequence[_Plane], path: Path) -> None:
         if (plane.rows, plane.columns) != (first.rows, first.columns):
             _mixed(path, first, plane, "Rows x Columns (0028,0010)", f"{first.rows} x {first.columns}", f"{plane.rows} x {plane.columns}")
         spacings = [np.array([one.between_rows, one.between_columns]) for one in (first, plane)]
-        if not np.allclose(*spacings, rtol=1e-3):
+        if not np.allclose(spacings[0], spacings[1], rtol=1e-3):
             _mixed(path, first, plane, "PixelSpacing (0028,0030)", _listed(spacings[0]), _listed(spacings[1]))
         directions = [np.concatenate([one.along_row, one.down_column]) for one in (first, plane)]
         if np.abs(directions[0] - directions[1]).max() > _PARALLEL * 10:

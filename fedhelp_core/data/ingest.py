@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -81,7 +82,7 @@ def sampled(manifest: Manifest, most: int | None) -> Manifest:
     total = len(all_items(manifest))
     if most is None or total <= most:
         return manifest
-    parts = {}
+    parts: dict[str, Any] = {}
     for split, items in manifest.splits():
         count = -(-len(items) * most // total)
         parts[split] = tuple(items[number * len(items) // count] for number in range(count))

@@ -108,7 +108,8 @@ def _stored_type(header: Any, path: Path) -> np.dtype[Any]:
         raise Unusable(f"{path}: its voxels are {label} (datatype {code}), one plain number a voxel expected; convert it to a grey volume")
     if int(header["bitpix"]) != 8 * stored.itemsize:
         raise Unusable(f"{path}: bitpix is {int(header['bitpix'])}, but datatype {code} has {8 * stored.itemsize} bits; convert it again")
-    return stored.newbyteorder(header.endianness)
+    ordered: np.dtype[Any] = stored.newbyteorder(header.endianness)
+    return ordered
 
 
 def _first_byte(header: Any, path: Path) -> int:
@@ -130,8 +131,10 @@ def _scaling(header: Any, path: Path) -> tuple[float, float]:
 
 def _scaled(voxels: NDArray[Any], slope: float, intercept: float) -> NDArray[np.float32]:
     if (slope, intercept) != (1.0, 0.0):
-        exact = np.float32 if voxels.dtype.itemsize <= 2 else np.float64  # float32 holds every 16-bit number
-        voxels = voxels.astype(exact) * exact(slope) + exact(intercept)
+        exact = np.dtype(np.float32 if voxels.dtype.itemsize <= 2 else np.float64)  # float32 holds every 16-bit number
+        voxels = voxels.astype(exact)
+        voxels *= slope
+        voxels += intercept
     with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
         return voxels.astype(np.float32)
 

@@ -209,7 +209,7 @@ def _is_whole(raw: bytes, head: bytes) -> bool:
     for kind, body in _chunks(raw, ""):
         if kind == b"IDAT" and found < expected:
             found += len(unpacker.decompress(body, expected - found))
-    return found >= expected
+    return bool(found >= expected)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -125,11 +125,13 @@ def _colour_labels(mask: Image.Image, path: Path) -> NDArray[np.generic]:
         return np.asarray(mask.getchannel("L"))
     channels = np.asarray(mask.convert("RGB"))
     if (channels == channels[..., :1]).all():
-        return channels[..., 0]
+        grey_HW: NDArray[np.generic] = channels[..., 0]
+        return grey_HW
     packed = channels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     colours = np.unique(packed)
     if len(colours) == 2 and colours[0] == 0:
-        return (packed != 0).astype(np.uint8)
+        marked: NDArray[np.uint8] = (packed != 0).astype(np.uint8)
+        return marked
     raise Unusable(
         f"{path}: the mask is a colour picture ({mask.mode}) of {len(colours)} colours; one label a pixel expected: background 0 (black), foreground"
         " one other value")

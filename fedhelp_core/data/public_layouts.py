@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -204,9 +205,8 @@ def _own_csv(folder: Path, task: TaskConfig, options: Options) -> dict[str, Hosp
     unknown = sorted(set(options.columns) - set(COLUMNS))
     if unknown:
         raise ConfigError(f"--columns: {unknown[0]!r} is none of {', '.join(COLUMNS)}; write ours=yours, e.g. image=File")
-    listed = read_own_csv(path, Reading(
-        task=task, folder=folder, columns=options.columns,
-        **_given(options, "validation_fraction", "test_fraction")))
+    fractions: dict[str, Any] = _given(options, "validation_fraction", "test_fraction")
+    listed = read_own_csv(path, Reading(task=task, folder=folder, columns=options.columns, **fractions))
     if not listed:
         raise DataError(f"{path}: has no row; write a row an image")
     names = {theirs: _slug(theirs) or "hospital-0" for theirs in listed}

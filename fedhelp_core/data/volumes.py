@@ -84,7 +84,7 @@ class VolumeReader:
         """The cube (1, S, S, S) of an array and its affine (mm, RAS+)."""
         if image.min() == image.max():
             raise Unusable(f"{path}: every voxel is {image.flat[0]:g}; replace or remove the volume")
-        sides = np.ceil(image.shape * spacing_of(affine) / self._spacing)
+        sides = np.ceil(np.array(image.shape) * spacing_of(affine) / self._spacing)
         if sides.prod() > _MOST_VOXELS:
             grid = " x ".join(f"{side:.0f}" for side in sides)
             raise Unusable(f"{path}: would be {grid} voxels of {self._spacing:g} mm, at most {_MOST_VOXELS:,} expected; raise task.volume.spacing")
