@@ -139,7 +139,24 @@ def opened(path: Path, *, labels: bool = False) -> Volume:
 
 
 def _tensor(voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> Any:
-    return MetaTensor(torch.from_numpy(np.ascontiguousarray(voxels))[None], affine=torch.from_numpy(affine))
+    return MetaTensor(torch.from_numpy(np.ascontiguousarray(voxels))[None], affine=torch.from_numpy(_along_axes(affine)))
+
+
+def _along_axes(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`affine` with each axis turned exactly into the patient's nearest one.
+
+    The network's cube lies along the volume's own axes anyway. Of axes that are oblique, MONAI finds the corner only if they are at right angles to
+    1e-8, which no file's numbers are; else it moves the volume by up to half a voxel, and a mask whose numbers differ in the last digit otherwise.
+    """
+    from nibabel import orientations
+
+    find: Any = orientations.io_orientation
+    along = np.eye(4)
+    along[:3, :3], along[:3, 3] = 0, affine[:3, 3]
+    spacing = spacing_of(affine)
+    for axis, (nearest, sign) in enumerate(find(affine)):
+        along[int(nearest), axis] = sign * spacing[axis]
+    return along
 
 
 _TRACKING = threading.Lock()  # MONAI's switch is the process's
