@@ -23,11 +23,14 @@ from fedhelp_core.data.unusable import Unusable
 
 _NO_SLICES = ("dicomdir", "thumbs.db", "desktop.ini")
 """Files that CDs and file managers put beside slices."""
+_COMMON = (("BitsAllocated", "0028,0100"), ("BitsStored", "0028,0101"), ("HighBit", "0028,0102"), ("PixelRepresentation", "0028,0103"))
+_SCALES = (("RescaleSlope", "0028,1053"), ("RescaleIntercept", "0028,1052"))
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _PARALLEL = 1e-4  # how far orientations of one series, which are written with six digits, may differ in a component
 _UNEVEN = 0.1     # of the usual distance: how far two neighbouring slices may be nearer or farther
 _OFF_GRID = 0.25  # of the usual distance: how far a slice may lie from its place on the regular grid
 _SAME_PLACE = 0.01  # of a pixel: nearer slices are the same slice
+_LONGEST = 400  # characters: six numbers of sixty
 _LOCK = threading.Lock()  # warnings are kept or dropped for the whole process
 
 
@@ -150,8 +153,16 @@ class _File:
             (("SeriesInstanceUID (0020,000E)", self._text(self._document, "SeriesInstanceUID")),
              ("FrameOfReferenceUID (0020,0052)", self._text(self._document, "FrameOfReferenceUID")),
              ("PhotometricInterpretation (0028,0004)", photometric),
-             ("RescaleSlope (0028,1053)", "there" if self._place_of(places, "RescaleSlope", "PixelValueTransformationSequence") else "missing")),
+             *((f"{name} ({tag})", str(self._whole(self._document, name, ""))) for name, tag in _COMMON),
+             *((f"{name} ({tag})", self._scale(places, name)) for name, tag in _SCALES)),
             inverted)
+
+    def _scale(self, places: Sequence[Any], name: str) -> str:
+        """Of CT, where Hounsfield units are the same in all slices, the number; else whether it is there: PET scales each slice by itself."""
+        place = self._place_of(places, name, "PixelValueTransformationSequence")
+        if place is None or self._text(self._document, "Modality") != "CT":
+            return "" if place is None else "there"
+        return f"{float(self._numbers(places, name, 1, 'PixelValueTransformationSequence')[0]):g}"
 
     def _stored(self, frames: int) -> NDArray[Any]:
         """Stored values (frames, rows, columns), in the bits that are in use."""
@@ -270,7 +281,8 @@ class _File:
 
     def _text(self, place: Any, name: str) -> str:
         value = _value_of(place, name)
-        return (value if isinstance(value, bytes) else b"").decode("ascii", "replace").strip(" \0")
+        text = (value if isinstance(value, bytes) else b"").decode("ascii", "replace").strip(" \0")
+        return "".join(sign if sign.isprintable() else "?" for sign in text[:_LONGEST])
 
     def _unusable(self, name: str, says: str) -> Unusable:
         from pydicom.datadict import tag_for_keyword

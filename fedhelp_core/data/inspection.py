@@ -142,7 +142,7 @@ def _of_view(view: NDArray[np.uint8] | None) -> dict[str, Any]:
     counts = np.bincount(view.ravel(), minlength=256)
     shares = counts[counts > 0] / counts.sum()
     return {
-        "view_mean": float(counts @ np.arange(256) / counts.sum()), "view_entropy": float(-(shares * np.log2(shares)).sum()),
+        "view_mean": float(counts @ np.arange(256) / counts.sum()), "view_entropy": float((shares * np.log2(1 / shares)).sum()),
         "view_histogram": tuple(int(count) for count in counts.reshape(32, 8).sum(axis=1))}
 
 

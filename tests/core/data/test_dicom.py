@@ -110,7 +110,7 @@ def test_monochrome1_is_turned_round_and_told(tmp_path: Path) -> None:
 
 def test_intensities_are_rescaled_slice_by_slice(tmp_path: Path) -> None:
     def scaled(one: Dataset, z: int) -> None:
-        one.RescaleSlope, one.RescaleIntercept = 0.5 + z, -1024
+        one.RescaleSlope, one.RescaleIntercept, one.Modality = 0.5 + z, -1024, "PT"
 
     write_series(tmp_path, VOXELS, change=scaled)
     same(read_series(tmp_path), VOXELS * (0.5 + np.arange(9)) - 1024, UPRIGHT)
@@ -336,7 +336,9 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "one slice turned round": (changed(PhotometricInterpretation="MONOCHROME1"), r"PhotometricInterpretation \(0028,0004\) is MONOCHROME2 in IM0000"),
     "colours": (every(as_colour), r"PhotometricInterpretation \(0028,0004\) is RGB, MONOCHROME2 or MONOCHROME1 expected"),
     "slope 0": (changed(RescaleSlope="0"), r"RescaleSlope \(0028,1053\) is 0"),
-    "a slice without slope": (changed(RescaleSlope=None), r"RescaleSlope \(0028,1053\) is there in IM0000 and missing in IM0004"),
+    "a slice without slope": (changed(RescaleSlope=None), r"RescaleSlope \(0028,1053\) is 1 in IM0000 and missing in IM0004"),
+    "a CT slice of another scale": (changed(RescaleIntercept="-1024"), r"RescaleIntercept \(0028,1052\) is 0 in IM0000 and -1024 in IM0004"),
+    "a slice of other bits": (changed(BitsStored=12, HighBit=11), r"BitsStored \(0028,0101\) is 16 in IM0000 and 12 in IM0004"),
     "a lookup table": (every(lookup), r"ModalityLUTSequence \(0028,3000\) is there, which is not read"),
     "no pixels": (changed(PixelData=None), r"PixelData \(7FE0,0010\) is missing"),
     "half a slice": (cut, "IM0002: "),
