@@ -69,8 +69,7 @@ def explained(path: str | Path, place: Place = STATE_VOLUME) -> Iterator[None]:
 
 @contextmanager
 def scratch_file(folder: Path) -> Iterator[Path]:
-    """The path of a file or folder to be made in `folder` (made too), which no other process anywhere uses; gone afterwards."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The path of a file or folder to be made in `folder`, which no other process anywhere uses; gone afterwards."""
     path = folder / f".{secrets.token_hex(8)}.tmp"
     try:
         yield path
@@ -84,8 +83,9 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     `durable`: the content reaches the disk before the name, so that after a power loss a name never stands for missing bytes.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
     with scratch_file(path.parent) as scratch:
-        sweep(path.parent)
         yield scratch
         if durable:
             sync(scratch)
@@ -102,9 +102,9 @@ def sweep(folder: Path, *, older_than: float = _STALE) -> None:
 
 def _remove(path: Path) -> None:
     """Nothing is there afterwards, or another error says more."""
-    with suppress(OSError):
+    try:
         path.unlink(missing_ok=True)
-    if path.is_dir():
+    except OSError:  # a folder, whatever the system calls that
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -149,7 +149,7 @@ class LocalStore(Store):
         """The path of a complete file with `body`'s bytes on this file system, gone afterwards."""
         with scratch_file(self.scratch) as path:
             scratch = str(path)
-            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            descriptor = _with_parents(lambda path, _: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), scratch, scratch)
             try:
                 _fill(descriptor, body)
                 if self._durable:
