@@ -23,12 +23,14 @@ from pathlib import Path
 
 from fedhelp_core.config.silo import SiloConfig, load_silo
 from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.crashes import as_error
 from fedhelp_core.data.datalist import manifest_of
 from fedhelp_core.data.items import Item
 from fedhelp_core.data.picture_files import SUFFIXES
 from fedhelp_core.data.reading import read_examples
 from fedhelp_core.disk import explained
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, PermanentError, StorageFull, StoreUnavailable, listed
+from fedhelp_core.processes import exit_code_of
 from fedhelp_core.store.open import open_store
 from fedhelp_dispatch.request import SILO_CONFIG_VARIABLE
 
@@ -45,6 +47,11 @@ Finding = Iterator[str]
 def main(argv: Sequence[str] | None = None) -> int:
     """Look at everything; 0, or the exit code of the first thing that is wrong."""
     arguments = _parser().parse_args(argv)
+    found: list[int] = []
+    return exit_code_of(lambda: found.append(_look_at_everything(arguments)), program="fedhelp-doctor") or found[0]
+
+
+def _look_at_everything(arguments: argparse.Namespace) -> int:
     try:
         silo = load_silo(arguments.silo_config)
     except FedHelpError as e:
@@ -192,6 +199,8 @@ def _wrong(name: str, look: Callable[[], Finding]) -> tuple[str, FedHelpError] |
         return name, e
     except OSError as e:  # a volume that answers in a way that nobody foresaw
         return name, PermanentError(f"{e.filename or name}: {e.strerror or e}; check that its volume is mounted and healthy")
+    except Exception as e:
+        return name, as_error(e, f"fedhelp-doctor, {name}")
     return None
 
 
