@@ -76,12 +76,12 @@ class Ending:
             out.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _tell_how_to_go_on(self, *, can_roll_back: bool, can_promote: bool) -> None:
-        from fedhelp_core.tracking.server import tracking_uri
+        from fedhelp_core.tracking.server import shown_uri, tracking_uri
 
         run = self._run()
         print(f"\nReport     {run.store.fetch(run.keys.report)}")
         print(f"Log        {self.log}")
-        print(f"MLflow     {_command()}mlflow ui --backend-store-uri {tracking_uri(self.federation)}")
+        print(f"MLflow     {_command()}mlflow ui --backend-store-uri {shlex.quote(shown_uri(tracking_uri(self.federation)))}")
         if can_promote:
             print(f"Promote    {_command()}fedhelp promote {shlex.quote(str(self.path))}  (whatever the gate said)")
         if can_roll_back:

@@ -20,12 +20,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedhelp_core.disk import Place
-from fedhelp_core.errors import AccessDenied, ConfigError, Crashed, FedHelpError, StorageFull
+from fedhelp_core.errors import AccessDenied, ConfigError, Crashed, FedHelpError, NotFound, PermanentError, StorageFull
 
 LOGS_VARIABLE = "FEDHELP_LOGS"
 _ANYWHERE = Place({
     StorageFull: "no space left ({why}); free some, then run the same command",
     AccessDenied: "access refused ({why}); give this user the permission, or name another place",
+    NotFound: "is not what is needed there ({why}); make it, or correct the path",
+    PermanentError: "cannot be a path here ({why}); name another place",
 })
 _SHOWN = 300  # characters of a message
 
@@ -75,9 +77,13 @@ def _of_the_machine(error: Exception) -> FedHelpError | None:
         return None
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return ConfigError("more files are open than this process may have; raise the limit (ulimit -n), then run the same command")
-    if error.filename is None and error.errno in (errno.EACCES, errno.EPERM):  # of a connection, not of a file
+    if isinstance(error.filename, str | bytes):
+        path = one_line(os.fsdecode(error.filename))
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        path = "this machine's disk"
+    else:  # of a connection, not of a file
         return None
-    found = _ANYWHERE.error(error, one_line(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else "this machine's disk")
+    found = _ANYWHERE.error(error, path)
     return found if isinstance(found, FedHelpError) else None
 
 

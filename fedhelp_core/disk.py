@@ -23,7 +23,7 @@ from fedhelp_core.errors import AccessDenied, FedHelpError, NotFound, PermanentE
 
 _KINDS: Mapping[int, type[FedHelpError]] = {
     errno.ENOENT: NotFound, errno.ENOTDIR: NotFound, errno.EISDIR: NotFound,
-    errno.ENOSPC: StorageFull, errno.EDQUOT: StorageFull,
+    errno.ENOSPC: StorageFull, errno.EDQUOT: StorageFull, errno.EFBIG: StorageFull,
     errno.EACCES: AccessDenied, errno.EPERM: AccessDenied, errno.EROFS: AccessDenied,
     errno.ENAMETOOLONG: PermanentError, errno.EINVAL: PermanentError, errno.ELOOP: PermanentError,
 }

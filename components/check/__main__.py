@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from fedhelp_core.protocol.run import Run
 from fedhelp_core.softlabels.image_sources import open_sources
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
-from fedhelp_core.tracking.server import tracking_uri
+from fedhelp_core.tracking.server import require_usable, tracking_uri
 from fedhelp_dispatch.supervisor import require_none_failed, run_everywhere
 
 
@@ -197,7 +198,7 @@ def problems_of(config: Federation) -> list[FedHelpError]:
     if config.silos_in_clusters and config.store.folder is not None:
         found.append(ConfigError(
             f"store.url: silo {config.silos_in_clusters[0].name!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix"))
-    return found + _problems_of_looking([lambda: tracking_uri(config)])
+    return found + _problems_of_looking([lambda: require_usable(tracking_uri(config))])
 
 
 def _problems_of_looking(looks: Sequence[Callable[[], object]]) -> list[FedHelpError]:
@@ -217,7 +218,7 @@ def missing_teachers(config: Federation) -> list[FedHelpError]:
         ConfigError(f"public_set.teachers.{number}.uri: teacher {teacher.name!r} is to be a folder with an MLflow model, and {teacher.uri} is none;"
                     " correct the path, or give models:/NAME/VERSION")
         for number, teacher in enumerate(teachers)
-        if teacher.kind == "mlflow" and ":" not in teacher.uri.partition("/")[0] and not Path(teacher.uri).is_dir()]
+        if teacher.kind == "mlflow" and ":" not in teacher.uri.partition("/")[0] and not os.path.isdir(teacher.uri)]
 
 
 def raise_all(problems: Sequence[FedHelpError]) -> None:
@@ -235,7 +236,7 @@ def raise_all(problems: Sequence[FedHelpError]) -> None:
 def _require_store(config: Federation) -> None:
     """A store that keeps its promises."""
     folder = config.store.folder
-    if folder is not None and folder.exists() and not folder.is_dir():
+    if folder is not None and os.path.isfile(folder):
         raise ConfigError(f"store.url: a folder expected, but {folder} is a file")
     open_store(config.store.url, endpoint_url=config.store.endpoint_url).probe()
 

@@ -124,7 +124,7 @@ class LocalStore(Store):
     def without_new_folders(self) -> Iterator[None]:
         """As Store.without_new_folders; the next write makes them again."""
         scratch = Path(self._scratch)
-        made = [folder for folder in (scratch, *scratch.parents) if not folder.exists()]
+        made = [folder for folder in (scratch, *scratch.parents) if not os.path.exists(folder)]
         try:
             yield
         finally:
