@@ -30,6 +30,7 @@ from fedhelp_core.data.picture_files import SUFFIXES
 from fedhelp_core.data.reading import read_examples
 from fedhelp_core.disk import explained
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, PermanentError, StorageFull, StoreUnavailable, listed
+from fedhelp_core.places import require_temporary_folder
 from fedhelp_core.processes import exit_code_of
 from fedhelp_core.store.open import open_store
 from fedhelp_dispatch.request import SILO_CONFIG_VARIABLE
@@ -103,6 +104,7 @@ def look_at_state(silo: SiloConfig) -> Finding:
         probe_file.write_bytes(b"writable")
         probe_file.unlink()
         free = shutil.disk_usage(silo.state).free
+    require_temporary_folder(silo.state / "tmp")
     if free < _LEAST_FREE:
         raise StorageFull(f"{silo.state}: {free / 2**30:.1f} GiB free, at least {_LEAST_FREE / 2**30:.0f} expected; enlarge the state volume")
     yield f"{silo.state} can be written and has {free / 2**30:.0f} GiB free"

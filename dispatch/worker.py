@@ -19,6 +19,7 @@ from pathlib import Path
 from fedhelp_core import telemetry
 from fedhelp_core.config.silo import load_silo
 from fedhelp_core.crashes import crashes_kept_in
+from fedhelp_core.places import require_temporary_folder, settle_user
 from fedhelp_core.processes import exit_code_of
 from fedhelp_core.protocol.lease import end_without_hub
 from fedhelp_core.silo.work import open_silo
@@ -59,6 +60,8 @@ def _work(arguments: argparse.Namespace) -> None:
 
     store = open_store(arguments.store, endpoint_url=arguments.endpoint_url)
     config = load_silo(arguments.silo_config)
+    require_temporary_folder(config.state / "tmp")
+    settle_user()
     if arguments.lease is not None:
         end_without_hub(store, arguments.run, config.name, arguments.lease, f"fedhelp-worker {arguments.action}")
     with crashes_kept_in(config.state / "crashes", f"fedhelp-worker {arguments.action}"):

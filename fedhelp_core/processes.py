@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from fedhelp_core.crashes import as_error
 from fedhelp_core.errors import FedHelpError
+from fedhelp_core.places import settle_user
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _NOBODY_READS = 141  # what shells say of a program that SIGPIPE ended
@@ -29,6 +30,7 @@ def task(component: str) -> Iterator[None]:
     """Around a kfp component's body: an error ends the process with its sentence and exit code, not a traceback."""
     if threading.current_thread() is threading.main_thread():
         ends_on_sigterm()
+    settle_user()
     try:
         yield
     except Exception as e:
@@ -41,6 +43,7 @@ def exit_code_of(function: Callable[[], object], *, program: str, passing: tuple
     `passing`: exceptions that the caller's own caller explains.
     """
     ends_on_sigterm()
+    settle_user()
     _print_anything()
     threading.excepthook = partial(_thread_ended, program)
     try:

@@ -25,6 +25,7 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, NotFound, PermanentError
+from fedhelp_core.places import require_temporary_folder
 from fedhelp_core.protocol.documents import SiloReport
 from fedhelp_core.protocol.facts import Kinds
 from fedhelp_core.protocol.kinds import resolve_kinds
@@ -184,7 +185,7 @@ def federation_in(body: bytes, source: str) -> Federation:
 
 def static_problems(config: Federation) -> list[FedHelpError]:
     """What can be found to be wrong without asking a silo or a teacher. Writes to the store and removes what it wrote."""
-    looks: list[Callable[[], object]] = [lambda: _require_store(config)]
+    looks: list[Callable[[], object]] = [require_temporary_folder, lambda: _require_store(config)]
     if config.uses_public_set and config.public_set is not None:
         looks.append(partial(_require_public_images, config.public_set, config.task))
     return problems_of(config) + _problems_of_looking(looks)
