@@ -35,9 +35,10 @@ def kubeflow_errors(endpoint: str, *, wish: str, advice: str) -> Iterator[None]:
     Raises:
         AccessDenied, StoreUnavailable, PermanentError: Kubeflow refuses this account, cannot answer now, refuses what was asked for.
     """
-    from fedhelp_pipelines.client import NotKubeflow
     from kfp_server_api.exceptions import ApiException
     from urllib3.exceptions import HTTPError
+
+    from fedhelp_pipelines.client import NotKubeflow
 
     where = f"Kubeflow endpoint {endpoint}"
     try:

@@ -200,7 +200,9 @@ def phantom(task: str, folder: Path) -> None:
     from fedhelp_cli.run import prepared_demo
 
     path = prepared_demo(folder, task)
-    click.echo(f"{path}: run it with: fedhelp run {path}, or compare methods with: fedhelp simulate {path}")
+    from fedhelp_cli.commands import quoted
+
+    click.echo(f"{path}: run it with: fedhelp run {quoted(path)}, or compare methods with: fedhelp simulate {quoted(path)}")
 
 
 @main.group(epilog=_EXIT_CODES)
@@ -237,7 +239,9 @@ def compile_(pipeline: str, federation: Path | None, output: Path | None) -> Non
     text = compiled(pipeline, defaults)
     path = output or Path(f"{pipeline}.yaml")
     path.write_text(text, encoding="utf-8")
-    click.echo(f"{path}: upload it in the Kubeflow UI under Pipelines, or with: fedhelp register {path} --endpoint URL")
+    from fedhelp_cli.commands import quoted
+
+    click.echo(f"{path}: upload it in the Kubeflow UI under Pipelines, or with: fedhelp register {quoted(path)} --endpoint URL")
 
 
 @main.command(epilog=_EXIT_CODES)

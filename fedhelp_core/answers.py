@@ -42,10 +42,12 @@ def skew_of(date: str | None) -> float | None:
         return None
 
 
-def clock_is_off(where: str, skew: float) -> str:
-    """The sentence for a clock that is `skew` seconds ahead of the server `where`."""
-    return (f"this node's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {where}, at most {LARGEST_SKEW:.0f} s expected:"
-            " requests are refused as badly signed; set the node's time (chrony, systemd-timesyncd)")
+def clock_is_off(where: str, skew: float | None) -> str:
+    """The sentence for a clock that is `skew` seconds ahead of the server `where`; None, or too little: by how much is not known."""
+    known = skew is not None and abs(skew) > LARGEST_SKEW
+    much = f"is {abs(skew or 0):.0f} s {'ahead of' if (skew or 0) > 0 else 'behind'}" if known else "differs from that of"
+    return (f"this node's clock {much} {where}, at most {LARGEST_SKEW:.0f} s expected: requests are refused as badly signed; set the node's time"
+            " (chrony, systemd-timesyncd)")
 
 
 def untrusted(error: object, *, bundle: str) -> str | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from fedhelp_core.disk import Place
 from fedhelp_core.errors import AccessDenied, ConfigError, Crashed, FedHelpError, NotFound, PermanentError, StorageFull
+from fedhelp_core.places import require_temporary_folder
 
 LOGS_VARIABLE = "FEDHELP_LOGS"
 _ANYWHERE = Place({
@@ -50,15 +51,15 @@ def crashes_kept_in(folder: Path, doing: str) -> Iterator[None]:
 
 def as_error(error: Exception, doing: str, *folders: Path) -> FedHelpError:
     """`error` in a sentence that says where its trace is kept: in the first of `folders`, or of the usual places, that takes a file."""
-    place = _kept(error, doing, folders)
-    trace = f"the full trace is in {place}" if place is not None else "the full trace is above"
-    known = _of_the_machine(error)
-    if known is None:
-        what = ": ".join(part for part in (type(error).__name__, one_line(error)) if part)
-        sentence = f"{doing} met an error that it does not know ({what}); {trace}: look there, then run the same command again, or report it"
+    known, place = _of_the_machine(error), _kept(error, doing, folders)
+    if known is not None:
+        found = type(known)(f"{known}; the full trace is in {place}") if place is not None else known
     else:
-        sentence = f"{known}; {trace}"
-    found = (Crashed if known is None else type(known))(sentence)
+        if place is None:
+            _print_trace(error)
+        trace = f"the full trace is in {place}" if place is not None else "the full trace is above"
+        what = ": ".join(part for part in (type(error).__name__, one_line(error)) if part)
+        found = Crashed(f"{doing} met an error that it does not know ({what}); {trace}: look there, then run the same command again, or report it")
     for note in getattr(error, "__notes__", []):
         found.add_note(note)
     return found
@@ -75,6 +76,11 @@ def _of_the_machine(error: Exception) -> FedHelpError | None:
     """What the operating system refuses in a way that has a remedy, wherever it was met; None for everything else."""
     if not isinstance(error, OSError):
         return None
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # what tempfile raises
+        try:
+            require_temporary_folder()
+        except ConfigError as e:
+            return e
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return ConfigError("more files are open than this process may have; raise the limit (ulimit -n), then run the same command")
     if isinstance(error.filename, str | bytes):
@@ -88,7 +94,7 @@ def _of_the_machine(error: Exception) -> FedHelpError | None:
 
 
 def _kept(error: Exception, doing: str, folders: tuple[Path, ...]) -> Path | None:
-    """The file that holds `error`'s trace; None where it was printed, since no folder takes a file."""
+    """The file that holds `error`'s trace; None where no folder takes one."""
     text = f"{doing}, {time.strftime('%Y-%m-%d %H:%M:%S %Z')}, Python {platform.python_version()}, {platform.platform()}\n\n"
     text += "".join(traceback.format_exception(error))
     for folder in (*folders, *_usual_folders()):
@@ -99,9 +105,12 @@ def _kept(error: Exception, doing: str, folders: tuple[Path, ...]) -> Path | Non
             with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
             return path
-    with suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
     return None
+
+
+def _print_trace(error: Exception) -> None:
+    with suppress(OSError, ValueError):
+        print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
 
 
 def _usual_folders() -> Iterator[Path]:

@@ -191,8 +191,8 @@ class Federation(Section):
         deepest = max(models, key=lambda name: smallest_trained_side(models[name]), default=None)
         if deepest is not None and sides[trained_on] < (least := smallest_trained_side(models[deepest])):
             problems.append(
-                f"{trained_on}: at least {least} expected for {deepest}, got {sides[trained_on]}: it would leave maps of one pixel, of which a batch norm"
-                " makes nothing")
+                f"{trained_on}: at least {least} expected for {deepest}, got {sides[trained_on]}: it would leave maps of one pixel, of which a batch"
+                " norm makes nothing")
         return problems
 
     def override(self, **changes: Any) -> Federation:

@@ -309,12 +309,11 @@ def _error_for(e: ClientError, where: str, bucket: str) -> FedHelpError | _Exist
         return NotFound(f"{where}: no such object")
     if code in _UNKNOWN or status == 501:
         return ConfigError(
-            f"{where}: the server does not implement this request ({said}); FedHelp needs conditional writes (If-None-Match: *) and multipart uploads:"
-            " upgrade the server, or use another")
+            f"{where}: the server does not implement this request ({said}); FedHelp needs conditional writes (If-None-Match: *) and multipart"
+            " uploads: upgrade the server, or use another")
     skew = skew_of(e.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date"))
     if code in _CLOCK or (status in (400, 401, 403) and skew is not None and abs(skew) > LARGEST_SKEW):
-        return ConfigError(f"{where}: {clock_is_off('the store', skew or 0.0)} ({said})" if skew is not None and abs(skew) > LARGEST_SKEW else
-                           f"{where}: the store's clock and this node's differ too much ({said}); set this node's time (chrony, systemd-timesyncd)")
+        return ConfigError(f"{where}: {clock_is_off('the store', skew)} ({said})")
     if code == "SignatureDoesNotMatch":
         return AccessDenied(
             f"{where}: the signature does not match ({said}); correct AWS_SECRET_ACCESS_KEY, or find the proxy that changes requests on their way")
@@ -343,7 +342,7 @@ def _require_s3(endpoint_url: str, response_dict: Mapping[str, Any], operation_m
     page = page_instead(status, response_dict["headers"], body if isinstance(body, bytes) else b"")
     if page is not None:
         raise ConfigError(
-            f"{endpoint_url}: {page} answers instead of an S3 server; give the address of the S3 API, not of its console or of a login page before it")
+            f"{endpoint_url}: {page} answers instead of an S3 server; give the address of the S3 API, not of its console or of a login page")
 
 
 def _save(body: BinaryIO, path: Path) -> None:

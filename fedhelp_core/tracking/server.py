@@ -15,6 +15,7 @@ from typing import Any
 
 from fedhelp_core.answers import untrusted
 from fedhelp_core.config.federation import Federation
+from fedhelp_core.disk import Place, require_locks
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StorageFull, StoreUnavailable
 from fedhelp_core.proxies import tell_libraries
 
@@ -50,10 +51,14 @@ def require_usable(uri: str) -> None:
     """Nothing where MLflow may be at `uri`, as far as can be told without importing it: a SQLite file that is there is looked into.
 
     Raises:
-        ConfigError: it is a folder or no SQLite file.
+        ConfigError: it is a folder or no SQLite file, or its file system has no locks.
     """
     path = sqlite_path(uri)
-    if path is None or not path.exists():
+    if path is None:
+        return
+    if path.parent.is_dir():
+        require_locks(path.parent, _DATABASE)
+    if not path.exists():
         return
     try:
         with path.open("rb") as file:
@@ -115,8 +120,8 @@ def sqlite_path(uri: str) -> Path | None:
     path = Path(uri.removeprefix("sqlite:///")).absolute()
     if found := _IN_URLS.search(str(path)):
         raise ConfigError(
-            f"tracking.uri: MLflow cannot keep files below {path.parent}, since it reads {found[0]!r} in a path as part of a URL; name a database elsewhere"
-            " (tracking.uri: sqlite:////folder/mlflow.db), or rename the folder")
+            f"tracking.uri: MLflow cannot keep files below {path.parent}, since it reads {found[0]!r} in a path as part of a URL; name a database"
+            " elsewhere (tracking.uri: sqlite:////folder/mlflow.db), or rename the folder")
     return path
 
 
@@ -168,6 +173,7 @@ def explained(uri: str) -> Iterator[None]:
         raise known from e
 
 
+_DATABASE = Place({ConfigError: "the file system has no locks ({why}), which MLflow's SQLite file needs; name a database elsewhere as tracking.uri"})
 _SQLITE = b"SQLite format 3\0"  # how every database file begins but an empty one
 _IN_URLS = re.compile("[%?]")  # what SQLAlchemy and MLflow unquote, cut off or both, each at other places
 _SCHEMA = re.compile(r"out-of-date database schema \(found version (\w+), but expected (\w+)\)")  # of a newer one too
@@ -197,6 +203,8 @@ def error_for(error: Exception, uri: str) -> FedHelpError | None:
         return PermanentError(f"{where}: refuses the request ({said}); check tracking.uri and that the server is as new as this client")
     if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
         return StorageFull(f"{where}: no space left ({said}); free some, then try again")
+    if isinstance(error, OSError) and isinstance(without_locks := _DATABASE.error(error, shown_uri(uri)), ConfigError):
+        return without_locks
     if isinstance(error, PermissionError):
         return AccessDenied(f"{where}: {said}; check the folder's permissions")
     if (why := untrusted(error, bundle="REQUESTS_CA_BUNDLE")) is not None:
@@ -216,6 +224,8 @@ def _broken_database(uri: str, said: str) -> str | None:
     file = sqlite_path(uri)
     if file is not None and (found := next((what for what in _NO_DATABASE if what in said), None)) is not None:
         return f"{file} is no SQLite database ({found}); correct tracking.uri, or restore the file from a backup"
+    if file is not None and "locking protocol" in said:
+        return f"the file system of {file} has no locks that SQLite can use ({said}); name a database elsewhere as tracking.uri"
     if file is not None and file.is_dir():
         return f"{file} is a folder, where a SQLite file was expected; correct tracking.uri"
     return None
