@@ -18,6 +18,8 @@ from pathlib import Path
 
 from fedhelp_core import telemetry
 from fedhelp_core.config.silo import load_silo
+from fedhelp_core.crashes import crashes_kept_in
+from fedhelp_core.places import require_temporary_folder, settle_user
 from fedhelp_core.processes import exit_code_of
 from fedhelp_core.protocol.lease import end_without_hub
 from fedhelp_core.silo.work import open_silo
@@ -58,15 +60,18 @@ def _work(arguments: argparse.Namespace) -> None:
 
     store = open_store(arguments.store, endpoint_url=arguments.endpoint_url)
     config = load_silo(arguments.silo_config)
+    require_temporary_folder(config.state / "tmp")
+    settle_user()
     if arguments.lease is not None:
         end_without_hub(store, arguments.run, config.name, arguments.lease, f"fedhelp-worker {arguments.action}")
-    silo = open_silo(config, store, arguments.run, on_event=on_event)
-    if arguments.action == "check":
-        _print_event({"event": "checked", **asdict(silo.check())})
-    elif arguments.action == "train":
-        silo.train(last_round=silo.federation.algorithm.rounds, only=arguments.round)
-    else:
-        _print_event({"event": "evaluated", **{k: v for k, v in asdict(silo.evaluate()).items() if k != "models"}})
+    with crashes_kept_in(config.state / "crashes", f"fedhelp-worker {arguments.action}"):
+        silo = open_silo(config, store, arguments.run, on_event=on_event)
+        if arguments.action == "check":
+            _print_event({"event": "checked", **asdict(silo.check())})
+        elif arguments.action == "train":
+            silo.train(last_round=silo.federation.algorithm.rounds, only=arguments.round)
+        else:
+            _print_event({"event": "evaluated", **{k: v for k, v in asdict(silo.evaluate()).items() if k != "models"}})
 
 
 def _print_event(event: dict[str, object]) -> None:

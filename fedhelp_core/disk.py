@@ -7,6 +7,7 @@ its name when it is complete; until then it has a random one, since on a shared 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
@@ -19,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedhelp_core.errors import AccessDenied, FedHelpError, NotFound, PermanentError, StorageFull
+from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StorageFull
 
 _KINDS: Mapping[int, type[FedHelpError]] = {
     errno.ENOENT: NotFound, errno.ENOTDIR: NotFound, errno.EISDIR: NotFound,
-    errno.ENOSPC: StorageFull, errno.EDQUOT: StorageFull,
+    errno.ENOSPC: StorageFull, errno.EDQUOT: StorageFull, errno.EFBIG: StorageFull,
     errno.EACCES: AccessDenied, errno.EPERM: AccessDenied, errno.EROFS: AccessDenied,
+    errno.ENOLCK: ConfigError, errno.ENOSYS: ConfigError, errno.EOPNOTSUPP: ConfigError,
     errno.ENAMETOOLONG: PermanentError, errno.EINVAL: PermanentError, errno.ELOOP: PermanentError,
 }
 _SCRATCH = ".*.tmp"  # names of files that are not complete
@@ -52,6 +54,7 @@ class Place:
 STATE_VOLUME = Place({
     StorageFull: "no space left on the silo's state volume; free some or enlarge it, then run again",
     AccessDenied: "not writable ({why}); mount the state volume read-write for this user",
+    ConfigError: "its file system has no locks ({why}), which keep two workers apart; choose another volume, such as a disk or NFS version 4",
 })
 """A silo's own volume: its state, its caches."""
 
@@ -106,6 +109,21 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError:  # a folder, whatever the system calls that
         shutil.rmtree(path, ignore_errors=True)
+
+
+def require_locks(folder: Path, place: Place = STATE_VOLUME) -> None:
+    """Nothing where the file system of `folder`, which exists, has locks.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    with explained(folder, place):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(BlockingIOError):  # somebody holds one
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
 
 
 def write_all(handle: io.FileIO, piece: Any) -> None:

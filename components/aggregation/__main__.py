@@ -53,7 +53,7 @@ def close_rounds(session: Session, *, progress_file: str = "") -> Commit:
                 say(describe(commit, federation.algorithm.rounds, seconds))
             if progress_file:
                 Path(progress_file).write_text("\n".join(lines) + "\n", encoding="utf-8")
-            telemetry.push_if_configured("fedhelp_aggregation")  # every round: who watches a run wants to see it
+            telemetry.push_if_configured(telemetry.AGGREGATION, run.run_id)  # every round: who watches a run wants to see it
     return commit
 
 

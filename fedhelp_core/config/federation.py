@@ -21,7 +21,7 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.registry.methods import METHOD_PARTS
-from fedhelp_core.registry.models import Network, model_called
+from fedhelp_core.registry.models import Network, model_called, smallest_trained_side
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.store.url import folder_of
 
@@ -172,7 +172,7 @@ class Federation(Section):
         return self
 
     def _models_that_do_not_fit(self) -> list[str]:
-        """A model that does not know this task's images, or an image whose sides a U-Net cannot halve level by level."""
+        """A model that does not know this task's images, or an image with sides that it cannot be trained on."""
         task, volume = TASKS[self.task.name], self.task.volume
         models: dict[str, Network] = {}
         problems = []
@@ -187,6 +187,12 @@ class Federation(Section):
         if strictest is not None:
             most = models[strictest].sides_multiple_of
             problems += [f"{field}: a multiple of {most} expected for {strictest}, got {side}" for field, side in sides.items() if side % most]
+        trained_on = next(iter(sides))  # windows are answered alone, where batch norms use what they know
+        deepest = max(models, key=lambda name: smallest_trained_side(models[name]), default=None)
+        if deepest is not None and sides[trained_on] < (least := smallest_trained_side(models[deepest])):
+            problems.append(
+                f"{trained_on}: at least {least} expected for {deepest}, got {sides[trained_on]}: it would leave maps of one pixel, of which a batch"
+                " norm makes nothing")
         return problems
 
     def override(self, **changes: Any) -> Federation:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 
 from fedhelp_core.errors import ConfigError
 
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:")  # s3://bucket, models:/name@alias, runs:/id/model
 
 
@@ -30,15 +31,37 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: is a folder; give the path of a YAML file inside it") from e
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: cannot be read ({e}); check its permissions and that it is UTF-8 text") from e
+    except RecursionError as e:
+        raise ConfigError(f"{path}: is nested deeper than any configuration; give a file as `fedhelp data phantom` writes it") from e
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{path}: is not valid YAML{where}: {getattr(e, 'problem', e)}") from e
+    require_texts(document, source=str(path))
     if document is None:
         raise ConfigError(f"{path}: is empty; expected a mapping of fields")
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected a mapping of fields, got {type(document).__name__}")
     return document
+
+
+def require_texts(document: Any, *, source: str) -> None:
+    """Nothing where every text of `document` can be a file's name and be printed: YAML and JSON can escape characters that cannot.
+
+    Raises:
+        ConfigError: a text holds such a character (every one listed).
+    """
+    wrong = [f"{source}: {field}: holds {character!r}, which no name of a file and no message can hold; remove it"
+             for field, text in _texts(document, "") for character in _NO_TEXT.findall(text)[:1]]
+    if wrong:
+        raise ConfigError(wrong)
+
+
+def _texts(node: Any, field: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, str):
+        yield field, node
+    for key, inner in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield from _texts(inner, f"{field}.{key}" if field else str(key))
 
 
 def with_absolute_paths(document: Any, base: Path, dotted_paths: tuple[str, ...]) -> Any:
@@ -83,7 +106,15 @@ def with_changed(document: Any, dotted_paths: tuple[str, ...], change: Callable[
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a field that is given twice, of which YAML would keep the last one without a word."""
+    """Refuses a field that is given twice, of which YAML would keep the last one without a word, and a value that is not what it looks like."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, AttributeError, ArithmeticError) as e:  # YAML took it for a date or a number, which it is not
+            kind = node.tag.rpartition(":")[2]
+            shown = str(node.value)[:40] if isinstance(node, yaml.ScalarNode) else "this"
+            raise yaml.MarkedYAMLError(problem=f"{shown!r} is no {kind}; put it in quotes if it is a text", problem_mark=node.start_mark) from e
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

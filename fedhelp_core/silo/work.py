@@ -22,6 +22,7 @@ from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.federation import Federation, parse_federation
 from fedhelp_core.config.silo import SiloConfig
 from fedhelp_core.data.arrays import ImageArrays, SiloArrays, load_silo_arrays
+from fedhelp_core.disk import explained, require_locks
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
@@ -213,7 +214,9 @@ def with_public_set(data: SiloData, run: Run, cache: Path) -> SiloData:
 
 def open_silo(config: SiloConfig, store: Store, run_id: str, *, on_event: Event | None = None) -> Silo:
     """The silo of `config` in the run `run_id`, its uploads written to the egress ledger."""
-    config.state.mkdir(parents=True, exist_ok=True)
+    with explained(config.state):
+        config.state.mkdir(parents=True, exist_ok=True)
+    require_locks(config.state)
     run = Run(LedgeredStore(store, config.state / "egress.jsonl", run_id), run_id)
     federation = parse_federation(yaml.safe_load(run.federation_yaml()), source=f"run {run_id}'s federation.yaml")
     return Silo(config, federation, run, on_event=on_event)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ssl
 import time
-import urllib.request
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import httpcore
 
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.proxies import proxy_for
 from fedhelp_core.softlabels.teachers import MaybeAnswered, NotAnswered
 
 _LONGEST_IDLE = 2.0  # seconds; servers close idle connections after 5 s or more, and a closed one looks like a lost answer
@@ -193,10 +193,10 @@ def _trust(name: str, ca_file: Path | None) -> ssl.SSLContext:
 
 def _proxy_for(name: str, parts: SplitResult) -> httpcore.Proxy | None:
     """What HTTP(S)_PROXY and NO_PROXY say about this host."""
-    found = urllib.request.getproxies().get(parts.scheme)
-    if not found or urllib.request.proxy_bypass(parts.hostname or ""):
+    found = proxy_for(parts.geturl())
+    if found is None:
         return None
-    proxy = urlsplit(found if "://" in found else f"http://{found}")
+    proxy = urlsplit(found)
     if proxy.scheme != "http" or not proxy.hostname:
         raise ConfigError(f"teacher {name!r}: the proxy that the environment names for {parts.scheme} is no http://host:port; correct it")
     login = None if proxy.username is None else (unquote(proxy.username).encode(), unquote(proxy.password or "").encode())

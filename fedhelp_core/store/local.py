@@ -54,7 +54,12 @@ class LocalStore(Store):
         with explained(target, STORE_FOLDER):
             if self._durable:
                 sync(path)
-            return self._link(str(path), target)
+            try:
+                return self._link(str(path), target)
+            except OSError as e:
+                if e.errno != errno.EXDEV:
+                    raise
+        return self.put_new(key, path)  # two mounts of one disk
 
     def put(self, key: str, body: bytes | Path) -> None:
         """As Store.put."""
@@ -124,7 +129,7 @@ class LocalStore(Store):
     def without_new_folders(self) -> Iterator[None]:
         """As Store.without_new_folders; the next write makes them again."""
         scratch = Path(self._scratch)
-        made = [folder for folder in (scratch, *scratch.parents) if not folder.exists()]
+        made = [folder for folder in (scratch, *scratch.parents) if not os.path.exists(folder)]
         try:
             yield
         finally:
@@ -139,7 +144,7 @@ class LocalStore(Store):
         except FileExistsError:
             return False
         except OSError as e:
-            if e.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            if e.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
                 raise ConfigError(f"{self.url}: this file system has no hard links, which write-once objects need; use another folder") from e
             raise
         return True

@@ -12,9 +12,10 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -34,8 +35,10 @@ from botocore.exceptions import (
 )
 from urllib3.exceptions import HTTPError
 
+from fedhelp_core.answers import LARGEST_SKEW, clock_is_off, page_instead, skew_of, untrusted
 from fedhelp_core.disk import Place, atomic_write, explained, write_all
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StorageFull, StoreUnavailable
+from fedhelp_core.proxies import proxies_for
 from fedhelp_core.store.base import Store, check_key, check_size
 
 _T = TypeVar("_T")
@@ -55,6 +58,8 @@ _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Expir
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientCapacity"}
 _BUSY = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests", "ServiceUnavailable", "InternalError"}
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
+_CLOCK = {"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"}
+_UNKNOWN = {"NotImplemented", "501"}  # of conditional writes: what some appliances and gateways say to If-None-Match
 
 
 _COPY = Place({StorageFull: "no room for a copy of an object ({why}); free some, or set TMPDIR"}, otherwise=StorageFull)
@@ -221,10 +226,14 @@ class S3Store(Store):
         # a server that is not AWS is addressed by path: its certificate and DNS rarely cover bucket.host
         style = Config(s3={"addressing_style": "path"}) if self._endpoint_url else Config()
         try:
-            return session.client(
-                "s3", endpoint_url=self._endpoint_url, region_name=session.region_name or "us-east-1", config=_CONFIG.merge(style))
+            proxies = Config(proxies=proxies_for(self._endpoint_url or "https://s3.amazonaws.com"))
+            client = session.client(
+                "s3", endpoint_url=self._endpoint_url, region_name=session.region_name or "us-east-1", config=_CONFIG.merge(style).merge(proxies))
         except ValueError as e:
             raise ConfigError(f"store endpoint_url {self._endpoint_url!r}: {e}; https://host or http://host:port expected") from e
+        if self._endpoint_url:  # AWS redirects where a bucket is in another region, which boto3 follows
+            client.meta.events.register_first("before-parse.s3.*", partial(_require_s3, self._endpoint_url))
+        return client
 
     def _copies(self) -> Path:
         """This process's folder of copies, removed with it."""
@@ -267,6 +276,8 @@ class S3Store(Store):
         except (ParamValidationError, NoRegionError) as e:
             raise ConfigError(f"{where}: the store's url is not usable ({_first_line(e)})") from e
         except (ConnectTimeoutError, EndpointConnectionError, SSLError) as e:  # tried several times by boto3 already
+            if (why := untrusted(e, bundle="AWS_CA_BUNDLE")) is not None:
+                raise ConfigError(f"{where}: {why}") from e
             raise StoreUnavailable(f"{where}: not reached ({_first_line(e)}); check the endpoint and the network, then try again") from e
         except (HTTPError, OSError) as e:
             if isinstance(e, OSError) and e.filename is not None:  # a local file's trouble, e.g. no space for a copy
@@ -296,6 +307,16 @@ def _error_for(e: ClientError, where: str, bucket: str) -> FedHelpError | _Exist
         return ConfigError(f"{where}: bucket {bucket!r} does not exist; create it, or correct the store's url")
     if code in _ABSENT:
         return NotFound(f"{where}: no such object")
+    if code in _UNKNOWN or status == 501:
+        return ConfigError(
+            f"{where}: the server does not implement this request ({said}); FedHelp needs conditional writes (If-None-Match: *) and multipart"
+            " uploads: upgrade the server, or use another")
+    skew = skew_of(e.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date"))
+    if code in _CLOCK or (status in (400, 401, 403) and skew is not None and abs(skew) > LARGEST_SKEW):
+        return ConfigError(f"{where}: {clock_is_off('the store', skew)} ({said})")
+    if code == "SignatureDoesNotMatch":
+        return AccessDenied(
+            f"{where}: the signature does not match ({said}); correct AWS_SECRET_ACCESS_KEY, or find the proxy that changes requests on their way")
     if code in _FULL or status == 507:
         return StorageFull(f"{where}: no space left ({said}); free some or raise the quota, then run again")
     if code in _DENIED or status in (401, 403):
@@ -307,6 +328,21 @@ def _error_for(e: ClientError, where: str, bucket: str) -> FedHelpError | _Exist
     if status in (301, 307, 400) and code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
         return ConfigError(f"{where}: the bucket is in another region ({said}); set AWS_REGION")
     return PermanentError(f"{where}: refused ({said}, HTTP {status})")
+
+
+def _require_s3(endpoint_url: str, response_dict: Mapping[str, Any], operation_model: Any, **_: object) -> None:
+    """Nothing where an S3 server may have answered so.
+
+    Raises:
+        ConfigError: a web page answers, such as the login page that stands before the server.
+    """
+    status, body = int(response_dict["status_code"]), response_dict["body"]
+    if status < 300 and operation_model.name in ("GetObject", "HeadObject"):  # the object may be a page
+        return
+    page = page_instead(status, response_dict["headers"], body if isinstance(body, bytes) else b"")
+    if page is not None:
+        raise ConfigError(
+            f"{endpoint_url}: {page} answers instead of an S3 server; give the address of the S3 API, not of its console or of a login page")
 
 
 def _save(body: BinaryIO, path: Path) -> None:
