@@ -170,7 +170,8 @@ def _date_at(address: str) -> str | None:
     try:
         with opener_for(address, urllib.request.HTTPSHandler(context=context)).open(
             urllib.request.Request(address, method="HEAD"), timeout=10) as answer:
-            return answer.headers.get("Date")
+            date: str | None = answer.headers.get("Date")
+            return date
     except urllib.error.HTTPError as e:  # an answer all the same
         with e:
             return e.headers.get("Date")
