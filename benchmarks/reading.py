@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from benchmarks.figures import Figure, run_alone
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.items import Item
-from fedhelp_core.data.reading import read_examples
+from fedhelp_core.data.reading import bits_in_use, read_examples
 
 PICTURES = 1000
 TARGET = 1.1
@@ -82,7 +82,7 @@ def _seconds(read: Callable[[Sequence[Item]], None], items: Sequence[Item]) -> f
 
 def _ours(items: Sequence[Item]) -> None:
     task = TaskConfig(name="melanoma" if items[0].mask is None else "lung-segmentation", image_size=SIZE)
-    for example in read_examples(items, task):
+    for example in read_examples(items, task, bits_in_use(items, task)):
         assert not example.problem, example.problem
 
 
