@@ -163,18 +163,17 @@ def look_at_gpu(*, wanted: bool) -> Finding:
     yield f"{device.name} with {device.total_memory / 2**30:.0f} GiB computes"
 
 
-def _date_at(address: str) -> str | None:
+def _date_at(address: str) -> str:
     """The server's clock: the Date of whatever it answers."""
     bundle = os.environ.get("AWS_CA_BUNDLE")
     context = ssl.create_default_context(cafile=bundle) if bundle else None
     try:
         with opener_for(address, urllib.request.HTTPSHandler(context=context)).open(
             urllib.request.Request(address, method="HEAD"), timeout=10) as answer:
-            date: str | None = answer.headers.get("Date")
-            return date
+            return str(answer.headers["Date"])
     except urllib.error.HTTPError as e:  # an answer all the same
         with e:
-            return e.headers.get("Date")
+            return str(e.headers["Date"])
     except (OSError, ValueError) as e:
         if (why := untrusted(e, bundle="AWS_CA_BUNDLE")) is not None:
             raise ConfigError(f"{address}: {why}") from e

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import io
 import os
+import select
 import signal
 import sys
 import threading
@@ -101,14 +102,15 @@ def _nobody_reads() -> bool:
     """Whether the reader of standard output or error has gone. What is left is then dropped, or Python would complain at its exit."""
     gone = False
     for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except BrokenPipeError:
-            gone = True
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+        with suppress(OSError, ValueError, AttributeError):  # no stream, or none of the system's
+            descriptor = stream.fileno()
+            look = select.poll()
+            look.register(descriptor, 0)
+            if any(events & select.POLLERR for _, events in look.poll(0)):
+                gone = True
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
     return gone
 
 

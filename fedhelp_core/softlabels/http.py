@@ -46,7 +46,7 @@ class Response:
 class Server:
     """The server at `url`, whose path is the base of every request's.
 
-    Proxies are those that HTTP_PROXY, HTTPS_PROXY and NO_PROXY name, as Python's urllib reads them; an http:// proxy alone.
+    Proxies are those that HTTP_PROXY, HTTPS_PROXY and NO_PROXY name, by the one rule of proxies.py; an http:// proxy alone.
 
     Args:
         name: Who this is, for messages.
