@@ -47,8 +47,7 @@ def test_files_and_arrays_agree_bit_for_bit(
 ) -> None:
     updates = random_updates(5)
     expected = serialize_weights(average_arrays(updates, shares), "net")
-    for module in (arithmetic, averaging):
-        monkeypatch.setattr(module, "PIECE_ELEMENTS", piece)
+    monkeypatch.setattr(arithmetic, "PIECE_ELEMENTS", piece)
     monkeypatch.setattr(averaging, "_WORTH_THREADS", 0)
     sha256 = average_files(written(tmp_path, updates), shares, tmp_path / "mean", "net", threads=threads)
     assert (tmp_path / "mean").read_bytes() == expected

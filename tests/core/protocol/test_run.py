@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fedhelp_core.errors import AccessDenied, NotFound, PermanentError, QuorumLost, RunAborted, RunConflict, StoreUnavailable, WeightsError
-from fedhelp_core.protocol.closing import close_round
+from fedhelp_core.protocol.closing import Terms, close_round
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.base import Store
@@ -25,6 +25,7 @@ from fedhelp_core.weights.header import Weights
 
 Open = Callable[[], Store]
 SILOS = ("amsterdam", "berlin", "cadiz")
+SAMPLES = {"amsterdam": 30, "berlin": 10, "cadiz": 10}
 CONFIG = "algorithm:\n  rounds: 3\n  temperature: 1.0\nsilos:\n- name: amsterdam\n- name: berlin\n"
 
 
@@ -33,13 +34,17 @@ def weights(value: float) -> Weights:
 
 
 def submit(run: Run, silo: str, round: int, value: float, **more: Any) -> UpdateManifest:
-    facts: dict[str, Any] = {"architecture": "net", "samples": 10, "loss": 0.5, "metrics": {"seconds": 1.5}, **more}
+    before = run.commit(round - 1)
+    facts: dict[str, Any] = {
+        "trained_from": before.global_sha256 if before is not None else "0" * 64, "architecture": "net", "samples": 10, "loss": 0.5,
+        "metrics": {"seconds": 1.5}, **more}
     return run.submit_update(silo, round, weights(value), **facts)
 
 
 def close(run: Run, round: int = 1, silos: tuple[str, ...] = SILOS, **more: Any) -> Commit:
-    settings: dict[str, Any] = {"min_silos": 1, "deadline_s": 20.0, "max_update_bytes": 10**6, **more}
-    return close_round(run, round, silos, **settings)
+    terms = Terms(max_bytes=more.pop("max_bytes", 10**6), **{name: more.pop(name) for name in ("max_norm", "max_norm_ratio", "metrics") if name in more})
+    settings: dict[str, Any] = {"min_silos": 1, "deadline_s": 20.0, **more}
+    return close_round(run, round, {silo: SAMPLES.get(silo, 10) for silo in silos}, terms=terms, **settings)
 
 
 def value_of(run: Run, commit: Commit) -> list[float]:
@@ -110,13 +115,14 @@ class TestRound:
         assert commit.previous_sha256 == run.commit(0).global_sha256  # type: ignore[union-attr]
         assert (commit.absent, commit.refused) == ({}, {})
         assert Run(open_again(), "run-1").latest_commit() == commit
-        assert run.global_file(commit).read_bytes() == serialize_weights(run.global_weights(commit, max_bytes=10**6), "net")
+        assert run.global_file(commit, max_bytes=10**6).read_bytes() == serialize_weights(run.global_weights(commit, max_bytes=10**6), "net")
 
     def test_samples_weigh_when_asked_to(self, run: Run) -> None:
-        submit(run, "amsterdam", 1, 0, samples=30)
-        submit(run, "berlin", 1, 4, samples=10)
+        submit(run, "amsterdam", 1, 0)
+        submit(run, "berlin", 1, 4, samples=10**9)  # what counts is what the silos' checks counted
         commit = close(run, silos=SILOS[:2], weighting="samples")
         assert commit.shares == {"amsterdam": 0.75, "berlin": 0.25}
+        assert commit.metrics["berlin"]["samples"] == 10
         assert value_of(run, commit) == [1.0, 2.0]
 
     def test_the_order_of_arrival_does_not_matter(self, tmp_path: Path) -> None:
@@ -155,7 +161,10 @@ class TestRound:
     def test_weights_can_come_from_a_file(self, run: Run, tmp_path: Path) -> None:
         path = tmp_path / "update.safetensors"
         path.write_bytes(serialize_weights(weights(5), "net"))
-        run.submit_update("berlin", 1, path, architecture="net", samples=1, loss=None, metrics={})
+        start = run.commit(0)
+        assert start is not None
+        run.submit_update(
+            "berlin", 1, path, trained_from=start.global_sha256, architecture="net", samples=1, loss=None, metrics={})
         assert value_of(run, close(run, silos=("berlin",))) == [5.0, 10.0]
 
     def test_updates_of_closed_rounds_are_dropped_but_for_their_manifests(self, run: Run) -> None:
@@ -351,12 +360,19 @@ class TestRefusal:
     def test_too_large_or_too_far_an_update_is_refused(self, run: Run) -> None:
         submit(run, "amsterdam", 1, 1)
         submit(run, "berlin", 1, 10)
-        commit = close(run, silos=SILOS[:2], max_update_norm=3.0)  # √5 is below, 10·√5 is not
+        commit = close(run, silos=SILOS[:2], max_norm=3.0)  # √5 is below, 10·√5 is not
         assert commit.participants == ("amsterdam",)
         assert "L2 norm of 22.3607, at most 3" in commit.refused["berlin"]
-        submit(run, "amsterdam", 2, 1)
-        with pytest.raises(QuorumLost, match="at most 100 expected"):
-            close(run, 2, ("amsterdam",), max_update_bytes=100)
+
+    def test_too_large_an_update_is_refused(self, run: Run) -> None:
+        submit(run, "amsterdam", 1, 1)
+        start = run.commit(0)
+        assert start is not None
+        size = run.store.size(start.global_key)
+        assert size is not None
+        larger = {"w": np.zeros(10**4, np.float32)}
+        run.submit_update("berlin", 1, larger, trained_from=start.global_sha256, architecture="net", samples=1, loss=0.5, metrics={})
+        assert f"at most {size} expected" in close(run, silos=SILOS[:2], max_bytes=size).refused["berlin"]
 
     @pytest.mark.parametrize("error", [AccessDenied("the hub's key has expired"), StoreUnavailable("server away")])
     def test_the_hubs_own_trouble_refuses_nobody(self, local_run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -522,5 +538,14 @@ class TestDamagedCommits:
         local_run.store.put(commit.global_key, serialize_weights(weights(9), "net"))
         with pytest.raises(WeightsError, match="tampered with or damaged"):
             local_run.global_weights(commit, max_bytes=10**6)
-        with pytest.raises(WeightsError, match="at most 10"):
+        with pytest.raises(PermanentError, match="at most 10 expected"):
             local_run.global_weights(commit, max_bytes=10)
+
+    @pytest.mark.parametrize(("change", "what"), [
+        ({"global_key": "runs/run-1/rounds/1/global-0000000000000000.safetensors"}, "global_key"), ({"global_key": "runs/other/model"}, "global_key"),
+        ({"absent": {"berlin": "says who?"}}, "the start has no participants"), ({"participants": ["berlin"]}, "the start has no participants")])
+    def test_a_start_that_no_silo_writes_is_tampering(self, local_run: Run, change: dict[str, Any], what: str) -> None:
+        key = local_run.keys.commit(0)
+        local_run.store.put(key, json.dumps({**json.loads(local_run.store.get(key)), **change}).encode())
+        with pytest.raises(PermanentError, match=rf"commit\.json: {what}.* the store was tampered with"):
+            Run(local_run.store, "run-1").commit(0)
