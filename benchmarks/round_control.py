@@ -90,7 +90,7 @@ def measure(*, durable: bool = True) -> Measured:
         for number in range(1, rounds + 1):
             accepted: list[float] = []
             close_round(
-                run, number, dict.fromkeys(SILOS, 1), min_silos=len(SILOS), deadline_s=60, terms=Terms(max_bytes=MAX_BYTES, max_norm_ratio=20.0),
+                run, number, dict.fromkeys(SILOS, 1), min_silos=len(SILOS), deadline_s=60, terms=Terms(max_bytes=MAX_BYTES, max_norm_ratio=8.0),
                 on_event=lambda event, seen=accepted: seen.append(time.monotonic()) if event["event"] == "update_accepted" else None)  # type: ignore[misc]
             commits.append(time.monotonic())
             taken.append(accepted[-1])

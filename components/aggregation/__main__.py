@@ -39,7 +39,8 @@ def close_rounds(session: Session, *, progress_file: str = "") -> Commit:
     federation, run = session.federation, session.run
     terms = Terms(
         max_bytes=federation.protocol.max_update_bytes, max_norm=federation.protocol.max_update_norm,
-        max_norm_ratio=federation.protocol.max_norm_ratio, metrics=METHOD_PARTS[federation.algorithm.method].metrics)
+        max_norm_ratio=federation.protocol.max_norm_ratio, max_statistics_ratio=federation.protocol.max_statistics_ratio,
+        metrics=METHOD_PARTS[federation.algorithm.method].metrics)
     lines = ["| round | silos | left out | mean loss | seconds |", "| --- | --- | --- | --- | --- |"]
     with AsyncTracker.for_run(federation, run.run_id) as tracker:
         commit = run.wait_for_commit(0)

@@ -41,9 +41,11 @@ class ProtocolConfig(Section):
     """Largest weights file accepted, bytes."""
     max_update_norm: float | None = Field(None, gt=0)
     """Largest L2 norm of (update - global); null: unbounded."""
-    max_norm_ratio: float | None = Field(20.0, ge=2)
-    """Largest L2 norm of (update - global), in medians of the round's updates, for trained weights and for batch norms' statistics apart; who is
-    beyond is refused (docs/decisions/0020). null: unbounded."""
+    max_norm_ratio: float | None = Field(8.0, ge=2)
+    """Largest L2 norm of (update - global) in medians of the round's updates, of all trained weights and of each tensor; who is beyond is refused and
+    named (docs/decisions/0020). null: unbounded."""
+    max_statistics_ratio: float | None = Field(20.0, ge=2)
+    """The same for batch norms' running means and variances, which honest silos move more unevenly."""
 
 
 class RuntimeConfig(Section):

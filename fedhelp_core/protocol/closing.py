@@ -5,7 +5,6 @@ Killed at any moment and called again, or called by two hubs at once, it ends wi
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.waiting import Poller
 from fedhelp_core.weights.check import Checked, check_weights_file
 from fedhelp_core.weights.file import WeightsFile
+from fedhelp_core.weights.outliers import outliers
 
 OnEvent = Callable[[dict[str, object]], None]
 """Called with {"event": "update_accepted" | "update_refused" | "silo_absent" | "round_committed", "round": r, …}."""
@@ -34,7 +34,9 @@ class Terms:
     max_norm: float | None = None
     """Largest L2 norm of (update - global); None: unbounded."""
     max_norm_ratio: float | None = None
-    """The same in medians of the round's updates, for trained weights and statistics apart; None: unbounded."""
+    """The same in medians of the round's updates, of all trained weights and of each tensor; None: unbounded."""
+    max_statistics_ratio: float | None = None
+    """The same for the statistics of batch norms."""
     metrics: Collection[str] | None = None
     """Names of all that a manifest may report; None: any."""
 
@@ -196,18 +198,12 @@ class _Closing:
                 f" {manifest.size_bytes} and {manifest.architecture!r}")
 
     def _refuse_outliers(self) -> None:
-        """Who moved much farther than the others: half of them are honest, so their median is a measure that one silo cannot move."""
-        ratio, moved = self._terms.max_norm_ratio, {silo: self._checked[silo] for silo in self._manifests}
-        for what, norms in (
-            ("trained weights", {silo: one.trainable for silo, one in moved.items()}),
-            ("batch norms' statistics", {silo: one.statistics for silo, one in moved.items()}),
-        ):
-            median = statistics.median(norms.values())
-            for silo, norm in norms.items():
-                if ratio is not None and silo in self._manifests and 0 < ratio * median < norm:
-                    del self._manifests[silo]
-                    self._refuse(silo, f"its {what} moved by an L2 norm of {norm:.6g}, {norm / median:.3g} times the median of this round's silos,"
-                                       f" at most {ratio:g} times (protocol.max_norm_ratio) expected")
+        """Who moved much farther than the others of this round."""
+        found = {silo: self._checked[silo] for silo in self._manifests}
+        for silo, reason in outliers(
+            found, self._previous.spec, trained=self._terms.max_norm_ratio, statistics=self._terms.max_statistics_ratio).items():
+            del self._manifests[silo]
+            self._refuse(silo, reason)
 
     def _refuse(self, silo: str, reason: object) -> None:
         self._refused[silo] = said(reason)

@@ -179,7 +179,8 @@ class Run:
     ) -> UpdateManifest:
         """Send a silo's update: weights (arrays, or a file of `write_weights`), then its manifest.
 
-        `trained_from`: sha256 (hex) of the global model that the silo started from. If this silo has answered the round already, nothing is sent and the first answer's manifest is returned. Metrics
+        `trained_from`: sha256 (hex) of the global model that the silo started from. If this silo has answered the round already,
+        nothing is sent and the first answer's manifest is returned. Metrics
         that are not finite are left out.
         """
         if (known := self.update(silo, round)) is not None:
@@ -188,7 +189,8 @@ class Run:
         sha256, size = digest_of(body)
         key = self.keys.weights(silo, round, sha256)
         manifest = UpdateManifest(
-            silo=silo, round=round, trained_from=trained_from, weights=key, sha256=sha256, size_bytes=size, samples=samples, loss=None if loss is None else float(loss),
+            silo=silo, round=round, trained_from=trained_from, weights=key, sha256=sha256, size_bytes=size, samples=samples,
+            loss=None if loss is None else float(loss),
             metrics={name: float(value) for name, value in metrics.items() if math.isfinite(value)}, architecture=architecture,
             code_version=code_version, image_digest=image_digest, created=utc_now())
         self.store.put_new(key, body)

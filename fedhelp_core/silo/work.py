@@ -121,7 +121,8 @@ class Silo:
         phases.end("save")
         seconds = time.monotonic() - started
         update = self.run.submit_update(
-            self.config.name, number, result.weights, trained_from=commit.global_sha256, architecture=self.federation.algorithm.proxy_model, samples=result.samples,
+            self.config.name, number, result.weights, trained_from=commit.global_sha256, architecture=self.federation.algorithm.proxy_model,
+            samples=result.samples,
             loss=next(iter(result.metrics.values())), metrics={**result.metrics, "seconds": round(seconds, 3)})
         phases.end("upload")
         self._on_event({

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,31 @@ from fedhelp_core.weights.segments import common_segments
 
 _COUNTS_PER_ROUND = 2**31
 """How far an integer, a counter of batches, may grow in a round: no silo trains so many, and a hundred thousand rounds of it stay in 64 bits."""
-_STATISTICS = (".running_mean", ".running_var")
-"""Names of what batch norms count instead of learning (PyTorch's own)."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A file that may enter the average, and how far it lies from its reference: L2 norms, 0 where there is none."""
+    """A file that may enter the average, and how far it lies from its reference: L2 norms, none without one."""
 
     stamp: Stamp
     """As long as this is the file's, its bytes are those that were checked."""
-    trainable: float = 0.0
-    """Over what an optimizer moves."""
-    statistics: float = 0.0
-    """Over running means and variances."""
+    norms: Mapping[str, float]
+    """By floating tensor."""
+
+    @property
+    def trainable(self) -> float:
+        """Over what an optimizer moves."""
+        return math.hypot(*(norm for name, norm in self.norms.items() if not is_statistic(name)))
+
+    @property
+    def statistics(self) -> float:
+        """Over running means and variances."""
+        return math.hypot(*(norm for name, norm in self.norms.items() if is_statistic(name)))
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor is counted by a batch norm rather than learnt (PyTorch's own names)."""
+    return name.endswith((".running_mean", ".running_var"))
 
 
 def check_weights_file(
@@ -61,13 +73,11 @@ def check_weights_file(
         require_digest(path, found.sha256, sha256)
     if found.fault is not None:
         raise WeightsError(f"{path}: tensor {quoted(found.fault[0])} holds {found.fault[1]}")
-    norm = math.sqrt(math.fsum(found.squares.values()))
+    norms = {name: math.sqrt(square) for name, square in found.squares.items()}
+    norm = math.hypot(*norms.values())
     if max_norm is not None and not norm <= max_norm:
         raise WeightsError(f"{path}: the update moved by an L2 norm of {norm:.6g}, at most {max_norm:g} (protocol.max_update_norm) expected")
-    squares = {False: 0.0, True: 0.0}
-    for name, value in found.squares.items():
-        squares[name.endswith(_STATISTICS)] += value
-    return Checked(stamp, math.sqrt(squares[False]), math.sqrt(squares[True]))
+    return Checked(stamp, norms)
 
 
 class _Scan:

@@ -47,8 +47,8 @@ KEY = "runs/r/object.json"
 DOCUMENTS: tuple[Document, ...] = (
     EVALUATION, REPORT,
     UpdateManifest(
-        silo="brno", round=1, trained_from=SHA, weights="runs/r/w", sha256=SHA, size_bytes=100, samples=12, loss=0.5, metrics={"loss": 0.5}, architecture="net",
-        created="2026-01-01T00:00:00.000+00:00"),
+        silo="brno", round=1, trained_from=SHA, weights="runs/r/w", sha256=SHA, size_bytes=100, samples=12, loss=0.5, metrics={"loss": 0.5},
+        architecture="net", created="2026-01-01T00:00:00.000+00:00"),
     Commit(
         round=1, global_key="runs/r/g", global_sha256=SHA, spec=WeightsSpec("net", {"w": ("F32", (2, 3)), "n": ("I64", ())}), participants=("brno",),
         shares={"brno": 1.0}, absent={"cadiz": "late"}, refused={"delft": "NaN"}, metrics={"brno": {"loss": 0.5, "samples": 12.0}},
@@ -74,7 +74,8 @@ FAULTS: dict[str, Any] = {
     "an object": {"x": {}}, "a list": [[]], "true": True, "a text without end": "x" * 2**21, "a number without end": 10**400,
     "below": -10**400, "deep": "DEEP", "infinite": math.inf, "minus infinite": -math.inf}
 
-STILL_GOOD = {("SiloEvaluation", "confusion", "a list"), ("Commit", "metrics", "an object"), ("Commit", "norms", "an object")}  # as far as the form goes
+STILL_GOOD = {("SiloEvaluation", "confusion", "a list"), ("Commit", "metrics", "an object"),
+              ("Commit", "norms", "an object")}  # as far as the form goes
 
 
 def fields(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
