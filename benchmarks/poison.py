@@ -183,7 +183,9 @@ def measure(federation: Federation, silos: Mapping[str, SimulatedSilo], attack: 
             proxy_with(final, states[name], settings[name]), silos[name].test_images_NCHW, silos[name].test_labels_N,
             settings[name].device).scores[objective.headline.name]
         for name in honest}
-    return {"score": statistics.mean(scores.values()), "scores": scores, "refused": refused, "blamed": blamed, "ended": ended, "rounds": algorithm.rounds}
+    return {
+        "score": statistics.mean(scores.values()), "scores": scores, "refused": refused, "blamed": blamed, "ended": ended,
+        "rounds": algorithm.rounds}
 
 
 def table(out: Path, seeds: Sequence[int]) -> str:
