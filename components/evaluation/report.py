@@ -122,7 +122,7 @@ def _rounds(store: Store, commits: list[Commit]) -> tuple[RoundReport, ...]:
         found.append(RoundReport(
             number=commit.round, participants=commit.participants, absent=commit.absent, refused=commit.refused,
             losses={silo: {k: v for k, v in m.items() if k.endswith("_loss")} for silo, m in commit.metrics.items()},
-            bytes_up=size * took_part, bytes_down=size * took_part,
+            norms={silo: moved.trainable for silo, moved in commit.norms.items()}, bytes_up=size * took_part, bytes_down=size * took_part,
             seconds=_seconds_between(before, commit) if before is not None else None))
     return tuple(found)
 
