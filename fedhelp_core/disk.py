@@ -13,6 +13,7 @@ import io
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -131,6 +132,24 @@ def write_all(handle: io.FileIO, piece: Any) -> None:
     view = memoryview(piece).cast("B")
     while view:
         view = view[handle.write(view):]
+
+
+def open_regular(path: str, flags: int) -> int:
+    """An `opener` for `open`: a descriptor of the regular file itself. Nothing waits for a pipe, and no link is followed.
+
+    Raises:
+        OSError: ENOENT for what is no regular file.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as e:
+        if e.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):  # a link; a socket or a device
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from e
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return descriptor
 
 
 def sync(path: Path) -> None:

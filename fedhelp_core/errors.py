@@ -18,7 +18,8 @@
     │   ├── StorageFull      32   no space left
     │   ├── StateLocked      33   another process works on this silo's state
     │   ├── HubSilent        34   the hub of this run has not been heard of for longer than its lease
-    │   └── ClusterUnavailable 35 a silo's Kubernetes API server not reached, or answering 5xx
+    │   ├── ClusterUnavailable 35 a silo's Kubernetes API server not reached, or answering 5xx
+    │   └── GlobalModelDiverges 36 a round's global model gives no finite loss in a silo that has done nothing to it yet
     └── Crashed              70   what nobody foresaw; its trace is in a file (crashes.py)
 
 A Job's podFailurePolicy fails at once on 10-19 and retries 30-39. Messages are one sentence: what, which, expected
@@ -150,6 +151,12 @@ class ClusterUnavailable(RetryableError):
     """A silo's Kubernetes API server was not reached, or answered with a server error."""
 
     exit_code = 35
+
+
+class GlobalModelDiverges(RetryableError):
+    """A round's global model gives no finite loss, before this silo has trained it: the silo is not to blame, and comes back in the next round."""
+
+    exit_code = 36
 
 
 class Crashed(FedHelpError):

@@ -26,6 +26,7 @@ from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, NotFound, PermanentError
 from fedhelp_core.places import require_temporary_folder
+from fedhelp_core.protocol.credible import require_credible_report
 from fedhelp_core.protocol.documents import SiloReport
 from fedhelp_core.protocol.facts import Kinds
 from fedhelp_core.protocol.kinds import resolve_kinds
@@ -129,19 +130,11 @@ def ask_silos(config: Federation, run: Run) -> dict[str, SiloReport]:
     if len(set(starts.values())) != 1:
         listed = ", ".join(f"{silo}: {sha[:12]}" for silo, sha in starts.items())
         raise PermanentError(f"silos draw different start models from the same seed ({listed}); give all of them the same image version")
-    _require_start_model(run, next(iter(starts.values())))
-    return reports
-
-
-def _require_start_model(run: Run, sha256: str) -> None:
-    """Whichever silo came first wrote it; the others did not look at what it wrote."""
     start = run.commit(0)
     if start is None:
         raise NotFound(f"run {run.run_id!r}: every silo has checked itself, but none has written the start model; start another run")
-    if start.global_sha256 != sha256:  # which all who read the weights hold them against
-        raise PermanentError(
-            f"run {run.run_id!r}: the start model in the store is not the one that all silos draw from the seed ({sha256[:12]}); somebody wrote"
-            " another: look at who may write there, and start another run")
+    run.require_start(start, next(iter(starts.values())))
+    return reports
 
 
 def _reports(config: Federation, run: Run) -> dict[str, SiloReport]:
@@ -150,6 +143,8 @@ def _reports(config: Federation, run: Run) -> dict[str, SiloReport]:
     for silo in config.silo_names:
         try:
             report = run.silo_report(silo)
+            if report is not None:
+                require_credible_report(report, config.task)
         except PermanentError as e:
             failed[silo] = f"its report makes no sense: {e}"
             continue

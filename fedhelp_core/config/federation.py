@@ -31,8 +31,8 @@ _OBJECTS = ("abort", "commit", "federation", "global", "kinds", "lease")
 class ProtocolConfig(Section):
     """The round protocol: who must answer, how long to wait, what is accepted."""
 
-    min_silos: int = Field(1, ge=1)
-    """Fewest updates that close a round; fewer end the run."""
+    min_silos: int = Field(0, ge=0)
+    """Fewest updates that close a round; fewer end the run. 0: more than half of the silos."""
     round_deadline: float = Field(3600.0, gt=0)
     """Seconds that a round waits for silos; the late are left out of it."""
     lease: float = Field(600.0, ge=1, le=86400)
@@ -41,6 +41,11 @@ class ProtocolConfig(Section):
     """Largest weights file accepted, bytes."""
     max_update_norm: float | None = Field(None, gt=0)
     """Largest L2 norm of (update - global); null: unbounded."""
+    max_norm_ratio: float | None = Field(8.0, ge=2)
+    """Largest L2 norm of (update - global) in medians of the round's updates, of all trained weights and of each tensor; who is beyond is refused and
+    named (docs/decisions/0020). null: unbounded."""
+    max_statistics_ratio: float | None = Field(20.0, ge=2)
+    """The same for batch norms' running means and variances, which honest silos move more unevenly."""
 
 
 class RuntimeConfig(Section):
@@ -117,6 +122,11 @@ class Federation(Section):
     def silo_names(self) -> tuple[str, ...]:
         """Names in the order of the file: the order in which updates are summed."""
         return tuple(silo.name for silo in self.silos)
+
+    @property
+    def quorum(self) -> int:
+        """Fewest updates that close a round, and evaluations that make a candidate."""
+        return self.protocol.min_silos or len(self.silos) // 2 + 1
 
     @property
     def silos_here(self) -> tuple[SiloEntry, ...]:

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from fedhelp_core.algorithm.inference import deployed_models
-from fedhelp_core.algorithm.local_update import SiloData, UpdateSettings, initial_weights, local_update
+from fedhelp_core.algorithm.local_update import SiloData, UpdateSettings, Weights, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.federation import Federation, parse_federation
 from fedhelp_core.config.silo import SiloConfig
@@ -71,7 +71,7 @@ class Silo:
         """Decode every image once (and cache that), draw the start model, and report counts and hashes: no image, no name of one."""
         splits = {name: getattr(self.arrays, name) for name in ("training", "validation", "test")}
         classes = len(self.federation.task.classes)
-        start = initial_weights(self.federation.algorithm, self.objective, seed=self.federation.runtime.seed)
+        start = self._start()
         self.objective.build(self.federation.algorithm.large_model)
         self.run.initialise(start, self.federation.algorithm.proxy_model)
         report = SiloReport(
@@ -110,6 +110,8 @@ class Silo:
         started = time.monotonic()
         phases = _Phases()
         self._on_event({"event": "round_started", "silo": self.config.name, "round": number})
+        if commit.round == 0:
+            self.run.require_start(commit, fingerprint(self._start(), self.federation.algorithm.proxy_model))
         weights = self.run.global_weights(commit, max_bytes=self.federation.protocol.max_update_bytes)
         state, data = self.state.before(number), self._training_data()
         phases.end("load")
@@ -119,7 +121,8 @@ class Silo:
         phases.end("save")
         seconds = time.monotonic() - started
         update = self.run.submit_update(
-            self.config.name, number, result.weights, architecture=self.federation.algorithm.proxy_model, samples=result.samples,
+            self.config.name, number, result.weights, trained_from=commit.global_sha256, architecture=self.federation.algorithm.proxy_model,
+            samples=result.samples,
             loss=next(iter(result.metrics.values())), metrics={**result.metrics, "seconds": round(seconds, 3)})
         phases.end("upload")
         self._on_event({
@@ -147,6 +150,10 @@ class Silo:
             test_samples=len(test.labels_N), test_sha256=_content_digest(test), models=models, deployed=next(iter(found_models)))
         self.run.write_evaluation(evaluation)
         return evaluation
+
+    def _start(self) -> Weights:
+        """The model that this silo's software draws from the seed."""
+        return initial_weights(self.federation.algorithm, self.objective, seed=self.federation.runtime.seed)
 
     def _latest_commit(self) -> Commit:
         self.run.raise_if_aborted()

@@ -48,6 +48,10 @@ _WHOLE_BYTES = 64 * 2**20  # up to this size, one request
 _PARALLEL_PARTS = 4
 _MOST_PARTS = 9_000
 _COPY_BYTES = 2**20  # written at once
+_LARGEST_ANSWER = 16 * 2**20  # bytes of one that is no object: a page of a listing has 1000 keys of at most 1 KiB
+_MOST_PAGES = 10_000
+_PATIENCE_S = 120.0  # for an answer, besides
+_SLOWEST = 32 * 2**10  # bytes a second
 _TRIES = 3  # of a download that breaks off, and of a write that meets another one in flight
 _CONFIG = Config(
     connect_timeout=3, read_timeout=60, retries={"mode": "standard", "max_attempts": 3}, max_pool_connections=16,
@@ -94,7 +98,7 @@ class S3Store(Store):
 
     def get(self, key: str, max_bytes: int | None = None) -> bytes:
         """As Store.get."""
-        return self._patiently(lambda: self._download(key, max_bytes, lambda body: body.read()))
+        return self._patiently(lambda: self._download(key, max_bytes, b"".join))
 
     def fetch(self, key: str, max_bytes: int | None = None) -> Path:
         """As Store.fetch: a copy in a temporary folder ($TMPDIR), kept until `release` or the end of the process."""
@@ -103,7 +107,7 @@ class S3Store(Store):
             check_size(self._name(key), path.stat().st_size, max_bytes)
             return path
         with explained(path, _COPY), atomic_write(path) as scratch:
-            self._patiently(lambda: self._download(key, max_bytes, lambda body: _save(body, scratch)))
+            self._patiently(lambda: self._download(key, max_bytes, lambda pieces: _save(pieces, scratch)))
         return path
 
     def release(self, path: Path) -> None:
@@ -122,7 +126,12 @@ class S3Store(Store):
         """As Store.list."""
         with self._explained(prefix):
             pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
-            return sorted(entry["Key"][len(self._prefix):] for page in pages for entry in page.get("Contents", ()))
+            found: list[str] = []
+            for number, page in enumerate(pages):
+                found += [entry["Key"][len(self._prefix):] for entry in page.get("Contents", ())]
+                if number >= _MOST_PAGES:
+                    raise StoreUnavailable(f"{self._name(prefix)}: a listing that does not end after {len(found)} objects; is this an S3 server?")
+            return sorted(found)
 
     def present(self, keys: Iterable[str], *, prefix: str) -> set[str]:
         """As Store.present: one listing for many, one look for one."""
@@ -201,12 +210,13 @@ class S3Store(Store):
 
     # ---- reading
 
-    def _download(self, key: str, max_bytes: int | None, use: Callable[[BinaryIO], _T]) -> _T:
+    def _download(self, key: str, max_bytes: int | None, use: Callable[[Iterator[bytes]], _T]) -> _T:
         with self._explained(key):
             answer = self._client().get_object(Bucket=self._bucket, Key=self._full(key))
             try:
-                check_size(self._name(key), int(answer["ContentLength"]), max_bytes)
-                return use(answer["Body"])
+                announced = answer.get("ContentLength", max_bytes)
+                check_size(self._name(key), announced or 0, max_bytes)
+                return use(_bounded(answer["Body"], self._name(key), max_bytes if announced is None else announced))
             finally:
                 answer["Body"].close()
 
@@ -229,6 +239,7 @@ class S3Store(Store):
             proxies = Config(proxies=proxies_for(self._endpoint_url or "https://s3.amazonaws.com"))
             client = session.client(
                 "s3", endpoint_url=self._endpoint_url, region_name=session.region_name or "us-east-1", config=_CONFIG.merge(style).merge(proxies))
+            client._endpoint.http_session = _BoundedSession(client._endpoint.http_session)
         except ValueError as e:
             raise ConfigError(f"store endpoint_url {self._endpoint_url!r}: {e}; https://host or http://host:port expected") from e
         if self._endpoint_url:  # AWS redirects where a bucket is in another region, which boto3 follows
@@ -285,6 +296,25 @@ class S3Store(Store):
             raise _Again(f"{where}: the connection broke off ({_first_line(e)}); check the network and try again") from e
         except BotoCoreError as e:
             raise _Again(f"{where}: the answer could not be used ({_first_line(e)}); try again") from e
+
+
+class _BoundedSession:
+    """botocore's HTTP session, whose answers end: it would read one that is no object to its last byte, however many follow."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def send(self, request: Any) -> Any:
+        """The answer to `request`; what is not streamed is read here."""
+        streamed, request.stream_output = request.stream_output, True
+        answer = self._session.send(request)
+        if not streamed:
+            answer._content = b"".join(_bounded(answer.raw, request.url.partition("?")[0], _LARGEST_ANSWER))
+        return answer
+
+    def close(self) -> None:
+        """As botocore's."""
+        self._session.close()
 
 
 class _Again(StoreUnavailable):
@@ -345,10 +375,23 @@ def _require_s3(endpoint_url: str, response_dict: Mapping[str, Any], operation_m
             f"{endpoint_url}: {page} answers instead of an S3 server; give the address of the S3 API, not of its console or of a login page")
 
 
-def _save(body: BinaryIO, path: Path) -> None:
+def _bounded(body: BinaryIO, where: str, most: int | None) -> Iterator[bytes]:
+    """The pieces of an answer, which must end: after `most` bytes, and in time."""
+    started, size = time.monotonic(), 0
+    while piece := body.read(_COPY_BYTES):
+        size += len(piece)
+        if most is not None and size > most:
+            raise PermanentError(f"{where}: the answer goes on after {most} bytes; it is not what it should be")
+        yield piece
+        seconds = time.monotonic() - started
+        if seconds > _PATIENCE_S + size / _SLOWEST:
+            raise StoreUnavailable(f"{where}: {size} bytes in {seconds:.0f} s, too slow to wait for; check the network and try again")
+
+
+def _save(pieces: Iterator[bytes], path: Path) -> None:
     """Write what arrives; trouble with this machine's disk is no trouble with the connection."""
     with path.open("wb", buffering=0) as file:
-        while piece := body.read(_COPY_BYTES):
+        for piece in pieces:
             with explained(path, _COPY):
                 write_all(file, piece)
 
