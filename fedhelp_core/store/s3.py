@@ -237,7 +237,7 @@ class S3Store(Store):
         style = Config(s3={"addressing_style": "path"}) if self._endpoint_url else Config()
         try:
             proxies = Config(proxies=proxies_for(self._endpoint_url or "https://s3.amazonaws.com"))
-            client = session.client(
+            client: Any = session.client(
                 "s3", endpoint_url=self._endpoint_url, region_name=session.region_name or "us-east-1", config=_CONFIG.merge(style).merge(proxies))
             client._endpoint.http_session = _BoundedSession(client._endpoint.http_session)
         except ValueError as e:

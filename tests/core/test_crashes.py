@@ -111,10 +111,12 @@ def test_an_output_that_is_full_is_told_as_such() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [
-    "check FOLDER", "check BROKEN-LINK", "check LOOP", "check BINARY", "check /dev/null", "check $'no\\xffsuch'", "run --dry-run BINARY", "run FOLDER",
+    "check FOLDER", "check BROKEN-LINK", "check LOOP", "check BINARY", "check /dev/null", "check $'no\\xffsuch'", "run --dry-run BINARY",
+    "run FOLDER",
     "promote BINARY", "rollback FOLDER", "softlabels show BINARY", "softlabels show FOLDER", "simulate --dry-run BINARY", "jobs BINARY",
     "compile --federation BINARY", "compile -o /proc/nothing/x.yaml", "compile -o FOLDER", "register BINARY --endpoint http://127.0.0.1:9",
-    "submit BINARY --endpoint http://127.0.0.1:9 --dry-run", "data phantom melanoma BINARY", "data phantom melanoma /proc/nothing", "data phantom x FOLDER",
+    "submit BINARY --endpoint http://127.0.0.1:9 --dry-run", "data phantom melanoma BINARY", "data phantom melanoma /proc/nothing",
+    "data phantom x FOLDER",
     "run --demo BINARY --dry-run",
 ])
 def test_files_that_are_not_what_a_command_expects_end_in_a_sentence(tmp_path: Path, command: str) -> None:

@@ -204,7 +204,8 @@ def test_a_loss_that_is_no_number_names_silo_round_and_what_to_change(data):
 def test_a_global_model_that_diverges_before_the_silo_has_trained_it_is_not_the_silos_fault(data, value):
     config = algorithm(normalisation="shared")
     broken = {k: np.full_like(v, value) if k == "head.weight" else v for k, v in start(config).items()}
-    with pytest.raises(GlobalModelDiverges, match=r"silo 'a', round 3: the global model after round 2 has a loss of .* before this silo has trained it"):
+    said = r"silo 'a', round 3: the global model after round 2 has a loss of .* before this silo has trained it"
+    with pytest.raises(GlobalModelDiverges, match=said):
         update(config, data, weights=broken, round_number=3)
     assert issubclass(GlobalModelDiverges, RetryableError)
 
