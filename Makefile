@@ -9,7 +9,7 @@ RUN := $(UV) run --frozen --no-sync
 DEMO ?= demo
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
-.PHONY: help setup run simulate simulate-tasks simulate-steps test test-all test-cluster kills check charts docs docs-serve format bench bench-peers images requirements cluster cluster-down e2e clean
+.PHONY: help setup run simulate simulate-tasks simulate-steps test test-all test-cluster kills check charts docs docs-serve format bench bench-peers fuzz-files images requirements cluster cluster-down e2e clean
 
 ##@ Use
 run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (two to four minutes, five the first time)
@@ -66,6 +66,10 @@ docs-serve: setup .cache/mypy ## The same at http://localhost:8000, built again 
 
 format: setup ## Sort imports and apply ruff's safe fixes
 	@$(RUN) ruff check --fix .
+
+FUZZ_FILES ?= 10000
+fuzz-files: setup ## Files of every format with bytes changed: refused or read rightly (FUZZ_FILES=...; some five minutes)
+	@$(RUN) python -m tests.core.data.mutations --count $(FUZZ_FILES)
 
 bench: setup ## The figures of docs/benchmarks.md, side by side with their yardsticks
 	@$(RUN) python -m benchmarks

@@ -1,7 +1,8 @@
 """`fedhelp check`: everything that check finds, without starting a run. Called by main.py.
 
-Silos on this machine check themselves, and their answers go to a throw-away store, so that no run id is taken. Of silos in
-clusters it is tried whether their work would be taken there; their images are looked at when a run starts.
+Of silos on this machine every image is looked at, by the loader that training uses, and a page of pictures is left in their state folder. Then they
+check themselves, and their answers go to a throw-away store, so that no run id is taken. Of silos in clusters it is tried whether their work would
+be taken there; their images are looked at when a run starts.
 """
 
 from __future__ import annotations
@@ -14,36 +15,101 @@ from typing import Any
 from fedhelp_components.check.__main__ import ask_silos, check_silos, missing_teachers, raise_all, static_problems
 from fedhelp_components.session import say
 from fedhelp_core.config.federation import Federation, load_federation
-from fedhelp_core.errors import FedHelpError
+from fedhelp_core.config.silo import SiloConfig, load_silo
+from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.data.datalist import manifest_of
+from fedhelp_core.data.findings import remarks_about
+from fedhelp_core.data.ingest import all_items, sampled
+from fedhelp_core.data.inspection import look_at
+from fedhelp_core.data.problems import told
+from fedhelp_core.data.reading import bits_in_use
+from fedhelp_core.errors import ConfigError, DataError, FedHelpError
 from fedhelp_core.protocol.run import Run
+from fedhelp_core.report.picture_page import Looked, write_picture_pages
 from fedhelp_core.store.open import open_store
 
 _NAMED = 10  # silos that are listed by name
 
 
-def check_and_print(path: Path, changes: Mapping[str, Any]) -> None:
-    """Check the federation at `path` with `changes`.
+def check_and_print(path: Path, changes: Mapping[str, Any], *, sample: int | None = None) -> None:
+    """Check the federation at `path` with `changes`. `sample`: look at about so many images of each silo, not at all.
 
     Raises:
         ConfigError: the file is wrong, or several things are (every problem listed).
+        DataError: silos' images are all that is wrong.
         FedHelpError: the only problem.
     """
     federation = load_federation(path).override(**changes)
     problems = static_problems(federation) + missing_teachers(federation)
-    try:
-        _check_silos_here(federation)
-    except FedHelpError as e:
-        problems.append(e)
+    unusable = _problems_of_images(federation, sample)
+    problems += unusable
+    if not unusable and sample is None:
+        try:
+            _check_silos_here(federation)
+        except FedHelpError as e:
+            problems.append(e)
     elsewhere = [silo.name for silo in federation.silos_in_clusters]
     if elsewhere:
         problems += _what_clusters_refuse(federation)
+    if problems and all(isinstance(problem, DataError) for problem in problems):
+        raise DataError([line for problem in problems for line in str(problem).splitlines()])
     raise_all(problems)
     print(f"{path}: everything is in order; start it with: fedhelp run {path}")
     unseen = [f"the images of {', '.join(elsewhere) if len(elsewhere) <= _NAMED else f'{len(elsewhere)} silos in clusters'}"] if elsewhere else []
+    if sample is not None:
+        unseen += ["all images but the sample", "whether the silos' work starts"]
     if federation.uses_public_set:
         unseen += ["whether every public image can be decoded", "what the teachers answer"]
     if unseen:
         print(f"Not looked at yet: {'; '.join(unseen)}. A run does that before it trains.")
+
+
+def _problems_of_images(federation: Federation, sample: int | None) -> list[FedHelpError]:
+    """What is wrong with the images of silos on this machine, a DataError or ConfigError a silo; writes their pages of pictures."""
+    problems: list[FedHelpError] = []
+    hospitals: list[Looked] = []
+    pages: dict[str, Path] = {}
+    for silo in federation.silos_here:
+        if silo.dispatch.silo_config is None:
+            continue  # told by the silo's own check
+        try:
+            config = load_silo(silo.dispatch.silo_config)
+            if config.name != silo.name:
+                continue  # as above
+            looked = looked_at(config, federation.task, sample)
+        except (ConfigError, DataError) as e:
+            problems.append(type(e)([_of_silo(silo.name, problem) for problem in e.problems]))
+            continue
+        hospitals.append(looked)
+        pages[looked.silo] = config.state / "pictures.html"
+        for remark in looked.remarks:
+            say(remark)
+        say(f"silo {looked.silo}: {len(looked.seen):,} of {looked.total:,} images looked at; see them: {pages[looked.silo]}")
+        if looked.problems:
+            problems.append(DataError(told(_of_silo(looked.silo, problem) for problem in looked.problems)))
+    try:
+        write_picture_pages(pages, hospitals, federation.task)
+    except FedHelpError as e:
+        problems.append(e)
+    return problems
+
+
+def _of_silo(silo: str, problem: str) -> str:
+    return problem if problem.startswith(f"silo {silo}: ") else f"silo {silo}: {problem}"
+
+
+def looked_at(config: SiloConfig, task: TaskConfig, sample: int | None) -> Looked:
+    """The silo's images, or about `sample` of them, looked at.
+
+    Raises:
+        ConfigError, DataError: its lists cannot be used.
+    """
+    manifest = manifest_of(config, task)
+    bits = manifest.pixel_bits or bits_in_use(all_items(manifest), task)
+    seen = list(look_at(all_items(sampled(manifest, sample)), task, bits=bits))
+    return Looked(
+        config.name, seen, len(all_items(manifest)), bits=bits, remarks=[*manifest.notes, *remarks_about(config.name, seen, bits)],
+        problems=[one.problem for one in seen if one.problem])
 
 
 def _check_silos_here(federation: Federation) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -13,13 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from fedhelp_core.config.task import TaskConfig
-from fedhelp_core.data.findings import DataReport, remarks, rows_of
-from fedhelp_core.data.ingest import ingest, write_silos
+from fedhelp_core.data.findings import DataReport, called, remarks, rows_of
+from fedhelp_core.data.ingest import Ingested, ingest, write_silos
 from fedhelp_core.data.leakage import Side
+from fedhelp_core.data.problems import told
 from fedhelp_core.data.public_layouts import Hospital, Options, hospitals_of, layout_called
 from fedhelp_core.errors import ConfigError, DataError
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.report.data_page import write_report
+from fedhelp_core.report.picture_page import Looked, write_picture_pages
 
 _OPTIONS = {"data.images": "FOLDER or --images", "data.masks": "--masks", "data.split_csv": "--split-csv", "data.prefix": "--prefixes"}
 _SIDE = 128    # pixels; says nothing about what is written, for images are reported as they lie on disk
@@ -28,9 +30,9 @@ _EVERY = 10.0  # seconds between lines where nobody watches a terminal
 
 def ingest_and_print(
     layout: str, folder: Path, options: Options, *, task: str | None, out: Path | None, drop_leaked: Side | None, drop_unusable: bool,
-    dry_run: bool,
+    sample: int | None, dry_run: bool,
 ) -> None:
-    """Look at the data set in `folder`, print what it holds, write datalists and report below `out`.
+    """Look at the data set in `folder`, print what it holds, write datalists, report and pages of pictures below `out`.
 
     Raises:
         ConfigError: layout, task or an option.
@@ -48,12 +50,26 @@ def ingest_and_print(
         return
     console = Console(stderr=True)
     with _Looking(console) as looking:
-        ingested = ingest(hospitals, config, drop_leaked=drop_leaked, drop_unusable=drop_unusable, progress=looking.progress)
+        ingested = ingest(hospitals, config, drop_leaked=drop_leaked, drop_unusable=drop_unusable, sample=sample, progress=looking.progress)
     _print_report(ingested.report)
     write_report(out, ingested.report)
-    console.print(f"report: {out / 'report.html'} and report.json", highlight=False, soft_wrap=True)
+    looked = list(_looked(hospitals, ingested))
+    write_picture_pages({one.silo: out / "pictures" / f"{one.silo}.html" for one in looked}, looked, config)
+    console.print(f"report: {out / 'report.html'} and report.json; look at the pictures: {out / 'pictures'}/<silo>.html", highlight=False,
+                  soft_wrap=True)
+    if ingested.unseen:
+        console.print(f"a sample: {ingested.unseen:,} images were not looked at", highlight=False)
     paths = write_silos(out, ingested, config)
     print(f"{out}: {len(paths)} silos; name {paths[0].parent}/<silo>.yaml as silo_config in federation.yaml: {', '.join(ingested.manifests)}")
+
+
+def _looked(hospitals: Mapping[str, Hospital], ingested: Ingested) -> Iterator[Looked]:
+    everything = list(remarks(ingested.report))
+    for silo, one in hospitals.items():
+        yield Looked(
+            silo, [place.seen for place in ingested.report.places if place.silo == silo], sum(len(items) for _, items in one.manifest.splits()),
+            one.origin, ingested.report.bits.get(silo), [remark for remark in everything if remark.startswith(f"silo {silo}: ")],
+            [problem for problem in ingested.report.unusable if problem.startswith(f"silo {silo}: ")])
 
 
 def _in_words_of_this_command(problem: str) -> str:
@@ -75,12 +91,14 @@ def _print_plan(hospitals: Mapping[str, Hospital], task: TaskConfig, out: Path) 
         table.add_column(heading, justify="right" if heading in ("training", "validation", "test") else "left", overflow="fold")
     for silo, one in hospitals.items():
         counts = [f"{len(items):,}" for _, items in one.manifest.splits()]
-        table.add_row(silo, *counts, Text(f"datalists/{silo}.json, silos/{silo}.yaml"))
+        table.add_row(Text(called(silo, one.origin)), *counts, Text(f"datalists/{silo}.json, silos/{silo}.yaml"))
     Console().print(table)
     print(f"would write them, report.html and report.json below {out}")
     for silo, one in hospitals.items():
-        for problem in one.manifest.problems:
-            print(f"silo {silo}: {problem}")
+        for problem in told(f"silo {silo}: {problem}" for problem in one.manifest.problems):
+            print(problem)
+    for note in dict.fromkeys(note for one in hospitals.values() for note in one.manifest.notes):
+        print(note)
 
 
 def _print_report(report: DataReport) -> None:

@@ -146,7 +146,8 @@ Examples
 @click.option("--drop-leaked", type=click.Choice(["training", "test"]),
               help="Where the same image (or patient) is in training and in test, leave it out of this side; without it that is refused.")
 @click.option("--drop-unusable", is_flag=True, help="Leave out files that cannot be used, and say which; without it they are refused.")
-@click.option("--silos", default="", metavar="NAMES", help="Names for the hospitals, comma-separated, in their order.")
+@click.option("--silos", default="", metavar="NAMES",
+              help="Names for the hospitals, comma-separated: THEIRS=yours, e.g. Mitte=mitte; those that the data set does not name by their order.")
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of images (fed-ixi: of subjects), where it is not found below FOLDER.")
 @click.option("--masks", type=click.Path(path_type=Path), help="Folder of masks, where it is not FOLDER/masks.")
 @click.option("--split-csv", type=click.Path(path_type=Path), help="FLamby's split CSV, where it is not found below FOLDER.")
@@ -158,18 +159,20 @@ Examples
               help="Share of the images held out for the test, where the data set has no split of its own; default 0.2.")
 @click.option("--validation-fraction", type=click.FloatRange(0, 1, max_open=True),
               help="Share of the others held out for validation; default 0, of fed-isic2019 0.1.")
+@click.option("--sample", type=click.IntRange(1), help="Look at about so many images of each hospital; default: all of them, in full.")
 @click.option("--dry-run", is_flag=True, help="Print the silos, their counts and what would be written; open no image, write nothing.")
 @_with_exit_codes
 def ingest(
     layout: str, folder: Path, out: Path | None, task: str | None, drop_leaked: Any, drop_unusable: bool, silos: str, images: Path | None,
     masks: Path | None, split_csv: Path | None, own_csv: Path | None, columns: str, prefixes: str, sizes: str, test_fraction: float | None,
-    validation_fraction: float | None, dry_run: bool,
+    validation_fraction: float | None, sample: int | None, dry_run: bool,
 ) -> None:
     """Turn a data set into a checked MONAI datalist and a silo.yaml for each hospital, with a report of what it holds.
 
     LAYOUT is how the data lie in FOLDER; see below. Every image is opened: counts, classes, sizes, intensities, spacings, the same image
-    in more than one place, and files that cannot be used are printed and written to report.html and report.json. Nothing is copied and
-    nothing in FOLDER is changed. The same command again writes the same.
+    in more than one place, and files that cannot be used are printed and written to report.html and report.json; pictures/<silo>.html shows
+    the first and the strangest images as the network will see them. Nothing is copied and nothing in FOLDER is changed. The same command
+    again writes the same.
     """
     from fedhelp_cli.ingest import ingest_and_print
     from fedhelp_core.data.public_layouts import Options
@@ -178,7 +181,7 @@ def ingest(
         images=images, masks=masks, split_csv=split_csv, csv=own_csv, columns=_texts(columns), prefixes=tuple(_list(prefixes)),
         sizes=_positive_numbers(sizes), silos=tuple(_list(silos)), test_fraction=test_fraction, validation_fraction=validation_fraction)
     ingest_and_print(
-        layout, folder, options, task=task, out=out, drop_leaked=drop_leaked, drop_unusable=drop_unusable, dry_run=dry_run)
+        layout, folder, options, task=task, out=out, drop_leaked=drop_leaked, drop_unusable=drop_unusable, sample=sample, dry_run=dry_run)
 
 
 @data.command(epilog=_EXIT_CODES)
@@ -286,18 +289,20 @@ def submit(
 @main.command(epilog=_EXIT_CODES)
 @click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
+@click.option("--sample", type=click.IntRange(1), help="Look at about so many images of each silo, and start nothing; default: all of them, in full.")
 @_with_exit_codes
-def check(federation: Path, changes: tuple[str, ...]) -> None:
+def check(federation: Path, changes: tuple[str, ...], sample: int | None) -> None:
     """List everything that is wrong with a federation.
 
     With its file, store, public images and every silo, all at once; no run is started.
 
-    Silos on this machine look at all their images. Of silos in clusters it is tried, by a server-side dry run, whether their work would be
+    Of silos on this machine every image is looked at, in full; pictures.html in their state folder shows the first and the strangest as the
+    network will see them. Of silos in clusters it is tried, by a server-side dry run, whether their work would be
     taken: credentials, template, roles, Pod Security, the hospital's admission policy.
     """
     from fedhelp_cli.check import check_and_print
 
-    check_and_print(federation, _changes(changes))
+    check_and_print(federation, _changes(changes), sample=sample)
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -393,6 +398,9 @@ def _texts(text: str) -> dict[str, str]:
     wrong = [ours for ours, equals, theirs in pairs if not (ours and equals and theirs)]
     if wrong:
         raise click.UsageError(f"--columns {text}: OURS=YOURS expected, comma-separated, e.g. image=File,label=Diagnosis")
+    names = [ours.strip() for ours, _, _ in pairs]
+    if len(set(names)) != len(names):
+        raise click.UsageError(f"--columns {text}: each of ours once expected, or the last one would win")
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 

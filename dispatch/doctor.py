@@ -24,8 +24,8 @@ from pathlib import Path
 from fedhelp_core.config.silo import SiloConfig, load_silo
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.datalist import manifest_of
-from fedhelp_core.data.decode import SUFFIXES
 from fedhelp_core.data.items import Item
+from fedhelp_core.data.picture_files import SUFFIXES
 from fedhelp_core.data.reading import read_examples
 from fedhelp_core.disk import explained
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, PermanentError, StorageFull, StoreUnavailable, listed

@@ -30,7 +30,7 @@ def _hidden(names: tuple[str, ...]) -> Iterator[None]:
 
 
 with _hidden(_NOT_USED):
-    from monai.data import MetaTensor, PydicomReader, get_track_meta, set_track_meta
+    from monai.data import MetaTensor, get_track_meta, set_track_meta
     from monai.data.utils import compute_importance_map, dense_patch_slices
     from monai.inferers import sliding_window_inference
     from monai.losses import DiceLoss
@@ -48,7 +48,7 @@ with _hidden(_NOT_USED):
     )
 
 __all__ = [
-    "ADN", "Compose", "DiceLoss", "MetaTensor", "Orientation", "PydicomReader", "RandFlipd", "RandSpatialCropd", "ResizeWithPadOrCrop",
+    "ADN", "Compose", "DiceLoss", "MetaTensor", "Orientation", "RandFlipd", "RandSpatialCropd", "ResizeWithPadOrCrop",
     "ScaleIntensityRangePercentiles", "Spacing", "UNet", "compute_dice", "compute_hausdorff_distance", "compute_importance_map", "dense_patch_slices",
     "get_track_meta", "set_track_meta", "sliding_window_inference",
 ]

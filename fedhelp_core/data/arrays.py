@@ -22,9 +22,10 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.datalist import Manifest, manifest_of
 from fedhelp_core.data.examples import image_shape, preparation, target_shape
 from fedhelp_core.data.items import SPLITS, Item
-from fedhelp_core.data.reading import read_examples
+from fedhelp_core.data.problems import told
+from fedhelp_core.data.reading import bits_in_use, read_examples
 from fedhelp_core.disk import atomic_write, explained
-from fedhelp_core.errors import DataError, listed
+from fedhelp_core.errors import DataError
 from fedhelp_core.weights.file import write_weights
 
 _KEPT_CACHES = 2  # the one in use, and the one before it for a silo that goes back and forth between two configs
@@ -79,17 +80,18 @@ def _decoded(silo: str, manifest: Manifest, task: TaskConfig) -> dict[str, Tenso
     """
     tensors: dict[str, Tensor] = {}
     problems: list[str] = []
+    bits = manifest.pixel_bits or bits_in_use((item for _, item in _items(manifest)), task)
     for name, items in manifest.splits():
         images = np.zeros((len(items), *image_shape(task)), np.uint8)
         targets = np.zeros((len(items), *target_shape(task)), np.uint8 if target_shape(task) else np.int64)
-        for i, example in enumerate(read_examples(items, task)):
+        for i, example in enumerate(read_examples(items, task, bits)):
             if example.image_CHW is None:
                 problems.append(f"silo {silo}: {example.problem}")
             else:
                 images[i], targets[i] = example.image_CHW, example.target
         tensors[f"{name}.images"], tensors[f"{name}.labels"] = torch.from_numpy(images), torch.from_numpy(targets)
     if problems:
-        raise DataError(listed(problems))
+        raise DataError(told(problems))
     return tensors
 
 
@@ -115,7 +117,7 @@ def _digest(silo: str, manifest: Manifest, task: TaskConfig) -> str:
     Raises:
         DataError: with every file that is not there.
     """
-    facts: list[object] = ["arrays/1", preparation(task)]
+    facts: list[object] = ["arrays/2", preparation(task), manifest.pixel_bits]
     problems: list[str] = []
     for name, item in _items(manifest):
         for path in (item.image, item.mask):
@@ -127,7 +129,7 @@ def _digest(silo: str, manifest: Manifest, task: TaskConfig) -> str:
             except OSError as e:
                 problems.append(f"silo {silo}: {path}: no such image file ({e.strerror}); listed in {manifest.source}")
     if problems:
-        raise DataError(listed(problems))
+        raise DataError(told(problems))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 

@@ -7,21 +7,21 @@ pneumonia, [NORMAL2-]IM-<n>-<k>.jpeg for normal; all files of a patient fall to 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from fedhelp_core.config.silo import ChestXrayData
 from fedhelp_core.data.items import Item
+from fedhelp_core.data.names import files_in, plain
+from fedhelp_core.data.picture_files import SUFFIXES
 from fedhelp_core.data.sharing import owners
 from fedhelp_core.errors import DataError
 
 FOLDERS = {"training": "train", "validation": "val", "test": "test"}
 CLASS_FOLDERS = ("NORMAL", "PNEUMONIA")
-_SUFFIXES = (".jpeg", ".jpg")
 _PATIENT = re.compile(r"^(person\d+|(?:NORMAL2-)?IM-\d+)[_-]")
 
 
-def read_chest_xray(data: ChestXrayData) -> dict[str, tuple[Item, ...]]:
-    """Split -> this hospital's items, in the order of their paths.
+def read_chest_xray(data: ChestXrayData) -> tuple[dict[str, tuple[Item, ...]], list[str], list[str]]:
+    """Split -> this hospital's items, in the order of their paths; what is wrong; what was left alone.
 
     Raises:
         DataError: a folder is missing.
@@ -30,7 +30,9 @@ def read_chest_xray(data: ChestXrayData) -> dict[str, tuple[Item, ...]]:
     if missing:
         raise DataError(
             f"{data.root}: train|val|test / NORMAL|PNEUMONIA expected, but there is no {', '.join(missing)}; correct data.root in silo.yaml")
-    return {split: _split(data, split) for split in FOLDERS}
+    problems: list[str] = []
+    notes: list[str] = []
+    return {split: _split(data, split, problems, notes) for split in FOLDERS}, problems, notes
 
 
 def patient_of(name: str) -> str:
@@ -39,14 +41,13 @@ def patient_of(name: str) -> str:
     return found.group(1) if found else name
 
 
-def _split(data: ChestXrayData, split: str) -> tuple[Item, ...]:
+def _split(data: ChestXrayData, split: str, problems: list[str], notes: list[str]) -> tuple[Item, ...]:
     items: list[Item] = []
     for label, folder in enumerate(CLASS_FOLDERS):
-        paths = sorted(p for p in (data.root / FOLDERS[split] / folder).iterdir() if _is_image(p))
-        owner = owners((patient_of(path.name) for path in paths), data.share.sizes, split)
-        items += [Item(path, label) for path in paths if owner[patient_of(path.name)] == data.share.number]
+        found, wrong, left = files_in(data.root / FOLDERS[split] / folder, SUFFIXES)
+        problems += wrong
+        notes += left
+        patients = {path: patient_of(plain(path.name)) for path in found.values()}
+        owner = owners(patients.values(), data.share.sizes, split)
+        items += [Item(path, label) for path, patient in patients.items() if owner[patient] == data.share.number]
     return tuple(items)
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")

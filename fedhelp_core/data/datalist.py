@@ -10,7 +10,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,12 @@ from fedhelp_core.data.chest_xray import read_chest_xray
 from fedhelp_core.data.fed_isic import read_fed_isic
 from fedhelp_core.data.fed_ixi import read_fed_ixi
 from fedhelp_core.data.items import SPLITS, Item
+from fedhelp_core.data.names import Finder, plain
+from fedhelp_core.data.picture_files import BITS
 from fedhelp_core.data.pictures_and_masks import read_pictures_and_masks
-from fedhelp_core.errors import ConfigError, DataError, listed
+from fedhelp_core.data.problems import told
+from fedhelp_core.data.unusable import Unusable
+from fedhelp_core.errors import ConfigError, DataError
 from fedhelp_core.registry.tasks import TASKS
 
 _MAX_BYTES = 2**30
@@ -37,6 +41,14 @@ class Manifest:
     validation: tuple[Item, ...] = ()
     test: tuple[Item, ...] = ()
     problems: tuple[str, ...] = field(default=(), compare=False)
+    classes: tuple[str, ...] = ()
+    """Names of the class numbers, of a mask: background, foreground; empty where the layout does not say."""
+    numbered: tuple[str, ...] = field(default=(), compare=False)
+    """How the layout itself numbers classes; a federation may call them otherwise, but not number them otherwise."""
+    pixel_bits: int | None = None
+    """How many bits are in use in the 16-bit pictures; None: as many as the largest pixel of all of them needs."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What was converted in reading lists, and what was left alone, for people to look at."""
 
     def splits(self) -> Iterator[tuple[str, tuple[Item, ...]]]:
         """Name and items of each split."""
@@ -70,8 +82,22 @@ def require_usable(silo: str, found: Manifest, task: TaskConfig | None) -> None:
         DataError: with everything that is wrong.
     """
     problems = [*found.problems, *_problems_of(found, sys.maxsize if task is None else len(task.classes))]
+    problems += [] if task is None else _other_classes(found, task)
     if problems:
-        raise DataError([f"silo {silo}: {problem}" for problem in listed(problems)])
+        raise DataError([f"silo {silo}: {problem}" for problem in told(problems)])
+
+
+def _other_classes(found: Manifest, task: TaskConfig) -> Iterator[str]:
+    """Class numbers that mean something else in the federation: every label would be another, and nothing would show it."""
+    ours = [plain(name).casefold() for name in task.classes]
+    theirs = [plain(name).casefold() for name in found.classes]
+    if theirs and theirs != ours:
+        yield (f"{found.source}: its classes are {', '.join(found.classes)}, the federation's (task.classes) {', '.join(task.classes)};"
+               " numbers would mean other classes: use the same names in the same order")
+    layout = [name.casefold() for name in found.numbered]
+    if layout != ours and sorted(layout) == sorted(ours):
+        yield (f"{found.source}: the layout numbers classes {', '.join(found.numbered)}, the federation (task.classes) {', '.join(task.classes)};"
+               " write task.classes in the layout's order")
 
 
 def read_layout(data: FedIsicData | DatalistData | ChestXrayData | PicturesAndMasks | FedIxiData, *, masks: bool | None = None) -> Manifest:
@@ -82,21 +108,25 @@ def read_layout(data: FedIsicData | DatalistData | ChestXrayData | PicturesAndMa
     """
     if isinstance(data, FedIsicData):
         training, validation, test, problems = read_fed_isic(data)
-        return Manifest(f"{data.split_csv}, center {data.center}", training, validation, test, tuple(problems))
+        found = Manifest(f"{data.split_csv}, center {data.center}", training, validation, test, tuple(problems))
+        return replace(found, numbered=TASKS["melanoma"].classes)
     if isinstance(data, ChestXrayData):
-        return manifest_from(f"{data.root}, share {data.share.number}", read_chest_xray(data))
+        parts, problems, notes = read_chest_xray(data)
+        return replace(manifest_from(f"{data.root}, share {data.share.number}", parts, problems, notes), numbered=TASKS["pneumonia"].classes)
     if isinstance(data, PicturesAndMasks):
-        parts, problems = read_pictures_and_masks(data)
-        return manifest_from(str(data.images), parts, problems)
+        parts, problems, notes = read_pictures_and_masks(data)
+        return manifest_from(str(data.images), parts, problems, notes)
     if isinstance(data, FedIxiData):
         parts, problems = read_fed_ixi(data)
         return manifest_from(f"{data.root}, hospital {data.hospital}", parts, problems)
     return read_datalist(data, masks=masks)
 
 
-def manifest_from(source: str, parts: Mapping[str, tuple[Item, ...]], problems: Sequence[str] = ()) -> Manifest:
+def manifest_from(
+    source: str, parts: Mapping[str, tuple[Item, ...]], problems: Sequence[str] = (), notes: Sequence[str] = (),
+) -> Manifest:
     """A manifest of split -> items."""
-    return Manifest(source, parts.get("training", ()), parts.get("validation", ()), parts.get("test", ()), tuple(problems))
+    return Manifest(source, parts.get("training", ()), parts.get("validation", ()), parts.get("test", ()), tuple(problems), notes=tuple(notes))
 
 
 def read_datalist(data: DatalistData, *, masks: bool | None = None) -> Manifest:
@@ -109,6 +139,7 @@ def read_datalist(data: DatalistData, *, masks: bool | None = None) -> Manifest:
     """
     document = _json(data.datalist)
     root = data.root or data.datalist.parent
+    finder = Finder()
     problems: list[str] = []
     splits: dict[str, tuple[Item, ...]] = {}
     for split in SPLITS:
@@ -116,15 +147,28 @@ def read_datalist(data: DatalistData, *, masks: bool | None = None) -> Manifest:
         if not isinstance(rows, list):
             problems.append(f"{data.datalist}: {split} should be a list, got {type(rows).__name__}")
             continue
-        items = [_item(row, root, masks) for row in rows]
-        problems += [f"{data.datalist}: {split}[{i}]: {item}" for i, item in enumerate(items) if isinstance(item, str)]
-        splits[split] = tuple(item for item in items if isinstance(item, Item))
-    return manifest_from(str(data.datalist), splits, problems)
+        items: list[Item] = []
+        for i, row in enumerate(rows):
+            try:
+                items.append(_item(row, root, masks, finder))
+            except Unusable as e:
+                problems.append(f"{data.datalist}: {split}[{i}]: {e}")
+        splits[split] = tuple(items)
+    classes, bits = document.get("classes", []), document.get("pixel_bits")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        problems.append(f"{data.datalist}: classes should be a list of names in the order of the labels, got {str(classes)[:80]}")
+        classes = []
+    if bits is not None and bits not in BITS:
+        problems.append(f"{data.datalist}: pixel_bits should be one of {', '.join(map(str, BITS))}, got {str(bits)[:80]}")
+        bits = None
+    return replace(manifest_from(str(data.datalist), splits, problems), classes=tuple(classes), pixel_bits=bits)
 
 
 def write_datalist(path: Path, manifest: Manifest, *, root: Path) -> None:
-    """Write `manifest` as a MONAI datalist, image paths relative to `root`."""
-    document = {
+    """Write `manifest` as a MONAI datalist, image paths relative to `root`, with the names of its class numbers."""
+    document: dict[str, Any] = {"classes": list(manifest.classes)} if manifest.classes else {}
+    document |= {"pixel_bits": manifest.pixel_bits} if manifest.pixel_bits else {}
+    document |= {
         name: [{"image": item.image.relative_to(root).as_posix(),
                 "label": item.label if item.mask is None else item.mask.relative_to(root).as_posix()} for item in items]
         for name, items in manifest.splits()
@@ -146,22 +190,27 @@ def _json(path: Path) -> Mapping[str, Any]:
     return document
 
 
-def _item(row: Any, root: Path, masks: bool | None) -> Item | str:
-    """The item that `row` describes, or what is wrong with it. Paths must stay below `root`."""
+def _item(row: Any, root: Path, masks: bool | None, finder: Finder) -> Item:
+    """The item that `row` describes. Paths must stay below `root`.
+
+    Raises:
+        Unusable: it describes none.
+    """
     what = "mask's path" if masks else "class number"
     if not isinstance(row, dict) or not isinstance(row.get("image"), str):
-        return f'{{"image": path, "label": {what}}} expected, got {str(row)[:80]}'
+        raise Unusable(f'{{"image": path, "label": {what}}} expected, got {str(row)[:80]}')
     label = row.get("label")
     if masks is None:
         masks = isinstance(label, str)
     if masks and not isinstance(label, str):
-        return f"label: the mask's path expected, got {label!r}"
+        raise Unusable(f"label: the mask's path expected, got {label!r}")
     if not masks and (isinstance(label, bool) or not isinstance(label, int)):
-        return f"label: a whole number expected, got {label!r}"
+        raise Unusable(f"label: a whole number expected, got {label!r}")
     for name in (row["image"], *([label] if masks else [])):
-        if not _is_below(root / name, root):
-            return f"image {name!r} lies outside {root}; keep images below data.root"
-    return Item(root / row["image"], mask=root / str(label)) if masks else Item(root / row["image"], int(str(label)))
+        if "\0" in name or not _is_below(root / name, root):
+            raise Unusable(f"image {name!r} lies outside {root}; keep images below data.root")
+    image = finder.find(root, row["image"])
+    return Item(image, mask=finder.find(root, str(label))) if masks else Item(image, int(str(label)))
 
 
 def _is_below(path: Path, root: Path) -> bool:

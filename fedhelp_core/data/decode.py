@@ -6,21 +6,19 @@ Both get the same treatment, so that Eq 2's public images look to the proxy like
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
-# What Pillow raises for damaged files: SyntaxError for a broken PNG, struct.error and TypeError for EXIF tags of another type.
-BROKEN = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError)
+from fedhelp_core.data.picture_files import Picture, eight_bits, opaque, picture_in, read_file
+from fedhelp_core.data.unusable import Unusable
 
 
 def preprocessing(image_size: int) -> str:
@@ -39,47 +37,55 @@ class Decoded:
     problem: str = ""
 
 
-def decode_all(paths: Sequence[Path], size: int) -> Iterator[Decoded]:
-    """In order, on a few threads: Pillow decodes outside the interpreter's lock."""
+def decode_all(paths: Sequence[Path], size: int, bits: int | None = None) -> Iterator[Decoded]:
+    """In order, on a few threads: libraries decode outside the interpreter's lock. `bits`: in use in the 16-bit pictures of all of them."""
     workers = min(8, os.cpu_count() or 1)
     block = 64 * workers  # so that a large folder is never decoded far ahead of its reader
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(paths), block):
-            yield from pool.map(lambda path: decode(path, size), paths[start : start + block])
+            yield from pool.map(partial(decode, size=size, bits=bits), paths[start : start + block])
 
 
-def decode(path: Path, size: int) -> Decoded:
+def picture_at(path: Path) -> Picture:
+    """The picture at `path`, upright, at its full size.
+
+    Raises:
+        Unusable: no such file, or none whose picture is certain.
+    """
+    return opaque(picture_in(read_file(path), str(path)), str(path))
+
+
+def decode(path: Path, size: int, bits: int | None = None) -> Decoded:
     """The file at `path`, upright, its shorter side scaled to `size`, the centre cut out."""
     try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        return Decoded(path, problem=f"{path}: no such image file; correct the list or the images folder")
-    except OSError as e:
-        return Decoded(path, problem=f"{path}: cannot be read as an image ({e}); replace or remove it")
-    return decode_bytes(raw, size, str(path))
+        raw = read_file(path)
+    except Unusable as e:
+        return Decoded(path, problem=str(e))
+    return decode_bytes(raw, size, str(path), bits)
 
 
-def decode_bytes(raw: bytes, size: int, name: str) -> Decoded:
+def decode_bytes(raw: bytes, size: int, name: str, bits: int | None = None) -> Decoded:
     """As `decode`, of a file's bytes; `name` is what messages call it."""
     try:
-        with Image.open(io.BytesIO(raw), formats=("JPEG", "PNG")) as image:
-            pixels_SSC = _fitted(_as_rgb(ImageOps.exif_transpose(image)), size)
-    except BROKEN as e:
-        return Decoded(Path(name), problem=f"{name}: cannot be read as an image ({e}); replace or remove it")
+        pixels_SSC = prepared(opaque(picture_in(raw, name), name), size, name, bits)
+    except Unusable as e:
+        return Decoded(Path(name), problem=str(e))
     return Decoded(Path(name), hashlib.sha256(raw).hexdigest(), pixels_SSC)
+
+
+def prepared(picture: Picture, size: int, name: str, bits: int | None = None) -> NDArray[np.uint8]:
+    """What the network sees of `picture`: (S, S, 3).
+
+    Raises:
+        Unusable: it has more than `bits`.
+    """
+    return _fitted(eight_bits(picture, bits, name).convert("RGB"), size)
 
 
 def square(pixels_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Pixels (H, W, 3), or grey (H, W), prepared as files are."""
-    return _fitted(_as_rgb(Image.fromarray(pixels_HWC)), size)
+    return _fitted(Image.fromarray(pixels_HWC).convert("RGB"), size)
 
 
 def _fitted(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.array(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC), dtype=np.uint8)
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; 16-bit grey keeps its upper 8 bits, where Pillow's own conversion would clip to white."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")

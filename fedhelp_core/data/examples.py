@@ -26,10 +26,6 @@ class Example:
     problem: str = ""
 
 
-class Unusable(Exception):
-    """A file that cannot be an example; the message is the sentence that says why."""
-
-
 def image_shape(task: TaskConfig) -> tuple[int, ...]:
     """(C, S, S), or (C, S, S, S) of volumes."""
     entry = TASKS[task.name]
@@ -61,6 +57,8 @@ def mask_problem(mask: NDArray[np.generic], image_sides: tuple[int, ...], path: 
     marks = values[values != 0]
     if not len(marks):
         return f"{path}: the mask is empty, no {foreground} in it; mark it, or remove image and mask from the list"
+    if len(marks) == len(values) == 1:
+        return f"{path}: the mask has no background, every value is {marks[0]:g}; mark {foreground} alone, or remove image and mask from the list"
     if len(marks) > 1:
         shown = ", ".join(f"{value:g}" for value in values[:6]) + (", ..." if len(values) > 6 else "")
         return f"{path}: the mask holds {len(values)} labels ({shown}); two declared in task.classes: background 0 and one value for {foreground}"

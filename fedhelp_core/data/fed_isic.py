@@ -7,12 +7,14 @@ held out on every machine, and adding images moves none.
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from fedhelp_core.config.silo import FedIsicData
+from fedhelp_core.data.csv_files import Row, Table
 from fedhelp_core.data.items import Item
+from fedhelp_core.data.names import Finder
 from fedhelp_core.data.sharing import share_of_name
+from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.errors import DataError
 
 COLUMNS = ("image", "target", "center", "fold", "fold2")
@@ -32,12 +34,18 @@ def read_fed_isic(data: FedIsicData) -> Splits:
     rows = _rows_of_center(data)
     splits: dict[str, list[Item]] = {"training": [], "validation": [], "test": []}
     problems: list[str] = []
-    for line, row in rows:
+    finder = Finder()
+    for line, row, wrong in rows:
         where = f"{data.split_csv}: line {line}"
-        item = _item(row, data.images)
-        if isinstance(item, str):
-            problems.append(f"{where}: {item}")
-        elif row["fold"] == "test":
+        if wrong is not None:
+            problems.append(f"{where}: {wrong}")
+            continue
+        try:
+            item = _item(row, data.images, finder)
+        except Unusable as e:
+            problems.append(f"{where}: {e}")
+            continue
+        if row["fold"] == "test":
             splits["test"].append(item)
         elif row["fold"] == "train":
             held_out = share_of_name(row["image"]) < data.validation_fraction
@@ -53,44 +61,34 @@ def centers_in(split_csv: Path) -> list[int]:
     Raises:
         DataError: no such CSV, or a column is missing.
     """
-    return sorted({number for _, row in _rows(split_csv) if (number := _number(row["center"])) is not None and number >= 0})
+    return sorted({number for _, row, _ in _rows(split_csv) if (number := _number(row["center"])) is not None and number >= 0})
 
 
-def _rows_of_center(data: FedIsicData) -> list[tuple[int, dict[str, str]]]:
-    """(line number, row) of the center's rows."""
+def _rows_of_center(data: FedIsicData) -> list[tuple[int, Row, str | None]]:
+    """(line number, row, what is wrong with it) of the center's rows."""
     rows = _rows(data.split_csv)
-    ours = [(line, row) for line, row in rows if _number(row["center"]) == data.center]
+    ours = [row for row in rows if _number(row[1]["center"]) == data.center]
     if not ours:
-        centers = sorted({row["center"] for _, row in rows})[:20]
+        centers = sorted({row["center"] for _, row, _ in rows})[:20]
         found = ", ".join(centers) or "none"
         raise DataError(f"{data.split_csv}: no row has center {data.center} (data.center in silo.yaml); centers found: {found}")
     return ours
 
 
-def _rows(split_csv: Path) -> list[tuple[int, dict[str, str]]]:
-    """(line number, row) of every row."""
-    try:
-        with split_csv.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in _NEEDED if column not in (reader.fieldnames or ())]
-            if missing:
-                found = ", ".join(reader.fieldnames or ()) or "none"
-                raise DataError(f"{split_csv}: columns {', '.join(_NEEDED)} expected, but {', '.join(missing)} missing (found {found})")
-            return [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k in COLUMNS}) for row in reader]
-    except FileNotFoundError as e:
-        raise DataError(f"{split_csv}: no such split CSV; correct data.split_csv in silo.yaml") from e
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"{split_csv}: cannot be read as CSV ({e})") from e
+def _rows(split_csv: Path) -> list[tuple[int, Row, str | None]]:
+    """The same of every row."""
+    names = {name: name for name in COLUMNS}
+    return list(Table(split_csv, names, needed=_NEEDED, what="split CSV", next_step="correct data.split_csv in silo.yaml").rows())
 
 
-def _item(row: dict[str, str], images: Path) -> Item | str:
+def _item(row: Row, images: Path, finder: Finder) -> Item:
     name = row["image"]
     if not name or "/" in name or "\\" in name or name.startswith("."):
-        return f"image should be a plain file name without .jpg, got {name!r}"
+        raise Unusable(f"image should be a plain file name without .jpg, got {name!r}")
     label = _number(row["target"])
     if label is None:
-        return f"target should be a class number, got {row['target']!r}"
-    return Item(images / f"{name}.jpg", label)
+        raise Unusable(f"target should be a class number, got {row['target']!r}")
+    return Item(finder.find(images, f"{name}.jpg"), label)
 
 
 def _number(text: str) -> int | None:

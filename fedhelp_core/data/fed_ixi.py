@@ -5,11 +5,12 @@ A subject's folder names its number and hospital: IXI002-Guys-0828. Subjects tha
 
 from __future__ import annotations
 
-import csv
 import re
+from collections import Counter
 from pathlib import Path
 
 from fedhelp_core.config.silo import FedIxiData
+from fedhelp_core.data.csv_files import Table
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.data.sharing import share_of_name
 from fedhelp_core.errors import DataError
@@ -52,24 +53,19 @@ def _place(data: FedIxiData, subject: str, split: str) -> str:
 
 def _only_file(folder: Path) -> Path | str:
     """The one NIfTI file in `folder`, or what is wrong."""
-    files = sorted(p for p in folder.glob("*") if p.name.endswith(_NIFTI) and p.name[0] != ".") if folder.is_dir() else []
+    files = sorted(p for p in folder.glob("*") if p.name.lower().endswith(_NIFTI) and p.name[0] != ".") if folder.is_dir() else []
     return files[0] if len(files) == 1 else f"{folder}: one NIfTI file expected, found {len(files)}; add it, or remove the subject"
 
 
 def _splits(path: Path) -> dict[int, str]:
     """Patient's number -> train or test."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in (PATIENT, SPLIT) if column not in (reader.fieldnames or ())]
-            if missing:
-                raise DataError(f"{path}: columns {PATIENT} and {SPLIT} expected, but {', '.join(missing)} missing")
-            rows = [(reader.line_num, row) for row in reader]
-    except FileNotFoundError as e:
-        raise DataError(f"{path}: no such split CSV; correct data.split_csv in silo.yaml") from e
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"{path}: cannot be read as CSV ({e})") from e
-    wrong = [line for line, row in rows if not (row[PATIENT] or "").isdecimal() or row[SPLIT] not in ("train", "test")]
+    table = Table(path, {PATIENT: PATIENT, SPLIT: SPLIT}, needed=(PATIENT, SPLIT), what="split CSV", next_step="correct data.split_csv in silo.yaml")
+    rows = list(table.rows())
+    wrong = [line for line, row, problem in rows if problem or not row[PATIENT].isdecimal() or row[SPLIT] not in ("train", "test")]
     if wrong:
         raise DataError(f"{path}: line {wrong[0]}: a patient's number and train or test expected")
-    return {int(row[PATIENT]): row[SPLIT] for _, row in rows}
+    numbers = [int(row[PATIENT]) for _, row, _ in rows]
+    twice = [number for number, count in Counter(numbers).items() if count > 1]
+    if twice:
+        raise DataError(f"{path}: patient {twice[0]} is listed more than once; list each once")
+    return dict(zip(numbers, (row[SPLIT] for _, row, _ in rows), strict=True))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.data.inspection import Seen
 from fedhelp_core.data.items import SPLITS
 from fedhelp_core.data.leakage import Group, Place
 from fedhelp_core.registry.tasks import TASKS
@@ -27,12 +28,28 @@ class DataReport:
     unusable: tuple[str, ...]
     dropped: tuple[str, ...]
     refused: tuple[str, ...]
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Silo -> what the data set calls it, where it has a name."""
+    bits: Mapping[str, int | None] = field(default_factory=dict)
+    """Silo -> how many bits are in use in its 16-bit pictures."""
+    notes: tuple[str, ...] = ()
+    """What was converted in reading lists, and what was left alone."""
+
+    def called(self, silo: str) -> str:
+        """The silo, with the data set's own name for it."""
+        return called(silo, self.origins.get(silo, ""))
+
+
+def called(silo: str, origin: str) -> str:
+    """`silo (origin)`, where the data set has another name for it."""
+    return f"{silo} ({origin})" if origin and origin != silo else silo
 
 
 def summary(report: DataReport) -> dict[str, Any]:
     """The report as JSON."""
     return {
         "version": 1, "task": report.task.name, "classes": list(report.task.classes),
+        "origins": dict(report.origins), "bits_in_use": {silo: bits for silo, bits in report.bits.items() if bits},
         "silos": {silo: {split: _split(report, silo, split) for split in SPLITS} for silo in report.silos},
         "remarks": list(remarks(report)),
         "duplicates": [_group(group) for group in report.groups],
@@ -48,23 +65,20 @@ def rows_of(report: DataReport, *, short: bool = False) -> list[tuple[str, ...]]
             found = _split(report, silo, split)
             if found["images"]:
                 answers = _counts(found["classes"], short) if "classes" in found else _foreground(found["foreground"])
-                rows.append((silo, split, f"{found['images']:,}", answers, _sizes(found), _intensities(found["intensity"]), _grid(found)))
+                rows.append((
+                    report.called(silo), split, f"{found['images']:,}", answers, _sizes(found), _intensities(found["intensity"]), _grid(found)))
     return rows
 
 
 def remarks(report: DataReport) -> Iterator[str]:
     """What nobody has to mend, but should know before training."""
+    yield from report.notes
     for silo in report.silos:
         kept = {split: [place.seen for place in report.places if (place.silo, place.split) == (silo, split)] for split in SPLITS}
         if TASKS[report.task.name].answer == "classes":
             yield from _about_classes(silo, report.task.classes, {split: {seen.item.label for seen in found} for split, found in kept.items()})
         everything = [seen for found in kept.values() for seen in found]
-        deep = sum(seen.kind.startswith("I") for seen in everything)
-        if deep:
-            yield f"silo {silo}: {deep} of {len(everything)} images have 16 bits a pixel; their upper 8 are used"
-        grids = {(seen.spacing, seen.orientation) for seen in everything}
-        if len(grids) > 1:
-            yield f"silo {silo}: volumes have {len(grids)} different spacings and orientations; all are brought to RAS and task.volume.spacing"
+        yield from remarks_about(silo, everything, report.bits.get(silo))
     within = [group for group in report.groups if not group.leaks]
     if within:
         yield f"{len(within)} pictures are there more than once in the same split, such as {within[0].places[0]} = {within[0].places[1]}"
@@ -72,6 +86,21 @@ def remarks(report: DataReport) -> Iterator[str]:
         if group.contradicts:
             labels = sorted({report.task.classes[place.seen.item.label] for place in group.places})
             yield f"the same picture is called {' and '.join(labels)}: {' = '.join(str(place) for place in group.places[:4])}"
+
+
+def remarks_about(silo: str, everything: Sequence[Seen], bits: int | None) -> Iterator[str]:
+    """What is odd about the files of one silo, or was converted in reading them; `bits` are in use in its 16-bit pictures."""
+    deep = sum(seen.kind.startswith("I") for seen in everything)
+    if deep:
+        yield f"silo {silo}: {deep} of {len(everything)} images have 16 bits a pixel, {bits} of them in use; all are scaled by these {bits}"
+    for note, count in Counter(note for seen in everything for note in seen.notes).items():
+        yield f"silo {silo}: {count} of {len(everything)} images: {note}"
+    inverted = sum(seen.corners for seen in everything)
+    if inverted:
+        yield f"silo {silo}: {inverted} of {len(everything)} masks mark every corner of their image; look whether they are inverted"
+    grids = {(seen.spacing, seen.orientation) for seen in everything if not seen.problem}
+    if len(grids) > 1:
+        yield f"silo {silo}: volumes have {len(grids)} different spacings and orientations; all are brought to RAS and task.volume.spacing"
 
 
 def _about_classes(silo: str, classes: Sequence[str], found: Mapping[str, set[int]]) -> Iterator[str]:

@@ -3,17 +3,19 @@
     <out>/datalists/<silo>.json    what silo.yaml's layout `datalist` reads, and MONAI's load_decathlon_datalist
     <out>/silos/<silo>.yaml        a silo.yaml that uses it; state under <out>/silos/<silo>/
     <out>/report.json, report.html counts, sizes, intensities, duplicates, files that cannot be used
+    <out>/pictures/<silo>.html     the first and the strangest images as the network will see them
 
-Every image is opened. What cannot be used, and what is in training and in test alike, is refused unless the caller said to leave it
-out; the report is written all the same, for people to look.
+Every image is opened, unless a sample was asked for. What cannot be used, and what is in training and in test alike, is refused unless the
+caller said to leave it out; the report is written all the same, for people to look.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -22,9 +24,11 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.datalist import Manifest, manifest_from, manifest_of, require_usable, write_datalist
 from fedhelp_core.data.findings import DataReport
 from fedhelp_core.data.inspection import look_at
-from fedhelp_core.data.items import SPLITS, Item
+from fedhelp_core.data.items import Item
 from fedhelp_core.data.leakage import Group, Place, Side, dropped_from, groups_of
+from fedhelp_core.data.problems import told
 from fedhelp_core.data.public_layouts import Hospital
+from fedhelp_core.data.reading import bits_in_use
 from fedhelp_core.disk import explained
 from fedhelp_core.errors import ConfigError, DataError, listed
 
@@ -39,29 +43,50 @@ class Ingested:
     manifests: Mapping[str, Manifest]
     report: DataReport
     refused: tuple[str, ...] = ()
+    unseen: int = 0
+    """Images that a sample left out."""
 
 
 def ingest(
     hospitals: Mapping[str, Hospital], task: TaskConfig, *, drop_leaked: Side | None = None, drop_unusable: bool = False,
-    progress: Progress | None = None,
+    sample: int | None = None, progress: Progress | None = None,
 ) -> Ingested:
-    """Open every image and decide. `progress` is called with (silo, images looked at, images in all)."""
-    places = _looked_at(hospitals, task, progress or (lambda _silo, _done, _total: None))
+    """Open every image (of each silo `sample`, if given) and decide. `progress` is called with (silo, images looked at, images in all)."""
+    bits = {silo: one.manifest.pixel_bits or bits_in_use(all_items(one.manifest), task) for silo, one in hospitals.items()}
+    looked = {silo: sampled(one.manifest, sample) for silo, one in hospitals.items()}
+    places = _looked_at(looked, task, bits, progress or (lambda _silo, _done, _total: None))
     usable = [place for place in places if not place.seen.problem]
     unusable = [f"silo {silo}: {problem}" for silo, one in hospitals.items() for problem in one.manifest.problems]
     unusable += [f"silo {place.silo}: {place.seen.problem}" for place in places if place.seen.problem]
     groups = groups_of(usable, {silo: one.patients for silo, one in hospitals.items()})
     gone = dropped_from(drop_leaked, groups) if drop_leaked else set()
     kept = [place for place in usable if place.key not in gone]
-    manifests = {silo: _left(silo, one.manifest, kept) for silo, one in hospitals.items()}
+    gone |= {place.key for place in places if place.seen.problem}
+    manifests = {
+        silo: replace(_left(silo, one.manifest, gone), classes=task.classes, pixel_bits=bits[silo]) for silo, one in hospitals.items()}
     refused = [] if drop_unusable else _refused_for_files(unusable)
     refused += [] if drop_leaked else _refused_for_leaks(groups)
     if not refused:
         refused += _refused_for_what_is_left(manifests, task)
     report = DataReport(
         task=task, silos=tuple(hospitals), places=tuple(kept), groups=tuple(groups), unusable=tuple(unusable),
-        dropped=tuple(str(place) for place in usable if place.key in gone), refused=tuple(refused))
-    return Ingested(manifests, report, tuple(refused))
+        dropped=tuple(str(place) for place in usable if place.key in gone), refused=tuple(refused),
+        origins={silo: one.origin for silo, one in hospitals.items() if one.origin}, bits=bits,
+        notes=tuple(dict.fromkeys(note for one in hospitals.values() for note in one.manifest.notes)))
+    unseen = sum(len(all_items(one.manifest)) - len(all_items(looked[silo])) for silo, one in hospitals.items())
+    return Ingested(manifests, report, tuple(refused), unseen)
+
+
+def sampled(manifest: Manifest, most: int | None) -> Manifest:
+    """`manifest` with about `most` items, evenly spread, at least one of each split; all of them for None."""
+    total = len(all_items(manifest))
+    if most is None or total <= most:
+        return manifest
+    parts: dict[str, Any] = {}
+    for split, items in manifest.splits():
+        count = -(-len(items) * most // total)
+        parts[split] = tuple(items[number * len(items) // count] for number in range(count))
+    return replace(manifest, **parts)
 
 
 def write_silos(out: Path, ingested: Ingested, task: TaskConfig) -> list[Path]:
@@ -74,7 +99,7 @@ def write_silos(out: Path, ingested: Ingested, task: TaskConfig) -> list[Path]:
     if ingested.refused:
         raise DataError(listed(ingested.refused))
     root = _common_folder(ingested.manifests.values())
-    documents = {silo: _silo_yaml(silo, root) for silo in ingested.manifests}
+    documents = {silo: _silo_yaml(silo, root, ingested.report.origins.get(silo, "")) for silo in ingested.manifests}
     paths = {silo: out / "silos" / f"{silo}.yaml" for silo in documents}
     for silo, path in paths.items():
         if path.exists() and path.read_text(encoding="utf-8") != documents[silo]:
@@ -90,13 +115,18 @@ def write_silos(out: Path, ingested: Ingested, task: TaskConfig) -> list[Path]:
     return list(paths.values())
 
 
-def _looked_at(hospitals: Mapping[str, Hospital], task: TaskConfig, progress: Progress) -> list[Place]:
-    total = sum(len(items) for one in hospitals.values() for _, items in one.manifest.splits())
+def all_items(manifest: Manifest) -> list[Item]:
+    """The items of all splits."""
+    return [item for _, items in manifest.splits() for item in items]
+
+
+def _looked_at(looked: Mapping[str, Manifest], task: TaskConfig, bits: Mapping[str, int | None], progress: Progress) -> list[Place]:
+    total = sum(len(all_items(manifest)) for manifest in looked.values())
     places: list[Place] = []
-    for silo, one in hospitals.items():
-        shown = frozenset(_shown(one.manifest.training))
-        for split, items in one.manifest.splits():
-            for seen in look_at(items, task, thumbnails=shown):
+    for silo, manifest in looked.items():
+        shown = frozenset(_shown(manifest.training))
+        for split, items in manifest.splits():
+            for seen in look_at(items, task, bits=bits[silo], thumbnails=shown):
                 places.append(Place(silo, split, seen))
                 progress(silo, len(places), total)
     return places
@@ -111,15 +141,14 @@ def _shown(items: Sequence[Item]) -> list[Item]:
     return [item for label in sorted(by_class) for item in by_class[label][:each]][:_THUMBNAILS]
 
 
-def _left(silo: str, manifest: Manifest, kept: Sequence[Place]) -> Manifest:
-    """`manifest` with what was kept, in its own order; its problems have been listed."""
-    here = {(place.split, place.seen.item) for place in kept if place.silo == silo}
-    parts = {split: tuple(item for item in items if (split, item) in here) for split, items in manifest.splits()}
+def _left(silo: str, manifest: Manifest, gone: Set[tuple[str, str, Path]]) -> Manifest:
+    """`manifest` without what is `gone`, in its own order; its problems have been listed."""
+    parts = {split: tuple(item for item in items if (silo, split, item.image) not in gone) for split, items in manifest.splits()}
     return manifest_from(manifest.source, parts)
 
 
 def _refused_for_files(unusable: Sequence[str]) -> list[str]:
-    return [*listed(unusable), "mend or replace these, or leave them out with --drop-unusable"] if unusable else []
+    return [*told(unusable), "mend or replace these, or leave them out with --drop-unusable"] if unusable else []
 
 
 def _refused_for_leaks(groups: Sequence[Group]) -> list[str]:
@@ -143,14 +172,16 @@ def _common_folder(manifests: Iterable[Manifest]) -> Path:
     return Path(os.path.commonpath([path.parent for path in files]))
 
 
-def _silo_yaml(silo: str, root: Path) -> str:
+def _silo_yaml(silo: str, root: Path, origin: str) -> str:
     document = {
         "version": 1, "name": silo, "data": {"layout": "datalist", "datalist": f"../datalists/{silo}.json", "root": str(root)}, "state": silo}
-    return "# What this hospital knows about itself. Never leaves it. Made by fedhelp data ingest.\n" + yaml.safe_dump(document, sort_keys=False)
+    called = f"# In the data set it is called {' '.join(origin.split())}.\n" if origin and origin != silo else ""
+    head = "# What this hospital knows about itself. Never leaves it. Made by fedhelp data ingest.\n"
+    return head + called + yaml.safe_dump(document, sort_keys=False)
 
 
 def _require_same(silo: str, manifest: Manifest, datalist: Path, root: Path, task: TaskConfig) -> None:
     data = DatalistData(layout="datalist", datalist=datalist, root=root)
     again = manifest_of(SiloConfig(name=silo, data=data, state=datalist.parent), task)
-    if any(getattr(again, split) != getattr(manifest, split) for split in SPLITS):
+    if replace(again, source=manifest.source) != manifest:
         raise DataError(f"{datalist}: does not read back as it was written; are its files being changed?")

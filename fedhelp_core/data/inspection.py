@@ -1,28 +1,35 @@
-"""What each file of a silo is, found by opening it: size, intensities, spacing, what it shows, or why it cannot be used. Called by `ingest`.
+"""What each file of a silo is, found by opening it: size, intensities, spacing, what the network will see of it, or why it cannot be used.
 
-Every file is opened once, on a few threads, at its full size; what the loaders refuse is refused here in the same words.
+Called by `ingest` and by `fedhelp check`. Every file is opened once, on a few threads, by the functions that training opens it with: what they refuse
+is refused here in the same words, and what is told of the network's view is told of the very arrays that it would be given.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from fedhelp_core.config.task import TaskConfig
-from fedhelp_core.data.examples import Unusable
+from fedhelp_core.data import decode
 from fedhelp_core.data.items import Item
-from fedhelp_core.data.pictures import checked_pair, opened
+from fedhelp_core.data.picture_files import Picture, eight_bits
+from fedhelp_core.data.pictures import checked_pair, example
+from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.registry.tasks import TASKS
+
+if TYPE_CHECKING:
+    from fedhelp_core.data.volumes import VolumeReader
 
 _THUMBNAIL = 112  # pixels
 _TINT = np.array((255, 60, 40), np.float32)  # what a mask marks
@@ -51,13 +58,23 @@ class Seen:
     """Where a volume's axes point, such as RAS."""
     thumbnail: bytes = b""
     """PNG, of the items that one was asked for."""
+    notes: tuple[str, ...] = ()
+    """What was converted in reading."""
+    corners: bool = False
+    """Whether the mask marks every corner, as an inverted one does."""
+    view_mean: float = 0.0
+    """Of what the network sees, 0 to 255."""
+    view_entropy: float = 0.0
+    """Bits a pixel of the same: 0 where all are equal, 8 where all values are as frequent."""
+    view_histogram: tuple[int, ...] = ()
+    """Pixels of the same in 32 equal steps from black to white."""
 
 
-def look_at(items: Sequence[Item], task: TaskConfig, *, thumbnails: Set[Item] = frozenset()) -> Iterator[Seen]:
-    """Each of `items`, in order."""
+def look_at(items: Sequence[Item], task: TaskConfig, *, bits: int | None = None, thumbnails: Set[Item] = frozenset()) -> Iterator[Seen]:
+    """Each of `items`, in order. `bits`: in use in the hospital's 16-bit pictures."""
     workers = min(8, os.cpu_count() or 1)
     block = 8 * workers  # so that nothing is opened far ahead of whoever reads
-    one = partial(_seen, look=_look_of(task), thumbnails=thumbnails)
+    one = partial(_seen, look=_look_of(task, bits), thumbnails=thumbnails)
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(items), block):
             yield from pool.map(one, items[start : start + block])
@@ -66,11 +83,15 @@ def look_at(items: Sequence[Item], task: TaskConfig, *, thumbnails: Set[Item] = 
 _Look = Callable[[Item, bool], Seen]
 
 
-def _look_of(task: TaskConfig) -> _Look:
+def _look_of(task: TaskConfig, bits: int | None) -> _Look:
     entry = TASKS[task.name]
     if entry.answer == "classes":
-        return _picture
-    return _picture_and_mask if entry.dimensions == 2 else partial(_volume_and_mask, foreground=task.classes[1])
+        return partial(_picture, size=task.image_size, bits=bits)
+    if entry.dimensions == 2:
+        return partial(_picture_and_mask, size=task.image_size, bits=bits)
+    from fedhelp_core.data.volumes import VolumeReader  # with MONAI, which classification never waits for
+
+    return partial(_volume_and_mask, foreground=task.classes[1], reader=VolumeReader(task))
 
 
 def _seen(item: Item, *, look: _Look, thumbnails: Set[Item]) -> Seen:
@@ -80,35 +101,53 @@ def _seen(item: Item, *, look: _Look, thumbnails: Set[Item]) -> Seen:
         return Seen(item=item, problem=str(e))
 
 
-def _picture(item: Item, thumbnail: bool) -> Seen:
-    image = opened(item.image)
-    return Seen(item=item, thumbnail=_png(_rgb(image)) if thumbnail else b"", **_facts(image))
+def _picture(item: Item, thumbnail: bool, *, size: int, bits: int | None) -> Seen:
+    picture = decode.picture_at(item.image)
+    view = decode.prepared(picture, size, str(item.image), bits)
+    shown = _png(eight_bits(picture, bits, str(item.image)).convert("RGB")) if thumbnail else b""
+    return Seen(item=item, thumbnail=shown, **_facts(picture), **_of_view(view))
 
 
-def _picture_and_mask(item: Item, thumbnail: bool) -> Seen:
-    grey, labels = checked_pair(item)
+def _picture_and_mask(item: Item, thumbnail: bool, *, size: int, bits: int | None) -> Seen:
+    picture, labels = checked_pair(item)
     marked = labels != 0
+    found = example(item, picture, labels, size, bits)
+    shown = _png(tinted(eight_bits(picture, bits, str(item.image)).convert("RGB"), marked)) if thumbnail else b""
     return Seen(
-        item=item, foreground=float(marked.mean()), thumbnail=_png(_tinted(_rgb(grey), marked)) if thumbnail else b"", **_facts(grey))
+        item=item, foreground=float(marked.mean()), corners=_marks_corners(marked), thumbnail=shown, **_facts(picture), **_of_view(found.image_CHW))
 
 
-def _volume_and_mask(item: Item, thumbnail: bool, *, foreground: str) -> Seen:
-    from fedhelp_core.data import volumes  # with MONAI, which classification never waits for
+def _volume_and_mask(item: Item, thumbnail: bool, *, foreground: str, reader: VolumeReader) -> Seen:
+    from fedhelp_core.data import volumes
 
-    voxels, mask, affine = volumes.checked_pair(item, foreground)
-    marked = mask != 0
+    volume, mask = volumes.checked_pair(item, foreground)
+    found = reader.example(item, volume, mask)
+    voxels, affine, marked = volume.voxels_XYZ, volume.affine, mask != 0
     return Seen(
         item=item, content=_digest(voxels), sides=voxels.shape, kind="volume", low=float(voxels.min()), high=float(voxels.max()),
-        mean=float(voxels.mean(dtype=np.float64)), foreground=float(marked.mean()),
+        mean=float(voxels.mean(dtype=np.float64)), foreground=float(marked.mean()), corners=_marks_corners(marked), notes=volume.notes,
         spacing=tuple(round(float(side), 2) for side in np.linalg.norm(affine[:3, :3], axis=0)), orientation="".join(_axes().aff2axcodes(affine)),
-        thumbnail=_slice(voxels, marked, affine) if thumbnail else b"")
+        thumbnail=_slice(voxels, marked, affine) if thumbnail else b"", **_of_view(found.image_CHW))
 
 
-def _facts(image: Image.Image) -> dict[str, Any]:
-    pixels = np.asarray(image if image.mode.startswith("I") else _rgb(image))
+def _facts(picture: Picture) -> dict[str, Any]:
+    pixels = np.asarray(picture.image if picture.deep else picture.image.convert("RGB"))
     return {
-        "content": _digest(pixels), "sides": image.size, "kind": image.mode, "low": float(pixels.min()), "high": float(pixels.max()),
-        "mean": float(pixels.mean(dtype=np.float64))}
+        "content": _digest(pixels), "sides": picture.image.size, "kind": picture.image.mode, "low": float(pixels.min()), "high": float(pixels.max()),
+        "mean": float(pixels.mean(dtype=np.float64)), "notes": picture.notes}
+
+
+def _of_view(view: NDArray[np.uint8] | None) -> dict[str, Any]:
+    assert view is not None
+    counts = np.bincount(view.ravel(), minlength=256)
+    shares = counts[counts > 0] / counts.sum()
+    return {
+        "view_mean": float(counts @ np.arange(256) / counts.sum()), "view_entropy": float((shares * np.log2(1 / shares)).sum()),
+        "view_histogram": tuple(int(count) for count in counts.reshape(32, 8).sum(axis=1))}
+
+
+def _marks_corners(marked: NDArray[np.bool_]) -> bool:
+    return all(bool(marked[corner]) for corner in itertools.product((0, -1), repeat=marked.ndim))
 
 
 def _digest(array: NDArray[Any]) -> str:
@@ -117,13 +156,8 @@ def _digest(array: NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
-
-
-def _tinted(image: Image.Image, marked: NDArray[np.bool_]) -> Image.Image:
+def tinted(image: Image.Image, marked: NDArray[np.bool_]) -> Image.Image:
+    """`image` (RGB) with what `marked` (H, W) says in red."""
     pixels = np.asarray(image).astype(np.float32)
     pixels[marked] = 0.65 * pixels[marked] + 0.35 * _TINT
     return Image.fromarray(pixels.astype(np.uint8))
@@ -139,7 +173,7 @@ def _slice(voxels: NDArray[np.float32], marked: NDArray[np.bool_], affine: NDArr
     low, high = np.percentile(plane, (0.5, 99.5))
     grey = ((plane - low) / max(float(high - low), 1e-9) * 255).clip(0, 255).astype(np.uint8)
     picture = Image.fromarray(np.ascontiguousarray(np.rot90(grey)))
-    return _png(_tinted(picture.convert("RGB"), np.rot90(outline)))
+    return _png(tinted(picture.convert("RGB"), np.rot90(outline)))
 
 
 def _axes() -> Any:

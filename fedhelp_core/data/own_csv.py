@@ -5,26 +5,28 @@
 
 `label` is the class, by name or number; tasks with masks take `mask`, the mask's path, instead. `split`, `patient` and `hospital` may be
 missing: then patients (images, where there are none) are put into splits by the hash of their names, and all images are one hospital's.
-Further columns are ignored; semicolons do as well as commas.
+Further columns are ignored.
 """
 
 from __future__ import annotations
 
-import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.data.csv_files import Row, Table
 from fedhelp_core.data.items import SPLITS, Item
+from fedhelp_core.data.names import Finder, plain
 from fedhelp_core.data.sharing import split_of_name
+from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.errors import DataError
 from fedhelp_core.registry.tasks import TASKS
 
 COLUMNS = ("image", "label", "mask", "split", "patient", "hospital")
 _SPLIT_WORDS = {"train": "training", "training": "training", "val": "validation", "valid": "validation", "validation": "validation",
                 "test": "test", "testing": "test"}
-_Row = tuple[int, dict[str, str]]
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Listed:
     splits: dict[str, list[Item]] = field(default_factory=lambda: {name: [] for name in SPLITS})
     patients: dict[Path, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,85 +50,83 @@ class Reading:
     """Our name of a column -> the CSV's, where it is another."""
     test_fraction: float = 0.2
     validation_fraction: float = 0.0
+    finder: Finder = field(default_factory=Finder)
 
 
 def read_own_csv(path: Path, reading: Reading) -> dict[str, Listed]:
     """Hospital (as the CSV calls it, '' without such a column) -> its images.
 
     Raises:
-        DataError: no such file, or a column is missing.
+        DataError: no such file, none that is a CSV, or its columns are not clear.
     """
     answer = "mask" if TASKS[reading.task.name].answer == "mask" else "label"
+    names = {ours: reading.columns.get(ours, ours) for ours in COLUMNS}
+    asked = [ours for ours in COLUMNS if ours in ("image", answer) or ours in reading.columns]
+    try:
+        table = Table(path, names, needed=asked, next_step="give its path with --csv")
+    except DataError as e:
+        raise DataError([f"{problem}; name yours with --columns, e.g. image=File" if " missing (found" in problem else problem
+                         for problem in e.problems]) from e
     hospitals: dict[str, Listed] = {}
-    for line, row in _rows(path, reading.columns, needed=("image", answer)):
+    nameless: list[str] = []
+    for line, row, wrong in table.rows():
+        problem = wrong or ("hospital is empty" if row.get("hospital") == "" else None)
+        if problem is not None:
+            nameless.append(f"{path}: line {line}: {problem}")
+            continue
         listed = hospitals.setdefault(row.get("hospital", ""), Listed())
-        item = _item(row, answer, reading)
-        split = _split(row, reading)
-        for problem in (one for one in (item, split) if isinstance(one, _Problem)):
-            listed.problems.append(f"{path}: line {line}: {problem.sentence}")
-        if isinstance(item, Item) and isinstance(split, str):
-            listed.splits[split].append(item)
-            if row.get("patient"):
-                listed.patients[item.image] = row["patient"]
+        try:
+            item, split = _item(row, answer, reading), _split(row, reading)
+        except Unusable as e:
+            listed.problems.append(f"{path}: line {line}: {e}")
+            continue
+        listed.splits[split].append(item)
+        if row.get("patient"):
+            listed.patients[item.image] = row["patient"]
+    if nameless and not hospitals:
+        raise DataError(nameless[:1] if len(nameless) == 1 else [*nameless[:1], f"{path}: {len(nameless) - 1} more rows like it"])
+    if hospitals:
+        next(iter(hospitals.values())).problems[:0] = nameless
+    for listed in hospitals.values():
+        listed.notes = table.notes
     return hospitals
 
 
-@dataclass(frozen=True)
-class _Problem:
-    sentence: str
-
-
-def _rows(path: Path, columns: Mapping[str, str], *, needed: Sequence[str]) -> list[_Row]:
-    """(line number, row by our names) of every row."""
-    names = {ours: columns.get(ours, ours) for ours in COLUMNS}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            head = file.readline()
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter=";" if head.count(";") > head.count(",") else ",")
-            found = [(name or "").strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = found
-            wanted = dict.fromkeys([*(names[one] for one in needed), *columns.values()])
-            missing = [name for name in wanted if name not in found]
-            if missing:
-                raise DataError(
-                    f"{path}: columns {', '.join(wanted)} expected, but {', '.join(missing)} missing (found {', '.join(found) or 'none'});"
-                    " name yours with --columns, e.g. image=File")
-            return [(reader.line_num, {ours: (row[theirs] or "").strip() for ours, theirs in names.items() if theirs in found}) for row in reader]
-    except FileNotFoundError as e:
-        raise DataError(f"{path}: no such CSV; give its path with --csv") from e
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"{path}: cannot be read as CSV ({e}); save it as UTF-8 with commas") from e
-
-
-def _item(row: Mapping[str, str], answer: str, reading: Reading) -> Item | _Problem:
+def _item(row: Row, answer: str, reading: Reading) -> Item:
     for column in ("image", answer):
         if not row[column]:
-            return _Problem(f"{column} is empty")
-    image = _below(row["image"], reading.folder)
+            raise Unusable(f"{column} is empty")
+    image = _below(row["image"], "image", reading)
     if answer == "mask":
-        mask = _below(row["mask"], reading.folder)
-        return Item(image, mask=mask) if image and mask else _Problem(f"image and mask should lie below {reading.folder}")
-    label = _label(row["label"], reading.task.classes)
-    if label is None:
-        return _Problem(f"label should be one of {', '.join(reading.task.classes)} or its number from 0, got {row['label']!r}")
-    return Item(image, label) if image else _Problem(f"image should lie below {reading.folder}, got {row['image']!r}")
+        return Item(image, mask=_below(row["mask"], "mask", reading))
+    return Item(image, _label(row["label"], reading.task.classes))
 
 
-def _below(name: str, folder: Path) -> Path | None:
+def _below(name: str, column: str, reading: Reading) -> Path:
+    """The file that a cell names; Windows writes backslashes."""
+    if "\\" in name and not (reading.folder / name).exists():
+        name = name.replace("\\", "/")
     parts = Path(name)
-    return None if parts.is_absolute() or ".." in parts.parts else folder / parts
+    if parts.is_absolute() or ".." in parts.parts or re.match(r"[A-Za-z]:", name):
+        raise Unusable(f"{column} should lie below {reading.folder}, got {name!r}")
+    return reading.finder.find(reading.folder, name)
 
 
-def _label(text: str, classes: Sequence[str]) -> int | None:
-    names = [name.casefold() for name in classes]
-    if text.casefold() in names:
-        return names.index(text.casefold())
-    return int(text) if text.isdecimal() and int(text) < len(classes) else None
+def _label(text: str, classes: Sequence[str]) -> int:
+    same = [number for number, name in enumerate(classes) if plain(name) == text]
+    same = same or [number for number, name in enumerate(classes) if plain(name).casefold() == text.casefold()]
+    if len(same) == 1:
+        return same[0]
+    digits = re.fullmatch(r"(\d+)(\.0*)?", text)  # spreadsheets write 1 as 1.0
+    if digits is None or int(digits[1]) >= len(classes):
+        raise Unusable(f"label should be one of {', '.join(classes)} or its number from 0, got {text!r}")
+    return int(digits[1])
 
 
-def _split(row: Mapping[str, str], reading: Reading) -> str | _Problem:
+def _split(row: Row, reading: Reading) -> str:
     if "split" in row:
         split = _SPLIT_WORDS.get(row["split"].casefold())
-        return split or _Problem(f"split should be training, validation or test, got {row['split']!r}")
+        if split is None:
+            raise Unusable(f"split should be training, validation or test, got {row['split']!r}")
+        return split
     return split_of_name(row.get("patient") or row["image"], test=reading.test_fraction, validation=reading.validation_fraction)

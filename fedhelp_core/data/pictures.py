@@ -1,57 +1,68 @@
-"""A grey picture and the mask beside it, JPEG or PNG, as square arrays. Called by `examples`. No MONAI: Pillow prepares pictures as it
+"""A grey picture and the mask beside it, JPEG or PNG, as square arrays. Called by `reading`. No MONAI: Pillow prepares pictures as it
 does those of classification, so that public ones look to the proxy like private ones.
 
-Shapes: S the side in pixels.
+A mask says where it is what in one of two ways, in its colours or in its alpha channel; black, or transparent, is background. A palette's numbers
+mean nothing by themselves: its colours do. Shapes: S the side in pixels.
 """
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from fedhelp_core.data.decode import BROKEN
-from fedhelp_core.data.examples import Example, Unusable, mask_problem
+from fedhelp_core.data.examples import Example, mask_problem
 from fedhelp_core.data.items import Item
+from fedhelp_core.data.picture_files import Picture, alpha_of, eight_bits, opaque, picture_in, read_file
+from fedhelp_core.data.unusable import Unusable
 
-_FORMATS = ("JPEG", "PNG")
 
-
-def read_picture(item: Item, size: int) -> Example:
-    """Image (1, S, S) and mask (1, S, S) of `item`, cut and scaled alike, or what is wrong with them."""
+def read_picture(item: Item, size: int, bits: int | None = None) -> Example:
+    """Image (1, S, S) and mask (1, S, S) of `item`, cut and scaled alike, or what is wrong with them. `bits`: as in `decode.decode_all`."""
     try:
-        grey, labels = checked_pair(item)
-        marked = Image.fromarray(((labels != 0) * 255).astype(np.uint8))
-        target = _fitted(marked, size, Image.Resampling.NEAREST) // 255
+        return example(item, *checked_pair(item), size, bits)
     except Unusable as e:
         return Example(problem=str(e))
+
+
+def example(item: Item, picture: Picture, labels_HW: NDArray[np.generic], size: int, bits: int | None = None) -> Example:
+    """As `read_picture`, of a pair that has been opened.
+
+    Raises:
+        Unusable: nothing of the mask is left.
+    """
+    target = mask_square((labels_HW != 0).astype(np.uint8), size)
     if not target.any():
-        return Example(problem=f"{item.mask}: nothing of the mask is left at {size} x {size} pixels; raise task.image_size, or remove the image")
-    return Example(_fitted(grey, size, Image.Resampling.BICUBIC)[None], target[None])
+        raise Unusable(f"{item.mask}: nothing of the mask is left at {size} x {size} pixels; raise task.image_size, or remove the image")
+    return Example(_fitted(eight_bits(picture, bits, str(item.image)).convert("L"), size, Image.Resampling.BICUBIC)[None], target)
 
 
-def checked_pair(item: Item) -> tuple[Image.Image, NDArray[np.generic]]:
+def checked_pair(item: Item) -> tuple[Picture, NDArray[np.generic]]:
     """The grey picture and its mask's labels (H, W), as they lie on disk.
 
     Raises:
         Unusable: one of them cannot be used, or they do not belong together.
     """
     assert item.mask is not None
-    image, mask = opened(item.image), opened(item.mask)
-    grey, labels = _grey(image, item.image), _plane(mask, item.mask)
-    problem = mask_problem(labels, (image.height, image.width), item.mask, "foreground")
+    picture, mask = grey(opened(item.image), str(item.image)), opened(item.mask)
+    if picture.turned != mask.turned:
+        raise Unusable(
+            f"{item.image}: its EXIF orientation is {picture.turned}, its mask's {mask.turned}, so nobody knows whether the mask was drawn on the"
+            " upright picture; save both upright")
+    labels = _plane(mask.image, item.mask)
+    problem = mask_problem(labels, (picture.image.height, picture.image.width), item.mask, "foreground")
     if problem:
         raise Unusable(problem)
-    return grey, labels
+    return picture, labels
 
 
 def read_image(raw: bytes, path: Path, size: int) -> Example:
     """The image (1, S, S) in a file's bytes, without a mask: a public one."""
     try:
-        return Example(_fitted(_grey(_decoded(raw, path), path), size, Image.Resampling.BICUBIC)[None])
+        picture = grey(picture_in(raw, str(path)), str(path))
+        return Example(_fitted(eight_bits(picture, None, str(path)).convert("L"), size, Image.Resampling.BICUBIC)[None])
     except Unusable as e:
         return Example(problem=str(e))
 
@@ -66,49 +77,64 @@ def mask_square(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return _fitted(Image.fromarray(mask), size, Image.Resampling.NEAREST)[None]
 
 
-def opened(path: Path) -> Image.Image:
+def opened(path: Path) -> Picture:
     """The picture at `path`, upright, its pixels read.
 
     Raises:
         Unusable: no such file, or none that can be read.
     """
-    try:
-        return _decoded(path.read_bytes(), path)
-    except FileNotFoundError:
-        raise Unusable(f"{path}: no such image file; correct the list or the folder") from None
-    except OSError as e:
-        raise Unusable(f"{path}: cannot be read as an image ({e}); replace or remove it") from None
+    return picture_in(read_file(path), str(path))
 
 
-def _decoded(raw: bytes, path: Path) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(raw), formats=_FORMATS) as image:
-            upright = ImageOps.exif_transpose(image)
-            upright.load()
-    except BROKEN as e:
-        raise Unusable(f"{path}: cannot be read as an image ({e}); replace or remove it") from None
-    return upright
+def grey(picture: Picture, name: str) -> Picture:
+    """`picture` without colour and transparency; a colour file whose channels are equal is grey.
 
-
-def _grey(image: Image.Image, path: Path) -> Image.Image:
-    """8 bit grey; 16-bit grey keeps its upper 8 bits; a colour file whose channels are equal is grey."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode not in ("L", "LA", "1"):
-        channels = np.asarray(image.convert("RGB"))
-        if (channels != channels[..., :1]).any():
-            raise Unusable(f"{path}: is a colour picture ({image.mode}), but this task's images are grey; convert it, or remove it")
-    return image.convert("L")
+    Raises:
+        Unusable: it has colours, or hides something.
+    """
+    picture = opaque(picture, name)
+    mode = picture.image.mode
+    if picture.deep or mode in ("L", "1"):
+        return picture
+    channels = np.asarray(picture.image.convert("RGB"))
+    if (channels != channels[..., :1]).any():
+        raise Unusable(f"{name}: is a colour picture ({mode}), but this task's images are grey; convert it, or remove it")
+    return Picture(picture.image.convert("L"), picture.turned, picture.notes)
 
 
 def _plane(mask: Image.Image, path: Path) -> NDArray[np.generic]:
-    """The mask's labels (H, W); of a colour file, where its channels are equal."""
-    if mask.mode in ("L", "1", "P") or mask.mode.startswith("I"):
+    """The mask's labels (H, W); 0 is what is black, or transparent."""
+    labels, opacity = _colour_labels(mask, path), alpha_of(mask)
+    if opacity is None or opacity.min() == 255:
+        return labels
+    if opacity.max() == 0:
+        raise Unusable(f"{path}: the mask is wholly transparent; save it without transparency")
+    seen = labels[opacity > 0]
+    if seen.min() == seen.max():  # what can be seen has one colour: the shape is in the alpha channel
+        return opacity
+    if np.array_equal(labels != 0, opacity != 0):
+        return labels
+    raise Unusable(f"{path}: the mask's colours say another shape than its alpha channel, so nobody knows which it is; save it without transparency")
+
+
+def _colour_labels(mask: Image.Image, path: Path) -> NDArray[np.generic]:
+    """Labels by colour, without regard to alpha: numbers of grey; of two colours, one of them black, 0 and 1."""
+    if mask.mode in ("L", "1") or mask.mode.startswith("I"):
         return np.asarray(mask)
+    if mask.mode == "LA":
+        return np.asarray(mask.getchannel("L"))
     channels = np.asarray(mask.convert("RGB"))
-    if (channels != channels[..., :1]).any():
-        raise Unusable(f"{path}: the mask is a colour picture ({mask.mode}); one label a pixel expected: background 0, foreground one other value")
-    return channels[..., 0]
+    if (channels == channels[..., :1]).all():
+        grey_HW: NDArray[np.generic] = channels[..., 0]
+        return grey_HW
+    packed = channels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    colours = np.unique(packed)
+    if len(colours) == 2 and colours[0] == 0:
+        marked: NDArray[np.uint8] = (packed != 0).astype(np.uint8)
+        return marked
+    raise Unusable(
+        f"{path}: the mask is a colour picture ({mask.mode}) of {len(colours)} colours; one label a pixel expected: background 0 (black), foreground"
+        " one other value")
 
 
 def _fitted(image: Image.Image, size: int, resampling: Image.Resampling) -> NDArray[np.uint8]:

@@ -10,14 +10,16 @@ from pathlib import Path
 
 from fedhelp_core.config.silo import PicturesAndMasks
 from fedhelp_core.data.items import SPLITS, Item
+from fedhelp_core.data.names import files_in, plain
+from fedhelp_core.data.picture_files import SUFFIXES
 from fedhelp_core.data.sharing import owners, split_of_name
 from fedhelp_core.errors import DataError
 
-_SUFFIXES = (".png", ".jpg", ".jpeg")
+_MASK_SUFFIXES = (".png",)
 
 
-def read_pictures_and_masks(data: PicturesAndMasks) -> tuple[dict[str, tuple[Item, ...]], list[str]]:
-    """Split -> this hospital's items, by name; and what is wrong.
+def read_pictures_and_masks(data: PicturesAndMasks) -> tuple[dict[str, tuple[Item, ...]], list[str], list[str]]:
+    """Split -> this hospital's items, by name; what is wrong; what was left alone.
 
     Raises:
         DataError: a folder is missing, or has no picture of this prefix.
@@ -25,26 +27,24 @@ def read_pictures_and_masks(data: PicturesAndMasks) -> tuple[dict[str, tuple[Ite
     for field in ("images", "masks"):
         if not getattr(data, field).is_dir():
             raise DataError(f"{getattr(data, field)}: no such folder; correct data.{field} in silo.yaml")
-    paths = sorted(p for p in data.images.iterdir() if p.suffix.lower() in _SUFFIXES and p.name.startswith(data.prefix) and p.name[0] != ".")
+    pictures, problems, notes = files_in(data.images, SUFFIXES)
+    masks, more_problems, more_notes = files_in(data.masks, _MASK_SUFFIXES)
+    paths = {plain(path.name): path for name, path in pictures.items() if name.startswith(plain(data.prefix))}
     if not paths:
         beginning = f" whose name begins with {data.prefix!r}" if data.prefix else ""
-        raise DataError(f"{data.images}: no picture ({', '.join(_SUFFIXES)}){beginning}; correct data.images or data.prefix in silo.yaml")
-    split = {path.name: split_of_name(path.stem, test=data.test_fraction, validation=data.validation_fraction) for path in paths}
+        raise DataError(f"{data.images}: no picture ({', '.join(SUFFIXES)}){beginning}; correct data.images or data.prefix in silo.yaml")
+    split = {name: split_of_name(Path(name).stem, test=data.test_fraction, validation=data.validation_fraction) for name in paths}
     found: dict[str, list[Item]] = {name: [] for name in SPLITS}
-    problems = []
-    for name in SPLITS:
-        members = [path for path in paths if split[path.name] == name]
-        owner = owners((path.name for path in members), data.share.sizes, name) if data.share is not None else {}
-        for path in members:
-            if data.share is not None and owner[path.name] != data.share.number:
+    for part in SPLITS:
+        members = [name for name in paths if split[name] == part]
+        owner = owners(members, data.share.sizes, part) if data.share is not None else {}
+        for name in members:
+            if data.share is not None and owner[name] != data.share.number:
                 continue
-            mask = _mask_of(path, data.masks)
+            stem = Path(name).stem
+            mask = masks.get(stem) or masks.get(f"{stem}_mask")
             if mask is None:
-                problems.append(f"{path}: has no mask {path.stem}.png or {path.stem}_mask.png in {data.masks}; add it, or remove the picture")
+                problems.append(f"{paths[name]}: has no mask {stem}.png or {stem}_mask.png in {data.masks}; add it, or remove the picture")
             else:
-                found[name].append(Item(path, mask=mask))
-    return {name: tuple(items) for name, items in found.items()}, problems
-
-
-def _mask_of(path: Path, masks: Path) -> Path | None:
-    return next((mask for mask in (masks / f"{path.stem}.png", masks / f"{path.stem}_mask.png") if mask.is_file()), None)
+                found[part].append(Item(paths[name], mask=mask))
+    return {name: tuple(items) for name, items in found.items()}, [*problems, *more_problems], [*notes, *more_notes]

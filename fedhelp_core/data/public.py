@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data import decode, pictures
 from fedhelp_core.data.examples import Example, image_shape, preparation
+from fedhelp_core.data.picture_files import SUFFIXES
 from fedhelp_core.registry.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def preparation_of(task: TaskConfig) -> Preparation:
 
 
 class _Colour:
-    suffixes: tuple[str, ...] = decode.SUFFIXES
+    suffixes: tuple[str, ...] = SUFFIXES
     threads: bool = True
 
     def __init__(self, task: TaskConfig) -> None:
@@ -96,7 +97,7 @@ class _Colour:
 
 
 class _Grey:
-    suffixes: tuple[str, ...] = decode.SUFFIXES
+    suffixes: tuple[str, ...] = SUFFIXES
     threads: bool = True
 
     def __init__(self, task: TaskConfig) -> None:

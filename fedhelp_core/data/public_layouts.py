@@ -6,11 +6,12 @@ a hospital's own CSV, and folders of volumes (DICOM or NIfTI) and masks.
 
 from __future__ import annotations
 
-import csv
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,7 +20,9 @@ from fedhelp_core.config.silo import ChestXrayData, FedIsicData, FedIxiData, Pic
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data import fed_isic, fed_ixi
 from fedhelp_core.data.chest_xray import FOLDERS
+from fedhelp_core.data.csv_files import head_of
 from fedhelp_core.data.datalist import Manifest, manifest_from, read_layout
+from fedhelp_core.data.names import is_text, not_text, plain
 from fedhelp_core.data.own_csv import COLUMNS, Reading, read_own_csv
 from fedhelp_core.data.volumes_and_masks import read_volumes_and_masks
 from fedhelp_core.errors import ConfigError, DataError
@@ -38,7 +41,7 @@ class Options:
     prefixes: tuple[str, ...] = ()
     sizes: tuple[float, ...] = ()
     silos: tuple[str, ...] = ()
-    """Names for the hospitals, in their order; empty: the layout's own."""
+    """Names for the hospitals, as THEIRS=name; empty: the layout's own. Hospitals that the set itself does not name go by their order."""
     test_fraction: float | None = None
     validation_fraction: float | None = None
 
@@ -49,10 +52,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Hospital:
-    """One hospital's images, and (where a list tells) whose they are: the image's path -> patient."""
+    """One hospital's images."""
 
     manifest: Manifest
     patients: Mapping[Path, str] = field(default_factory=dict)
+    """The image's path -> its patient, where a list tells."""
+    origin: str = ""
+    """What the data set itself calls the hospital; '' where it names none."""
 
 
 _Find = Callable[[Path, TaskConfig, Options], dict[str, Hospital]]
@@ -87,6 +93,8 @@ def hospitals_of(layout: str, folder: Path, task: TaskConfig, options: Options) 
     if entry.answer not in (None, TASKS[task.name].answer):
         fitting = ", ".join(name for name, one in TASKS.items() if one.answer == entry.answer)
         raise ConfigError(f"--task: layout {layout} has no answers of the kind that {task.name} needs; one of {fitting} expected")
+    if not is_text(folder):
+        raise DataError(not_text(folder))
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder that holds {entry.holds}")
     return _named(entry.find(folder, task, options), options.silos)
@@ -104,9 +112,8 @@ def layout_called(name: str) -> Layout:
 
 
 def _named(found: dict[str, Hospital], names: Sequence[str]) -> dict[str, Hospital]:
-    if names and len(names) != len(found):
-        raise ConfigError(f"--silos: {len(names)} names given for {len(found)} hospitals ({', '.join(found)}); give one a hospital")
-    chosen = list(names) or list(found)
+    """`found` under the names that were asked for."""
+    chosen = _chosen(found, names) if names else list(found)
     for name in chosen:
         try:
             TypeAdapter(SiloName).validate_python(name)
@@ -118,12 +125,31 @@ def _named(found: dict[str, Hospital], names: Sequence[str]) -> dict[str, Hospit
     return dict(zip(chosen, found.values(), strict=True))
 
 
+def _chosen(found: Mapping[str, Hospital], names: Sequence[str]) -> list[str]:
+    """The name for each of `found`. By their order alone only where the set itself does not name them, or there is one."""
+    called = {plain(one.origin or default): default for default, one in found.items()}
+    pairs = {plain(theirs.strip()): ours.strip() for theirs, equals, ours in (name.rpartition("=") for name in names) if equals}
+    if pairs:
+        wrong = [*(name for name in pairs if name not in called), *(name for name in called if name not in pairs)]
+        if wrong or len(pairs) != len(names):
+            raise ConfigError(
+                f"--silos: a name for each hospital expected, THEIRS=yours, and the hospitals are {', '.join(called)}; got {', '.join(names)}")
+        return [pairs[name] for name in called]
+    if len(names) != len(found):
+        raise ConfigError(f"--silos: {len(names)} names given for {len(found)} hospitals ({', '.join(called)}); give one a hospital")
+    if len(found) > 1 and any(one.origin for one in found.values()):
+        example = ",".join(f"{theirs}={ours}" for theirs, ours in zip(called, names, strict=True))
+        raise ConfigError(f"--silos: the data set has names for its hospitals; say which is which, for instance {example}, if that is right")
+    return list(names)
+
+
 def _fed_isic(folder: Path, _task: TaskConfig, options: Options) -> dict[str, Hospital]:
     split_csv = options.split_csv or _csv_with(folder, fed_isic.COLUMNS[:4], "--split-csv")
     images = options.images or _folder_of_jpegs(folder)
     more = _given(options, "validation_fraction")
     return {
-        f"center-{center}": Hospital(read_layout(FedIsicData(layout="fed-isic2019", images=images, split_csv=split_csv, center=center, **more)))
+        f"center-{center}": Hospital(
+            read_layout(FedIsicData(layout="fed-isic2019", images=images, split_csv=split_csv, center=center, **more)), origin=f"center {center}")
         for center in fed_isic.centers_in(split_csv)}
 
 
@@ -143,8 +169,8 @@ def _pictures(folder: Path, _task: TaskConfig, options: Options) -> dict[str, Ho
     more = _given(options, "validation_fraction", "test_fraction")
 
     def read(prefix: str, share: Share | None) -> Hospital:
-        return Hospital(read_layout(
-            PicturesAndMasks(layout="pictures-and-masks", images=images, masks=masks, prefix=prefix, share=share, **more)))
+        return Hospital(
+            read_layout(PicturesAndMasks(layout="pictures-and-masks", images=images, masks=masks, prefix=prefix, share=share, **more)), origin=prefix)
 
     if options.prefixes:
         return {_slug(prefix): read(prefix, None) for prefix in options.prefixes}
@@ -162,7 +188,7 @@ def _fed_ixi(folder: Path, _task: TaskConfig, options: Options) -> dict[str, Hos
     more = _given(options, "validation_fraction")
     return {
         hospital.lower(): Hospital(read_layout(
-            FedIxiData(layout="fed-ixi", root=root, split_csv=split_csv, hospital=hospital, **more)))
+            FedIxiData(layout="fed-ixi", root=root, split_csv=split_csv, hospital=hospital, **more)), origin=hospital)
         for hospital in present}
 
 
@@ -171,7 +197,7 @@ def _volumes(folder: Path, _task: TaskConfig, options: Options) -> dict[str, Hos
     fractions = {"test": options.test_fraction, "validation": options.validation_fraction}
     found = read_volumes_and_masks(
         images, masks, sizes=options.sizes or (1.0,), **{name: value for name, value in fractions.items() if value is not None})
-    return {f"hospital-{number}": Hospital(manifest_from(str(images), parts, problems)) for number, (parts, problems) in enumerate(found)}
+    return {f"hospital-{number}": Hospital(manifest_from(str(images), *one)) for number, one in enumerate(found)}
 
 
 def _own_csv(folder: Path, task: TaskConfig, options: Options) -> dict[str, Hospital]:
@@ -179,9 +205,8 @@ def _own_csv(folder: Path, task: TaskConfig, options: Options) -> dict[str, Hosp
     unknown = sorted(set(options.columns) - set(COLUMNS))
     if unknown:
         raise ConfigError(f"--columns: {unknown[0]!r} is none of {', '.join(COLUMNS)}; write ours=yours, e.g. image=File")
-    listed = read_own_csv(path, Reading(
-        task=task, folder=folder, columns=options.columns,
-        **_given(options, "validation_fraction", "test_fraction")))
+    fractions: dict[str, Any] = _given(options, "validation_fraction", "test_fraction")
+    listed = read_own_csv(path, Reading(task=task, folder=folder, columns=options.columns, **fractions))
     if not listed:
         raise DataError(f"{path}: has no row; write a row an image")
     names = {theirs: _slug(theirs) or "hospital-0" for theirs in listed}
@@ -189,8 +214,9 @@ def _own_csv(folder: Path, task: TaskConfig, options: Options) -> dict[str, Hosp
         raise ConfigError(f"{path}: hospitals {', '.join(map(repr, names))} cannot be told apart as silo names; write them with letters and digits")
     return {
         names[theirs]: Hospital(
-            manifest_from(f"{path}, {theirs}" if theirs else str(path), {split: tuple(items) for split, items in one.splits.items()}, one.problems),
-            one.patients)
+            manifest_from(
+                f"{path}, {theirs}" if theirs else str(path), {split: tuple(items) for split, items in one.splits.items()}, one.problems, one.notes),
+            one.patients, theirs)
         for theirs, one in listed.items()}
 
 
@@ -226,7 +252,9 @@ def _shares(sizes: tuple[float, ...]) -> Iterator[Share]:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    """`text` in a silo's letters: Süd Klinik -> sud-klinik."""
+    letters = unicodedata.normalize("NFKD", text.casefold()).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", letters).strip("-")
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -239,7 +267,7 @@ def _first_folder(folder: Path, names: Sequence[str]) -> Path:
 
 def _folder_of_jpegs(folder: Path) -> Path:
     """The folder itself or the one just below it that holds .jpg files."""
-    found = [one for one in (folder, *_subfolders(folder)) if next(one.glob("*.jpg"), None) is not None]
+    found = [one for one in (folder, *_subfolders(folder)) if any(path.suffix.lower() == ".jpg" for path in one.iterdir())]
     if len(found) != 1:
         said = ", ".join(one.name for one in found) or "none"
         raise DataError(f"{folder}: one folder of .jpg files expected in it, found {said}; give it with --images")
@@ -248,8 +276,8 @@ def _folder_of_jpegs(folder: Path) -> Path:
 
 def _csv_with(folder: Path, columns: Sequence[str], option: str) -> Path:
     """The one CSV in `folder` (or just below it) whose head has `columns`; FLamby's of Fed-ISIC2019 has no suffix."""
-    candidates = [path for one in (folder, *_subfolders(folder)) for pattern in ("*.csv", "train_test_split") for path in sorted(one.glob(pattern))]
-    found = [path for path in candidates if set(columns) <= set(_head(path))]
+    files = [path for one in (folder, *_subfolders(folder)) for path in sorted(one.iterdir())]
+    found = [path for path in files if (_is_csv(path) or path.name == "train_test_split") and set(columns) <= set(head_of(path))]
     if len(found) != 1:
         said = ", ".join(str(path.relative_to(folder)) for path in found) or "none"
         raise DataError(f"{folder}: one CSV with columns {', '.join(columns)} expected in it, found {said}; give it with {option}")
@@ -257,15 +285,13 @@ def _csv_with(folder: Path, columns: Sequence[str], option: str) -> Path:
 
 
 def _only_csv(folder: Path) -> Path:
-    found = sorted(folder.glob("*.csv"))
+    found = sorted(path for path in folder.iterdir() if _is_csv(path))
     if len(found) != 1:
-        raise DataError(f"{folder}: one CSV expected in it, found {', '.join(path.name for path in found) or 'none'}; give it with --csv")
+        workbooks = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in (".xls", ".xlsx", ".ods"))
+        hint = f"; save {workbooks[0]} as CSV UTF-8 in the spreadsheet" if workbooks and not found else "; give it with --csv"
+        raise DataError(f"{folder}: one CSV expected in it, found {', '.join(path.name for path in found) or 'none'}{hint}")
     return found[0]
 
 
-def _head(path: Path) -> list[str]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return next(csv.reader(file), [])
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return []
+def _is_csv(path: Path) -> bool:
+    return path.suffix.lower() == ".csv" and not path.name.startswith(".") and path.is_file()

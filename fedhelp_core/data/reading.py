@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data import decode
 from fedhelp_core.data.examples import Example
 from fedhelp_core.data.items import Item
+from fedhelp_core.data.picture_files import deep_bits
 from fedhelp_core.data.pictures import read_picture
 from fedhelp_core.registry.tasks import TASKS
 
 
-def read_examples(items: Sequence[Item], task: TaskConfig) -> Iterator[Example]:
-    """The examples of `items`, in order."""
+def read_examples(items: Sequence[Item], task: TaskConfig, bits: int | None = None) -> Iterator[Example]:
+    """The examples of `items`, in order. `bits`: in use in the 16-bit pictures of the hospital, as `bits_in_use` says."""
     entry = TASKS[task.name]
     if entry.answer == "classes":
-        for item, found in zip(items, decode.decode_all([item.image for item in items], task.image_size), strict=True):
+        for item, found in zip(items, decode.decode_all([item.image for item in items], task.image_size, bits), strict=True):
             pixels = None if found.pixels_SSC is None else found.pixels_SSC.transpose(2, 0, 1)
             yield Example(pixels, item.label, found.problem)
     elif entry.dimensions == 2:
         for item in items:
-            yield read_picture(item, task.image_size)
+            yield read_picture(item, task.image_size, bits)
     else:
         from fedhelp_core.data.volumes import VolumeReader  # with MONAI, which classification never waits for
 
         reader = VolumeReader(task)
         for item in items:
             yield reader.read(item)
+
+
+def bits_in_use(items: Iterable[Item], task: TaskConfig) -> int | None:
+    """How many bits are in use in the 16-bit pictures among `items`, which should be all of a hospital's; None where there are none.
+
+    One choice for all of them: a dark picture of a 12-bit detector is not brightened, and two hospitals with other detectors look alike.
+    """
+    return deep_bits(item.image for item in items) if TASKS[task.name].dimensions == 2 else None

@@ -52,7 +52,7 @@ def test_a_leak_ends_with_exit_code_11_and_a_report_but_no_datalist(chest: Path,
     refused = typed("chest-xray", chest, "--out", tmp_path / "out")
     assert refused.exit_code == DATA
     assert "data ingest: error: the same picture is in training and test" in refused.output
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["pictures", "report.html", "report.json"]
 
     assert typed("chest-xray", chest, "--out", tmp_path / "out", "--drop-leaked", "training").exit_code == 0
     assert (tmp_path / "out" / "datalists" / "hospital-0.json").exists()

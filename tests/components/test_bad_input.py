@@ -268,7 +268,7 @@ def no_teacher(scene: Scene) -> tuple[int, str]:
 
 # ---- a silo's file and images: the hub learns one sentence
 
-@case(FAILED, r"silo aachen: check failed: .*data\.centre: unknown field; did you mean 'center'\?")
+@case(CONFIG, r"silo aachen: .*data\.centre: unknown field; did you mean 'center'\?")
 def misspelt_key_of_a_silo(scene: Scene) -> tuple[int, str]:
     tiny = scene.make()
     tiny.write_silo("aachen", data__centre=0)
@@ -287,14 +287,14 @@ def file_of_a_stranger(scene: Scene) -> tuple[int, str]:
     return scene.check(tiny)
 
 
-@case(FAILED, r"silo coimbra: check failed: .*coimbra\.yaml: no such file; .*")
+@case(CONFIG, r"silo coimbra: .*coimbra\.yaml: no such file; .*")
 def no_silo_file(scene: Scene) -> tuple[int, str]:
     tiny = scene.make()
     (tiny.folder / "coimbra.yaml").unlink()
     return scene.check(tiny)
 
 
-@case(FAILED, r"silo aachen: check failed: .*: at least 1 test image expected, got none")
+@case(DATA, r"silo aachen: .*: at least 1 test image expected, got none")
 def no_test_split(scene: Scene) -> tuple[int, str]:
     def only_training(rows: list[dict[str, str]]) -> None:
         for row in rows:
@@ -303,22 +303,22 @@ def no_test_split(scene: Scene) -> tuple[int, str]:
     return scene.check(edited_csv(scene.make(), only_training))
 
 
-@case(FAILED, r"silo aachen: check failed: .*/ISIC_absent\.jpg: no such image file .*; listed in .*")
+@case(DATA, r"silo aachen: .*/ISIC_absent\.jpg: no such image file; correct the list or the images folder")
 def missing_image(scene: Scene) -> tuple[int, str]:
     return scene.check(edited_csv(scene.make(), lambda rows: rows[0].update(image="ISIC_absent")))
 
 
-@case(FAILED, r"silo aachen: check failed: .*ISIC_\d+\.jpg \(t\w+\) has label 9, expected 0 to 7 \(task\.classes\)")
+@case(DATA, r"silo aachen: .*ISIC_\d+\.jpg \(t\w+\) has label 9, expected 0 to 7 \(task\.classes\)")
 def label_out_of_range(scene: Scene) -> tuple[int, str]:
     return scene.check(edited_csv(scene.make(), lambda rows: rows[0].update(target="9")))
 
 
-@case(FAILED, r"silo aachen: check failed: .*line 2: image should be a plain file name.*'\.\./secret'")
+@case(DATA, r"silo aachen: .*line 2: image should be a plain file name.*'\.\./secret'")
 def image_outside_its_folder(scene: Scene) -> tuple[int, str]:
     return scene.check(edited_csv(scene.make(), lambda rows: rows[0].update(image="../secret")))
 
 
-@case(FAILED, r"silo aachen: check failed: .*ISIC_\d+\.jpg: cannot be read as an image .*; replace or remove it")
+@case(DATA, r"silo aachen: .*ISIC_\d+\.jpg: cannot be read as an image .*; replace or remove it")
 def truncated_image(scene: Scene) -> tuple[int, str]:
     tiny = edited_csv(scene.make(), lambda rows: None)
     image = next((tiny.folder / "data" / "images").glob("ISIC_0000000.jpg"))
@@ -326,7 +326,7 @@ def truncated_image(scene: Scene) -> tuple[int, str]:
     return scene.check(tiny)
 
 
-@case(FAILED, r"silo brno: check failed: .*no row has center 77 \(data\.center in silo\.yaml\); centers found: 0, 1, 2")
+@case(DATA, r"silo brno: .*no row has center 77 \(data\.center in silo\.yaml\); centers found: 0, 1, 2")
 def unknown_center(scene: Scene) -> tuple[int, str]:
     tiny = scene.make()
     tiny.write_silo("brno", data__center=77)
@@ -348,7 +348,7 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@case(FAILED, r"silo aachen: check failed: .*/cache/.*: no space left.*")
+@case(FULL, r".*/aachen/pictures\.html: no space left.*")
 def full_disk_of_a_silo(scene: Scene) -> tuple[int, str]:
     tiny = scene.make(silos__0__dispatch__retries=0)
     with mounted(tiny.folder / "state" / "aachen", "size=8k"):
@@ -370,7 +370,7 @@ def read_only_store(scene: Scene) -> tuple[int, str]:
         return scene.check(tiny)
 
 
-@case(FAILED, r"silo aachen: check failed: .*: not writable \(Read-only file system\); mount the state volume read-write for this user")
+@case(DENIED, r".*/aachen/pictures\.html: not writable \(Read-only file system\); mount the state volume read-write for this user")
 def read_only_state(scene: Scene) -> tuple[int, str]:
     tiny = scene.make()
     with mounted(tiny.folder / "state" / "aachen", "ro"):

@@ -169,7 +169,7 @@ class TestArrays:
     def test_decoded_once_and_anew_when_a_file_changes(self, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         decoded: list[int] = []
         real = decode.decode_all
-        monkeypatch.setattr(decode, "decode_all", lambda paths, size: decoded.append(len(paths)) or real(paths, size))
+        monkeypatch.setattr(decode, "decode_all", lambda paths, *how: decoded.append(len(paths)) or real(paths, *how))
         config = silo(copy, tmp_path / "state")
         first = load_silo_arrays(config, TASK)
         load_silo_arrays(config, TASK)
@@ -207,12 +207,19 @@ class TestArrays:
         with pytest.raises(DataError, match=f"{items[0].image.name}: no such image file"):
             load_silo_arrays(silo(copy, tmp_path), TASK)
 
-    def test_a_long_list_of_problems_is_cut(self, copy: Path, tmp_path: Path) -> None:
+    def test_many_problems_of_one_kind_are_one_line(self, copy: Path, tmp_path: Path) -> None:
         rewrite(copy, lambda rows: [{**rows[0], "image": f"x{i}", "target": "99"} for i in range(70)])
         with pytest.raises(DataError) as caught:
             manifest_of(silo(copy, tmp_path), TASK)
-        assert len(caught.value.problems) == 51
-        assert "21 more" in caught.value.problems[-1]
+        assert "has label 99, expected 0 to 7 (task.classes) (and 61 more alike: x1.jpg, x2.jpg, x3.jpg, ...)" in caught.value.problems[0]
+        assert len(caught.value.problems) == 3  # of training, of validation, no test image
+
+    def test_a_wrong_folder_is_one_line_a_silo(self, copy: Path, tmp_path: Path) -> None:
+        for path in (copy / "images").iterdir():
+            path.unlink()
+        with pytest.raises(DataError, match=r"no such image file .* \(and 18 more alike: ISIC_") as caught:
+            load_silo_arrays(silo(copy, tmp_path), TASK)
+        assert len(caught.value.problems) == 1
 
 
 class TestPhantom:

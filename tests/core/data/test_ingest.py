@@ -210,7 +210,7 @@ def test_a_csv_that_cannot_be_used_is_one_sentence(rows: str, options: dict[str,
     ("fed-isic2019", "two", MELANOMA, {}, "found a.csv, b.csv; give it with --split-csv"),
     ("fed-ixi", "heads", BRAINS, {"images": Path("none")}, "no subject folder like IXI002-Guys-0828"),
     ("pictures-and-masks", "lungs", LUNGS, {"prefixes": ("A",), "sizes": (1.0,)}, "give one of them"),
-    ("pictures-and-masks", "lungs", LUNGS, {"prefixes": ("XYZ",)}, "no picture (.png, .jpg, .jpeg) whose name begins with 'XYZ'"),
+    ("pictures-and-masks", "lungs", LUNGS, {"prefixes": ("XYZ",)}, "no picture (.jpeg, .jpg, .png) whose name begins with 'XYZ'"),
     ("pictures-and-masks", "heads", LUNGS, {}, "heads/images: no such folder"),
     ("volumes-and-masks", "lungs", BRAINS, {"images": Path("none")}, "no such folder; give it with --images"),
     ("volumes-and-masks", "lungs", BRAINS, {}, "no volume, neither a folder of DICOM slices nor a NIfTI file"),
@@ -340,7 +340,7 @@ def test_one_class_alone_is_told_and_so_are_16_bits(own: Path) -> None:
     assert list(remarks(found.report)) == [
         "silo hospital-0: no training image of pneumonia",
         "silo hospital-0: test has images of normal alone; AUROC is undefined there",
-        "silo hospital-0: 1 of 11 images have 16 bits a pixel; their upper 8 are used"]
+        "silo hospital-0: 1 of 11 images have 16 bits a pixel, 16 of them in use; all are scaled by these 16"]
 
 
 @pytest.mark.slow
@@ -397,6 +397,7 @@ def test_monai_reads_the_datalist(drawn: Path, tmp_path: Path) -> None:
     write_silos(tmp_path, found, PNEUMONIA)
     document = json.loads((tmp_path / "datalists" / "hospital-0.json").read_text(encoding="utf-8"))
     manifest: Manifest = found.manifests["hospital-0"]
-    assert set(document) == set(SPLITS)
+    assert set(document) == {*SPLITS, "classes"}
+    assert document["classes"] == ["normal", "pneumonia"]
     assert len(document["training"]) == len(manifest.training)
     assert all(set(row) == {"image", "label"} for row in document["training"])

@@ -312,7 +312,7 @@ def hospital_without_subjects(folder: Path) -> SiloConfig:
     return heads(folder, hospital="IOP")
 
 
-@case(HEAD_CASES, "columns Patient ID and Split expected, but Split missing")
+@case(HEAD_CASES, "columns Patient ID, Split expected, but Split missing")
 def csv_without_splits(folder: Path) -> None:
     path = folder / "heads/metadata_tiny.csv"
     rows = list(csv.reader(path.read_text().splitlines()))
