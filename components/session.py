@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from fedhelp_core.config.federation import Federation, parse_federation
+from fedhelp_core.printable import printable
 from fedhelp_core.processes import exit_code_of
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.base import Store
@@ -53,7 +54,7 @@ def logs_folder(federation: Federation, run_id: str) -> Path:
 
 def say(message: str) -> None:
     """One line of progress for people."""
-    print(message, flush=True)
+    print(printable(message), flush=True)
 
 
 def run_parser(component: str, description: str | None) -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from fedhelp_core.errors import FedHelpError
+from fedhelp_core.printable import printable_lines
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -28,17 +29,22 @@ def task(component: str) -> Iterator[None]:
     try:
         yield
     except FedHelpError as e:
-        _explain(e, component)
+        explain(e, component)
         sys.exit(e.exit_code)
 
 
 def exit_code_of(function: Callable[[], object], *, program: str) -> int:
     """Call `function`; 0, or the error's exit code after saying what was wrong. SIGTERM ends it with 143, Ctrl-C with 130."""
+    return ended(function, program, lambda e: explain(e, program))
+
+
+def ended(function: Callable[[], object], program: str, say: Callable[[FedHelpError], None]) -> int:
+    """As `exit_code_of`; `say` says what was wrong."""
     ends_on_sigterm()
     try:
         function()
     except FedHelpError as e:
-        _explain(e, program)
+        say(e)
         return e.exit_code
     except KeyboardInterrupt as e:
         print(f"{program}: stopped; the same command goes on where it was", file=sys.stderr, flush=True)
@@ -51,9 +57,15 @@ def ends_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, _end)
 
 
-def _explain(error: FedHelpError, program: str) -> None:
-    for line in [*str(error).splitlines(), *getattr(error, "__notes__", [])]:
+def explain(error: FedHelpError, program: str) -> None:
+    """Say on standard error all that was wrong, a line each."""
+    for line in error_lines(error):
         print(f"{program}: error: {line}", file=sys.stderr, flush=True)
+
+
+def error_lines(error: BaseException) -> list[str]:
+    """What `error` and the notes on it say, harmless on a terminal."""
+    return printable_lines("\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])]))
 
 
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -69,7 +69,8 @@ def manifest_of(config: SiloConfig, task: TaskConfig | None) -> Manifest:
     masks = None if task is None else TASKS[task.name].answer == "mask"
     if task is not None and not isinstance(data, DatalistData) and masks != isinstance(data, PicturesAndMasks | FedIxiData):
         kind = "masks" if masks else "class numbers"
-        raise ConfigError(f"silo {config.name}: data.layout {data.layout!r} has no {kind}, which task {task.name} needs; choose another layout")
+        said = f"silo {config.name}: data.layout {data.layout!r} has no {kind}, which task {task.name} needs; choose another layout"
+        raise ConfigError(said, public=said)
     found = read_layout(data, masks=masks)
     require_usable(config.name, found, task)
     return found
@@ -84,7 +85,9 @@ def require_usable(silo: str, found: Manifest, task: TaskConfig | None) -> None:
     problems = [*found.problems, *_problems_of(found, sys.maxsize if task is None else len(task.classes))]
     problems += [] if task is None else _other_classes(found, task)
     if problems:
-        raise DataError([f"silo {silo}: {problem}" for problem in told(problems)])
+        few = len(found.training) < 2 or not found.test
+        public = f"lists that cannot be used ({len(problems)} problems{', and too few images' if few else ''})"
+        raise DataError([f"silo {silo}: {problem}" for problem in told(problems)], public=public)
 
 
 def _other_classes(found: Manifest, task: TaskConfig) -> Iterator[str]:

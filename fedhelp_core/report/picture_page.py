@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from fedhelp_core.data.findings import called
 from fedhelp_core.data.inspection import Seen
 from fedhelp_core.data.views import Picked, first_and_strangest, view_of
 from fedhelp_core.disk import explained
+from fedhelp_core.printable import printable
 from fedhelp_core.registry.tasks import TASKS
 
 _LONGEST = 400  # characters of a name or remark
@@ -54,7 +56,7 @@ def render(one: Looked, hospitals: Sequence[Looked], task: TaskConfig) -> str:
     first, strangest = first_and_strangest(one.seen)
     environment = Environment(
         loader=PackageLoader("fedhelp_core.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["printable"] = _printable
+    environment.filters["printable"] = partial(printable, most=_LONGEST)
     return environment.get_template("picture_page.html").render(
         called=called(one.silo, one.origin), looked=len(one.seen), total=one.total, task=task.name, preparation=preparation(task),
         remarks=one.remarks, problems=one.problems, histograms=list(_histograms(hospitals, one)),
@@ -81,10 +83,3 @@ def _histograms(hospitals: Sequence[Looked], here: Looked) -> Iterator[dict[str,
     most = max((share for values in shares.values() for share in values), default=1.0)
     for one in hospitals:
         yield {"called": called(one.silo, one.origin), "here": one is here, "shares": [share / most for share in shares[one.silo]]}
-
-
-def _printable(text: object) -> str:
-    """`text`, shortened, without signs that no page should have; the template escapes it."""
-    raw = str(text)
-    short = raw if len(raw) <= _LONGEST else raw[: _LONGEST - 1] + "…"
-    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in short)
