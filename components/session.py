@@ -9,9 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from fedhelp_core.config.federation import Federation, parse_federation
+from fedhelp_core.config.federation import Federation, federation_in
 from fedhelp_core.printable import printable
 from fedhelp_core.processes import exit_code_of
 from fedhelp_core.protocol.run import Run
@@ -38,7 +36,7 @@ def open_session(store_url: str, run_id: str, endpoint_url: str = "") -> Session
     """
     store = open_store(store_url, endpoint_url=endpoint_url or None)
     run = Run(store, run_id)
-    return Session(store, run, parse_federation(yaml.safe_load(run.federation_yaml()), source=f"run {run_id}'s federation.yaml"))
+    return Session(store, run, federation_in(run.federation_yaml(), source=f"run {run_id}'s federation.yaml"))
 
 
 def dispatcher_for(federation: Federation, run_id: str) -> Dispatcher:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 
 from fedhelp_core.algorithm.inference import deployed_models
 from fedhelp_core.algorithm.local_update import SiloData, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic
-from fedhelp_core.config.federation import Federation, parse_federation
+from fedhelp_core.config.federation import Federation, federation_in
 from fedhelp_core.config.silo import SiloConfig
 from fedhelp_core.data.arrays import ImageArrays, SiloArrays, load_silo_arrays
 from fedhelp_core.errors import ConfigError, NotFound
@@ -222,7 +221,7 @@ def open_silo(config: SiloConfig, store: Store, run_id: str, *, on_event: Event 
 def _federation_of(run: Run) -> Federation:
     """The run's, as the hub froze it: what is wrong with it may be said to the hub."""
     try:
-        return parse_federation(yaml.safe_load(run.federation_yaml()), source=f"run {run.run_id}'s federation.yaml")
+        return federation_in(run.federation_yaml(), source=f"run {run.run_id}'s federation.yaml")
     except ConfigError as e:
         raise ConfigError(e.problems, public=str(e)) from e
 
