@@ -30,7 +30,7 @@ from fedhelp_dispatch.refusals import ApiRefusal
 _TIMES = httpx.Timeout(30.0, connect=5.0, pool=None)  # seconds; for a free connection a request waits as long as others need
 _WITHIN = 60.0  # seconds for a whole answer: the listing of ten thousand Jobs takes a few
 _WATCHED = httpx.Timeout(180.0, connect=15.0)  # seconds: a live watch brings a bookmark every minute
-_AT_ONCE = 16  # requests on their way, and again so many watches being opened: an API server's fair share of its slots
+_AT_ONCE = 8  # requests on their way, and again so many watches being opened: enough for 100 Jobs/s; httpx slows down with more
 _LARGEST = 256 * 2**20  # bytes: fifty times what ten thousand Jobs of one run take
 _RELOAD = 30.0  # seconds between two readings of credentials that the server no longer takes
 _AGAIN_LATER = (429, 500, 502, 503, 504)

@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A limit for every test that names none of its own."""
     for item in items:
         if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(SLOW_LIMIT if item.get_closest_marker("slow") else UNIT_LIMIT))
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT if item.get_closest_marker("slow") or item.get_closest_marker("cluster") else UNIT_LIMIT))
 
 
 @pytest.fixture(scope="session")

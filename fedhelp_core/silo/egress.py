@@ -27,6 +27,7 @@ class LedgeredStore(Store):
         self._run_id = run_id
         self.url = store.url
         self.is_local = store.is_local
+        self.pauses = store.pauses
 
     def put_new(self, key: str, body: bytes | Path) -> bool:
         """As Store.put_new, recorded first."""

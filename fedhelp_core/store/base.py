@@ -38,7 +38,9 @@ class Store(ABC):
 
     url: str
     is_local: bool = False
-    """Whether objects are files of this machine, so that a look costs microseconds instead of a request."""
+    """Whether objects are files of this machine."""
+    pauses: tuple[float, float] = (0.2, 2.0)
+    """The shortest and the longest time in seconds between two looks: a look at a bucket is a request."""
 
     @abstractmethod
     def put_new(self, key: str, body: bytes | Path) -> bool:

@@ -28,6 +28,7 @@ class LocalStore(Store):
     """
 
     is_local = True
+    pauses = (0.001, 0.020)  # a look is a stat of a few µs
 
     def __init__(self, root: Path, *, durable: bool = True) -> None:
         self.root = root.absolute()

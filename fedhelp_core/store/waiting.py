@@ -12,13 +12,10 @@ _T = TypeVar("_T")
 
 
 class Poller:
-    """Pauses between two looks at a store that grow with the time waited: at most a tenth of it is lost by looking late.
-
-    In a folder 1 ms to 20 ms (a look is a stat of a few µs), in a bucket 0.2 s to 2 s (a look is a request).
-    """
+    """Pauses between two looks at a store that grow with the time waited: at most a tenth of it is lost by looking late."""
 
     def __init__(self, store: Store) -> None:
-        self._shortest, self._longest = (0.001, 0.020) if store.is_local else (0.2, 2.0)
+        self._shortest, self._longest = store.pauses
         self._started = time.monotonic()
 
     @property

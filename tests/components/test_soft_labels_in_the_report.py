@@ -21,7 +21,7 @@ def test_the_kept_summary_is_the_sets(make_tiny: Callable[..., TinyFederation]) 
     sha256 = prefetch(store=str(tiny.store), endpoint_url="", run_id="r")
     before = facts_of_run(store, "r", federation).soft_labels
 
-    keep_summary(store, "r")
+    keep_summary(tiny.run("r"))
 
     shown, wanted = facts_of_run(store, "r", federation).soft_labels, summarise(store, sha256, examples=12)
     assert before is not None and shown is not None

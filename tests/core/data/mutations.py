@@ -188,7 +188,8 @@ def _datalist() -> Kind:
 KINDS: dict[str, Kind] = {
     "nifti": _nifti("a.nii"), "nifti.gz": _nifti("a.nii.gz"), "nifti-2": _nifti("a.nii", version=2),
     "big-endian nifti": _nifti("a.nii", big_endian=True), "dicom": _series(), "multiframe": _multiframe(),
-    "jpeg lossless": _compressed("JPEGLosslessProcess14_1"), "jpeg-ls": _compressed("JPEGLSLossless"), "jpeg 2000": _compressed("JPEG2000Lossless"), "rle": _compressed("RLELossless"),
+    "jpeg lossless": _compressed("JPEGLosslessProcess14_1"), "jpeg-ls": _compressed("JPEGLSLossless"),
+    "jpeg 2000": _compressed("JPEG2000Lossless"), "rle": _compressed("RLELossless"),
     "png": _png(COLOURS), "grey png": _png(GREY), "16-bit png": _png(GREY.astype(np.uint16) * 257), "jpeg": _jpeg(), "mask": _mask(),
     "csv": _list(), "datalist": _datalist()}
 
