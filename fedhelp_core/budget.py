@@ -136,7 +136,7 @@ def json_in(raw: bytes | str, wrong: Wrong, most: int = MOST_LIST_BYTES) -> Any:
     if len(raw) > most:
         raise wrong(f"has {len(raw):,} bytes, at most {most:,} expected")
     with foreign(wrong):
-        document = json.loads(raw)
+        document = json.loads(raw if isinstance(raw, str) else raw.decode())  # JSON is UTF-8; loads would guess at bytes
     require_shallow(document, wrong)
     return document
 

@@ -219,7 +219,7 @@ def _item(row: Any, root: Path, masks: bool | None, finder: Finder) -> Item:
 def _is_below(path: Path, root: Path) -> bool:
     try:
         return path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError):  # a loop of links, which leads nowhere
+    except (OSError, RuntimeError, ValueError):  # a loop of links, which leads nowhere; a name that no file can have
         return False
 
 

@@ -84,23 +84,27 @@ class Disclosure:
         whole = error_lines(error)
         if not isinstance(error, FedHelpError):
             whole = printable_lines("".join(traceback.format_exception(error)).rstrip())
-        said = self._public_half(error)
+        said, kept_back = self._public_half(error)
         if self._private is not None:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             self._private.writelines(f"{now} {self._program}: {line}\n" for line in whole)
-        if [said] != whole:
+        if kept_back:
             if self._own_machine:
                 print(*(f"{self._program}: {line}" for line in whole), sep="\n", file=sys.stderr, flush=True)
             said += f"; all of it is in {LOG} in the silo's state folder" if self._private is not None else "; run `helm test` to see it"
         print(f"{self._program}: error: {said}", file=sys.stderr if self._own_machine else self._public, flush=True)
 
-    def _public_half(self, error: BaseException) -> str:
-        """In one line, without the hospital's folders; where one of the data's is named, a file may be too, and only the kind is said."""
-        said = "; ".join(public_half(error).splitlines())
+    def _public_half(self, error: BaseException) -> tuple[str, bool]:
+        """In one line, without the hospital's folders, and whether something was kept back.
+
+        Where one of the data's folders is named, a file may be too, and only the kind of error is said.
+        """
+        said = public_half(error)
+        kept_back = said != str(error)
         for folder, field in sorted(self._folders.items(), reverse=True):  # the deeper first
             if folder in said:
-                said = said.replace(folder, f"<{field}>") if field == "state" else type(error).__name__
-        return printable(said)
+                said, kept_back = (said.replace(folder, f"<{field}>"), kept_back) if field == "state" else (type(error).__name__, True)
+        return printable("; ".join(said.splitlines())), kept_back
 
     def _silence(self, descriptor: int) -> None:
         """Have everything that anybody prints go to `descriptor`."""

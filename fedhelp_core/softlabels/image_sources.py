@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.budget import MOST_ARCHIVE_HEADER_BYTES, MOST_LIST_BYTES, MOST_PICTURE_BYTES, foreign, json_in, regular_bytes
+from fedhelp_core.budget import MOST_ARCHIVE_HEADER_BYTES, MOST_LIST_BYTES, MOST_PICTURE_BYTES, MOST_VOLUME_BYTES, foreign, json_in, regular_bytes
 from fedhelp_core.data.public import Preparation, Prepared, Wanted
 from fedhelp_core.errors import DataError
 
@@ -106,11 +106,12 @@ def _no_tar(path: Path, why: str) -> DataError:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose long name is not read where it has no end: tarfile takes its length on trust."""
+    """A member of bounded length: tarfile reads a long name, and passes over what it does not read, as far as the header says."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> Any:
-        if self.type in _LONG_NAMES and not 0 <= self.size <= MOST_ARCHIVE_HEADER_BYTES:
-            raise tarfile.ReadError(f"a name of {self.size:,} bytes")
+        most = MOST_ARCHIVE_HEADER_BYTES if self.type in _LONG_NAMES else MOST_VOLUME_BYTES
+        if not 0 <= self.size <= most or self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(f"a member or name of {self.size:,} bytes, or with holes")
         return super()._proc_member(archive)  # type: ignore[misc]  # tarfile calls it so; typeshed leaves it out
 
 
@@ -142,10 +143,15 @@ def _datalist(path: Path, preparation: Preparation) -> Iterator[Source]:
         written = entry.get("image") if isinstance(entry, dict) else None
         if not isinstance(written, str):
             raise DataError(f"{path}: entry {number}: {{\"image\": path}} expected, got {str(entry)[:80]!r}")
-        image = (root / written).resolve()
+        with foreign(partial(_no_name, path, number)):
+            image = (root / written).resolve()
         if not image.is_relative_to(root):
             raise DataError(f"{path}: entry {number}: {written!r} is outside {root}; list images below the datalist's folder")
         yield Source(str(image), partial(preparation.of_file, image))
+
+
+def _no_name(path: Path, number: int, why: str) -> DataError:
+    return DataError(f"{path}: entry {number}: no file can have this name ({why})")
 
 
 def _entries(path: Path) -> list[Any]:
