@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedhelp_core.config.federation import Federation, federation_in
+from fedhelp_core.config.trust import require_trusted
 from fedhelp_core.printable import printable
 from fedhelp_core.processes import exit_code_of
 from fedhelp_core.protocol.run import Run
@@ -33,10 +34,13 @@ def open_session(store_url: str, run_id: str, endpoint_url: str = "") -> Session
 
     Raises:
         NotFound: check has not frozen this run's federation yet.
+        ConfigError: it names what this hub does not trust.
     """
     store = open_store(store_url, endpoint_url=endpoint_url or None)
     run = Run(store, run_id)
-    return Session(store, run, federation_in(run.federation_yaml(), source=f"run {run_id}'s federation.yaml"))
+    federation = federation_in(run.federation_yaml(), source=f"run {run_id}'s federation.yaml")
+    require_trusted(federation)
+    return Session(store, run, federation)
 
 
 def dispatcher_for(federation: Federation, run_id: str) -> Dispatcher:
