@@ -143,9 +143,9 @@ def json_in(raw: bytes | str, wrong: Wrong, most: int = MOST_LIST_BYTES) -> Any:
 
 def require_shallow(document: Any, wrong: Wrong) -> None:
     """Nothing where lists and mappings in `document` nest no deeper than the budget."""
-    level = [document]
+    level = [document] if isinstance(document, dict | list) else []
     for _ in range(MOST_NESTING):
-        level = [inner for outer in level if isinstance(outer, dict | list) for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer) if isinstance(inner, dict | list)]
         if not level:
             return
     raise wrong(f"nests deeper than {MOST_NESTING} levels")
