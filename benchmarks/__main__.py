@@ -18,6 +18,7 @@ from benchmarks.figures import Figure, add_options, machine, read, show, write
 
 BENCHMARKS = {
     "local_update": "one local update of each task beside a plain PyTorch or MONAI loop",
+    "reading": "1,000 pictures through the loader beside Pillow alone",
     "volumes": "memory of a silo with volumes of 128^3",
     "round_control": "a round with no training in it",
     "startup": "from the command to the end of round 1",

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.figures import Figure, run_alone, spread
 from benchmarks.payload import ARCHITECTURE, payload
-from fedhelp_core.protocol.closing import close_round
+from fedhelp_core.protocol.closing import Terms, close_round
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.local import LocalStore
 
@@ -90,7 +90,7 @@ def measure(*, durable: bool = True) -> Measured:
         for number in range(1, rounds + 1):
             accepted: list[float] = []
             close_round(
-                run, number, SILOS, min_silos=len(SILOS), deadline_s=60, max_update_bytes=MAX_BYTES,
+                run, number, dict.fromkeys(SILOS, 1), min_silos=len(SILOS), deadline_s=60, terms=Terms(max_bytes=MAX_BYTES, max_norm_ratio=8.0),
                 on_event=lambda event, seen=accepted: seen.append(time.monotonic()) if event["event"] == "update_accepted" else None)  # type: ignore[misc]
             commits.append(time.monotonic())
             taken.append(accepted[-1])
@@ -126,7 +126,7 @@ def _silo(name: str, folder: Path, rounds: int, durable: bool, connection: Conne
         woke = time.monotonic()
         weights = run.global_weights(commit, max_bytes=MAX_BYTES)
         read = time.monotonic()
-        run.submit_update(name, number, weights, architecture=ARCHITECTURE, samples=1, loss=0.0, metrics={})
+        run.submit_update(name, number, weights, trained_from=commit.global_sha256, architecture=ARCHITECTURE, samples=1, loss=0.0, metrics={})
         answers.append(Answer(woke, read, time.monotonic()))
     connection.send(answers)
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedhelp_cli.commands import quoted
 from fedhelp_components.check.__main__ import ask_silos, check_silos, missing_teachers, raise_all, static_problems
 from fedhelp_components.session import say
 from fedhelp_core.config.federation import Federation, load_federation
@@ -54,7 +55,7 @@ def check_and_print(path: Path, changes: Mapping[str, Any], *, sample: int | Non
     if problems and all(isinstance(problem, DataError) for problem in problems):
         raise DataError([line for problem in problems for line in str(problem).splitlines()])
     raise_all(problems)
-    print(f"{path}: everything is in order; start it with: fedhelp run {path}")
+    print(f"{path}: everything is in order; start it with: fedhelp run {quoted(path)}")
     unseen = [f"the images of {', '.join(elsewhere) if len(elsewhere) <= _NAMED else f'{len(elsewhere)} silos in clusters'}"] if elsewhere else []
     if sample is not None:
         unseen += ["all images but the sample", "whether the silos' work starts"]

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+from fedhelp_core.answers import untrusted
+from fedhelp_core.crashes import one_line
 from fedhelp_core.errors import AccessDenied, ConfigError, PermanentError, StoreUnavailable
+
+_BEHIND_A_LOGIN = "give an address behind it, such as http://localhost:8888 with: kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
 
 
 def require_address(endpoint: str) -> None:
@@ -34,15 +38,22 @@ def kubeflow_errors(endpoint: str, *, wish: str, advice: str) -> Iterator[None]:
     from kfp_server_api.exceptions import ApiException
     from urllib3.exceptions import HTTPError
 
+    from fedhelp_pipelines.client import NotKubeflow
+
     where = f"Kubeflow endpoint {endpoint}"
     try:
         yield
+    except NotKubeflow as e:
+        raise AccessDenied(
+            f"{where}: {e} answers instead of Kubeflow Pipelines: the way there is through a login; {_BEHIND_A_LOGIN}") from e
     except ApiException as e:
-        said = " ".join(str(e.body or e.reason).split())[:300]
+        said = one_line(e.body or e.reason)
         if not e.status:  # no answer: TLS
+            if (why := untrusted(e.reason, bundle="SSL_CERT_FILE")) is not None:
+                raise ConfigError(f"{where}: {why}") from e
             raise StoreUnavailable(f"{where}: not reached ({said}); check --endpoint") from e
         if e.status in (401, 403):
-            raise AccessDenied(f"{where}: does not let this account {wish} ({said}); {advice}") from e
+            raise AccessDenied(f"{where}: does not let this account {wish} (HTTP {e.status}: {said}); {advice}, or {_BEHIND_A_LOGIN}") from e
         if e.status >= 500 or e.status == 429:
             raise StoreUnavailable(f"{where}: cannot answer now (HTTP {e.status}: {said}); try again later") from e
         raise PermanentError(f"{where}: refused to {wish} (HTTP {e.status}: {said})") from e

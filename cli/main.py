@@ -26,21 +26,24 @@ Exit codes
   10-19  something has to be changed first (10 config, 11 data, 12 weights, 13 run id in use, 14 access,
          15 teacher, 16 run aborted, 17 too few silos, 18 not found, 19 a silo's work failed)
   30-39  the same command may work later (30 store, 31 teacher, 32 disk full, 33 silo busy, 34 hub silent, 35 cluster)
+  70     an error that nobody foresaw; the message says which file holds its full trace
   130    stopped with Ctrl-C, 143 with SIGTERM; the same command goes on where it was
+  141    who read the output has gone, e.g. `head`
 """
 
 _F = TypeVar("_F", bound=Callable[..., None])
 
 
 def _with_exit_codes(function: _F) -> _F:
-    """A FedHelpError ends the command with its sentences and its exit code."""
+    """An error ends the command with its sentences and its exit code."""
 
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         from fedhelp_core.processes import exit_code_of
 
         name = " ".join(("fedhelp", *click.get_current_context().command_path.split()[1:]))
-        sys.exit(exit_code_of(lambda: function(*args, **kwargs), program=name))
+        passing = (click.ClickException, click.Abort, click.exceptions.Exit)  # click's own ways to end
+        sys.exit(exit_code_of(lambda: function(*args, **kwargs), program=name, passing=passing))
 
     return wrapper  # type: ignore[return-value]
 
@@ -197,7 +200,9 @@ def phantom(task: str, folder: Path) -> None:
     from fedhelp_cli.run import prepared_demo
 
     path = prepared_demo(folder, task)
-    click.echo(f"{path}: run it with: fedhelp run {path}, or compare methods with: fedhelp simulate {path}")
+    from fedhelp_cli.commands import quoted
+
+    click.echo(f"{path}: run it with: fedhelp run {quoted(path)}, or compare methods with: fedhelp simulate {quoted(path)}")
 
 
 @main.group(epilog=_EXIT_CODES)
@@ -234,7 +239,9 @@ def compile_(pipeline: str, federation: Path | None, output: Path | None) -> Non
     text = compiled(pipeline, defaults)
     path = output or Path(f"{pipeline}.yaml")
     path.write_text(text, encoding="utf-8")
-    click.echo(f"{path}: upload it in the Kubeflow UI under Pipelines, or with: fedhelp register {path} --endpoint URL")
+    from fedhelp_cli.commands import quoted
+
+    click.echo(f"{path}: upload it in the Kubeflow UI under Pipelines, or with: fedhelp register {quoted(path)} --endpoint URL")
 
 
 @main.command(epilog=_EXIT_CODES)

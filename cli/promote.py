@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedhelp_cli.commands import quoted
 from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.errors import FedHelpError
 from fedhelp_core.protocol.facts import Promotion
@@ -24,7 +25,7 @@ def promote(path: Path, version: str | None) -> str:
     if done.replaced == done.version:
         return f"{name}: version {done.version} is the champion already; nothing was changed"
     place = f"in place of version {done.replaced}" if done.replaced else "no version was before"
-    undo = [f"undo this with: fedhelp rollback {path}"] if done.replaced else []
+    undo = [f"undo this with: fedhelp rollback {quoted(path)}"] if done.replaced else []
     return "\n".join([f"{name}: champion is now version {done.version}, {place}", *_kept_back(federation, registry, done.version), *undo])
 
 

@@ -9,7 +9,6 @@ import contextlib
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from fedhelp_cli.run_ending import Ending
 from fedhelp_cli.run_form import form_of
 from fedhelp_components.check.__main__ import problems_of, raise_all
 from fedhelp_core.config.federation import Federation, load_federation
+from fedhelp_core.crashes import crashes_kept_in, one_line
 from fedhelp_core.errors import FedHelpError, JobFailed, NotFound
 from fedhelp_core.protocol.facts import Kinds, SoftLabels
 from fedhelp_core.protocol.run import Run
@@ -82,16 +82,11 @@ def _print_plan(federation: Federation, run_id: str) -> None:
 def _run_pipeline(federation: Federation, run_id: str, log_path: Path, run_pipeline: Callable[[Federation, str, Path], object]) -> None:
     with log_path.open("a", encoding="utf-8") as log, RunProgress(federation, run_id):
         try:
-            with contextlib.redirect_stdout(log):
+            with crashes_kept_in(log_path.parent, f"run {run_id}"), contextlib.redirect_stdout(log):
                 run_pipeline(federation, run_id, log_path.parent / "artifacts")
         except FedHelpError as e:
             e.add_note(f"everything that it printed is in {log_path}")
             raise
-        except Exception as e:
-            log.write(traceback.format_exc())
-            raise JobFailed(
-                f"a task of the pipeline crashed with {type(e).__name__}: {e}; the same command goes on where it was; all that it printed,"
-                f" and where it crashed, is in {log_path}") from e
 
 
 def _in_this_process(federation: Federation, run_id: str, artifacts: Path) -> None:
@@ -106,7 +101,10 @@ def _through_kfp(federation: Federation, run_id: str, artifacts: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="fedhelp-run-") as scratch:
         frozen = Path(scratch) / "federation.yaml"
         frozen.write_text(federation.to_yaml(), encoding="utf-8")
-        run_compact({"federation": str(frozen), "run_id": run_id, **form_of(federation)}, artifacts)
+        try:
+            run_compact({"federation": str(frozen), "run_id": run_id, **form_of(federation)}, artifacts)
+        except RuntimeError as e:
+            raise JobFailed(f"a task of the pipeline failed ({one_line(e)}); the same command goes on where it was") from e
 
 
 def work_folder(federation: Federation, run_id: str) -> Path:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fedhelp_cli.commands import own_command, quoted
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import FedHelpError
 from fedhelp_core.protocol.facts import Candidate, Promotion
@@ -76,24 +74,24 @@ class Ending:
             out.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _tell_how_to_go_on(self, *, can_roll_back: bool, can_promote: bool) -> None:
-        from fedhelp_core.tracking.server import tracking_uri
+        from fedhelp_core.tracking.server import shown_uri, tracking_uri
 
         run = self._run()
         print(f"\nReport     {run.store.fetch(run.keys.report)}")
         print(f"Log        {self.log}")
-        print(f"MLflow     {_command()}mlflow ui --backend-store-uri {tracking_uri(self.federation)}")
+        print(f"MLflow     {own_command('mlflow')} ui --backend-store-uri {quoted(shown_uri(tracking_uri(self.federation)))}")
         if can_promote:
-            print(f"Promote    {_command()}fedhelp promote {shlex.quote(str(self.path))}  (whatever the gate said)")
+            print(f"Promote    {own_command('fedhelp')} promote {quoted(self.path)}  (whatever the gate said)")
         if can_roll_back:
-            print(f"Roll back  {_command()}fedhelp rollback {shlex.quote(str(self.path))}")
+            print(f"Roll back  {own_command('fedhelp')} rollback {quoted(self.path)}")
         else:
             print(f"Run again  {self._another_run()}  (with another seed)")
 
     def _another_run(self) -> str:
         """The same run with the next seed; it has its own id, since the id is made of the config."""
         changes = {**self.changes, "runtime.seed": self.federation.runtime.seed + 1}
-        settings = " ".join(f"--set {shlex.quote(f'{field}={_typed(value)}')}" for field, value in changes.items())
-        return f"{_command()}fedhelp run {shlex.quote(str(self.path))} {settings}"
+        settings = " ".join(f"--set {quoted(field + '=' + _typed(value))}" for field, value in changes.items())
+        return f"{own_command('fedhelp')} run {quoted(self.path)} {settings}"
 
     def _run(self) -> Run:
         store = self.federation.store
@@ -108,8 +106,3 @@ def _typed(value: Any) -> str:
         except ValueError:
             return value
     return json.dumps(value)
-
-
-def _command() -> str:
-    """What to type before a command of this installation: its folder, since $PATH may be what make or uv set for this process alone."""
-    return f"{Path(sys.executable).parent}{os.sep}"

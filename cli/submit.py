@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedhelp_cli.commands import quoted
 from fedhelp_cli.kubeflow_endpoint import kubeflow_errors, require_address
 from fedhelp_cli.run_form import checked_settings, default_form, offered_form_of
 from fedhelp_components.check.form import FIELDS
@@ -56,7 +57,7 @@ def submit_to_kubeflow(
     except NotRegistered as e:
         raise NotFound(
             f"Kubeflow endpoint {endpoint}: no version of pipeline {pipeline!r} is registered; install the hub's chart, register one"
-            f" (fedhelp register --endpoint {endpoint}), or add --compile; {_ADVICE}") from e
+            f" (fedhelp register --endpoint {quoted(endpoint)}), or add --compile; {_ADVICE}") from e
     print(f"run {started} started: {endpoint}/#/runs/details/{started}")
     if not wait:
         return
@@ -80,7 +81,7 @@ def _filled_form(source: str, settings: Mapping[str, Any], compile_here: bool) -
     if unseen := _only_here(federation):
         raise ConfigError(
             f"{source}: no pod sees {unseen}: give silos dispatch kubernetes or manifestwork and a store s3://bucket/prefix, or run it on this"
-            f" machine: fedhelp run {source}")
+            f" machine: fedhelp run {quoted(source)}")
     changed = federation.override(**{FIELDS[parameter]: value for parameter, value in settings.items()})
     return offered_form_of(changed, source=source)
 

@@ -24,7 +24,9 @@ import yaml
 from kubernetes import client, config
 from kubernetes.config.config_exception import ConfigException
 
+from fedhelp_core.answers import untrusted
 from fedhelp_core.errors import ClusterUnavailable, ConfigError
+from fedhelp_core.proxies import proxy_for
 from fedhelp_dispatch.refusals import ApiRefusal
 
 _TIMES = httpx.Timeout(30.0, connect=5.0, pool=None)  # seconds; for a free connection a request waits as long as others need
@@ -139,9 +141,10 @@ class Cluster:
                     return await _content(answer, _LARGEST if most is None else most)
 
     def _connections(self, times: httpx.Timeout) -> httpx.AsyncClient:
-        """To this server alone; the environment's proxies are none of a kubeconfig's."""
+        """To this server alone: through the proxy that its kubeconfig names (proxy-url), else by the environment's."""
+        proxy = self._settings.proxy or proxy_for(self._settings.host)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=_AT_ONCE)
-        return httpx.AsyncClient(verify=self._tls, timeout=times, limits=limits, headers=_HEADERS, trust_env=False)
+        return httpx.AsyncClient(verify=self._tls, timeout=times, limits=limits, headers=_HEADERS, trust_env=False, proxy=proxy)
 
     async def _request(
         self, connections: httpx.AsyncClient, method: str, path: str, query: dict[str, str] | None, body: Any = None,
@@ -161,8 +164,8 @@ class Cluster:
             yield
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as e:
             if (fault := _tls_fault(e)) is not None:
-                raise ConfigError(
-                    f"{self.name}: its certificate is not trusted ({_first_line(fault)}); ask the hospital for its current kubeconfig") from e
+                why = untrusted(fault, bundle="the kubeconfig") or f"its certificate is not trusted ({_first_line(fault)})"
+                raise ConfigError(f"{self.name}: {why}; ask the hospital for its current kubeconfig") from e
             raise ClusterUnavailable(f"{self.name}: not reached ({type(e).__name__}); is the address right, and the server up?") from e
 
     async def _refuse(self, answer: httpx.Response) -> None:

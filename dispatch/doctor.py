@@ -9,26 +9,29 @@ found; the exit code is that of the first thing that is wrong.
 from __future__ import annotations
 
 import argparse
-import email.utils
 import json
 import os
 import shutil
 import ssl
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from fedhelp_core.answers import LARGEST_SKEW, clock_is_off, skew_of, untrusted
 from fedhelp_core.config.silo import SiloConfig, load_silo
 from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.crashes import as_error
 from fedhelp_core.data.datalist import manifest_of
 from fedhelp_core.data.items import Item
 from fedhelp_core.data.picture_files import SUFFIXES
 from fedhelp_core.data.reading import read_examples
-from fedhelp_core.disk import explained
+from fedhelp_core.disk import explained, require_locks
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, PermanentError, StorageFull, StoreUnavailable, listed
+from fedhelp_core.places import require_temporary_folder
+from fedhelp_core.processes import exit_code_of
+from fedhelp_core.proxies import opener_for
 from fedhelp_core.store.open import open_store
 from fedhelp_dispatch.request import SILO_CONFIG_VARIABLE
 
@@ -36,7 +39,6 @@ _SAMPLES = 32  # images of each split that are decoded; `check` decodes all of t
 _SAMPLE_SIZE = 32  # pixels; only whether an image decodes is asked here
 _SAMPLE_SIDE = 128  # pixels or voxels; of a mask something must be left
 _LEAST_FREE = 2**30  # bytes: two versions of a large model with optimizer state, caches and some room
-_LARGEST_SKEW = 300.0  # seconds; S3 servers refuse signatures of clocks further off than 5 to 15 minutes
 
 Finding = Iterator[str]
 """Sentences about what is in order; a FedHelpError says what is not."""
@@ -45,6 +47,11 @@ Finding = Iterator[str]
 def main(argv: Sequence[str] | None = None) -> int:
     """Look at everything; 0, or the exit code of the first thing that is wrong."""
     arguments = _parser().parse_args(argv)
+    found: list[int] = []
+    return exit_code_of(lambda: found.append(_look_at_everything(arguments)), program="fedhelp-doctor") or found[0]
+
+
+def _look_at_everything(arguments: argparse.Namespace) -> int:
     try:
         silo = load_silo(arguments.silo_config)
     except FedHelpError as e:
@@ -96,6 +103,8 @@ def look_at_state(silo: SiloConfig) -> Finding:
         probe_file.write_bytes(b"writable")
         probe_file.unlink()
         free = shutil.disk_usage(silo.state).free
+    require_locks(silo.state)
+    require_temporary_folder(silo.state / "tmp")
     if free < _LEAST_FREE:
         raise StorageFull(f"{silo.state}: {free / 2**30:.1f} GiB free, at least {_LEAST_FREE / 2**30:.0f} expected; enlarge the state volume")
     yield f"{silo.state} can be written and has {free / 2**30:.0f} GiB free"
@@ -123,11 +132,11 @@ def look_at_clock(url: str, endpoint_url: str | None) -> Finding:
         yield "a folder is the store: nothing to compare the clock with"
         return
     address = endpoint_url or "https://s3.amazonaws.com"
-    skew = time.time() - _time_at(address)
-    if abs(skew) > _LARGEST_SKEW:
-        raise ConfigError(
-            f"this node's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} {address}, at most {_LARGEST_SKEW:.0f} s expected:"
-            " requests would be refused as badly signed; set the node's time (chrony, systemd-timesyncd)")
+    skew = skew_of(_date_at(address))
+    if skew is None:
+        raise StoreUnavailable(f"{address}: says no time, so that the clock cannot be compared; is it an S3 server?")
+    if abs(skew) > LARGEST_SKEW:
+        raise ConfigError(clock_is_off(address, skew))
     yield f"within {abs(skew) + 1:.0f} s of {address}"
 
 
@@ -154,22 +163,22 @@ def look_at_gpu(*, wanted: bool) -> Finding:
     yield f"{device.name} with {device.total_memory / 2**30:.0f} GiB computes"
 
 
-def _time_at(address: str) -> float:
-    """The server's clock, seconds since 1970, from the Date of whatever it answers."""
+def _date_at(address: str) -> str:
+    """The server's clock: the Date of whatever it answers."""
     bundle = os.environ.get("AWS_CA_BUNDLE")
     context = ssl.create_default_context(cafile=bundle) if bundle else None
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=10, context=context) as answer:
-            date = answer.headers["Date"]
+        with opener_for(address, urllib.request.HTTPSHandler(context=context)).open(
+            urllib.request.Request(address, method="HEAD"), timeout=10) as answer:
+            return str(answer.headers["Date"])
     except urllib.error.HTTPError as e:  # an answer all the same
         with e:
-            date = e.headers["Date"]
+            return str(e.headers["Date"])
     except (OSError, ValueError) as e:
+        if (why := untrusted(e, bundle="AWS_CA_BUNDLE")) is not None:
+            raise ConfigError(f"{address}: {why}") from e
         raise StoreUnavailable(f"{address}: does not answer ({e}); check store.endpointUrl, store.network, proxy and certificate authority") from e
-    try:
-        return email.utils.parsedate_to_datetime(date).timestamp()
-    except (TypeError, ValueError) as e:
-        raise StoreUnavailable(f"{address}: says no time, so that the clock cannot be compared; is it an S3 server?") from e
+
 
 
 def _egress(ledger: Path) -> str:
@@ -192,6 +201,8 @@ def _wrong(name: str, look: Callable[[], Finding]) -> tuple[str, FedHelpError] |
         return name, e
     except OSError as e:  # a volume that answers in a way that nobody foresaw
         return name, PermanentError(f"{e.filename or name}: {e.strerror or e}; check that its volume is mounted and healthy")
+    except Exception as e:
+        return name, as_error(e, f"fedhelp-doctor, {name}")
     return None
 
 

@@ -18,7 +18,9 @@ from pathlib import Path
 
 from fedhelp_core import telemetry
 from fedhelp_core.config.silo import load_silo
-from fedhelp_core.processes import ended
+from fedhelp_core.crashes import crashes_kept_in
+from fedhelp_core.places import require_temporary_folder
+from fedhelp_core.processes import exit_code_of
 from fedhelp_core.protocol.lease import end_without_hub
 from fedhelp_core.silo.disclosure import Disclosure
 from fedhelp_core.silo.work import open_silo
@@ -48,11 +50,7 @@ def main(argv: Sequence[str] | None = None, *, own_machine: bool = False) -> int
     arguments = parser().parse_args(argv)
     program = f"fedhelp-worker {arguments.action}"
     with Disclosure(program, own_machine=own_machine) as disclosure:
-        try:
-            return ended(lambda: _work(arguments, disclosure), program, disclosure.error)
-        except Exception as e:  # a traceback may show anything
-            disclosure.error(e)
-            return 1
+        return exit_code_of(lambda: _work(arguments, disclosure), program=program, say=disclosure.error)
 
 
 def _work(arguments: argparse.Namespace, disclosure: Disclosure) -> None:
@@ -66,15 +64,17 @@ def _work(arguments: argparse.Namespace, disclosure: Disclosure) -> None:
             telemetry.round_finished(event)
 
     store = open_store(arguments.store, endpoint_url=arguments.endpoint_url)
+    require_temporary_folder(config.state / "tmp")
     if arguments.lease is not None:
         end_without_hub(store, arguments.run, config.name, arguments.lease, disclosure.error)
-    silo = open_silo(config, store, arguments.run, on_event=on_event)
-    if arguments.action == "check":
-        disclosure.event({"event": "checked", **asdict(silo.check())})
-    elif arguments.action == "train":
-        silo.train(last_round=silo.federation.algorithm.rounds, only=arguments.round)
-    else:
-        disclosure.event({"event": "evaluated", **{k: v for k, v in asdict(silo.evaluate()).items() if k != "models"}})
+    with crashes_kept_in(config.state / "crashes", f"fedhelp-worker {arguments.action}"):
+        silo = open_silo(config, store, arguments.run, on_event=on_event)
+        if arguments.action == "check":
+            disclosure.event({"event": "checked", **asdict(silo.check())})
+        elif arguments.action == "train":
+            silo.train(last_round=silo.federation.algorithm.rounds, only=arguments.round)
+        else:
+            disclosure.event({"event": "evaluated", **{k: v for k, v in asdict(silo.evaluate()).items() if k != "models"}})
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ its name when it is complete; until then it has a random one, since on a shared 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedhelp_core.errors import AccessDenied, FedHelpError, NotFound, PermanentError, StorageFull
+from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StorageFull
 
 _KINDS: Mapping[int, type[FedHelpError]] = {
     errno.ENOENT: NotFound, errno.ENOTDIR: NotFound, errno.EISDIR: NotFound,
-    errno.ENOSPC: StorageFull, errno.EDQUOT: StorageFull,
+    errno.ENOSPC: StorageFull, errno.EDQUOT: StorageFull, errno.EFBIG: StorageFull,
     errno.EACCES: AccessDenied, errno.EPERM: AccessDenied, errno.EROFS: AccessDenied,
+    errno.ENOLCK: ConfigError, errno.ENOSYS: ConfigError, errno.EOPNOTSUPP: ConfigError,
     errno.ENAMETOOLONG: PermanentError, errno.EINVAL: PermanentError, errno.ELOOP: PermanentError,
 }
 _SCRATCH = ".*.tmp"  # names of files that are not complete
@@ -52,6 +55,7 @@ class Place:
 STATE_VOLUME = Place({
     StorageFull: "no space left on the silo's state volume; free some or enlarge it, then run again",
     AccessDenied: "not writable ({why}); mount the state volume read-write for this user",
+    ConfigError: "its file system has no locks ({why}), which keep two workers apart; choose another volume, such as a disk or NFS version 4",
 })
 """A silo's own volume: its state, its caches."""
 
@@ -69,8 +73,7 @@ def explained(path: str | Path, place: Place = STATE_VOLUME) -> Iterator[None]:
 
 @contextmanager
 def scratch_file(folder: Path) -> Iterator[Path]:
-    """The path of a file or folder to be made in `folder` (made too), which no other process anywhere uses; gone afterwards."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The path of a file or folder to be made in `folder`, which no other process anywhere uses; gone afterwards."""
     path = folder / f".{secrets.token_hex(8)}.tmp"
     try:
         yield path
@@ -84,8 +87,9 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     `durable`: the content reaches the disk before the name, so that after a power loss a name never stands for missing bytes.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
     with scratch_file(path.parent) as scratch:
-        sweep(path.parent)
         yield scratch
         if durable:
             sync(scratch)
@@ -102,10 +106,25 @@ def sweep(folder: Path, *, older_than: float = _STALE) -> None:
 
 def _remove(path: Path) -> None:
     """Nothing is there afterwards, or another error says more."""
-    with suppress(OSError):
+    try:
         path.unlink(missing_ok=True)
-    if path.is_dir():
+    except OSError:  # a folder, whatever the system calls that
         shutil.rmtree(path, ignore_errors=True)
+
+
+def require_locks(folder: Path, place: Place = STATE_VOLUME) -> None:
+    """Nothing where the file system of `folder`, which exists, has locks.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    with explained(folder, place):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(BlockingIOError):  # somebody holds one
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
 
 
 def write_all(handle: io.FileIO, piece: Any) -> None:
@@ -113,6 +132,24 @@ def write_all(handle: io.FileIO, piece: Any) -> None:
     view = memoryview(piece).cast("B")
     while view:
         view = view[handle.write(view):]
+
+
+def open_regular(path: str, flags: int) -> int:
+    """An `opener` for `open`: a descriptor of the regular file itself. Nothing waits for a pipe, and no link is followed.
+
+    Raises:
+        OSError: ENOENT for what is no regular file.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as e:
+        if e.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):  # a link; a socket or a device
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from e
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    return descriptor
 
 
 def sync(path: Path) -> None:

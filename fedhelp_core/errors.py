@@ -12,13 +12,15 @@
     │   ├── QuorumLost       17   fewer silos answered than `min_silos`
     │   ├── NotFound         18   an object that must be there is not
     │   └── JobFailed        19   a silo's work ended with a permanent error
-    └── RetryableError            the same call may work later
-        ├── StoreUnavailable 30   object store not reached, or answering 5xx
-        ├── TeacherUnavailable 31 teacher not reached, 429 or 5xx
-        ├── StorageFull      32   no space left
-        ├── StateLocked      33   another process works on this silo's state
-        ├── HubSilent        34   the hub of this run has not been heard of for longer than its lease
-        └── ClusterUnavailable 35 a silo's Kubernetes API server not reached, or answering 5xx
+    ├── RetryableError            the same call may work later
+    │   ├── StoreUnavailable 30   object store not reached, or answering 5xx
+    │   ├── TeacherUnavailable 31 teacher not reached, 429 or 5xx
+    │   ├── StorageFull      32   no space left
+    │   ├── StateLocked      33   another process works on this silo's state
+    │   ├── HubSilent        34   the hub of this run has not been heard of for longer than its lease
+    │   ├── ClusterUnavailable 35 a silo's Kubernetes API server not reached, or answering 5xx
+    │   └── GlobalModelDiverges 36 a round's global model gives no finite loss in a silo that has done nothing to it yet
+    └── Crashed              70   what nobody foresaw; its trace is in a file (crashes.py)
 
 A Job's podFailurePolicy fails at once on 10-19 and retries 30-39. Messages are one sentence: what, which, expected
 versus got, and the next step. A list of problems found together is one `ConfigError` or `DataError` with `problems`.
@@ -177,6 +179,20 @@ class ClusterUnavailable(RetryableError):
     """A silo's Kubernetes API server was not reached, or answered with a server error."""
 
     exit_code = 35
+
+
+class GlobalModelDiverges(RetryableError):
+    """A round's global model gives no finite loss, before this silo has trained it: the silo is not to blame, and comes back in the next round."""
+
+    exit_code = 36
+    shared = True
+
+
+class Crashed(FedHelpError):
+    """An exception that is none of these: a fault of FedHelp, of a library or of the machine. Nobody knows whether another try helps."""
+
+    exit_code = 70  # EX_SOFTWARE of sysexits.h
+    kind = "an error that nobody foresaw"
 
 
 def public_half(error: BaseException) -> str:

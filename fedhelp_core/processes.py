@@ -6,49 +6,60 @@ Called by the `__main__` of each component, by the silo worker and by the comman
 from __future__ import annotations
 
 import ctypes
+import io
 import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
+from fedhelp_core.crashes import as_error
 from fedhelp_core.errors import FedHelpError
-from fedhelp_core.printable import printable_lines
+from fedhelp_core.places import settle_user
+from fedhelp_core.printable import printable, printable_lines
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_NOBODY_READS = 141  # what shells say of a program that SIGPIPE ended
 
 
 @contextmanager
 def task(component: str) -> Iterator[None]:
-    """Around a kfp component's body: an error of ours ends the process with its sentence and exit code, not a traceback."""
+    """Around a kfp component's body: an error ends the process with its sentence and exit code, not a traceback."""
     if threading.current_thread() is threading.main_thread():
         ends_on_sigterm()
+    settle_user()
     try:
         yield
-    except FedHelpError as e:
-        explain(e, component)
-        sys.exit(e.exit_code)
+    except Exception as e:
+        sys.exit(_explained(e, component, lambda known: explain(known, component)))
 
 
-def exit_code_of(function: Callable[[], object], *, program: str) -> int:
-    """Call `function`; 0, or the error's exit code after saying what was wrong. SIGTERM ends it with 143, Ctrl-C with 130."""
-    return ended(function, program, lambda e: explain(e, program))
+def exit_code_of(
+    function: Callable[[], object], *, program: str, passing: tuple[type[Exception], ...] = (), say: Callable[[FedHelpError], None] | None = None,
+) -> int:
+    """Call `function`; 0, or the error's exit code after saying what was wrong. SIGTERM ends it with 143, Ctrl-C with 130.
 
-
-def ended(function: Callable[[], object], program: str, say: Callable[[FedHelpError], None]) -> int:
-    """As `exit_code_of`; `say` says what was wrong."""
+    `passing`: exceptions that the caller's own caller explains. `say`: says what was wrong; None: on standard error.
+    """
     ends_on_sigterm()
+    settle_user()
+    _print_anything()
+    threading.excepthook = partial(_thread_ended, program)
     try:
         function()
-    except FedHelpError as e:
-        say(e)
-        return e.exit_code
+        _flush()
+    except passing:
+        raise
     except KeyboardInterrupt as e:
         print(f"{program}: stopped; the same command goes on where it was", file=sys.stderr, flush=True)
         return int(e.args[0]) if e.args else 130
+    except Exception as e:
+        return _explained(e, program, say or (lambda known: explain(known, program)))
     return 0
 
 
@@ -61,6 +72,54 @@ def explain(error: FedHelpError, program: str) -> None:
     """Say on standard error all that was wrong, a line each."""
     for line in error_lines(error):
         print(f"{program}: error: {line}", file=sys.stderr, flush=True)
+
+
+def _explained(error: Exception, program: str, say: Callable[[FedHelpError], None]) -> int:
+    """The exit code of `error`, after its sentences."""
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+        return _NOBODY_READS
+    known = error if isinstance(error, FedHelpError) else as_error(error, program)
+    with suppress(OSError):  # nobody reads standard error any more
+        say(known)
+    return known.exit_code
+
+
+def _thread_ended(program: str, arguments: threading.ExceptHookArgs) -> None:
+    """A thread met what nobody foresaw: said in one line, while the work of the others goes on."""
+    error = arguments.exc_value
+    if not isinstance(error, Exception) or (isinstance(error, BrokenPipeError) and _nobody_reads()):
+        return
+    known = as_error(error, f"{program} (thread {arguments.thread.name if arguments.thread else '?'})")
+    with suppress(OSError):
+        print(f"{program}: warning: {printable(known)}", file=sys.stderr, flush=True)
+
+
+def _print_anything() -> None:
+    """Names that the terminal's encoding lacks, or that are no text, are printed escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of standard output or error has gone. What is left is then dropped, or Python would complain at its exit."""
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # no stream, or none of the system's
+            descriptor = stream.fileno()
+            look = select.poll()
+            look.register(descriptor, 0)
+            if any(events & select.POLLERR for _, events in look.poll(0)):
+                gone = True
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+    return gone
 
 
 def error_lines(error: BaseException) -> list[str]:

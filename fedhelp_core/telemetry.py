@@ -6,24 +6,32 @@ first recording or `serve`, prometheus_client is not even imported. Names follow
 
     FEDHELP_METRICS_PORT     port for `serve_if_configured`
     FEDHELP_PUSHGATEWAY      host:port or URL for `push_if_configured`
+
+On a Pushgateway every task of every run has a group of its own (job, run), which the run's promotion deletes.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.request import Request
 
+from fedhelp_core.crashes import one_line
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.proxies import opener_for
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 PORT_VARIABLE = "FEDHELP_METRICS_PORT"
 PUSHGATEWAY_VARIABLE = "FEDHELP_PUSHGATEWAY"
+AGGREGATION = "fedhelp_aggregation"
+PREFETCH = "fedhelp_soft_label_prefetch"
+"""Of shard 2: this, and _2."""
 _ROUND_BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800)
 _REQUEST_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60)
 _PUSH_TIMEOUT_S = 5.0
@@ -196,20 +204,46 @@ def serve_if_configured() -> int | None:
     return serve(int(port))
 
 
-def push(gateway: str, job: str) -> None:
-    """Send all metrics to a Pushgateway under `job`, added to what other jobs pushed. A gateway that fails is one warning line."""
-    from http.client import HTTPException
-
+def push(gateway: str, job: str, run: str) -> None:
+    """Send all metrics to a Pushgateway, added to what task `job` of `run` pushed before. A gateway that fails is one warning line."""
     from prometheus_client import pushadd_to_gateway
 
-    try:
-        pushadd_to_gateway(gateway, job, _metrics().registry, timeout=_PUSH_TIMEOUT_S)
-    except (OSError, ValueError, HTTPException) as e:  # metrics never end a run
-        _log.warning("metrics were not pushed to %s (%s)", gateway, e)
+    _at_gateway(gateway, "pushed to", lambda: pushadd_to_gateway(
+        gateway, job, _metrics().registry, grouping_key={"run": run}, timeout=_PUSH_TIMEOUT_S, handler=_through_our_proxy))
 
 
-def push_if_configured(job: str) -> None:
+def push_if_configured(job: str, run: str) -> None:
     """`push` to $FEDHELP_PUSHGATEWAY where that is set."""
     gateway = os.environ.get(PUSHGATEWAY_VARIABLE)
     if gateway:
-        push(gateway, job)
+        push(gateway, job, run)
+
+
+def delete_if_configured(jobs: Iterable[str], run: str) -> None:
+    """Take what `jobs` of `run` pushed out of $FEDHELP_PUSHGATEWAY, which would show it for ever."""
+    gateway = os.environ.get(PUSHGATEWAY_VARIABLE)
+    if not gateway:
+        return
+    from prometheus_client import delete_from_gateway
+
+    for job in jobs:
+        _at_gateway(gateway, "deleted from", partial(
+            delete_from_gateway, gateway, job, grouping_key={"run": run}, timeout=_PUSH_TIMEOUT_S, handler=_through_our_proxy))
+
+
+def _at_gateway(gateway: str, done: str, request: Callable[[], None]) -> None:
+    from http.client import HTTPException
+
+    try:
+        request()
+    except (OSError, ValueError, HTTPException) as e:  # metrics never end a run
+        _log.warning("metrics were not %s %s (%s)", done, one_line(gateway), one_line(e))
+
+
+def _through_our_proxy(url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes) -> Callable[[], None]:
+    """What prometheus_client sends its requests with."""
+    def send() -> None:
+        with opener_for(url).open(Request(url, data=data, headers=dict(headers), method=method), timeout=timeout):
+            pass
+
+    return send

@@ -4,16 +4,59 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from kfp import Client
+from kfp_server_api import V2beta1GetHealthzResponse
+
+from fedhelp_core.answers import page_instead
+from fedhelp_core.proxies import proxy_for
+
+
+class NotKubeflow(Exception):
+    """A web page answers where Kubeflow Pipelines was expected, mostly a login page; the message says what."""
+
+
+class _Client(Client):
+    """kfp's client, which would follow a login page's redirect and take the page for an empty answer: no pipelines, or registered ones."""
+
+    def get_kfp_healthz(self, sleep_duration: int = 5) -> V2beta1GetHealthzResponse:
+        """Asked once, as the first request: kfp's own logs five tracebacks, and then says that it timed out."""
+        self.refuse_pages()
+        return self._healthz_api.healthz_service_get_healthz()
+
+    def refuse_pages(self) -> None:
+        """From now on, for all requests."""
+        pool = self._healthz_api.api_client.rest_client.pool_manager
+        if not hasattr(pool.request, "__wrapped__"):
+            pool.request = _only_kubeflow(pool.request)
+
+
+def _only_kubeflow(request: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(request)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        answer = request(*args, **kwargs, redirect=False)
+        page = page_instead(answer.status, answer.headers, answer.data or b"")
+        if page is not None:
+            raise NotKubeflow(page)
+        return answer
+
+    return checked
 
 
 def kubeflow_client(endpoint: str, namespace: str | None, *, credentials: Any = None) -> Client:
-    """A client of Kubeflow Pipelines at `endpoint`, which it asks for its health at once."""
+    """A client of Kubeflow Pipelines at `endpoint`, which it asks for its health at once.
+
+    Raises:
+        NotKubeflow: a web page answers, now or at any later request.
+    """
     with warnings.catch_warnings():  # of every client: it says that it is not for Kubeflow Pipelines 1
         warnings.filterwarnings("ignore", message="This client only works with Kubeflow Pipeline", category=FutureWarning)
-        return Client(host=endpoint, namespace=namespace or "kubeflow", credentials=credentials)
+        client = _Client(host=endpoint, namespace=namespace or "kubeflow", credentials=credentials, proxy=proxy_for(endpoint))
+    client.refuse_pages()
+    return client
 
 
 def pipelines_named(client: Client, name: str, namespace: str | None) -> list[Any]:

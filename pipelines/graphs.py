@@ -93,7 +93,7 @@ def _graph(prefetch: Prefetch, train: Training) -> Callable[..., str]:
         rank_weight: float = 0.2,
         weighting: str = "uniform",
         seed: int = 1,
-        min_silos: int = 1,
+        min_silos: int = 0,
         round_deadline: float = 3600.0,
         promotion_mode: str = "gate",
     ) -> str:
@@ -114,7 +114,7 @@ def _graph(prefetch: Prefetch, train: Training) -> Callable[..., str]:
             rank_weight: Gamma of Eq 4.
             weighting: 'uniform' (the paper's), or 'samples': by number of training images.
             seed: All randomness comes from it.
-            min_silos: Fewest updates that close a round.
+            min_silos: Fewest updates that close a round; 0: more than half of the silos.
             round_deadline: Seconds that a round waits for silos.
             promotion_mode: 'gate' compares with the champion, 'manual' leaves the candidate a candidate.
 

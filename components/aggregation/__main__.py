@@ -12,12 +12,15 @@ from pathlib import Path
 
 from fedhelp_components.session import Session, end, open_session, run_parser, say
 from fedhelp_core import telemetry
+from fedhelp_core.algorithm.averaging import rule_of
 from fedhelp_core.errors import NotFound
-from fedhelp_core.protocol.closing import close_round
+from fedhelp_core.protocol.closing import Terms, close_round
 from fedhelp_core.protocol.documents import Commit
 from fedhelp_core.protocol.facts import SoftLabels
+from fedhelp_core.registry.methods import METHOD_PARTS
 from fedhelp_core.softlabels.report import numbers
 from fedhelp_core.tracking.runs import AsyncTracker
+from fedhelp_core.weights.check import check_weights_file
 
 
 def run(*, store: str, endpoint_url: str, run_id: str, progress_file: str = "") -> str:
@@ -34,17 +37,21 @@ def run(*, store: str, endpoint_url: str, run_id: str, progress_file: str = "") 
 def close_rounds(session: Session, *, progress_file: str = "") -> Commit:
     """Commit every round that is not committed yet; the last commit."""
     federation, run = session.federation, session.run
+    terms = Terms(
+        max_bytes=federation.protocol.max_update_bytes, max_norm=federation.protocol.max_update_norm,
+        max_norm_ratio=federation.protocol.max_norm_ratio, max_statistics_ratio=federation.protocol.max_statistics_ratio,
+        metrics=METHOD_PARTS[federation.algorithm.method].metrics)
     lines = ["| round | silos | left out | mean loss | seconds |", "| --- | --- | --- | --- | --- |"]
     with AsyncTracker.for_run(federation, run.run_id) as tracker:
         commit = run.wait_for_commit(0)
+        samples = _checked(session)
         tracker.log_round(0, soft_label_numbers(session))
         for number in range(1, federation.algorithm.rounds + 1):
             started = time.monotonic()
             known = run.commit(number)
             commit = known or close_round(
-                run, number, federation.silo_names, min_silos=federation.protocol.min_silos, deadline_s=federation.protocol.round_deadline,
-                max_update_bytes=federation.protocol.max_update_bytes, max_update_norm=federation.protocol.max_update_norm,
-                weighting=federation.algorithm.weighting)
+                run, number, samples, min_silos=federation.quorum, deadline_s=federation.protocol.round_deadline, terms=terms,
+                weighting=federation.algorithm.weighting, rule=rule_of(federation.algorithm))
             seconds = time.monotonic() - started
             tracker.log_round(number, round_metrics(commit, seconds if known is None else None))
             telemetry.round_committed(run.run_id, commit, seconds)
@@ -53,8 +60,33 @@ def close_rounds(session: Session, *, progress_file: str = "") -> Commit:
                 say(describe(commit, federation.algorithm.rounds, seconds))
             if progress_file:
                 Path(progress_file).write_text("\n".join(lines) + "\n", encoding="utf-8")
-            telemetry.push_if_configured("fedhelp_aggregation")  # every round: who watches a run wants to see it
+            telemetry.push_if_configured(telemetry.AGGREGATION, run.run_id)  # every round: who watches a run wants to see it
     return commit
+
+
+def _checked(session: Session) -> dict[str, int]:
+    """Silo -> training images, as each silo's check counted them; the start model is the one that each of them drew.
+
+    Raises:
+        NotFound: a silo has not checked itself.
+        PermanentError: the start model is another, or not of the form that its commit says.
+    """
+    run, most = session.run, session.federation.protocol.max_update_bytes
+    start, samples = run.commit(0), {}
+    if start is None:
+        raise NotFound(f"run {run.run_id!r}: the start model is gone; nothing may delete a commit")
+    for silo in session.federation.silo_names:
+        report = run.silo_report(silo)
+        if report is None:
+            raise NotFound(f"run {run.run_id!r}: silo {silo!r} has not checked itself; run check first")
+        run.require_start(start, report.start_sha256)
+        samples[silo] = report.samples.training
+    path = run.global_file(start, max_bytes=most)
+    try:
+        check_weights_file(path, spec=start.spec, max_bytes=most, sha256=start.global_sha256)
+    finally:
+        run.store.release(path)
+    return samples
 
 
 def soft_label_numbers(session: Session) -> dict[str, float]:
@@ -67,7 +99,7 @@ def soft_label_numbers(session: Session) -> dict[str, float]:
 
 def mean_loss(commit: Commit) -> float:
     """Mean over the participants of their first local loss; NaN without any."""
-    losses = [next(iter(m.values())) for m in commit.metrics.values() if m]
+    losses = [m["loss"] for m in commit.metrics.values() if "loss" in m]
     return sum(losses) / len(losses) if losses else float("nan")
 
 
@@ -78,6 +110,8 @@ def round_metrics(commit: Commit, seconds: float | None) -> dict[str, float]:
         found["round_seconds"] = seconds
     for silo, metrics in commit.metrics.items():
         found |= {f"{silo}.{name}": value for name, value in metrics.items()}
+    for silo, moved in commit.norms.items():
+        found |= {f"{silo}.update_norm": moved.trainable, f"{silo}.statistics_norm": moved.statistics}
     return found
 
 

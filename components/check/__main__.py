@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.config.trust import require_trusted
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, NotFound, PermanentError
+from fedhelp_core.places import require_temporary_folder
+from fedhelp_core.protocol.credible import require_credible_report
 from fedhelp_core.protocol.documents import SiloReport
 from fedhelp_core.protocol.facts import Kinds
 from fedhelp_core.protocol.kinds import resolve_kinds
@@ -32,7 +35,7 @@ from fedhelp_core.protocol.run import Run
 from fedhelp_core.softlabels.image_sources import open_sources
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
-from fedhelp_core.tracking.server import tracking_uri
+from fedhelp_core.tracking.server import require_usable, tracking_uri
 from fedhelp_dispatch.supervisor import require_none_failed, run_everywhere
 
 
@@ -129,19 +132,11 @@ def ask_silos(config: Federation, run: Run) -> dict[str, SiloReport]:
     if len(set(starts.values())) != 1:
         listed = ", ".join(f"{silo}: {sha[:12]}" for silo, sha in starts.items())
         raise PermanentError(f"silos draw different start models from the same seed ({listed}); give all of them the same image version")
-    _require_start_model(run, next(iter(starts.values())))
-    return reports
-
-
-def _require_start_model(run: Run, sha256: str) -> None:
-    """Whichever silo came first wrote it; the others did not look at what it wrote."""
     start = run.commit(0)
     if start is None:
         raise NotFound(f"run {run.run_id!r}: every silo has checked itself, but none has written the start model; start another run")
-    if start.global_sha256 != sha256:  # which all who read the weights hold them against
-        raise PermanentError(
-            f"run {run.run_id!r}: the start model in the store is not the one that all silos draw from the seed ({sha256[:12]}); somebody wrote"
-            " another: look at who may write there, and start another run")
+    run.require_start(start, next(iter(starts.values())))
+    return reports
 
 
 def _reports(config: Federation, run: Run) -> dict[str, SiloReport]:
@@ -150,6 +145,8 @@ def _reports(config: Federation, run: Run) -> dict[str, SiloReport]:
     for silo in config.silo_names:
         try:
             report = run.silo_report(silo)
+            if report is not None:
+                require_credible_report(report, config.task)
         except PermanentError as e:
             failed[silo] = f"its report makes no sense: {e}"
             continue
@@ -185,7 +182,7 @@ def federation_in(body: bytes, source: str) -> Federation:
 
 def static_problems(config: Federation) -> list[FedHelpError]:
     """What can be found to be wrong without asking a silo or a teacher. Writes to the store and removes what it wrote."""
-    looks: list[Callable[[], object]] = [lambda: _require_store(config)]
+    looks: list[Callable[[], object]] = [require_temporary_folder, lambda: _require_store(config)]
     if config.uses_public_set and config.public_set is not None:
         looks.append(partial(_require_public_images, config.public_set, config.task))
     return problems_of(config) + _problems_of_looking(looks)
@@ -199,7 +196,7 @@ def problems_of(config: Federation) -> list[FedHelpError]:
     if config.silos_in_clusters and config.store.folder is not None:
         found.append(ConfigError(
             f"store.url: silo {config.silos_in_clusters[0].name!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix"))
-    return found + _problems_of_looking([lambda: tracking_uri(config)])
+    return found + _problems_of_looking([lambda: require_usable(tracking_uri(config))])
 
 
 def _problems_of_looking(looks: Sequence[Callable[[], object]]) -> list[FedHelpError]:
@@ -219,7 +216,7 @@ def missing_teachers(config: Federation) -> list[FedHelpError]:
         ConfigError(f"public_set.teachers.{number}.uri: teacher {teacher.name!r} is to be a folder with an MLflow model, and {teacher.uri} is none;"
                     " correct the path, or give models:/NAME/VERSION")
         for number, teacher in enumerate(teachers)
-        if teacher.kind == "mlflow" and ":" not in teacher.uri.partition("/")[0] and not Path(teacher.uri).is_dir()]
+        if teacher.kind == "mlflow" and ":" not in teacher.uri.partition("/")[0] and not os.path.isdir(teacher.uri)]
 
 
 def raise_all(problems: Sequence[FedHelpError]) -> None:
@@ -237,7 +234,7 @@ def raise_all(problems: Sequence[FedHelpError]) -> None:
 def _require_store(config: Federation) -> None:
     """A store that keeps its promises."""
     folder = config.store.folder
-    if folder is not None and folder.exists() and not folder.is_dir():
+    if folder is not None and os.path.isfile(folder):
         raise ConfigError(f"store.url: a folder expected, but {folder} is a file")
     open_store(config.store.url, endpoint_url=config.store.endpoint_url).probe()
 

@@ -46,7 +46,7 @@ def check(
         rank_weight: Gamma of Eq 4.
         weighting: Uniform, or by number of training images.
         seed: All randomness comes from it.
-        min_silos: Fewest updates that close a round.
+        min_silos: Fewest updates that close a round; 0: more than half of the silos.
         round_deadline: Seconds that a round waits for silos.
         promotion_mode: Gate or manual.
 

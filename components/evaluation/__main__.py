@@ -39,7 +39,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, report_file: str = "") ->
     """Scores of all silos, the registered candidate's version, and the report on disk.
 
     Raises:
-        JobFailed: fewer than `protocol.min_silos` could evaluate.
+        JobFailed: fewer than the federation's quorum could evaluate.
         NotFound: the last round is not committed yet.
     """
     session = open_session(store, run_id, endpoint_url)
@@ -72,7 +72,7 @@ def evaluate_silos(session: Session, final: Commit) -> dict[str, SiloEvaluation]
     """Evaluations of the final model by silo; those that are there already are not asked for again, and a silo that cannot answer is left out.
 
     Raises:
-        JobFailed: fewer than `protocol.min_silos` could evaluate.
+        JobFailed: fewer than the federation's quorum could evaluate.
     """
     federation, run = session.federation, session.run
     dispatcher = dispatcher_for(federation, run.run_id)
@@ -93,7 +93,7 @@ def evaluate_silos(session: Session, final: Commit) -> dict[str, SiloEvaluation]
             failed.setdefault(silo, "it left no evaluation; look at its log")
         else:
             evaluations[silo] = evaluation
-    if len(evaluations) < federation.protocol.min_silos:
+    if len(evaluations) < federation.quorum:
         require_none_failed(failed, "evaluation")
     for silo, reason in failed.items():
         say(f"silo {silo}: left out of the evaluation: {reason}")

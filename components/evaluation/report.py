@@ -14,6 +14,7 @@ from fedhelp_components.images import VERSION
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import NotFound, PermanentError
+from fedhelp_core.protocol.credible import require_credible_evaluation
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation, SplitSizes
 from fedhelp_core.protocol.facts import Candidate, Fact, Kinds, Promotion, SoftLabels, SoftLabelSummary, TeacherReport
 from fedhelp_core.protocol.keys import RunKeys
@@ -108,7 +109,7 @@ def _parameters(federation: Federation) -> dict[str, object]:
     return {
         "task": federation.task.name, "image size": f"{federation.task.image_size} px", **{k.replace("_", " "): v for k, v in algorithm.items()},
         "optimizer": f"Adam, learning rate {optimizer['learning_rate']:g}, weight decay {optimizer['weight_decay']:g}",
-        "seed": federation.runtime.seed, "threads per silo": federation.runtime.threads, "min silos": federation.protocol.min_silos,
+        "seed": federation.runtime.seed, "threads per silo": federation.runtime.threads, "min silos": federation.quorum,
         "round deadline": f"{federation.protocol.round_deadline:g} s",
     }
 
@@ -121,12 +122,14 @@ def _rounds(store: Store, commits: list[Commit]) -> tuple[RoundReport, ...]:
         found.append(RoundReport(
             number=commit.round, participants=commit.participants, absent=commit.absent, refused=commit.refused,
             losses={silo: {k: v for k, v in m.items() if k.endswith("_loss")} for silo, m in commit.metrics.items()},
-            bytes_up=size * took_part, bytes_down=size * took_part,
+            norms={silo: moved.trainable for silo, moved in commit.norms.items()}, bytes_up=size * took_part, bytes_down=size * took_part,
             seconds=_seconds_between(before, commit) if before is not None else None))
     return tuple(found)
 
 
-def _seconds_between(before: Commit, commit: Commit) -> float:
+def _seconds_between(before: Commit, commit: Commit) -> float | None:
+    if not (before.created and commit.created):
+        return None
     return (datetime.fromisoformat(commit.created) - datetime.fromisoformat(before.created)).total_seconds()
 
 
@@ -149,13 +152,16 @@ def evaluation_of(run: Run, silo: str, task: TaskConfig, final: Commit) -> SiloE
     """The silo's evaluation of the model after `final`, fit for `task`; None before.
 
     Raises:
-        PermanentError: it is damaged, of another model, or no evaluation of such a task.
+        PermanentError: it is damaged, of another model, or cannot be true of this task and of what the silo's check found.
     """
     evaluation = run.evaluation(silo)
     if evaluation is not None:
         if evaluation.global_sha256 != final.global_sha256:
             raise PermanentError(f"global_sha256: the final model's {final.global_sha256[:12]}... expected, got {evaluation.global_sha256[:12]}...")
-        evaluation.require_scores_of(TASKS[task.name].metrics, len(task.classes))
+        report = run.silo_report(silo)
+        if report is None:
+            raise PermanentError("the silo has not checked itself, so there is nothing to hold its evaluation against")
+        require_credible_evaluation(evaluation, report, run.fact(Kinds).of(silo), task)
     return evaluation
 
 

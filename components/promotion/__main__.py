@@ -9,6 +9,7 @@ from typing import Literal
 
 from fedhelp_components.evaluation.report import write_report
 from fedhelp_components.session import end, open_session, run_parser, say
+from fedhelp_core import telemetry
 from fedhelp_core.protocol.facts import Promotion
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.tracking.gate import gate
@@ -43,6 +44,9 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
         before = registry.champion_before(name) if outcome == "promoted" else None
     settled = session.run.settle(Promotion(decision=decision, outcome=outcome, reasons=reasons, before=before))
     write_report(session.store, run_id, federation)
+    shards = federation.public_set.shards if federation.public_set is not None else 0
+    telemetry.delete_if_configured(
+        [telemetry.AGGREGATION, telemetry.PREFETCH, *(f"{telemetry.PREFETCH}_{number}" for number in range(1, shards + 1) if shards > 1)], run_id)
     say(settled.decision)
     return settled.decision
 

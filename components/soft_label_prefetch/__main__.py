@@ -50,7 +50,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, shard: str = "") -> str:
         report = prefetch(
             session.store, federation.public_set, federation.task, run=run_id, shard=part, progress=said_now_and_then())
     finally:
-        telemetry.push_if_configured("fedhelp_soft_label_prefetch" + (f"_{part[0]}" if part else ""))  # shards must not hide each other
+        telemetry.push_if_configured(telemetry.PREFETCH + (f"_{part[0]}" if part else ""), run_id)  # shards must not hide each other
     for line in described(report):
         say(line)
     if part is not None:

@@ -25,12 +25,13 @@ from fedhelp_core.algorithm.objective import Objective
 from fedhelp_core.algorithm.precision import Precision, arithmetic, kernels
 from fedhelp_core.algorithm.randomness import generator_for
 from fedhelp_core.config.algorithm import AlgorithmConfig
-from fedhelp_core.errors import DataError, WeightsError
+from fedhelp_core.errors import DataError, GlobalModelDiverges, WeightsError
 from fedhelp_core.models.build import build_public_head, normalisation_keys
 from fedhelp_core.registry.methods import METHOD_PARTS
 
 Weights = dict[str, npt.NDArray[np.generic]]
 CPU = torch.device("cpu")
+_ABSURD_LOSS = 1e4  # of a batch: a guess among a thousand classes costs 7, and a model that is sure and wrong some hundreds
 Progress = Callable[[int, int], None]
 
 
@@ -141,6 +142,7 @@ def local_update(
     """One silo's round: Eq 1-2 if it is small, Eq 3-5 if it is large, or what the compared method does there.
 
     Raises:
+        GlobalModelDiverges: the global model's own loss is NaN, infinite or absurd, before a step has changed it.
         DataError: a loss became NaN or infinite.
         WeightsError: the global weights are of another architecture.
     """
@@ -187,16 +189,20 @@ class _Trainer:
         batches = len(self.private)
         total, done = batches * self.algorithm.local_epochs, 0
         sums: dict[str, Tensor] = {}
+        first: Tensor | None = None
         for _ in range(self.algorithm.local_epochs):
             sums = {}
             for images_BCHW, labels_B in self.private.one_pass():
-                for name, value in self.step(images_BCHW, labels_B).items():
+                found = self.step(images_BCHW, labels_B)
+                if first is None:
+                    first = next(iter(found.values())).detach()
+                for name, value in found.items():
                     sums[name] = sums[name] + value.detach() if name in sums else value.detach()
                 done += 1
                 if progress is not None:
                     progress(done, total)
         means = {name: float(value) / batches for name, value in sums.items()}
-        self._refuse_divergence(means)
+        self._refuse_divergence(means, math.nan if first is None else float(first))
         weights = travelling_weights(self.proxy, self.algorithm) if self.parts.averaged else {}
         state = SiloState(round=self.round, tensors={k: v.detach().cpu().contiguous() for k, v in self.kept().items()})
         return LocalResult(weights=weights, state=state, samples=len(self.data.labels_N), steps=total, metrics=means)
@@ -224,8 +230,13 @@ class _Trainer:
                 kept |= {f"optimizer_{name}/{k}": v for k, v in _moments(optimizer).items()}
         return kept
 
-    def _refuse_divergence(self, means: dict[str, float]) -> None:
+    def _refuse_divergence(self, means: dict[str, float], first: float) -> None:
+        """`first`: the task's loss of the first batch, which the global model had before this silo changed it."""
         for name, value in means.items():
+            if not math.isfinite(value) and self.round > 1 and not first <= _ABSURD_LOSS:
+                raise GlobalModelDiverges(
+                    f"silo {self.settings.silo!r}, round {self.round}: the global model after round {self.round - 1} has a loss of {first:g} on the"
+                    f" first batch, before this silo has trained it, and {name} became {value}; look at who took part in round {self.round - 1}")
             if not math.isfinite(value):
                 raise DataError(
                     f"silo {self.settings.silo!r}, round {self.round}: {name} became {value}; lower algorithm.optimizer.learning_rate"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedhelp_core.algorithm.averaging import average_arrays, shares_of
+from fedhelp_core.algorithm.averaging import average_arrays, rule_of, shares_of
 from fedhelp_core.algorithm.inference import deployed_models
 from fedhelp_core.algorithm.local_update import CPU, LocalResult, SiloData, SiloState, UpdateSettings, Weights, initial_weights, local_update
 from fedhelp_core.algorithm.objective import Objective
@@ -82,7 +82,7 @@ def simulate(
         states = {name: result.state for name, result in results.items()}
         if METHOD_PARTS[algorithm.method].averaged:
             shares = shares_of([r.samples for r in results.values()], algorithm.weighting)
-            weights = average_arrays([r.weights for r in results.values()], shares)
+            weights = average_arrays([r.weights for r in results.values()], shares, rule_of(algorithm))
         wanted = number == algorithm.rounds or (evaluate_every and number % evaluate_every == 0)
         scores = {name: _scores(weights, states[name], silos[name], settings[name]) for name in settings} if wanted else {}
         facts = RoundFacts(round=number, losses={name: r.metrics for name, r in results.items()}, scores=scores)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedhelp_core.config.section import Section
 from fedhelp_core.registry.methods import Method
 
 Normalisation = Literal["shared", "silo"]
+Aggregation = Literal["mean", "median", "trimmed-mean"]
 
 
 class OptimizerConfig(Section):
@@ -56,6 +57,11 @@ class AlgorithmConfig(Section):
     """μ of FedProx (Li et al. 2020)."""
     weighting: Literal["uniform", "samples"] = "uniform"
     """a_k of Eq 7: 1/K (paper) or n_k/Σn."""
+    aggregation: Aggregation = "mean"
+    """'mean': Eq 7; paper. 'median', 'trimmed-mean': of each weight by itself, so that a minority of silos cannot move it far (docs/security.md);
+    they take every silo alike."""
+    trim_share: float = Field(0.2, gt=0, lt=0.5)
+    """trimmed-mean: share of the updates left out at either end of each weight, rounded down, but at least one."""
     large_silos: int = Field(2, ge=0)
     """How many silos of kind `auto` with most training images are large; paper."""
     proxy_model: str = "resnet20"
@@ -64,3 +70,9 @@ class AlgorithmConfig(Section):
     """Key of the model registry: stays in large silos; paper."""
     augmentation: Literal["none", "mirror", "flips"] = "flips"
     """Random flips: along every side, left-right alone, or none."""
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        if self.aggregation != "mean" and self.weighting != "uniform":
+            raise ValueError(f"weighting: aggregation {self.aggregation!r} takes every silo alike, so 'uniform' expected, got {self.weighting!r}")
+        return self

@@ -21,7 +21,7 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.registry.methods import METHOD_PARTS
-from fedhelp_core.registry.models import Network, model_called
+from fedhelp_core.registry.models import Network, model_called, smallest_trained_side
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.store.url import folder_of
 
@@ -31,8 +31,8 @@ _OBJECTS = ("abort", "commit", "federation", "global", "kinds", "lease")
 class ProtocolConfig(Section):
     """The round protocol: who must answer, how long to wait, what is accepted."""
 
-    min_silos: int = Field(1, ge=1)
-    """Fewest updates that close a round; fewer end the run."""
+    min_silos: int = Field(0, ge=0)
+    """Fewest updates that close a round; fewer end the run. 0: more than half of the silos."""
     round_deadline: float = Field(3600.0, gt=0)
     """Seconds that a round waits for silos; the late are left out of it."""
     lease: float = Field(600.0, ge=1, le=86400)
@@ -41,6 +41,11 @@ class ProtocolConfig(Section):
     """Largest weights file accepted, bytes."""
     max_update_norm: float | None = Field(None, gt=0)
     """Largest L2 norm of (update - global); null: unbounded."""
+    max_norm_ratio: float | None = Field(8.0, ge=2)
+    """Largest L2 norm of (update - global) in medians of the round's updates, of all trained weights and of each tensor; who is beyond is refused and
+    named (docs/decisions/0020). null: unbounded."""
+    max_statistics_ratio: float | None = Field(20.0, ge=2)
+    """The same for batch norms' running means and variances, which honest silos move more unevenly."""
 
 
 class RuntimeConfig(Section):
@@ -119,6 +124,11 @@ class Federation(Section):
         return tuple(silo.name for silo in self.silos)
 
     @property
+    def quorum(self) -> int:
+        """Fewest updates that close a round, and evaluations that make a candidate."""
+        return self.protocol.min_silos or len(self.silos) // 2 + 1
+
+    @property
     def silos_here(self) -> tuple[SiloEntry, ...]:
         """Those that work as processes of this machine."""
         return tuple(silo for silo in self.silos if silo.dispatch.how.carrier is None)
@@ -172,7 +182,7 @@ class Federation(Section):
         return self
 
     def _models_that_do_not_fit(self) -> list[str]:
-        """A model that does not know this task's images, or an image whose sides a U-Net cannot halve level by level."""
+        """A model that does not know this task's images, or an image with sides that it cannot be trained on."""
         task, volume = TASKS[self.task.name], self.task.volume
         models: dict[str, Network] = {}
         problems = []
@@ -187,6 +197,12 @@ class Federation(Section):
         if strictest is not None:
             most = models[strictest].sides_multiple_of
             problems += [f"{field}: a multiple of {most} expected for {strictest}, got {side}" for field, side in sides.items() if side % most]
+        trained_on = next(iter(sides))  # windows are answered alone, where batch norms use what they know
+        deepest = max(models, key=lambda name: smallest_trained_side(models[name]), default=None)
+        if deepest is not None and sides[trained_on] < (least := smallest_trained_side(models[deepest])):
+            problems.append(
+                f"{trained_on}: at least {least} expected for {deepest}, got {sides[trained_on]}: it would leave maps of one pixel, of which a batch"
+                " norm makes nothing")
         return problems
 
     def override(self, **changes: Any) -> Federation:

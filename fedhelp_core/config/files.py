@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from fedhelp_core.budget import MOST_NESTING, MOST_YAML_BYTES, MOST_YAML_NODES, 
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.printable import printable
 
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _SHOWN = 200  # characters of what YAML says
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:")  # s3://bucket, models:/name@alias, runs:/id/model
 
@@ -51,17 +52,39 @@ def mapping_in(text: str, source: str) -> dict[str, Any]:
     if len(text) > MOST_YAML_BYTES:
         raise wrong(f"has more than {MOST_YAML_BYTES:,} bytes")
     try:
-        with foreign(wrong, yaml.YAMLError):
+        with foreign(wrong, yaml.YAMLError, RecursionError):
             document = yaml.load(text, _Loader)
+    except RecursionError as e:
+        raise ConfigError(f"{source}: is nested deeper than any configuration; give a file as `fedhelp data phantom` writes it") from e
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{source}: is not valid YAML{where}: {printable(getattr(e, 'problem', e), _SHOWN)}") from e
+    require_texts(document, source=source)
     if document is None:
         raise ConfigError(f"{source}: is empty; expected a mapping of fields")
     if not isinstance(document, dict):
         raise ConfigError(f"{source}: expected a mapping of fields, got {type(document).__name__}")
     return document
+
+
+def require_texts(document: Any, *, source: str) -> None:
+    """Nothing where every text of `document` can be a file's name and be printed: YAML and JSON can escape characters that cannot.
+
+    Raises:
+        ConfigError: a text holds such a character (every one listed).
+    """
+    wrong = [f"{source}: {field}: holds {character!r}, which no name of a file and no message can hold; remove it"
+             for field, text in _texts(document, "") for character in _NO_TEXT.findall(text)[:1]]
+    if wrong:
+        raise ConfigError(wrong)
+
+
+def _texts(node: Any, field: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, str):
+        yield field, node
+    for key, inner in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield from _texts(inner, f"{field}.{key}" if field else str(key))
 
 
 def with_absolute_paths(document: Any, base: Path, dotted_paths: tuple[str, ...]) -> Any:
@@ -106,7 +129,7 @@ def with_changed(document: Any, dotted_paths: tuple[str, ...], change: Callable[
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a field that is given twice, of which YAML would keep the last one without a word, and what aliases make endless.
+    """Refuses a field that is given twice, of which YAML would keep the last one without a word, and a value that is not what it looks like.
 
     A few lines of aliases can stand for a billion nodes, and merge keys copy them; so nodes are counted as if written out, before any is made.
     """
@@ -116,6 +139,14 @@ class _Loader(yaml.SafeLoader):
         if node is not None:
             _require_bounded(node)
         return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, AttributeError, ArithmeticError) as e:  # YAML took it for a date or a number, which it is not
+            kind = node.tag.rpartition(":")[2]
+            shown = str(node.value)[:40] if isinstance(node, yaml.ScalarNode) else "this"
+            raise yaml.MarkedYAMLError(problem=f"{shown!r} is no {kind}; put it in quotes if it is a text", problem_mark=node.start_mark) from e
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

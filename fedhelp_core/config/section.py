@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
+from fedhelp_core.config.files import require_texts
 from fedhelp_core.config.sentences import sentences
 from fedhelp_core.errors import ConfigError
 
@@ -31,6 +32,7 @@ def validated(model: type[_Checked], document: Any, source: str) -> _Checked:
     Raises:
         ConfigError: with every problem found.
     """
+    require_texts(document, source=source)
     try:
         return model.model_validate(document)
     except ValidationError as e:

@@ -42,7 +42,7 @@ class Table:
         self._text = text[above:]
         first = self._text.split("\n", 1)[0]
         self._separator = told.group(1) if told else max(_SEPARATORS, key=first.count)
-        self.head = [plain(name.strip()) for name in next(self._parsed(), (0, []))[1]]
+        self.head = [_printed(plain(name.strip())) for name in next(self._parsed(), (0, []))[1]]
         if len(self.head) > MOST_COLUMNS:
             raise DataError(f"{path}: has {len(self.head):,} columns, at most {MOST_COLUMNS:,} expected; leave out what is not used")
         self._names = self._columns(names, needed)
@@ -103,6 +103,10 @@ class Table:
         if len(set(alike)) > 1:
             raise DataError(f"{self._path}: columns {' and '.join(dict.fromkeys(alike))} differ in capitals alone; rename one")
         return alike[0]
+
+
+def _printed(name: str) -> str:
+    return "".join(sign if sign.isprintable() else "?" for sign in name)
 
 
 def head_of(path: Path) -> list[str]:

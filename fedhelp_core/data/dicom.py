@@ -29,11 +29,19 @@ from fedhelp_core.budget import (
     require_inflated,
     require_regular,
 )
+from fedhelp_core.data.apart import Apart
 from fedhelp_core.data.grid import Volume
 from fedhelp_core.data.unusable import Unusable
 
 _NO_SLICES = ("dicomdir", "thumbs.db", "desktop.ini")
 """Files that CDs and file managers put beside slices."""
+_BY_PLUGIN = {
+    "1.2.840.10008.1.2.4.80": "pyjpegls", "1.2.840.10008.1.2.4.81": "pyjpegls",
+    "1.2.840.10008.1.2.4.90": "pillow", "1.2.840.10008.1.2.4.91": "pillow"}
+"""Transfer syntax (JPEG-LS, JPEG 2000) -> pydicom's plugin: its first choice, GDCM, ends the whole process on some damaged streams of these."""
+_BY_GDCM = ("1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
+"""Transfer syntaxes (JPEG of 12 bits, lossless JPEG) that GDCM alone decodes, in a process of its own."""
+_GDCM = Apart()
 _COMMON = (("BitsAllocated", "0028,0100"), ("BitsStored", "0028,0101"), ("HighBit", "0028,0102"), ("PixelRepresentation", "0028,0103"))
 _SCALES = (("RescaleSlope", "0028,1053"), ("RescaleIntercept", "0028,1052"))
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -242,14 +250,17 @@ class _File:
             raise self._unusable("TransferSyntaxUID", f"is {syntax.name}, which is not read; export it without compression")
         if syntax.is_encapsulated:
             self._require_frames(raw, frames, rows, columns)
+        options = {
+            "rows": rows, "columns": columns, "number_of_frames": frames, "samples_per_pixel": 1, "bits_allocated": allocated, "bits_stored": used,
+            "photometric_interpretation": "MONOCHROME2", "pixel_representation": signed, "pixel_keyword": tag, "planar_configuration": 0}
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             warnings.filterwarnings("ignore", "The number of bytes of compressed pixel data matches")  # noise, which nothing makes smaller
             try:
-                decoded, _ = decoder.as_array(
-                    raw, raw=True, rows=rows, columns=columns, number_of_frames=frames, samples_per_pixel=1, bits_allocated=allocated,
-                    bits_stored=used, photometric_interpretation="MONOCHROME2", pixel_representation=signed, pixel_keyword=tag,
-                    planar_configuration=0)
+                if str(syntax) in _BY_GDCM:
+                    decoded = _GDCM.decode(raw, str(syntax), options)
+                else:
+                    decoded, _ = decoder.as_array(raw, raw=True, decoding_plugin=_BY_PLUGIN.get(str(syntax), ""), **options)
             except Exception as e:  # decoders raise whatever their libraries raise
                 raise self._unusable("PixelData", f"cannot be decoded ({syntax.name}: {first_line(e)}); export it without compression") from None
         stored = np.asarray(decoded).reshape(frames, rows, columns)

@@ -182,7 +182,8 @@ def _png(raw: bytes, name: str) -> Picture:
         image.load()
         turned = _orientation(image)
     interlaced = chunks[b"IHDR"][12] == 1
-    if (interlaced or not np.asarray(image)[-1].any()) and not _is_whole(raw, chunks[b"IHDR"]):
+    last_row = image.crop((0, image.height - 1, image.width, image.height))
+    if (interlaced or not np.asarray(last_row).any()) and not _is_whole(raw, chunks[b"IHDR"]):
         raise Unusable(f"{name}: cannot be read as an image (its last rows are missing); replace or remove it")
     gamma = image.info.get("gamma", _DISPLAY_GAMMA)
     notes = () if abs(gamma - _DISPLAY_GAMMA) < 0.01 else (f"gamma {gamma:g} (gAMA) is not applied: pixels as stored",)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from threading import local
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.algorithm.averaging import PIECE_ELEMENTS, Kernel, Read, check_alike, check_shares
+from fedhelp_core.algorithm.averaging import MEAN, Kernel, Read, Rule, SortingKernel, check_alike, check_shares, kernel_for
 from fedhelp_core.disk import explained, write_all
 from fedhelp_core.weights.file import WEIGHTS_FILE, WeightsFile, read_header
 from fedhelp_core.weights.header import WeightsSpec, canonical_header
@@ -31,8 +32,10 @@ _WORTH_THREADS = 32 * 2**20  # bytes read; below, starting threads costs more th
 _OPEN_AT_ONCE = 256  # files; a process may often hold no more than 1024
 
 
-def average_files(paths: Sequence[Path], shares: Sequence[float], destination: Path, architecture: str, *, threads: int = _THREADS) -> str:
-    """Eq 7 on weights files, each read once, in pieces; writes `destination` and gives its sha256 (hex).
+def average_files(
+    paths: Sequence[Path], shares: Sequence[float], destination: Path, architecture: str, *, rule: Rule = MEAN, threads: int = _THREADS,
+) -> str:
+    """Eq 7 (or another `rule`) on weights files, each read once, in pieces; writes `destination` and gives its sha256 (hex).
 
     The files should have passed `check_weights_file` against one spec. The result's bytes are those that `write_weights`
     makes of `average_arrays`, whatever `threads` is.
@@ -46,12 +49,13 @@ def average_files(paths: Sequence[Path], shares: Sequence[float], destination: P
     specs = [header.spec for header in headers]
     check_alike(specs)
     head, layout = canonical_header(WeightsSpec(architecture, specs[0].tensors))
-    pieces = _pieces(common_segments((layout, *headers)))
+    kernel = partial(kernel_for, shares, rule)
+    pieces = _pieces(common_segments((layout, *headers)), kernel().piece_elements)
     worthwhile = (layout.end - layout.data_start) * len(paths) >= _WORTH_THREADS
     digest = hashlib.sha256(head)
     with explained(destination, WEIGHTS_FILE), _Sources(paths) as sources, destination.open("wb", buffering=0) as output:
         write_all(output, head)
-        for mean in _averaged(pieces, sources, shares, threads if worthwhile else 1):
+        for mean in _averaged(pieces, sources, kernel, threads if worthwhile else 1):
             digest.update(mean.data)
             write_all(output, mean)
     return digest.hexdigest()
@@ -66,12 +70,12 @@ class _Piece:
     elements: int
 
 
-def _pieces(segments: Iterable[Segment]) -> Iterator[_Piece]:
+def _pieces(segments: Iterable[Segment], longest: int) -> Iterator[_Piece]:
     """Segments cut for the kernel; the first of a segment's begins is the destination's, which is written in order anyway."""
     for segment in segments:
-        for first in range(0, segment.elements, PIECE_ELEMENTS):
+        for first in range(0, segment.elements, longest):
             begins = tuple(begin + first * segment.dtype.itemsize for begin in segment.begins[1:])
-            yield _Piece(segment.dtype, begins, min(PIECE_ELEMENTS, segment.elements - first))
+            yield _Piece(segment.dtype, begins, min(longest, segment.elements - first))
 
 
 class _Sources:
@@ -105,13 +109,15 @@ class _Sources:
         return read
 
 
-def _averaged(pieces: Iterator[_Piece], sources: _Sources, shares: Sequence[float], threads: int) -> Iterator[NDArray[Any]]:
+def _averaged(
+    pieces: Iterator[_Piece], sources: _Sources, kernel: Callable[[], Kernel | SortingKernel], threads: int,
+) -> Iterator[NDArray[Any]]:
     """The pieces' averages in their order, a few at a time in flight."""
     kernels = local()
 
     def work(piece: _Piece) -> NDArray[Any]:
         if not hasattr(kernels, "own"):
-            kernels.own = Kernel(shares)
+            kernels.own = kernel()
         mean: NDArray[Any] = kernels.own.average(sources.reader(piece), piece.dtype, piece.elements)
         return mean
 

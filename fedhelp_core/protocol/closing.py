@@ -6,34 +6,55 @@ Killed at any moment and called again, or called by two hubs at once, it ends wi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
-from fedhelp_core.algorithm.averaging import shares_of
-from fedhelp_core.errors import AccessDenied, ConfigError, NotFound, PermanentError, QuorumLost
+from fedhelp_core.algorithm.averaging import MEAN, Rule, shares_of
+from fedhelp_core.errors import AccessDenied, ConfigError, NotFound, PermanentError, QuorumLost, WeightsError
 from fedhelp_core.protocol.averaging import average_files
-from fedhelp_core.protocol.documents import MAX_REASON, Commit, UpdateManifest, utc_now
+from fedhelp_core.protocol.documents import Commit, Moved, UpdateManifest, said, utc_now
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.waiting import Poller
-from fedhelp_core.weights.check import check_weights_file
+from fedhelp_core.weights.check import Checked, check_weights_file
+from fedhelp_core.weights.file import WeightsFile
+from fedhelp_core.weights.outliers import outliers
 
 OnEvent = Callable[[dict[str, object]], None]
 """Called with {"event": "update_accepted" | "update_refused" | "silo_absent" | "round_committed", "round": r, …}."""
 
 
-def close_round(
-    run: Run, round: int, silos: Sequence[str], *, min_silos: int, deadline_s: float, max_update_bytes: int, max_update_norm: float | None = None,
-    weighting: Literal["uniform", "samples"] = "uniform", on_event: OnEvent | None = None, workdir: Path | None = None, keep_updates: bool = False,
-) -> Commit:
-    """Wait for the updates of `silos`, check each, average them in the order of `silos`, and commit the round. For the hub.
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What an update must be to enter a round's average."""
 
-    Ends as soon as every silo has answered or is marked absent, or `deadline_s` seconds after this call began to wait; who
-    is late is left out of this round only. A committed round returns at once, and two hubs closing the same round end with
-    the same commit. `workdir`: where the average (one model) is written before it goes to the store; null: the
-    store's own folder where it has one, else the system's. `keep_updates`: False removes the weights that silos sent to the
-    round before, which its commit has made useless, while this round's silos train: they say more about one hospital than
-    an average does, and S silos times R rounds of them fill a disk. Their manifests and hashes stay.
+    max_bytes: int
+    """Largest weights file."""
+    max_norm: float | None = None
+    """Largest L2 norm of (update - global); None: unbounded."""
+    max_norm_ratio: float | None = None
+    """The same in medians of the round's updates, of all trained weights and of each tensor; None: unbounded."""
+    max_statistics_ratio: float | None = None
+    """The same for the statistics of batch norms."""
+    metrics: Collection[str] | None = None
+    """Names of all that a manifest may report; None: any."""
+
+
+def close_round(
+    run: Run, round: int, samples: Mapping[str, int], *, min_silos: int, deadline_s: float, terms: Terms,
+    weighting: Literal["uniform", "samples"] = "uniform", rule: Rule = MEAN, on_event: OnEvent | None = None, workdir: Path | None = None,
+    keep_updates: bool = False,
+) -> Commit:
+    """Wait for the updates of the silos in `samples`, check each, average them in that order, and commit the round. For the hub.
+
+    `samples`: silo -> training images as its check counted them, which no update can change any more. Ends as soon as every
+    silo has answered or is marked absent, or `deadline_s` seconds after this call began to wait; who is late is left out of
+    this round only. A committed round returns at once, and two hubs closing the same round end with the same commit.
+    `workdir`: where the average (one model) is written before it goes to the store; null: the store's own folder where it has
+    one, else the system's. `keep_updates`: False removes the weights that silos sent to the round before, which its commit has
+    made useless, while this round's silos train: they say more about one hospital than an average does, and S silos times R
+    rounds of them fill a disk. Their manifests and hashes stay.
 
     Raises:
         QuorumLost: fewer than `min_silos` good updates; the run is aborted with that reason. Refused updates' manifests are
@@ -48,9 +69,9 @@ def close_round(
         raise NotFound(f"run {run.run_id!r}: round {round} cannot be closed before round {round - 1} is committed")
     if not keep_updates:
         run.drop_weights(round - 1)
-    closing = _Closing(run, round, silos, previous, max_update_bytes, max_update_norm, on_event or (lambda _event: None))
+    closing = _Closing(run, round, samples, previous, max(1, min_silos), terms, on_event or (lambda _event: None))
     try:
-        return closing.wait(max(1, min_silos), deadline_s) or closing.commit(weighting, workdir)
+        return closing.wait(deadline_s) or closing.commit(weighting, rule, workdir)
     except NotFound:  # another hub was faster, and has removed what this one was about to average
         if (adopted := run.commit(round)) is None:
             raise
@@ -63,24 +84,25 @@ class _Closing:
     """One round being closed: who has answered, who will not."""
 
     def __init__(
-        self, run: Run, round: int, silos: Sequence[str], previous: Commit, max_bytes: int, max_norm: float | None, on_event: OnEvent,
+        self, run: Run, round: int, samples: Mapping[str, int], previous: Commit, min_silos: int, terms: Terms, on_event: OnEvent,
     ) -> None:
         self._run = run
         self._round = round
-        self._silos = tuple(silos)
+        self._samples = samples
+        self._silos = tuple(samples)
         self._previous = previous
-        self._spec = previous.spec
-        self._max_bytes = max_bytes
-        self._max_norm = max_norm
-        self._reference = run.global_file(previous) if max_norm is not None else None
+        self._min_silos = min_silos
+        self._terms = terms
+        self._reference = run.global_file(previous, max_bytes=terms.max_bytes)
         self._on_event = on_event
-        self._pending = list(silos)
+        self._pending = list(samples)
         self._manifests: dict[str, UpdateManifest] = {}
         self._files: dict[str, Path] = {}
+        self._checked: dict[str, Checked] = {}
         self._absent: dict[str, str] = {}
         self._refused: dict[str, str] = {}
 
-    def wait(self, min_silos: int, deadline_s: float) -> Commit | None:
+    def wait(self, deadline_s: float) -> Commit | None:
         """Look until nobody is pending, the deadline is over, or too few can answer; a commit if another hub was faster."""
         until = time.monotonic() + deadline_s
         poller = Poller(self._run.store)
@@ -88,8 +110,7 @@ class _Closing:
             over = time.monotonic() >= until  # looked at first, so that whoever answered by then is still taken in
             if (adopted := self._look(poller)) is not None:
                 return adopted
-            if len(self._manifests) + len(self._pending) < min_silos:
-                self._lose_quorum(min_silos)
+            self._require_quorum(self._pending)
             if not self._pending:
                 return None
             if over:
@@ -97,22 +118,22 @@ class _Closing:
             else:
                 poller.pause(until=until)
 
-    def commit(self, weighting: Literal["uniform", "samples"], workdir: Path | None) -> Commit:
-        """Average the good updates and make the round real."""
-        participants = [silo for silo in self._silos if silo in self._manifests]
-        shares = shares_of([self._manifests[silo].samples for silo in participants], weighting)
-        key, sha256 = self._average(participants, shares, workdir)
+    def commit(self, weighting: Literal["uniform", "samples"], rule: Rule, workdir: Path | None) -> Commit:
+        """Refuse who moved too far, average the other good updates and make the round real."""
+        self._refuse_outliers()
+        shares, key, sha256 = self._average(weighting, rule, workdir)
         commit = self._run.make_real(Commit(
-            round=self._round, global_key=key, global_sha256=sha256, spec=self._previous.spec, participants=tuple(participants),
-            shares=dict(zip(participants, shares, strict=True)), absent=_in_order(self._absent, self._silos),
-            refused=_in_order(self._refused, self._silos), metrics={silo: _metrics(self._manifests[silo]) for silo in participants},
+            round=self._round, global_key=key, global_sha256=sha256, spec=self._previous.spec, participants=tuple(shares), shares=shares,
+            absent=_in_order(self._absent, self._silos), refused=_in_order(self._refused, self._silos),
+            metrics={silo: _metrics(self._manifests[silo], self._samples[silo]) for silo in shares},
+            norms={silo: Moved(trainable=self._checked[silo].trainable, statistics=self._checked[silo].statistics) for silo in shares},
             previous_sha256=self._previous.global_sha256, created=utc_now()))
         self._tell("round_committed", participants=list(commit.participants), global_sha256=commit.global_sha256)
         return commit
 
     def release(self) -> None:
         """Drop local copies of what came from a bucket."""
-        for path in [*self._files.values(), *([self._reference] if self._reference else [])]:
+        for path in [*self._files.values(), self._reference]:
             self._run.store.release(path)
 
     def _look(self, poller: Poller) -> Commit | None:
@@ -142,28 +163,51 @@ class _Closing:
         except (AccessDenied, ConfigError):
             raise  # the hub's own trouble with the store
         except PermanentError as e:
-            return str(e)[:MAX_REASON]
+            return said(e)
 
-    def _take_in(self, silo: str) -> None:
+    def _take_in(self, silo: str, manifest: UpdateManifest | None = None) -> None:
         """Check a silo's update; a bad one is refused with the reason, and its silo counts as absent."""
         try:
-            manifest = self._run.update(silo, self._round)
+            manifest = manifest or self._run.update(silo, self._round)
             if manifest is None:
                 raise NotFound("the manifest was there and is gone")
             self._check(manifest)
         except (AccessDenied, ConfigError):
             raise  # the hub's own trouble with the store, not the silo's fault
         except PermanentError as e:
-            self._refused[silo] = str(e)[:MAX_REASON]
-            self._tell("update_refused", silo=silo, reason=self._refused[silo])
+            self._refuse(silo, e)
             return
         self._manifests[silo] = manifest
-        self._tell("update_accepted", silo=silo, bytes=manifest.size_bytes, samples=manifest.samples, loss=manifest.loss)
+        self._tell("update_accepted", silo=silo, bytes=manifest.size_bytes, samples=self._samples[silo], loss=manifest.loss)
 
     def _check(self, manifest: UpdateManifest) -> None:
-        file = self._files[manifest.silo] = self._run.store.fetch(manifest.weights, self._max_bytes)
-        check_weights_file(
-            file, spec=self._spec, max_bytes=self._max_bytes, sha256=manifest.sha256, reference=self._reference, max_norm=self._max_norm)
+        """Whether the update is for this round's model, and a model itself. Weights are looked at before anything that their silo says of them."""
+        silo, terms, start = manifest.silo, self._terms, self._previous.global_sha256
+        if manifest.trained_from != start:
+            raise PermanentError(
+                f"trained_from: the model that round {self._round} starts from ({start[:12]}...) expected, got {manifest.trained_from[:12]}...;"
+                " an update of another round, or sent twice")
+        if terms.metrics is not None and (foreign := manifest.metrics.keys() - set(terms.metrics)):
+            raise PermanentError(f"metrics: one of {', '.join(sorted(terms.metrics))} expected, got {min(foreign)!r}")
+        file = self._files[silo] = self._run.store.fetch(manifest.weights, terms.max_bytes)
+        self._checked[silo] = check_weights_file(
+            file, spec=self._previous.spec, max_bytes=terms.max_bytes, sha256=manifest.sha256, reference=self._reference, max_norm=terms.max_norm)
+        if (manifest.size_bytes, manifest.architecture) != (file.stat().st_size, self._previous.spec.architecture):
+            raise PermanentError(
+                f"size_bytes, architecture: {file.stat().st_size} and {self._previous.spec.architecture!r} expected, which its weights have, got"
+                f" {manifest.size_bytes} and {manifest.architecture!r}")
+
+    def _refuse_outliers(self) -> None:
+        """Who moved much farther than the others of this round."""
+        found = {silo: self._checked[silo] for silo in self._manifests}
+        for silo, reason in outliers(
+            found, self._previous.spec, trained=self._terms.max_norm_ratio, statistics=self._terms.max_statistics_ratio).items():
+            del self._manifests[silo]
+            self._refuse(silo, reason)
+
+    def _refuse(self, silo: str, reason: object) -> None:
+        self._refused[silo] = said(reason)
+        self._tell("update_refused", silo=silo, reason=self._refused[silo])
 
     def _leave_out(self, silo: str, reason: str) -> None:
         self._absent[silo] = reason
@@ -174,32 +218,67 @@ class _Closing:
             self._leave_out(silo, f"no update within {deadline_s:g} s (protocol.round_deadline)")
         self._pending = []
 
-    def _lose_quorum(self, min_silos: int) -> NoReturn:
+    def _require_quorum(self, pending: Sequence[str] = ()) -> None:
+        """Whether enough have answered well, or still can."""
+        if len(self._manifests) + len(pending) >= self._min_silos:
+            return
         faults = [f"{silo}: {reason}" for silo, reason in [*self._absent.items(), *self._refused.items()]]
         reason = (
-            f"round {self._round}: {len(self._manifests)} of {len(self._silos)} silos sent a good update, at least {min_silos}"
+            f"round {self._round}: {len(self._manifests)} of {len(self._silos)} silos sent a good update, at least {self._min_silos}"
             f" (protocol.min_silos) expected; {'; '.join(faults)}")
         self._run.abort(reason)
         for silo in self._refused:
             self._run.store.delete(self._run.keys.update(silo, self._round))
         raise QuorumLost(reason)
 
-    def _average(self, participants: Sequence[str], shares: Sequence[float], workdir: Path | None) -> tuple[str, str]:
-        """Key and sha256 of the stored average."""
+    def _average(self, weighting: Literal["uniform", "samples"], rule: Rule, workdir: Path | None) -> tuple[dict[str, float], str, str]:
+        """Shares by participant, key and sha256 of the stored average of the very bytes that were checked.
+
+        Whoever may write to a folder can write to a file that was checked. What changed meanwhile is checked again, and averaged
+        again; a file that never rests is refused.
+        """
         with self._run.store.scratch_file(workdir) as path:
-            sha256 = average_files([self._files[silo] for silo in participants], shares, path, self._spec.architecture)
-            key = self._run.keys.global_model(self._round + 1, sha256)
-            self._run.store.give(key, path)
-        return key, sha256
+            for last in (False, False, True, *[True] * len(self._silos)):
+                self._require_quorum()
+                participants = [silo for silo in self._silos if silo in self._manifests]
+                shares = shares_of([self._samples[silo] for silo in participants], weighting)
+                files, sha256 = [self._files[silo] for silo in participants], None
+                try:
+                    sha256 = average_files(files, shares, path, self._previous.spec.architecture, rule=rule)
+                except (NotFound, WeightsError) as e:
+                    if self._run.is_committed(self._round):
+                        raise NotFound("another hub has committed the round, and removed its updates") from e
+                    if all(map(self._rests, participants)):
+                        raise
+                changed = [silo for silo in participants if not self._rests(silo)]
+                if not changed and sha256 is not None:
+                    key = self._run.keys.global_model(self._round + 1, sha256)
+                    self._run.store.give(key, path)
+                    return dict(zip(participants, shares, strict=True)), key, sha256
+                for silo in changed:
+                    manifest = self._manifests.pop(silo)
+                    if last:
+                        self._refuse(silo, f"{self._files[silo]}: is written to again and again; it must not be after it has its name")
+                    else:
+                        self._take_in(silo, manifest)
+            raise AssertionError("unreachable: every last turn refuses a silo")
+
+    def _rests(self, silo: str) -> bool:
+        """Whether the silo's file is still the one that was checked."""
+        try:
+            with WeightsFile(self._files[silo]) as file:
+                return file.stamp == self._checked[silo].stamp
+        except PermanentError:
+            return False
 
     def _tell(self, event: str, **facts: object) -> None:
         self._on_event({"event": event, "round": self._round, **facts})
 
 
-def _metrics(manifest: UpdateManifest) -> dict[str, float]:
+def _metrics(manifest: UpdateManifest, samples: int) -> dict[str, float]:
     """What a commit says of a participant."""
     loss = {} if manifest.loss is None else {"loss": manifest.loss}
-    return {**loss, **manifest.metrics, "samples": float(manifest.samples)}
+    return {**loss, **manifest.metrics, "samples": float(samples)}
 
 
 def _in_order(reasons: Mapping[str, str], silos: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -18,13 +17,14 @@ from pydantic import AfterValidator, AwareDatetime, ConfigDict, FailFast, Field,
 
 from fedhelp_core.errors import NotFound, PermanentError, WeightsError
 from fedhelp_core.protocol.keys import NAME
-from fedhelp_core.registry.tasks import Metric
 from fedhelp_core.store.base import Store
 from fedhelp_core.weights.header import WeightsSpec, no_duplicates
 
 MAX_REASON = 500
 """Characters of a reason, however long what went wrong says it."""
 MOST_SILOS = 10_000
+_MOST_IMAGES = 10**9  # of a silo, and rounds of a run: no hospital has more, and sums of so many stay exact in a float
+_YEARS = range(2000, 2200)  # of a time: no zone can move one of these beyond what dates can say
 _LONGEST_TENSOR = 500  # characters; PyTorch names a tensor by its path through the modules
 
 
@@ -86,6 +86,11 @@ def parse(kind: type[D], body: bytes, key: str) -> D:
     return document
 
 
+def said(reason: object) -> str:
+    """`reason` as it may stand in a document: at most MAX_REASON characters, unprintable ones replaced."""
+    return "".join(c if _may_stand(c) else "\N{REPLACEMENT CHARACTER}" for c in str(reason)[:MAX_REASON])
+
+
 def utc_now() -> str:
     """The time of a document, for people."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -115,9 +120,24 @@ def _escaped(name: str) -> str:
 
 def _instant(text: str) -> str:
     """ISO 8601 with its zone, or nothing."""
-    if text and datetime.fromisoformat(text).utcoffset() is None:
-        raise ValueError("a time with its zone expected")
+    if text and ((instant := datetime.fromisoformat(text)).utcoffset() is None or instant.year not in _YEARS):
+        raise ValueError(f"a time with its zone, in the years {_YEARS[0]} to {_YEARS[-1]}, expected")
     return text
+
+
+def printable(text: str) -> str:
+    """What people read: no control or bidirectional characters, which could draw other lines than were written.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if not all(map(_may_stand, text)):
+        raise ValueError("printable characters expected")
+    return text
+
+
+def _may_stand(character: str) -> bool:
+    return character.isprintable() or character == "\n"  # reasons may be lists
 
 
 def _finite_or_nan(value: float) -> float:
@@ -130,6 +150,7 @@ def _finite_or_nan(value: float) -> float:
 def _possible(spec: WeightsSpec) -> WeightsSpec:
     if len(spec.architecture) > 300 or any(len(name) > _LONGEST_TENSOR for name in spec.tensors):
         raise ValueError(f"an architecture of at most 300 characters and tensors' names of at most {_LONGEST_TENSOR} expected")
+    printable("".join([spec.architecture, *spec.tensors]))
     try:
         spec.require_possible()
     except WeightsError as e:
@@ -139,13 +160,15 @@ def _possible(spec: WeightsSpec) -> WeightsSpec:
 
 Silo = Annotated[str, Field(pattern=f"^{NAME}$")]
 SiloKind = Annotated[str, Field(pattern="^(small|large)$")]
-Name = Annotated[str, Field(max_length=100)]
-Text = Annotated[str, Field(max_length=300)]
-Reason = Annotated[str, Field(max_length=MAX_REASON)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$", max_length=100)]
+Text = Annotated[str, Field(pattern=r"^[ -~]*$", max_length=300)]
+Reason = Annotated[str, Field(max_length=MAX_REASON), AfterValidator(printable)]
 Time = Annotated[str, Field(max_length=40), AfterValidator(_instant)]
-Key = Annotated[str, Field(max_length=1024)]
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=1024)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Images = Annotated[int, Field(ge=0, le=_MOST_IMAGES)]
+Round = Annotated[int, Field(ge=0, le=_MOST_IMAGES)]
 Amount = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Score = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_finite_or_nan)]
@@ -158,14 +181,16 @@ class UpdateManifest(Document):
     """One silo's answer to one round: `updates/<silo>.json`."""
 
     silo: Silo
-    round: Annotated[Count, Field(ge=1)]
+    round: Annotated[Round, Field(ge=1)]
+    trained_from: Sha256
+    """Of the global model that this update was trained from, hex: an update for another round's model is never averaged."""
     weights: Key
     """Key of the weights object."""
     sha256: Sha256
     """Of the weights file, hex."""
     size_bytes: Count
-    samples: Annotated[Count, Field(ge=1)]
-    """Private training images behind this update: n_k of Eq 7."""
+    samples: Annotated[Images, Field(ge=1)]
+    """Private training images behind this update, for people: n_k of Eq 7 is what the silo's check counted."""
     loss: float | None
     """Mean training loss; None where the method has none."""
     metrics: Metrics
@@ -177,12 +202,22 @@ class UpdateManifest(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Moved(Document):
+    """How far an update lies from the global model that it was trained from: L2 norms, apart for what is learnt and what is counted."""
+
+    trainable: Amount
+    """Over all weights that an optimizer moves."""
+    statistics: Amount
+    """Over the running means and variances of batch norms."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Commit(Document):
     """What made a round real: `commit.json`. Commit 0 holds the seeded start and has no participants."""
 
     max_bytes = 16 * 2**20  # 1000 silos with all the metrics that a manifest may hold stay below
 
-    round: Count
+    round: Round
     global_key: Key
     """Key of the model after this round, which the next round starts from."""
     global_sha256: Sha256
@@ -197,7 +232,9 @@ class Commit(Document):
     refused: BySilo[Reason] = field(default_factory=dict)
     """Silos whose update failed a check, and which."""
     metrics: BySilo[Annotated[dict[Name, float], Field(max_length=66)]] = field(default_factory=dict)
-    """By participant: samples, loss, and what the silo's manifest says."""
+    """By participant: samples as check counted them, loss, and what the silo's manifest says."""
+    norms: BySilo[Moved] = field(default_factory=dict)
+    """How far each update moved from the global model, by participant; empty where nobody looked."""
     previous_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     """sha256 of the model that this round started from; '' in commit 0."""
     created: Time = ""
@@ -208,9 +245,9 @@ class Commit(Document):
 class SplitSizes(Document):
     """Numbers of images."""
 
-    training: Count
-    validation: Count
-    test: Count
+    training: Annotated[Images, Field(ge=1)]
+    validation: Images
+    test: Images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,10 +279,10 @@ class SiloEvaluation(Document):
 
     silo: Silo
     kind: SiloKind
-    round: Count
+    round: Round
     global_sha256: Sha256
     """Of the global model that was scored, hex."""
-    test_samples: Count
+    test_samples: Images
     test_sha256: Sha256
     """Of the test images and labels: only scores on the same ones are compared."""
     models: dict[Literal["proxy", "large"], ModelScores]
@@ -256,25 +293,6 @@ class SiloEvaluation(Document):
     def deployed_model(self) -> ModelScores:
         """Of the model that the silo deploys."""
         return self.models[self.deployed]
-
-    def require_scores_of(self, metrics: Sequence[Metric], classes: int) -> None:
-        """What depends on the task: every model scored by `metrics`, each within its range, and a confusion matrix of `classes`.
-
-        Raises:
-            PermanentError: it is not so; the message names the model and the field.
-        """
-        if self.deployed not in self.models:
-            raise PermanentError(f"deployed: one of {', '.join(self.models) or 'no'} models expected, got {self.deployed!r}")
-        for name, model in self.models.items():
-            for metric in metrics:
-                if metric.name not in model.scores:
-                    raise PermanentError(f"models.{name}.scores: {metric.name} expected, got {', '.join(model.scores)[:80] or 'none'}")
-                value = model.scores[metric.name]
-                if not math.isnan(value) and not (math.isfinite(value) and 0 <= value <= metric.most):
-                    raise PermanentError(f"models.{name}.scores.{metric.name}: a number from 0 to {metric.most:g} expected, got {value:g}")
-            sizes = {len(model.confusion), *map(len, model.confusion)}
-            if sizes != {classes}:
-                raise PermanentError(f"models.{name}.confusion: {classes} rows of {classes} counts expected, got sides of {sorted(sizes)[:5]}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +315,7 @@ class Sign(Document):
 
     counter: Annotated[int, Field(ge=0, le=2**63)]
     """Another one with every renewal: what workers look at."""
-    seconds: Annotated[float, Field(gt=0)]
+    seconds: Annotated[float, Field(gt=0, le=86400)]
     """How long it holds."""
     renewed: AwareDatetime
     """By the hub's clock: for people, never for a worker's decision."""

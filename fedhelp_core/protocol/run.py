@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from fedhelp_core.config.files import mapping_in
 from fedhelp_core.disk import digest_of
 from fedhelp_core.errors import NotFound, PermanentError, RunAborted, RunConflict
-from fedhelp_core.protocol.documents import MAX_REASON, Commit, Notice, SiloEvaluation, SiloReport, UpdateManifest, dump, read, utc_now
+from fedhelp_core.protocol.documents import Commit, Notice, SiloEvaluation, SiloReport, UpdateManifest, dump, read, said, utc_now
 from fedhelp_core.protocol.facts import Fact
 from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.store.base import Store
@@ -92,8 +92,7 @@ class Run:
         commit = read(self.store, Commit, self.keys.commit(round))
         if commit is None:
             return None
-        if commit.round != round:
-            raise PermanentError(f"{self.keys.commit(round)} says that it is of round {commit.round}; the store was tampered with")
+        self._require_possible(commit, round)
         self._remember(commit)
         return commit
 
@@ -133,15 +132,26 @@ class Run:
         Raises:
             WeightsError: the object is damaged or larger than `max_bytes`.
         """
-        path = self.store.fetch(commit.global_key)
+        path = self.global_file(commit, max_bytes=max_bytes)
         try:
             return read_weights(path, expected=commit.spec, max_bytes=max_bytes, sha256=commit.global_sha256)
         finally:
             self.store.release(path)
 
-    def global_file(self, commit: Commit) -> Path:
+    def global_file(self, commit: Commit, *, max_bytes: int) -> Path:
         """A local file of the model after `commit`, not verified; `Store.release` drops a bucket's copy."""
-        return self.store.fetch(commit.global_key)
+        return self.store.fetch(commit.global_key, max_bytes)
+
+    def require_start(self, commit: Commit, drawn_sha256: str) -> None:
+        """Hold commit 0 against the model that silos draw from the seed: whoever came first wrote it, and may have written another.
+
+        Raises:
+            PermanentError: it is another.
+        """
+        if commit.global_sha256 != drawn_sha256:
+            raise PermanentError(
+                f"run {self.run_id!r}: the start model in the store is not the one that all silos draw from the seed ({drawn_sha256[:12]}); somebody"
+                " wrote another: look at who may write there, and start another run")
 
     def wait_for_commit(self, round: int, *, timeout: float | None = None) -> Commit:
         """The latest commit, once that is of `round` or later. For silos.
@@ -163,12 +173,13 @@ class Run:
     # ---- updates and absences
 
     def submit_update(
-        self, silo: str, round: int, weights: Weights | Path, *, architecture: str, samples: int, loss: float | None,
+        self, silo: str, round: int, weights: Weights | Path, *, trained_from: str, architecture: str, samples: int, loss: float | None,
         metrics: Mapping[str, float], code_version: str = "", image_digest: str = "",
     ) -> UpdateManifest:
         """Send a silo's update: weights (arrays, or a file of `write_weights`), then its manifest.
 
-        If this silo has answered the round already, nothing is sent and the first answer's manifest is returned. Metrics
+        `trained_from`: sha256 (hex) of the global model that the silo started from. If this silo has answered the round already,
+        nothing is sent and the first answer's manifest is returned. Metrics
         that are not finite are left out.
         """
         if (known := self.update(silo, round)) is not None:
@@ -177,7 +188,8 @@ class Run:
         sha256, size = digest_of(body)
         key = self.keys.weights(silo, round, sha256)
         manifest = UpdateManifest(
-            silo=silo, round=round, weights=key, sha256=sha256, size_bytes=size, samples=samples, loss=None if loss is None else float(loss),
+            silo=silo, round=round, trained_from=trained_from, weights=key, sha256=sha256, size_bytes=size, samples=samples,
+            loss=None if loss is None else float(loss),
             metrics={name: float(value) for name, value in metrics.items() if math.isfinite(value)}, architecture=architecture,
             code_version=code_version, image_digest=image_digest, created=utc_now())
         self.store.put_new(key, body)
@@ -327,13 +339,28 @@ class Run:
         notice = read(self.store, Notice, key)
         return None if notice is None else notice.reason
 
+    def _require_possible(self, commit: Commit, round: int) -> None:
+        """What no hub writes under this name.
+
+        Raises:
+            PermanentError: the commit is of another round, names an object of another, or commit 0 has silos in it.
+        """
+        key = self.keys.commit(round)
+        if commit.round != round:
+            raise PermanentError(f"{key} says that it is of round {commit.round}; the store was tampered with")
+        expected = self.keys.global_model(round + 1, commit.global_sha256)
+        if commit.global_key != expected:
+            raise PermanentError(f"{key}: global_key: {expected!r} expected, got {commit.global_key[:200]!r}; the store was tampered with")
+        if round == 0 and (commit.participants or commit.shares or commit.absent or commit.refused or commit.metrics or commit.previous_sha256):
+            raise PermanentError(f"{key}: the start has no participants, absent or refused silos; the store was tampered with")
+
     def _remember(self, commit: Commit) -> None:
         if self._newest is None or commit.round > self._newest.round:
             self._newest = commit
 
 
 def _notice(reason: str) -> bytes:
-    return dump(Notice(reason=reason[:MAX_REASON], created=utc_now()))
+    return dump(Notice(reason=said(reason), created=utc_now()))
 
 
 def _differences(frozen: str, wanted: str) -> str:

@@ -27,6 +27,13 @@ class MethodParts:
     averaged: bool = True
     """Updates are averaged; False for `local`."""
 
+    @property
+    def metrics(self) -> frozenset[str]:
+        """What a silo says of a round: the losses of its kind of local update, and how long it took."""
+        large = {"proxy_loss", "large_loss"} if self.large_model else set()
+        public = {"public_loss"} if self.soft_labels else set()
+        return frozenset({"private_loss", "seconds", *large, *public})
+
 
 METHOD_PARTS: Mapping[str, MethodParts] = {
     "local": MethodParts(averaged=False),

@@ -23,6 +23,8 @@ class CifarResNet:
     answer: Answer = "classes"
     dimensions: int = 2
     sides_multiple_of: int = 1
+    halvings: int = 2
+    """How often an image's side is halved (rounded up) down to the smallest map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +40,27 @@ class UNet:
     answer: Answer = "mask"
 
     @property
+    def halvings(self) -> int:
+        """How often an image's side is halved down to the smallest map."""
+        return len(self.channels) - 1
+
+    @property
     def sides_multiple_of(self) -> int:
         """What every side of an image must be a multiple of: it is halved level by level, and doubled again on the way up."""
-        return int(2 ** (len(self.channels) - 1))
+        return int(2 ** self.halvings)
 
 
 Network = CifarResNet | UNet
+
+
+def smallest_trained_side(network: Network) -> int:
+    """The smallest side of an image that `network` can be trained on, in pixels or voxels.
+
+    The smallest map then has more than one value per channel. A batch norm can therefore normalise a batch of one image, which
+    the last batch of a pass may be.
+    """
+    least = int(2 ** network.halvings) + 1
+    return -(-least // network.sides_multiple_of) * network.sides_multiple_of
 
 MODELS: Mapping[str, Network] = {
     **{f"resnet{depth}": CifarResNet(depth=depth) for depth in (8, 14, 20, 32, 44, 56, 110)},

@@ -43,7 +43,7 @@ def _pictures(report: DataReport) -> Iterator[tuple[str, list[tuple[bytes, str]]
     for silo in report.silos:
         shown = [place.seen for place in report.places if place.silo == silo and place.seen.thumbnail]
         if shown:
-            yield silo, [
+            yield report.called(silo), [
                 (seen.thumbnail, report.task.classes[seen.item.label] if classes else f"{seen.foreground:.1%} marked") for seen in shown]
 
 

@@ -35,6 +35,8 @@ class RoundReport:
     refused: Mapping[str, str] = field(default_factory=dict)
     losses: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """silo -> loss name -> mean over its last local epoch, the loss of the task first."""
+    norms: Mapping[str, float] = field(default_factory=dict)
+    """silo -> L2 norm by which its update moved the trained weights."""
     bytes_up: int | None = None
     """Bytes of all updates of this round together."""
     bytes_down: int | None = None

@@ -1,4 +1,4 @@
-"""Pages from the templates in `templates`. Called by `page` and `data_page`.
+"""Pages from the templates in `templates`. Called by `page`, `data_page` and `picture_page`.
 
 Whatever a template prints is escaped, and cleaned of unprintable characters; only what a template itself wrote is markup.
 A page has no script and loads nothing.

@@ -135,6 +135,9 @@ def _losses(facts: ReportFacts) -> list[tuple[str, charts.Chart | None]]:
     for name in list(names)[:_MAX_LOSSES]:
         series = {silo.name: [r.losses.get(silo.name, {}).get(name) for r in facts.rounds] for silo in facts.silos}
         found.append((_LOSS_TITLES.get(name, name), charts.lines(numbers, series, x_label="round", y_label="loss")))
+    if any(closed.norms for closed in facts.rounds):
+        moved = {silo.name: [r.norms.get(silo.name) for r in facts.rounds] for silo in facts.silos}
+        found.append(("How far each update moved the trained weights", charts.lines(numbers, moved, x_label="round", y_label="L2 norm")))
     return found
 
 

@@ -6,25 +6,19 @@ the hospital.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.examples import preparation
 from fedhelp_core.data.findings import called
 from fedhelp_core.data.inspection import Seen
-from fedhelp_core.data.views import Picked, first_and_strangest, view_of
+from fedhelp_core.data.views import Picked, View, first_and_strangest, view_of
 from fedhelp_core.disk import explained
-from fedhelp_core.printable import printable
 from fedhelp_core.registry.tasks import TASKS
-
-_LONGEST = 400  # characters of a name or remark
+from fedhelp_core.report import html
 
 
 @dataclass(frozen=True)
@@ -54,25 +48,20 @@ def write_picture_pages(paths: Mapping[str, Path], hospitals: Sequence[Looked], 
 def render(one: Looked, hospitals: Sequence[Looked], task: TaskConfig) -> str:
     """The page of `one`."""
     first, strangest = first_and_strangest(one.seen)
-    environment = Environment(
-        loader=PackageLoader("fedhelp_core.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["printable"] = partial(printable, most=_LONGEST)
-    return environment.get_template("picture_page.html").render(
-        called=called(one.silo, one.origin), looked=len(one.seen), total=one.total, task=task.name, preparation=preparation(task),
-        remarks=one.remarks, problems=one.problems, histograms=list(_histograms(hospitals, one)),
+    return html.render(
+        "pictures.html.j2", called=called(one.silo, one.origin), looked=len(one.seen), total=one.total, task=task.name,
+        preparation=preparation(task), remarks=one.remarks, problems=one.problems, histograms=list(_histograms(hospitals, one)),
         sections=[("The first", list(_pictures(first, one, task))), ("The strangest", list(_pictures(strangest, one, task)))])
 
 
-def _pictures(picked: Sequence[Picked], one: Looked, task: TaskConfig) -> Iterator[dict[str, str]]:
+def _pictures(picked: Sequence[Picked], one: Looked, task: TaskConfig) -> Iterator[tuple[View, tuple[str, ...]]]:
+    """Each as the network sees it, with the lines below it."""
     classes = TASKS[task.name].answer == "classes"
     for choice in picked:
-        view = view_of(choice.seen.item, task, one.bits)
         label = choice.seen.item.label
         answer = (task.classes[label] if label < len(task.classes) else f"label {label}") if classes else f"{choice.seen.foreground:.1%} marked"
         grid = f"; {choice.seen.orientation}, {' x '.join(f'{side:g}' for side in choice.seen.spacing)} mm" if choice.seen.orientation else ""
-        yield {
-            "name": choice.seen.item.image.name, "answer": answer + grid, "why": choice.why, "plain": base64.b64encode(view.plain).decode(),
-            "overlaid": base64.b64encode(view.overlaid).decode()}
+        yield view_of(choice.seen.item, task, one.bits), (choice.seen.item.image.name, answer + grid, choice.why)
 
 
 def _histograms(hospitals: Sequence[Looked], here: Looked) -> Iterator[dict[str, Any]]:

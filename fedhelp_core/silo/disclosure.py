@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Self, TextIO
 from fedhelp_core.config.silo import SiloConfig
 from fedhelp_core.disk import explained
 from fedhelp_core.errors import FedHelpError, public_half
-from fedhelp_core.printable import printable, printable_lines
+from fedhelp_core.printable import printable
 from fedhelp_core.processes import error_lines
 
 LOG = "errors.log"
@@ -79,11 +78,9 @@ class Disclosure:
         """One JSON object a line: numbers, names of the run's own, nothing from the data."""
         print(json.dumps(event), file=self._public, flush=True)
 
-    def error(self, error: BaseException) -> None:
+    def error(self, error: FedHelpError) -> None:
         """The two halves of `error`, each to whom it belongs."""
         whole = error_lines(error)
-        if not isinstance(error, FedHelpError):
-            whole = printable_lines("".join(traceback.format_exception(error)).rstrip())
         said, kept_back = self._public_half(error)
         if self._private is not None:
             now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -94,7 +91,7 @@ class Disclosure:
             said += f"; all of it is in {LOG} in the silo's state folder" if self._private is not None else "; run `helm test` to see it"
         print(f"{self._program}: error: {said}", file=sys.stderr if self._own_machine else self._public, flush=True)
 
-    def _public_half(self, error: BaseException) -> tuple[str, bool]:
+    def _public_half(self, error: FedHelpError) -> tuple[str, bool]:
         """In one line, without the hospital's folders, and whether something was kept back.
 
         Where one of the data's folders is named, a file may be too, and only the kind of error is said.

@@ -16,11 +16,12 @@ from typing import Literal
 import torch
 
 from fedhelp_core.algorithm.inference import deployed_models
-from fedhelp_core.algorithm.local_update import SiloData, UpdateSettings, initial_weights, local_update
+from fedhelp_core.algorithm.local_update import SiloData, UpdateSettings, Weights, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.federation import Federation, federation_in
 from fedhelp_core.config.silo import SiloConfig
 from fedhelp_core.data.arrays import ImageArrays, SiloArrays, load_silo_arrays
+from fedhelp_core.disk import explained, require_locks
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
@@ -69,7 +70,7 @@ class Silo:
         """Decode every image once (and cache that), draw the start model, and report counts and hashes: no image, no name of one."""
         splits = {name: getattr(self.arrays, name) for name in ("training", "validation", "test")}
         classes = len(self.federation.task.classes)
-        start = initial_weights(self.federation.algorithm, self.objective, seed=self.federation.runtime.seed)
+        start = self._start()
         self.objective.build(self.federation.algorithm.large_model)
         self.run.initialise(start, self.federation.algorithm.proxy_model)
         report = SiloReport(
@@ -108,6 +109,8 @@ class Silo:
         started = time.monotonic()
         phases = _Phases()
         self._on_event({"event": "round_started", "silo": self.config.name, "round": number})
+        if commit.round == 0:
+            self.run.require_start(commit, fingerprint(self._start(), self.federation.algorithm.proxy_model))
         weights = self.run.global_weights(commit, max_bytes=self.federation.protocol.max_update_bytes)
         state, data = self.state.before(number), self._training_data()
         phases.end("load")
@@ -117,7 +120,8 @@ class Silo:
         phases.end("save")
         seconds = time.monotonic() - started
         update = self.run.submit_update(
-            self.config.name, number, result.weights, architecture=self.federation.algorithm.proxy_model, samples=result.samples,
+            self.config.name, number, result.weights, trained_from=commit.global_sha256, architecture=self.federation.algorithm.proxy_model,
+            samples=result.samples,
             loss=next(iter(result.metrics.values())), metrics={**result.metrics, "seconds": round(seconds, 3)})
         phases.end("upload")
         self._on_event({
@@ -145,6 +149,10 @@ class Silo:
             test_samples=len(test.labels_N), test_sha256=_content_digest(test), models=models, deployed=next(iter(found_models)))
         self.run.write_evaluation(evaluation)
         return evaluation
+
+    def _start(self) -> Weights:
+        """The model that this silo's software draws from the seed."""
+        return initial_weights(self.federation.algorithm, self.objective, seed=self.federation.runtime.seed)
 
     def _latest_commit(self) -> Commit:
         self.run.raise_if_aborted()
@@ -212,7 +220,9 @@ def with_public_set(data: SiloData, run: Run, cache: Path) -> SiloData:
 
 def open_silo(config: SiloConfig, store: Store, run_id: str, *, on_event: Event | None = None) -> Silo:
     """The silo of `config` in the run `run_id`, its uploads written to the egress ledger."""
-    config.state.mkdir(parents=True, exist_ok=True)
+    with explained(config.state):
+        config.state.mkdir(parents=True, exist_ok=True)
+    require_locks(config.state)
     run = Run(LedgeredStore(store, config.state / "egress.jsonl", run_id), run_id)
     federation = _federation_of(run)
     return Silo(config, federation, run, on_event=on_event)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ssl
 import time
-import urllib.request
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import httpcore
 
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.proxies import proxy_for
 from fedhelp_core.softlabels.teachers import MaybeAnswered, NotAnswered
 
 _LONGEST_IDLE = 2.0  # seconds; servers close idle connections after 5 s or more, and a closed one looks like a lost answer
@@ -46,7 +46,7 @@ class Response:
 class Server:
     """The server at `url`, whose path is the base of every request's.
 
-    Proxies are those that HTTP_PROXY, HTTPS_PROXY and NO_PROXY name, as Python's urllib reads them; an http:// proxy alone.
+    Proxies are those that HTTP_PROXY, HTTPS_PROXY and NO_PROXY name, by the one rule of proxies.py; an http:// proxy alone.
 
     Args:
         name: Who this is, for messages.
@@ -193,10 +193,10 @@ def _trust(name: str, ca_file: Path | None) -> ssl.SSLContext:
 
 def _proxy_for(name: str, parts: SplitResult) -> httpcore.Proxy | None:
     """What HTTP(S)_PROXY and NO_PROXY say about this host."""
-    found = urllib.request.getproxies().get(parts.scheme)
-    if not found or urllib.request.proxy_bypass(parts.hostname or ""):
+    found = proxy_for(parts.geturl())
+    if found is None:
         return None
-    proxy = urlsplit(found if "://" in found else f"http://{found}")
+    proxy = urlsplit(found)
     if proxy.scheme != "http" or not proxy.hostname:
         raise ConfigError(f"teacher {name!r}: the proxy that the environment names for {parts.scheme} is no http://host:port; correct it")
     login = None if proxy.username is None else (unquote(proxy.username).encode(), unquote(proxy.password or "").encode())

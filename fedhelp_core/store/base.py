@@ -10,7 +10,7 @@ import re
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from fedhelp_core.disk import Place, explained, scratch_file
@@ -91,9 +91,10 @@ class Store(ABC):
     @contextmanager
     def scratch_file(self, folder: Path | None = None) -> Iterator[Path]:
         """The path of a file to be made, in `folder`, or where `give` need not copy it; gone afterwards."""
-        with ExitStack() as stack:
-            with explained(folder or self.url, STORE_FOLDER):
-                path = stack.enter_context(scratch_file(folder or self.scratch))
+        folder = folder or self.scratch
+        with explained(folder, STORE_FOLDER):
+            folder.mkdir(parents=True, exist_ok=True)
+        with scratch_file(folder) as path:
             yield path
 
     def give(self, key: str, path: Path) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from fedhelp_core.disk import explained, scratch_file, sweep, sync
+from fedhelp_core.disk import explained, open_regular, scratch_file, sweep, sync
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.store.base import SCRATCH, STORE_FOLDER, Store, check_key, check_size
 
@@ -20,6 +20,8 @@ _T = TypeVar("_T")
 
 class LocalStore(Store):
     """A folder. `put_new` completes a scratch file, then gives it its name by link(2), which fails if the name is taken.
+
+    Only regular files are objects. A silo on this machine writes here too: its links, pipes and devices are none.
 
     `durable`: the file's content reaches the disk (fsync) before it gets its name, so that after a power loss a name
     never stands for missing bytes; the name itself may be lost, which is the loss of work in flight only, so folders are
@@ -43,6 +45,7 @@ class LocalStore(Store):
         target = self._base + check_key(key)
         if self.size(key) is not None:  # saves writing what is there already; link decides in the end
             return False
+        self._require_own(target)
         with explained(target, STORE_FOLDER), self._complete(body) as scratch:
             return self._link(scratch, target)
 
@@ -51,21 +54,29 @@ class LocalStore(Store):
         target = self._base + check_key(key)
         if os.stat(path).st_dev != os.stat(self.scratch).st_dev:
             return self.put_new(key, path)
+        self._require_own(target)
         with explained(target, STORE_FOLDER):
             if self._durable:
                 sync(path)
-            return self._link(str(path), target)
+            try:
+                return self._link(str(path), target)
+            except OSError as e:
+                if e.errno != errno.EXDEV:
+                    raise
+        return self.put_new(key, path)  # two mounts of one disk
 
     def put(self, key: str, body: bytes | Path) -> None:
         """As Store.put."""
         target = self._base + check_key(key)
+        self._require_own(target)
         with explained(target, STORE_FOLDER), self._complete(body) as scratch:
             _with_parents(os.replace, scratch, target)
 
     def get(self, key: str, max_bytes: int | None = None) -> bytes:
         """As Store.get."""
         path = self._base + check_key(key)
-        with explained(path, STORE_FOLDER), open(path, "rb", buffering=0) as handle:
+        self._require_own(path)
+        with explained(path, STORE_FOLDER), open(path, "rb", buffering=0, opener=open_regular) as handle:
             check_size(path, os.fstat(handle.fileno()).st_size, max_bytes)
             return handle.read() if max_bytes is None else _read_at_most(handle.fileno(), path, max_bytes)
 
@@ -75,6 +86,7 @@ class LocalStore(Store):
         size = self.size(key)
         if size is None:
             raise NotFound(f"{path}: no such object")
+        self._require_own(path)
         check_size(path, size, max_bytes)
         return Path(path)
 
@@ -85,7 +97,7 @@ class LocalStore(Store):
         """As Store.size."""
         path = self._base + check_key(key)
         try:
-            status = os.stat(path)
+            status = os.lstat(path)
             return status.st_size if stat.S_ISREG(status.st_mode) else None
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -124,7 +136,7 @@ class LocalStore(Store):
     def without_new_folders(self) -> Iterator[None]:
         """As Store.without_new_folders; the next write makes them again."""
         scratch = Path(self._scratch)
-        made = [folder for folder in (scratch, *scratch.parents) if not folder.exists()]
+        made = [folder for folder in (scratch, *scratch.parents) if not os.path.exists(folder)]
         try:
             yield
         finally:
@@ -133,13 +145,23 @@ class LocalStore(Store):
                     folder.rmdir()
             self._swept = self._swept and not made
 
+    def _require_own(self, path: str) -> None:
+        """No folder below the root is a link: an object lies in this store, wherever another writer would have it read.
+
+        Raises:
+            NotFound: one is.
+        """
+        folder = os.path.dirname(path)
+        if os.path.realpath(folder) != os.path.realpath(self.url).rstrip("/") + folder[len(self._base) - 1:]:
+            raise NotFound(f"{path}: no such object: its folder is behind a link, which is not followed")
+
     def _link(self, source: str, target: str) -> bool:
         try:
             _with_parents(os.link, source, target)
         except FileExistsError:
             return False
         except OSError as e:
-            if e.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            if e.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
                 raise ConfigError(f"{self.url}: this file system has no hard links, which write-once objects need; use another folder") from e
             raise
         return True
@@ -149,7 +171,7 @@ class LocalStore(Store):
         """The path of a complete file with `body`'s bytes on this file system, gone afterwards."""
         with scratch_file(self.scratch) as path:
             scratch = str(path)
-            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            descriptor = _with_parents(lambda path, _: os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), scratch, scratch)
             try:
                 _fill(descriptor, body)
                 if self._durable:
@@ -191,7 +213,7 @@ def _walk(base: str, folder: str) -> Iterator[str]:
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(base, key)
-        else:
+        elif entry.is_file(follow_symlinks=False):
             yield key
 
 

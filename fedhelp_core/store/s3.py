@@ -12,9 +12,10 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -34,8 +35,10 @@ from botocore.exceptions import (
 )
 from urllib3.exceptions import HTTPError
 
+from fedhelp_core.answers import LARGEST_SKEW, clock_is_off, page_instead, skew_of, untrusted
 from fedhelp_core.disk import Place, atomic_write, explained, write_all
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StorageFull, StoreUnavailable
+from fedhelp_core.proxies import proxies_for
 from fedhelp_core.store.base import Store, check_key, check_size
 
 _T = TypeVar("_T")
@@ -45,6 +48,10 @@ _WHOLE_BYTES = 64 * 2**20  # up to this size, one request
 _PARALLEL_PARTS = 4
 _MOST_PARTS = 9_000
 _COPY_BYTES = 2**20  # written at once
+_LARGEST_ANSWER = 16 * 2**20  # bytes of one that is no object: a page of a listing has 1000 keys of at most 1 KiB
+_MOST_PAGES = 10_000
+_PATIENCE_S = 120.0  # for an answer, besides
+_SLOWEST = 32 * 2**10  # bytes a second
 _TRIES = 3  # of a download that breaks off, and of a write that meets another one in flight
 _CONFIG = Config(
     connect_timeout=3, read_timeout=60, retries={"mode": "standard", "max_attempts": 3}, max_pool_connections=16,
@@ -55,6 +62,8 @@ _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Expir
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientCapacity"}
 _BUSY = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests", "ServiceUnavailable", "InternalError"}
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
+_CLOCK = {"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"}
+_UNKNOWN = {"NotImplemented", "501"}  # of conditional writes: what some appliances and gateways say to If-None-Match
 
 
 _COPY = Place({StorageFull: "no room for a copy of an object ({why}); free some, or set TMPDIR"}, otherwise=StorageFull)
@@ -89,7 +98,7 @@ class S3Store(Store):
 
     def get(self, key: str, max_bytes: int | None = None) -> bytes:
         """As Store.get."""
-        return self._patiently(lambda: self._download(key, max_bytes, lambda body: body.read()))
+        return self._patiently(lambda: self._download(key, max_bytes, b"".join))
 
     def fetch(self, key: str, max_bytes: int | None = None) -> Path:
         """As Store.fetch: a copy in a temporary folder ($TMPDIR), kept until `release` or the end of the process."""
@@ -98,7 +107,7 @@ class S3Store(Store):
             check_size(self._name(key), path.stat().st_size, max_bytes)
             return path
         with explained(path, _COPY), atomic_write(path) as scratch:
-            self._patiently(lambda: self._download(key, max_bytes, lambda body: _save(body, scratch)))
+            self._patiently(lambda: self._download(key, max_bytes, lambda pieces: _save(pieces, scratch)))
         return path
 
     def release(self, path: Path) -> None:
@@ -117,7 +126,12 @@ class S3Store(Store):
         """As Store.list."""
         with self._explained(prefix):
             pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
-            return sorted(entry["Key"][len(self._prefix):] for page in pages for entry in page.get("Contents", ()))
+            found: list[str] = []
+            for number, page in enumerate(pages):
+                found += [entry["Key"][len(self._prefix):] for entry in page.get("Contents", ())]
+                if number >= _MOST_PAGES:
+                    raise StoreUnavailable(f"{self._name(prefix)}: a listing that does not end after {len(found)} objects; is this an S3 server?")
+            return sorted(found)
 
     def present(self, keys: Iterable[str], *, prefix: str) -> set[str]:
         """As Store.present: one listing for many, one look for one."""
@@ -196,12 +210,13 @@ class S3Store(Store):
 
     # ---- reading
 
-    def _download(self, key: str, max_bytes: int | None, use: Callable[[BinaryIO], _T]) -> _T:
+    def _download(self, key: str, max_bytes: int | None, use: Callable[[Iterator[bytes]], _T]) -> _T:
         with self._explained(key):
             answer = self._client().get_object(Bucket=self._bucket, Key=self._full(key))
             try:
-                check_size(self._name(key), int(answer["ContentLength"]), max_bytes)
-                return use(answer["Body"])
+                announced = answer.get("ContentLength", max_bytes)
+                check_size(self._name(key), announced or 0, max_bytes)
+                return use(_bounded(answer["Body"], self._name(key), max_bytes if announced is None else announced))
             finally:
                 answer["Body"].close()
 
@@ -221,10 +236,15 @@ class S3Store(Store):
         # a server that is not AWS is addressed by path: its certificate and DNS rarely cover bucket.host
         style = Config(s3={"addressing_style": "path"}) if self._endpoint_url else Config()
         try:
-            return session.client(
-                "s3", endpoint_url=self._endpoint_url, region_name=session.region_name or "us-east-1", config=_CONFIG.merge(style))
+            proxies = Config(proxies=proxies_for(self._endpoint_url or "https://s3.amazonaws.com"))
+            client: Any = session.client(
+                "s3", endpoint_url=self._endpoint_url, region_name=session.region_name or "us-east-1", config=_CONFIG.merge(style).merge(proxies))
+            client._endpoint.http_session = _BoundedSession(client._endpoint.http_session)
         except ValueError as e:
             raise ConfigError(f"store endpoint_url {self._endpoint_url!r}: {e}; https://host or http://host:port expected") from e
+        if self._endpoint_url:  # AWS redirects where a bucket is in another region, which boto3 follows
+            client.meta.events.register_first("before-parse.s3.*", partial(_require_s3, self._endpoint_url))
+        return client
 
     def _copies(self) -> Path:
         """This process's folder of copies, removed with it."""
@@ -267,6 +287,8 @@ class S3Store(Store):
         except (ParamValidationError, NoRegionError) as e:
             raise ConfigError(f"{where}: the store's url is not usable ({_first_line(e)})") from e
         except (ConnectTimeoutError, EndpointConnectionError, SSLError) as e:  # tried several times by boto3 already
+            if (why := untrusted(e, bundle="AWS_CA_BUNDLE")) is not None:
+                raise ConfigError(f"{where}: {why}") from e
             raise StoreUnavailable(f"{where}: not reached ({_first_line(e)}); check the endpoint and the network, then try again") from e
         except (HTTPError, OSError) as e:
             if isinstance(e, OSError) and e.filename is not None:  # a local file's trouble, e.g. no space for a copy
@@ -274,6 +296,25 @@ class S3Store(Store):
             raise _Again(f"{where}: the connection broke off ({_first_line(e)}); check the network and try again") from e
         except BotoCoreError as e:
             raise _Again(f"{where}: the answer could not be used ({_first_line(e)}); try again") from e
+
+
+class _BoundedSession:
+    """botocore's HTTP session, whose answers end: it would read one that is no object to its last byte, however many follow."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def send(self, request: Any) -> Any:
+        """The answer to `request`; what is not streamed is read here."""
+        streamed, request.stream_output = request.stream_output, True
+        answer = self._session.send(request)
+        if not streamed:
+            answer._content = b"".join(_bounded(answer.raw, request.url.partition("?")[0], _LARGEST_ANSWER))
+        return answer
+
+    def close(self) -> None:
+        """As botocore's."""
+        self._session.close()
 
 
 class _Again(StoreUnavailable):
@@ -296,6 +337,16 @@ def _error_for(e: ClientError, where: str, bucket: str) -> FedHelpError | _Exist
         return ConfigError(f"{where}: bucket {bucket!r} does not exist; create it, or correct the store's url")
     if code in _ABSENT:
         return NotFound(f"{where}: no such object")
+    if code in _UNKNOWN or status == 501:
+        return ConfigError(
+            f"{where}: the server does not implement this request ({said}); FedHelp needs conditional writes (If-None-Match: *) and multipart"
+            " uploads: upgrade the server, or use another")
+    skew = skew_of(e.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date"))
+    if code in _CLOCK or (status in (400, 401, 403) and skew is not None and abs(skew) > LARGEST_SKEW):
+        return ConfigError(f"{where}: {clock_is_off('the store', skew)} ({said})")
+    if code == "SignatureDoesNotMatch":
+        return AccessDenied(
+            f"{where}: the signature does not match ({said}); correct AWS_SECRET_ACCESS_KEY, or find the proxy that changes requests on their way")
     if code in _FULL or status == 507:
         return StorageFull(f"{where}: no space left ({said}); free some or raise the quota, then run again")
     if code in _DENIED or status in (401, 403):
@@ -309,10 +360,38 @@ def _error_for(e: ClientError, where: str, bucket: str) -> FedHelpError | _Exist
     return PermanentError(f"{where}: refused ({said}, HTTP {status})")
 
 
-def _save(body: BinaryIO, path: Path) -> None:
+def _require_s3(endpoint_url: str, response_dict: Mapping[str, Any], operation_model: Any, **_: object) -> None:
+    """Nothing where an S3 server may have answered so.
+
+    Raises:
+        ConfigError: a web page answers, such as the login page that stands before the server.
+    """
+    status, body = int(response_dict["status_code"]), response_dict["body"]
+    if status < 300 and operation_model.name in ("GetObject", "HeadObject"):  # the object may be a page
+        return
+    page = page_instead(status, response_dict["headers"], body if isinstance(body, bytes) else b"")
+    if page is not None:
+        raise ConfigError(
+            f"{endpoint_url}: {page} answers instead of an S3 server; give the address of the S3 API, not of its console or of a login page")
+
+
+def _bounded(body: BinaryIO, where: str, most: int | None) -> Iterator[bytes]:
+    """The pieces of an answer, which must end: after `most` bytes, and in time."""
+    started, size = time.monotonic(), 0
+    while piece := body.read(_COPY_BYTES):
+        size += len(piece)
+        if most is not None and size > most:
+            raise PermanentError(f"{where}: the answer goes on after {most} bytes; it is not what it should be")
+        yield piece
+        seconds = time.monotonic() - started
+        if seconds > _PATIENCE_S + size / _SLOWEST:
+            raise StoreUnavailable(f"{where}: {size} bytes in {seconds:.0f} s, too slow to wait for; check the network and try again")
+
+
+def _save(pieces: Iterator[bytes], path: Path) -> None:
     """Write what arrives; trouble with this machine's disk is no trouble with the connection."""
     with path.open("wb", buffering=0) as file:
-        while piece := body.read(_COPY_BYTES):
+        for piece in pieces:
             with explained(path, _COPY):
                 write_all(file, piece)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/*")
 
@@ -22,6 +22,8 @@ def folder_of(url: str) -> Path | None:
         return None
     if scheme is not None and scheme[0].startswith("file://"):
         parts = urlsplit(url)
+        if cut := next((sign for sign in "?#" if sign in url), None):
+            raise ValueError(f"a file url holds {cut!r} as {quote(cut)}, or else what follows would be cut off, got {url!r}")
         if parts.netloc in ("", "localhost") and parts.path:
             return Path(unquote(parts.path))
         raise ValueError(f"a file url is file:///absolute/folder, with three slashes, got {url!r}")

@@ -315,6 +315,8 @@ def _write_cell(path: Path, cell: Cell, silos: Silos, result: SimulationResult, 
 def _cell_digest(federation: Federation, data_digest: str, evaluate_every: int) -> str:
     """Name of a cell: everything that its numbers depend on, and nothing (paths, store, tracking) that they do not."""
     document = federation.model_dump(mode="json", include={"task", "algorithm", "runtime"})
+    if federation.algorithm.aggregation == "mean":
+        del document["algorithm"]["aggregation"], document["algorithm"]["trim_share"]  # cells that were computed before there was a choice
     if TASKS[federation.task.name].dimensions == 2:
         del document["task"]["volume"]  # which only volumes depend on
     document |= {"silos": list(federation.silo_names), "data": data_digest, "evaluate_every": evaluate_every, "format": _FORMAT}

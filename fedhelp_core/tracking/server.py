@@ -7,13 +7,17 @@ import fcntl
 import logging
 import os
 import re
+import shlex
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fedhelp_core.answers import untrusted
 from fedhelp_core.config.federation import Federation
+from fedhelp_core.disk import Place, require_locks
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StorageFull, StoreUnavailable
+from fedhelp_core.proxies import tell_libraries
 
 _SETTINGS = {  # used where the operator set nothing else
     "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing leaves a hospital that nobody asked for
@@ -28,7 +32,7 @@ def tracking_uri(federation: Federation) -> str:
     """`tracking.uri`, else $MLFLOW_TRACKING_URI, else SQLite in the store's folder.
 
     Raises:
-        ConfigError: neither is set, and the store is a bucket, where SQLite cannot live.
+        ConfigError: neither is set, and the store is a bucket, where SQLite cannot live, or a folder whose name MLflow misreads.
     """
     uri = federation.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if uri:
@@ -38,7 +42,31 @@ def tracking_uri(federation: Federation) -> str:
         raise ConfigError(
             f"tracking.uri: missing, and store {federation.store.url!r} is no folder where MLflow could keep SQLite; "
             "set tracking.uri or $MLFLOW_TRACKING_URI to your MLflow server")
-    return f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+    uri = f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+    sqlite_path(uri)
+    return uri
+
+
+def require_usable(uri: str) -> None:
+    """Nothing where MLflow may be at `uri`, as far as can be told without importing it: a SQLite file that is there is looked into.
+
+    Raises:
+        ConfigError: it is a folder or no SQLite file, or its file system has no locks.
+    """
+    path = sqlite_path(uri)
+    if path is None:
+        return
+    if path.parent.is_dir():
+        require_locks(path.parent, _DATABASE)
+    if not path.exists():
+        return
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_SQLITE))
+    except OSError as e:
+        raise ConfigError(f"tracking.uri: {path} cannot be read ({e.strerror}); a SQLite file expected") from e
+    if begin not in (b"", _SQLITE):
+        raise ConfigError(f"tracking.uri: {path} is no SQLite file; name another, or restore it from a backup")
 
 
 def prepare() -> None:
@@ -56,6 +84,8 @@ def client_of(uri: str) -> Any:
     path = sqlite_path(uri)
     if path is not None:
         _make_sqlite_whole(path)
+    else:
+        tell_libraries(uri)
     return MlflowClient(uri)
 
 
@@ -80,8 +110,19 @@ def _make_sqlite_whole(path: Path) -> None:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The database's file; None for a server."""
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+    """The database's file; None for a server.
+
+    Raises:
+        ConfigError: MLflow would write to another path than this one.
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    path = Path(uri.removeprefix("sqlite:///")).absolute()
+    if found := _IN_URLS.search(str(path)):
+        raise ConfigError(
+            f"tracking.uri: MLflow cannot keep files below {path.parent}, since it reads {found[0]!r} in a path as part of a URL; name a database"
+            " elsewhere (tracking.uri: sqlite:////folder/mlflow.db), or rename the folder")
+    return path
 
 
 def on_server(uri: str) -> bool:
@@ -132,6 +173,11 @@ def explained(uri: str) -> Iterator[None]:
         raise known from e
 
 
+_DATABASE = Place({ConfigError: "the file system has no locks ({why}), which MLflow's SQLite file needs; name a database elsewhere as tracking.uri"})
+_SQLITE = b"SQLite format 3\0"  # how every database file begins but an empty one
+_IN_URLS = re.compile("[%?]")  # what SQLAlchemy and MLflow unquote, cut off or both, each at other places
+_SCHEMA = re.compile(r"out-of-date database schema \(found version (\w+), but expected (\w+)\)")  # of a newer one too
+_NO_DATABASE = ("file is not a database", "database disk image is malformed", "file is encrypted")
 _MISSING = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
 _DENIED = {"PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"}
 _LATER = {  # INTERNAL_ERROR: what mlflow calls a server that it could not reach
@@ -145,6 +191,8 @@ def error_for(error: Exception, uri: str) -> FedHelpError | None:
 
     where, said = f"MLflow at {shown_uri(uri)}", shown_uri(first_line(error))
     package = type(error).__module__.split(".")[0]
+    if (broken := _broken_database(uri, str(error))) is not None:
+        return PermanentError(f"{where}: {broken}")
     if isinstance(error, MlflowException):
         if error.error_code in _MISSING:
             return NotFound(f"{where}: {said}; check tracking.registered_model and $MLFLOW_RUN_ID, or run evaluation first")
@@ -155,12 +203,31 @@ def error_for(error: Exception, uri: str) -> FedHelpError | None:
         return PermanentError(f"{where}: refuses the request ({said}); check tracking.uri and that the server is as new as this client")
     if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
         return StorageFull(f"{where}: no space left ({said}); free some, then try again")
+    if isinstance(error, OSError) and isinstance(without_locks := _DATABASE.error(error, shown_uri(uri)), ConfigError):
+        return without_locks
     if isinstance(error, PermissionError):
         return AccessDenied(f"{where}: {said}; check the folder's permissions")
+    if (why := untrusted(error, bundle="REQUESTS_CA_BUNDLE")) is not None:
+        return ConfigError(f"{where}: {why}")
     if isinstance(error, OSError) or package in _TRANSPORT:
         return StoreUnavailable(f"{where}: was not reached or cannot answer now ({type(error).__name__}: {said}); check that it runs, then try again")
     if package == "torch":
         return PermanentError(f"the model cannot be exported by torch.export ({type(error).__name__}: {said}); write its forward so that it can")
+    return None
+
+
+def _broken_database(uri: str, said: str) -> str | None:
+    """What is wrong with a SQLite file or a database's tables for good; None where trying again may help."""
+    if schema := _SCHEMA.search(said):
+        return (f"the database's tables are of another version of MLflow (schema {schema[1]}, this client's is {schema[2]}); open it with the MLflow"
+                f" that wrote it, or if it is older, back it up and run: mlflow db upgrade {shlex.quote(shown_uri(uri))}")
+    file = sqlite_path(uri)
+    if file is not None and (found := next((what for what in _NO_DATABASE if what in said), None)) is not None:
+        return f"{file} is no SQLite database ({found}); correct tracking.uri, or restore the file from a backup"
+    if file is not None and "locking protocol" in said:
+        return f"the file system of {file} has no locks that SQLite can use ({said}); name a database elsewhere as tracking.uri"
+    if file is not None and file.is_dir():
+        return f"{file} is a folder, where a SQLite file was expected; correct tracking.uri"
     return None
 
 

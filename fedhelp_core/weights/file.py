@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.disk import Place, explained, write_all
+from fedhelp_core.disk import Place, explained, open_regular, write_all
 from fedhelp_core.errors import AccessDenied, NotFound, StorageFull, WeightsError
 from fedhelp_core.weights.header import MAX_HEADER_BYTES, Header, Weights, WeightsSpec, canonical_header, numpy_dtype, parse_header, require_spec
 
+Stamp = tuple[int, int, int, int, int]
+"""Device, inode, size, and times of the last change in nanoseconds."""
+_HEADER_SLACK = 4096  # bytes: a header that is not ours is read so far, to say what is wrong with it
 CHUNK_BYTES = 2**18  # per read: stays in the second-level cache between reading, hashing and arithmetic
 _PICKLE = re.compile(rb"\x80[\x02-\x05]|\([dlit]|c[\w.]+\n")  # how protocols 2-5 and 0 begin
 WEIGHTS_FILE = Place({
@@ -78,9 +81,7 @@ def read_weights(path: Path, *, expected: WeightsSpec | None, max_bytes: int, sh
         WeightsError: larger than `max_bytes`, damaged, not as `expected`, or its sha256 (hex) is another.
     """
     with WeightsFile(path) as file:
-        header = file.header(max_bytes)
-        if expected is not None:
-            require_spec(path, header, expected)
+        header = file.header(max_bytes, expected)
         digest = hashlib.sha256(file.read(0, header.data_start)) if sha256 is not None else None
         weights: Weights = {}
         for entry in header.tensors:
@@ -118,7 +119,7 @@ class WeightsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with explained(path, WEIGHTS_FILE):
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = open_regular(str(path), os.O_RDONLY)
         self.size = os.fstat(self._descriptor).st_size
 
     def __enter__(self) -> WeightsFile:
@@ -146,20 +147,31 @@ class WeightsFile:
                 raise WeightsError(f"{self.path}: the file became shorter while it was read; it must not be written to after it has its name")
             view, offset = view[got:], offset + got
 
-    def header(self, max_bytes: int | None = None) -> Header:
+    @property
+    def stamp(self) -> Stamp:
+        """Changes whenever somebody writes to the file, or puts another in its place."""
+        status = os.fstat(self._descriptor)
+        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def header(self, max_bytes: int | None = None, spec: WeightsSpec | None = None) -> Header:
         """The file's header, checked in itself: offsets within the file, no gap, no overlap, sizes that fit dtypes and shapes.
+
+        With `spec`, it must be the one header that `write_weights` gives such weights, byte by byte: whatever else could
+        stand beside it would travel unseen, and a longer one is not even read.
 
         Raises:
             WeightsError: which fault it has, or larger than `max_bytes`.
         """
         path, size = self.path, self.size
+        canonical = None if spec is None else canonical_header(spec)[0]
+        most = MAX_HEADER_BYTES if canonical is None else len(canonical) + _HEADER_SLACK
         if max_bytes is not None and size > max_bytes:
             raise WeightsError(f"{path}: {size} bytes, at most {max_bytes} (protocol.max_update_bytes) expected")
         if size < 8:
             raise WeightsError(f"{path}: truncated: {size} bytes, not even a header length")
         length = int.from_bytes(self.read(0, 8), "little")
-        if length > MAX_HEADER_BYTES:
-            raise WeightsError(_other_format(self) or f"{path}: header too large: {length} bytes announced, at most {MAX_HEADER_BYTES} expected")
+        if length > most:
+            raise WeightsError(_other_format(self) or f"{path}: header too large: {length} bytes announced, at most {most} expected")
         if 8 + length > size:
             raise WeightsError(_other_format(self) or f"{path}: truncated: a header of {length} bytes announced, but the file has {size} in all")
         try:
@@ -168,10 +180,14 @@ class WeightsFile:
             raise WeightsError(_other_format(self) or f"{path}: header is not JSON ({str(e)[:100]}); a safetensors file expected") from e
         except WeightsError as e:
             raise WeightsError(f"{path}: {e}") from e
+        if spec is not None:
+            require_spec(path, header, spec)
         if header.end > size:
             raise WeightsError(f"{path}: truncated: {size} bytes, the header announces {header.end}")
         if header.end < size:
             raise WeightsError(f"{path}: {size - header.end} bytes follow the last tensor, none expected")
+        if canonical is not None and self.read(0, header.data_start) != canonical:
+            raise WeightsError(f"{path}: the header says the right things, but not in FedHelp's own bytes; a file written by FedHelp expected")
         return header
 
 

@@ -62,7 +62,7 @@ class WeightsSpec:
         Raises:
             WeightsError: a dtype or a shape that none has.
         """
-        for name, (dtype, shape) in self.tensors.items():
+        for (dtype, shape), name in {form: name for name, form in self.tensors.items()}.items():  # many tensors, few forms
             _tensor_bytes(name, dtype, list(shape))
 
 

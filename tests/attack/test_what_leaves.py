@@ -24,6 +24,7 @@ from PIL import Image
 from fedhelp_components.check import __main__ as check_main
 from fedhelp_core.config.silo import load_silo
 from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.crashes import as_error
 from fedhelp_core.data.arrays import load_silo_arrays
 from fedhelp_core.errors import (
     AccessDenied,
@@ -177,17 +178,17 @@ def test_a_worker_for_a_remote_hub_keeps_names_and_values_to_its_own_log(
         assert CANARY in log.read_text(encoding="utf-8")
 
 
-def test_what_libraries_print_and_tracebacks_stay_in_the_hospital(make_tiny: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_libraries_print_and_tracebacks_stay_in_the_hospital(make_tiny: Make, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     tiny = make_tiny()
     with Disclosure("fedhelp-worker check") as disclosure:
         disclosure.belongs_to(load_silo(tiny.folder / "brno.yaml"))
         subprocess.run([sys.executable, "-c", f"import os; os.write(1, b'{CANARY}'); os.write(2, b'{CANARY}')"], check=True)
         disclosure.event({"event": "progress"})
-        disclosure.error(RuntimeError(CANARY))
+        disclosure.error(as_error(RuntimeError(CANARY), "x", tmp_path))
     out, err = capfd.readouterr()
     assert out.splitlines() == [
         '{"event": "progress"}',
-        f"fedhelp-worker check: error: RuntimeError, a fault of the program; all of it is in {LOG} in the silo's state folder"]
+        f"fedhelp-worker check: error: RuntimeError, which nobody foresaw; all of it is in {LOG} in the silo's state folder"]
     assert err == ""
     log = tiny.folder / "state" / "brno" / LOG
     assert log.read_text(encoding="utf-8").count(CANARY) == 3 and log.stat().st_mode & 0o077 == 0

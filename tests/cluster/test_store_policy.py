@@ -14,7 +14,7 @@ import pytest
 from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
 from fedhelp_core.config.silo import load_silo
 from fedhelp_core.errors import AccessDenied
-from fedhelp_core.protocol.closing import close_round
+from fedhelp_core.protocol.closing import Terms, close_round
 from fedhelp_core.protocol.facts import Kinds
 from fedhelp_core.protocol.lease import Lease, lease_keys
 from fedhelp_core.protocol.run import Run
@@ -108,7 +108,9 @@ def test_a_run_ends_with_a_key_pair_and_a_policy_for_each_hospital(
         for number in range(1, federation.algorithm.rounds + 1):
             for silo in silos.values():
                 silo.train(last_round=federation.algorithm.rounds, only=number)
-            close_round(run, number, SILOS, min_silos=len(SILOS), deadline_s=60, max_update_bytes=federation.protocol.max_update_bytes)
+            close_round(
+                run, number, dict.fromkeys(SILOS, 1), min_silos=len(SILOS), deadline_s=60,
+                terms=Terms(max_bytes=federation.protocol.max_update_bytes))
         for name in SILOS:
             assert any(stores[name].size(key) for key in lease_keys(RUN, name)), "a worker sees whether its hub lives"
     for silo in silos.values():

@@ -5,22 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from fedhelp_core.errors import PermanentError
 from tests.components.test_same_result import run_components
-from tests.tiny import Processes, TinyFederation, ended, last_json, succeeded
+from tests.tiny import Processes, TinyFederation, ended, last_json, set_field, succeeded
 
 pytestmark = pytest.mark.slow
 
 SHA = "0" * 64
 
 
-def evaluation(score: float, model: str) -> bytes:
-    return json.dumps({
-        "silo": "brno", "kind": "small", "round": 1, "global_sha256": model, "test_samples": 8, "test_sha256": SHA, "deployed": "proxy",
-        "models": {"proxy": {"scores": {"balanced_accuracy": score, "accuracy": 1.0, "auroc": 1.0}, "confusion": [[1] * 8] * 8}}}).encode()
+def evaluation(tiny: TinyFederation, **changes: Any) -> bytes:
+    """A perfect one of brno, but for `changes`: fields with '__' for '.'."""
+    report = tiny.run("r").silo_report("brno")
+    assert report is not None
+    diagonal = [[report.samples.test if row == column == 0 else 0 for column in range(8)] for row in range(8)]
+    document = {
+        "silo": "brno", "kind": "small", "round": 1, "global_sha256": tiny.final_sha256("r"), "test_samples": report.samples.test,
+        "test_sha256": report.test_sha256, "deployed": "proxy",
+        "models": {"proxy": {"scores": {"balanced_accuracy": 1.0, "accuracy": 1.0, "auroc": 1.0}, "confusion": diagonal}}}
+    for field, value in changes.items():
+        set_field(document, field.replace("__", "."), value)
+    return json.dumps(document).encode()
 
 
 @pytest.mark.slow
@@ -34,8 +43,12 @@ def test_an_evaluation_that_makes_no_sense_is_left_out_and_the_others_are_scored
     nonsense = {
         b"<html>": "runs/r/evaluation/brno.json: document: ",
         b'{"silo": "brno"}': "runs/r/evaluation/brno.json: kind: ",
-        evaluation(1e300, tiny.final_sha256("r")): "models.proxy.scores.balanced_accuracy: a number from 0 to 1 expected, got 1e+300",
-        evaluation(0.5, SHA): "global_sha256: the final model's ",
+        evaluation(tiny, models__proxy__scores__balanced_accuracy=1e300):
+            "models.proxy.scores.balanced_accuracy: a number from 0 to 1 expected, got 1e+300",
+        evaluation(tiny, models__proxy__scores__accuracy=1e-320): "models.proxy.scores.accuracy: 1 expected, which its own confusion matrix gives",
+        evaluation(tiny, global_sha256=SHA): "global_sha256: the final model's ",
+        evaluation(tiny, test_sha256=SHA): "test_sha256: ",
+        evaluation(tiny, kind="large"): "kind: 'small' expected, which this silo's check found, got 'large'",
     }
     for body, what in nonsense.items():
         tiny.run("r").store.put("runs/r/evaluation/brno.json", body)

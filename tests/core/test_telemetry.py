@@ -134,13 +134,13 @@ class Gateway:
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                body = self.rfile.read(int(self.headers["Content-Length"] or 0)).decode()
                 gateway.requests.append((self.command, self.path, body))
                 self.send_response(status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            do_POST = do_PUT = answer
+            do_POST = do_PUT = do_DELETE = answer
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -163,25 +163,42 @@ def gateway() -> Iterator[Gateway]:
 
 def test_a_push_adds_to_what_other_jobs_pushed(gateway: Gateway) -> None:
     record_one_of_each()
-    telemetry.push(gateway.address, "soft_label_prefetch")
+    telemetry.push(gateway.address, "soft_label_prefetch", "run-1")
     ((method, path, body),) = gateway.requests
-    assert (method, path) == ("POST", "/metrics/job/soft_label_prefetch")  # PUT would drop what the job pushed before
+    assert (method, path) == ("POST", "/metrics/job/soft_label_prefetch/run/run-1")  # PUT would drop what the job pushed before
     assert samples(body)['fedhelp_teacher_images_total{teacher="teacher"}'] == 64
 
 
 def test_pushing_happens_only_where_a_gateway_is_configured(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDHELP_PUSHGATEWAY", raising=False)
-    telemetry.push_if_configured("check")
+    telemetry.push_if_configured("check", "run-1")
     assert gateway.requests == []
     monkeypatch.setenv("FEDHELP_PUSHGATEWAY", f"http://{gateway.address}")
-    telemetry.push_if_configured("check")
-    assert [path for _, path, _ in gateway.requests] == ["/metrics/job/check"]
+    telemetry.push_if_configured("check", "run-1")
+    assert [path for _, path, _ in gateway.requests] == ["/metrics/job/check/run/run-1"]
+
+
+def test_runs_and_tasks_have_groups_of_their_own_and_an_ended_run_takes_its_own_away_alone(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FEDHELP_PUSHGATEWAY", gateway.address)
+    groups: dict[str, str] = {}
+    telemetry.push_if_configured("aggregation", "run-1")
+    telemetry.push_if_configured("aggregation", "run-2")
+    telemetry.push_if_configured("prefetch", "run-1")
+    telemetry.delete_if_configured(["aggregation", "prefetch"], "run-1")
+    for method, path, body in gateway.requests:  # what a Pushgateway makes of them
+        if method == "DELETE":
+            del groups[path]
+        else:
+            groups[path] = body
+    assert list(groups) == ["/metrics/job/aggregation/run/run-2"]
 
 
 def test_a_gateway_that_fails_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     broken = Gateway(status=500)
     with caplog.at_level(logging.WARNING, "fedhelp.telemetry"):
-        telemetry.push(broken.address, "check")
+        telemetry.push(broken.address, "check", "run-1")
     broken.close()
     assert len(broken.requests) == 1
     assert [record.getMessage().split(" (")[0] for record in caplog.records] == [f"metrics were not pushed to {broken.address}"]
@@ -190,7 +207,7 @@ def test_a_gateway_that_fails_is_one_warning(caplog: pytest.LogCaptureFixture) -
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:port", "no such host", "gopher://x"])
 def test_a_gateway_that_is_not_there_is_one_warning(address: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "fedhelp.telemetry"):
-        telemetry.push(address, "check")
+        telemetry.push(address, "check", "run-1")
     assert len(caplog.records) == 1
     assert address in caplog.records[0].getMessage()
 
@@ -198,7 +215,7 @@ def test_a_gateway_that_is_not_there_is_one_warning(address: str, caplog: pytest
 def test_a_gateway_that_never_answers_is_given_up(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "_PUSH_TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent, caplog.at_level(logging.WARNING, "fedhelp.telemetry"):
-        telemetry.push(f"127.0.0.1:{silent.getsockname()[1]}", "check")
+        telemetry.push(f"127.0.0.1:{silent.getsockname()[1]}", "check", "run-1")
     assert len(caplog.records) == 1
 
 
@@ -212,7 +229,7 @@ def test_a_gateway_that_speaks_no_http_is_one_warning(caplog: pytest.LogCaptureF
 
         threading.Thread(target=answer, daemon=True).start()
         with caplog.at_level(logging.WARNING, "fedhelp.telemetry"):
-            telemetry.push(f"127.0.0.1:{server.getsockname()[1]}", "check")
+            telemetry.push(f"127.0.0.1:{server.getsockname()[1]}", "check", "run-1")
     assert len(caplog.records) == 1
 
 
@@ -245,7 +262,7 @@ import os, sys
 os.environ.pop("FEDHELP_METRICS_PORT", None), os.environ.pop("FEDHELP_PUSHGATEWAY", None)
 from fedhelp_core import telemetry
 telemetry.serve_if_configured()
-telemetry.push_if_configured("check")
+telemetry.push_if_configured("check", "run-1")
 print("prometheus_client" in sys.modules)
 telemetry.update_sent("a", 1)
 print("prometheus_client" in sys.modules)

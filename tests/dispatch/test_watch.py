@@ -289,7 +289,7 @@ def test_a_certificate_is_trusted_by_the_kubeconfigs_authority_alone(
         async with Server(listing("5"), tls=certified(authority, "127.0.0.1")) as server:
             assert await version_at(connected(server.url, **{"certificate-authority": str(authority.pair.certificate)})) == "5"
             stranger = Authority(tmp_path / "stranger")
-            with pytest.raises(ConfigError, match=r"its certificate is not trusted \(.*certificate verify failed"):
+            with pytest.raises(ConfigError, match=r"its certificate is not trusted \("):
                 await version_at(connected(server.url, **{"certificate-authority": str(stranger.pair.certificate)}))
 
     asyncio.run(story())

@@ -220,7 +220,7 @@ def test_compile_bakes_a_federations_settings_in_as_defaults(tmp_path: Path) -> 
     assert {name: form[name]["defaultValue"] for name in FIELDS} == {
         "method": "fedavg", "normalisation": "shared", "rounds": 3, "local_epochs": 1, "batch_size": 4, "public_steps": 1,
         "learning_rate": 0.02, "temperature": 1.0, "distillation_weight": 1.0, "rank_weight": 0.2, "weighting": "uniform",
-        "seed": 17, "min_silos": 1, "round_deadline": 3600.0, "promotion_mode": "gate"}
+        "seed": 17, "min_silos": 0, "round_deadline": 3600.0, "promotion_mode": "gate"}
     images = {executor["container"]["image"] for executor in baked["deploymentSpec"]["executors"].values()}
     assert images == {"registry.hospital/hub:7", "registry.hospital/silo:7"}
     assert {name.partition(".")[0] for name in json.loads((tmp_path / "modules.json").read_text())}.isdisjoint({"torch", "mlflow", "monai"})

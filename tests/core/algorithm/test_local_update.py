@@ -20,7 +20,7 @@ from fedhelp_core.algorithm.local_update import (
 from fedhelp_core.algorithm.randomness import generator_for
 from fedhelp_core.config.algorithm import AlgorithmConfig
 from fedhelp_core.config.task import TaskConfig
-from fedhelp_core.errors import DataError, WeightsError
+from fedhelp_core.errors import DataError, GlobalModelDiverges, RetryableError, WeightsError
 from fedhelp_core.models.build import build_model, build_public_head, normalisation_keys
 from fedhelp_core.objectives.open import objective_of
 
@@ -198,6 +198,16 @@ def test_a_loss_that_is_no_number_names_silo_round_and_what_to_change(data):
     broken = {k: np.full_like(v, np.nan) if k == "head.weight" else v for k, v in start(config).items()}
     with pytest.raises(DataError, match=r"silo 'a', round 1: private_loss became nan; lower algorithm.optimizer.learning_rate"):
         update(config, data, weights=broken)
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e30])
+def test_a_global_model_that_diverges_before_the_silo_has_trained_it_is_not_the_silos_fault(data, value):
+    config = algorithm(normalisation="shared")
+    broken = {k: np.full_like(v, value) if k == "head.weight" else v for k, v in start(config).items()}
+    said = r"silo 'a', round 3: the global model after round 2 has a loss of .* before this silo has trained it"
+    with pytest.raises(GlobalModelDiverges, match=said):
+        update(config, data, weights=broken, round_number=3)
+    assert issubclass(GlobalModelDiverges, RetryableError)
 
 
 # An independent, plain loop: the same mathematics written straight from docs/algorithm.md, in float64.

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from fedhelp_core.algorithm import averaging as arithmetic
-from fedhelp_core.algorithm.averaging import average_arrays
+from fedhelp_core.algorithm.averaging import Rule, average_arrays
 from fedhelp_core.errors import StorageFull, WeightsError
 from fedhelp_core.protocol import averaging
 from fedhelp_core.protocol.averaging import average_files
@@ -47,12 +47,43 @@ def test_files_and_arrays_agree_bit_for_bit(
 ) -> None:
     updates = random_updates(5)
     expected = serialize_weights(average_arrays(updates, shares), "net")
-    for module in (arithmetic, averaging):
-        monkeypatch.setattr(module, "PIECE_ELEMENTS", piece)
+    monkeypatch.setattr(arithmetic, "PIECE_ELEMENTS", piece)
     monkeypatch.setattr(averaging, "_WORTH_THREADS", 0)
     sha256 = average_files(written(tmp_path, updates), shares, tmp_path / "mean", "net", threads=threads)
     assert (tmp_path / "mean").read_bytes() == expected
     assert sha256 == hashlib.sha256(expected).hexdigest()
+
+
+@pytest.mark.parametrize(("rule", "expected"), [
+    (Rule("median"), 3.0), (Rule("trimmed-mean", 0.2), 10 / 3), (Rule("trimmed-mean", 0.45), 3.0), (Rule("mean"), 22.0)])
+def test_other_rules_than_the_mean_by_hand(rule: Rule, expected: float) -> None:
+    values = [2.0, 100.0, 1.0, 3.0, 5.0] if rule.aggregation != "mean" else [2.0, 100.0, 1.0, 3.0, 4.0]
+    updates: list[Weights] = [{"w": np.array([value], np.float32), "n": np.array(int(value))} for value in values]
+    found = average_arrays(updates, [0.2] * 5, rule)
+    assert found["w"][0] == pytest.approx(expected) and found["n"] == 100
+
+
+def test_the_median_of_an_even_number_is_between_the_two_in_the_middle() -> None:
+    assert average_arrays([{"w": np.array([value])} for value in (1.0, 9.0, 2.0, 4.0)], [0.25] * 4, Rule("median"))["w"] == 3.0
+
+
+@pytest.mark.parametrize(("updates", "trimmed"), [(1, 0), (2, 0), (3, 1), (6, 1), (10, 2), (4, 1)])
+def test_at_least_one_is_trimmed_while_any_is_left(updates: int, trimmed: int) -> None:
+    assert Rule("trimmed-mean", 0.2).trimmed(updates) == trimmed
+
+
+@pytest.mark.parametrize("rule", [Rule("median"), Rule("trimmed-mean")])
+@pytest.mark.parametrize(("piece", "threads"), [(2**16, 1), (64, 2)])
+def test_files_and_arrays_agree_under_every_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: Rule, piece: int, threads: int,
+) -> None:
+    updates = random_updates(5)
+    expected = serialize_weights(average_arrays(updates, [0.2] * 5, rule), "net")
+    monkeypatch.setattr(arithmetic, "PIECE_ELEMENTS", piece)
+    monkeypatch.setattr(arithmetic, "_SHORTEST_PIECE", 7)
+    monkeypatch.setattr(averaging, "_WORTH_THREADS", 0)
+    average_files(written(tmp_path, updates), [0.2] * 5, tmp_path / "found", "net", rule=rule, threads=threads)
+    assert (tmp_path / "found").read_bytes() == expected
 
 
 def test_files_laid_out_differently_are_averaged_by_name(tmp_path: Path) -> None:

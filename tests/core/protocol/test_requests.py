@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedhelp_core.protocol.closing import close_round
+from fedhelp_core.protocol.closing import Terms, close_round
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.silo.egress import LedgeredStore
 from fedhelp_core.store.s3 import S3Store
@@ -38,9 +38,10 @@ def test_a_round_takes_no_request_more_than_it_must(s3_endpoint: str, tmp_path: 
         for counts in (of_hub, *of_silos.values()):
             counts.clear()
         for silo, run in silos.items():
-            run.global_weights(run.wait_for_commit(round - 1), max_bytes=10**6)
-            run.submit_update(silo, round, WEIGHTS, architecture="net", samples=5, loss=0.5, metrics={})
-        close_round(hub, round, SILOS, min_silos=3, deadline_s=10, max_update_bytes=10**6, max_update_norm=1.0)
+            commit = run.wait_for_commit(round - 1)
+            run.global_weights(commit, max_bytes=10**6)
+            run.submit_update(silo, round, WEIGHTS, trained_from=commit.global_sha256, architecture="net", samples=5, loss=0.5, metrics={})
+        close_round(hub, round, dict.fromkeys(SILOS, 5), min_silos=3, deadline_s=10, terms=Terms(max_bytes=10**6, max_norm=1.0))
     # a silo: abort and commit looked at, commit and model read; an answer looked for; weights and manifest written
     assert all(counts == {"HEAD": 5, "GET": 3, "PUT": 2} for counts in of_silos.values()), of_silos
     # the hub: old weights listed and removed, the round looked at and listed, commit, reference and three updates read, average and commit written

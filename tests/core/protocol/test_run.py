@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 
 from fedhelp_core.errors import AccessDenied, NotFound, PermanentError, QuorumLost, RunAborted, RunConflict, StoreUnavailable, WeightsError
-from fedhelp_core.protocol.closing import close_round
+from fedhelp_core.protocol import closing
+from fedhelp_core.protocol.closing import Terms, close_round
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.base import Store
@@ -25,6 +27,7 @@ from fedhelp_core.weights.header import Weights
 
 Open = Callable[[], Store]
 SILOS = ("amsterdam", "berlin", "cadiz")
+SAMPLES = {"amsterdam": 30, "berlin": 10, "cadiz": 10}
 CONFIG = "algorithm:\n  rounds: 3\n  temperature: 1.0\nsilos:\n- name: amsterdam\n- name: berlin\n"
 
 
@@ -33,13 +36,18 @@ def weights(value: float) -> Weights:
 
 
 def submit(run: Run, silo: str, round: int, value: float, **more: Any) -> UpdateManifest:
-    facts: dict[str, Any] = {"architecture": "net", "samples": 10, "loss": 0.5, "metrics": {"seconds": 1.5}, **more}
+    before = run.commit(round - 1)
+    facts: dict[str, Any] = {
+        "trained_from": before.global_sha256 if before is not None else "0" * 64, "architecture": "net", "samples": 10, "loss": 0.5,
+        "metrics": {"seconds": 1.5}, **more}
     return run.submit_update(silo, round, weights(value), **facts)
 
 
 def close(run: Run, round: int = 1, silos: tuple[str, ...] = SILOS, **more: Any) -> Commit:
-    settings: dict[str, Any] = {"min_silos": 1, "deadline_s": 20.0, "max_update_bytes": 10**6, **more}
-    return close_round(run, round, silos, **settings)
+    own = {field.name for field in fields(Terms)} & more.keys()
+    terms = Terms(**{"max_bytes": 10**6, **{name: more.pop(name) for name in own}})
+    settings: dict[str, Any] = {"min_silos": 1, "deadline_s": 20.0, **more}
+    return close_round(run, round, {silo: SAMPLES.get(silo, 10) for silo in silos}, terms=terms, **settings)
 
 
 def value_of(run: Run, commit: Commit) -> list[float]:
@@ -110,13 +118,14 @@ class TestRound:
         assert commit.previous_sha256 == run.commit(0).global_sha256  # type: ignore[union-attr]
         assert (commit.absent, commit.refused) == ({}, {})
         assert Run(open_again(), "run-1").latest_commit() == commit
-        assert run.global_file(commit).read_bytes() == serialize_weights(run.global_weights(commit, max_bytes=10**6), "net")
+        assert run.global_file(commit, max_bytes=10**6).read_bytes() == serialize_weights(run.global_weights(commit, max_bytes=10**6), "net")
 
     def test_samples_weigh_when_asked_to(self, run: Run) -> None:
-        submit(run, "amsterdam", 1, 0, samples=30)
-        submit(run, "berlin", 1, 4, samples=10)
+        submit(run, "amsterdam", 1, 0)
+        submit(run, "berlin", 1, 4, samples=10**9)  # what counts is what the silos' checks counted
         commit = close(run, silos=SILOS[:2], weighting="samples")
         assert commit.shares == {"amsterdam": 0.75, "berlin": 0.25}
+        assert commit.metrics["berlin"]["samples"] == 10
         assert value_of(run, commit) == [1.0, 2.0]
 
     def test_the_order_of_arrival_does_not_matter(self, tmp_path: Path) -> None:
@@ -155,7 +164,10 @@ class TestRound:
     def test_weights_can_come_from_a_file(self, run: Run, tmp_path: Path) -> None:
         path = tmp_path / "update.safetensors"
         path.write_bytes(serialize_weights(weights(5), "net"))
-        run.submit_update("berlin", 1, path, architecture="net", samples=1, loss=None, metrics={})
+        start = run.commit(0)
+        assert start is not None
+        run.submit_update(
+            "berlin", 1, path, trained_from=start.global_sha256, architecture="net", samples=1, loss=None, metrics={})
         assert value_of(run, close(run, silos=("berlin",))) == [5.0, 10.0]
 
     def test_updates_of_closed_rounds_are_dropped_but_for_their_manifests(self, run: Run) -> None:
@@ -351,12 +363,94 @@ class TestRefusal:
     def test_too_large_or_too_far_an_update_is_refused(self, run: Run) -> None:
         submit(run, "amsterdam", 1, 1)
         submit(run, "berlin", 1, 10)
-        commit = close(run, silos=SILOS[:2], max_update_norm=3.0)  # √5 is below, 10·√5 is not
+        commit = close(run, silos=SILOS[:2], max_norm=3.0)  # √5 is below, 10·√5 is not
         assert commit.participants == ("amsterdam",)
         assert "L2 norm of 22.3607, at most 3" in commit.refused["berlin"]
-        submit(run, "amsterdam", 2, 1)
-        with pytest.raises(QuorumLost, match="at most 100 expected"):
-            close(run, 2, ("amsterdam",), max_update_bytes=100)
+
+    def test_too_large_an_update_is_refused(self, run: Run) -> None:
+        submit(run, "amsterdam", 1, 1)
+        start = run.commit(0)
+        assert start is not None
+        size = run.store.size(start.global_key)
+        assert size is not None
+        larger = {"w": np.zeros(10**4, np.float32)}
+        run.submit_update("berlin", 1, larger, trained_from=start.global_sha256, architecture="net", samples=1, loss=0.5, metrics={})
+        assert f"at most {size} expected" in close(run, silos=SILOS[:2], max_bytes=size).refused["berlin"]
+
+    def test_who_moved_much_farther_than_the_others_is_refused_and_named(self, run: Run) -> None:
+        for silo, value in zip(SILOS, (1, 100, 1.5), strict=True):
+            submit(run, silo, 1, value)
+        commit = close(run, max_norm_ratio=8.0)
+        assert commit.participants == ("amsterdam", "cadiz")
+        assert "its trained weights moved 66.7 times as far as is usual among this round's silos" in commit.refused["berlin"]
+        assert commit.norms["amsterdam"].trainable == pytest.approx(5**0.5)
+        assert commit.norms["amsterdam"].statistics == 0
+
+    def test_a_quorum_counts_who_is_left(self, run: Run) -> None:
+        for silo, value in zip(SILOS, (1, 100, 1.5), strict=True):
+            submit(run, silo, 1, value)
+        with pytest.raises(QuorumLost, match=r"2 of 3 silos sent a good update, at least 3 .* berlin: its trained weights moved"):
+            close(run, max_norm_ratio=8.0, min_silos=3)
+
+    def test_an_update_of_another_round_is_refused(self, local_run: Run) -> None:
+        old = submit(local_run, "berlin", 1, 1)
+        first = close(local_run, silos=("berlin",))
+        submit(local_run, "amsterdam", 2, 1)
+        submit(local_run, "berlin", 2, 1, trained_from=old.trained_from)
+        submit(local_run, "berlin", 3, 1)  # for a round to come, whose model nobody knows yet
+        second = close(local_run, 2, SILOS[:2])
+        assert second.participants == ("amsterdam",)
+        assert f"trained_from: the model that round 2 starts from ({first.global_sha256[:12]}...) expected" in second.refused["berlin"]
+        submit(local_run, "amsterdam", 3, 1)
+        assert "trained_from" in close(local_run, 3, SILOS[:2]).refused["berlin"]
+
+    def test_a_metric_that_the_method_does_not_have_is_refused(self, run: Run) -> None:
+        submit(run, "amsterdam", 1, 1)
+        submit(run, "berlin", 1, 1, metrics={"sharpe_ratio": 3.0})
+        commit = close(run, silos=SILOS[:2], metrics={"seconds", "private_loss"})
+        assert "metrics: one of private_loss, seconds expected, got 'sharpe_ratio'" in commit.refused["berlin"]
+
+    @pytest.mark.parametrize("rests", [True, False])
+    def test_what_is_averaged_is_what_was_checked(self, local_run: Run, monkeypatch: pytest.MonkeyPatch, rests: bool) -> None:
+        """A file that its silo writes to between check and average is checked again; one that never rests is refused."""
+        for silo, value in zip(SILOS, (1, 5, 3), strict=True):
+            submit(local_run, silo, 1, value)
+        manifest = local_run.update("berlin", 1)
+        assert manifest is not None
+        path = local_run.store.fetch(manifest.weights, 10**6)
+        good, bad = path.read_bytes(), serialize_weights(weights(1e6), "net")
+        plain = closing.average_files
+        turns: list[int] = []
+
+        def average(*arguments: Any, **more: Any) -> str:
+            turns.append(1)
+            changed = not rests or len(turns) == 1
+            if changed:
+                path.write_bytes(bad)
+            sha256 = plain(*arguments, **more)
+            if changed:
+                path.write_bytes(good)
+            return sha256
+
+        monkeypatch.setattr(closing, "average_files", average)
+        commit = close(local_run)
+        if rests:
+            assert value_of(local_run, commit) == [3.0, 6.0] and commit.refused == {}
+        else:
+            assert value_of(local_run, commit) == [2.0, 4.0] and "is written to again and again" in commit.refused["berlin"]
+
+    def test_a_file_that_is_gone_before_the_average_leaves_its_silo_out(self, local_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        for silo in SILOS:
+            manifest = submit(local_run, silo, 1, 2)
+        plain = closing.average_files
+
+        def average(*arguments: Any, **more: Any) -> str:
+            local_run.store.delete(manifest.weights)
+            return plain(*arguments, **more)
+
+        monkeypatch.setattr(closing, "average_files", average)
+        commit = close(local_run)
+        assert commit.participants == SILOS[:2] and "no such" in commit.refused["cadiz"]
 
     @pytest.mark.parametrize("error", [AccessDenied("the hub's key has expired"), StoreUnavailable("server away")])
     def test_the_hubs_own_trouble_refuses_nobody(self, local_run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -522,5 +616,14 @@ class TestDamagedCommits:
         local_run.store.put(commit.global_key, serialize_weights(weights(9), "net"))
         with pytest.raises(WeightsError, match="tampered with or damaged"):
             local_run.global_weights(commit, max_bytes=10**6)
-        with pytest.raises(WeightsError, match="at most 10"):
+        with pytest.raises(PermanentError, match="at most 10 expected"):
             local_run.global_weights(commit, max_bytes=10)
+
+    @pytest.mark.parametrize(("change", "what"), [
+        ({"global_key": "runs/run-1/rounds/1/global-0000000000000000.safetensors"}, "global_key"), ({"global_key": "runs/other/model"}, "global_key"),
+        ({"absent": {"berlin": "says who?"}}, "the start has no participants"), ({"participants": ["berlin"]}, "the start has no participants")])
+    def test_a_start_that_no_silo_writes_is_tampering(self, local_run: Run, change: dict[str, Any], what: str) -> None:
+        key = local_run.keys.commit(0)
+        local_run.store.put(key, json.dumps({**json.loads(local_run.store.get(key)), **change}).encode())
+        with pytest.raises(PermanentError, match=rf"commit\.json: {what}.* the store was tampered with"):
+            Run(local_run.store, "run-1").commit(0)

@@ -107,7 +107,7 @@ def test_intensities_of_all_hospitals_stand_beside_each_other_on_one_scale(tmp_p
     dark = looked([Item(saved(tmp_path / "a.png", np.full((20, 20), 3, np.uint8)))], PNEUMONIA, "nord", origin="Nord")
     ramp = looked([Item(saved(tmp_path / "b.png", np.repeat(np.arange(0, 240, 12, np.uint8), 20).reshape(20, 20)))], PNEUMONIA)
     page = render(ramp, [dark, ramp], PNEUMONIA)
-    assert page.count("<svg") == 2 and page.count('class="here"') == 1
+    assert page.count("<svg") == 2 and page.count('class="bar-first"') == page.count('class="bar-second"') == 32
     heights = [[float(height) for height in re.findall(r'height="([\d.]+)"', part)] for part in page.split("<svg")[1:]]
     assert heights[0][0] == 20 and sum(heights[0]) == 20  # all of it is black
     assert max(heights[1]) < 3 and abs(sum(heights[1]) - 20) < 0.1

@@ -107,9 +107,9 @@ def test_an_update_leaves_as_weights_and_then_as_manifest(tmp_path: Path, ledger
     weights = {"w": np.arange(4, dtype=np.float32)}
     hub.initialise(weights, "net")
     silo = Run(LedgeredStore(LocalStore(tmp_path / "store"), ledger, "run-1"), "run-1")
-    manifest = silo.submit_update("aachen", 1, weights, architecture="net", samples=3, loss=0.5, metrics={})
+    manifest = silo.submit_update("aachen", 1, weights, trained_from="0" * 64, architecture="net", samples=3, loss=0.5, metrics={})
     sent = entries(ledger)
     assert [entry["object"] for entry in sent] == [manifest.weights, silo.keys.update("aachen", 1)]
     assert sent[0]["sha256"] == manifest.sha256
-    silo.submit_update("aachen", 1, weights, architecture="net", samples=3, loss=0.5, metrics={})
+    silo.submit_update("aachen", 1, weights, trained_from="0" * 64, architecture="net", samples=3, loss=0.5, metrics={})
     assert entries(ledger) == sent  # answered already: nothing leaves

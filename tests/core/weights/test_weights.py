@@ -42,6 +42,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "w.safetensors"
 
 
+def written(path: Path) -> Path:
+    write_weights(path, example(), "net")
+    return path
+
+
 def check(path: Path, *, spec: WeightsSpec = SPEC, sha256: str | None = None, **more: Any) -> None:
     check_weights_file(path, spec=spec, max_bytes=LIMIT, sha256=sha256, **more)
 
@@ -118,9 +123,33 @@ class TestGoodFiles:
     def test_a_good_file_passes(self, path: Path) -> None:
         check(path, sha256=write_weights(path, example(), "net"))
 
-    def test_a_file_of_the_safetensors_library_passes_if_its_metadata_say_so(self, path: Path) -> None:
+    def test_a_file_of_another_writer_is_refused_though_it_says_the_right_things(self, path: Path) -> None:
         safetensors.numpy.save_file(example(), path, metadata={"fedhelp_format": "1", "architecture": "net"})
-        check(path)
+        with pytest.raises(WeightsError, match="not in FedHelp's own bytes"):
+            check(path)
+
+    def test_how_far_a_file_lies_is_told_apart_for_what_is_learnt_and_what_is_counted(self, path: Path, tmp_path: Path) -> None:
+        names = ("a.weight", "a.running_mean", "a.running_var")
+        write_weights(tmp_path / "reference", {name: np.ones(2, np.float32) for name in names}, "net")
+        write_weights(path, {name: np.full(2, 1 + n, np.float32) for n, name in enumerate(names, start=1)}, "net")
+        spec = WeightsSpec("net", dict.fromkeys(names, ("F32", (2,))))
+        found = check_weights_file(path, spec=spec, max_bytes=LIMIT, sha256=None, reference=tmp_path / "reference")
+        assert (found.trainable, found.statistics) == pytest.approx((2**0.5, (2 * 4 + 2 * 9)**0.5))
+
+    @pytest.mark.parametrize(("name", "value", "what"), [
+        ("a.running_var", np.array([1, -1e-30], np.float32), "a negative variance"),
+        ("a.num_batches_tracked", np.array(-1), "a count of -1, which is negative"),
+        ("a.num_batches_tracked", np.array(2**31 + 8), f"a count of {2**31 + 8}, which is negative or grew by more than {2**31} in a round"),
+        ("a.num_batches_tracked", np.array(2**63 - 1), f"a count of {2**63 - 1}, which")])
+    def test_what_no_batch_norm_counts_is_named(self, path: Path, tmp_path: Path, name: str, value: NDArray[Any], what: str) -> None:
+        good: Weights = {"a.running_var": np.array([1, 0], np.float32), "a.num_batches_tracked": np.array(7)}
+        spec = WeightsSpec.from_weights(good, "net")
+        write_weights(tmp_path / "reference", good, "net")
+        write_weights(path, {**good, name: value}, "net")
+        with pytest.raises(WeightsError, match=f"tensor '{name}' holds {what}"):
+            check(path, spec=spec, reference=tmp_path / "reference")
+        write_weights(path, {**good, "a.num_batches_tracked": np.array(2**31 + 7)}, "net")
+        check(path, spec=spec, reference=tmp_path / "reference")
 
     def test_the_norm_is_over_all_floating_tensors_together(self, path: Path, tmp_path: Path) -> None:
         moved = example()
@@ -136,6 +165,9 @@ class TestGoodFiles:
     def test_pieces_do_not_change_the_verdict(self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for module in (check_module, file_module):
             monkeypatch.setattr(module, "CHUNK_BYTES", 8)
+        write_weights(tmp_path / "moved", {name: array + array.dtype.type(1) for name, array in example().items()}, "net")
+        moved = check_weights_file(tmp_path / "moved", spec=SPEC, max_bytes=LIMIT, sha256=None, reference=written(tmp_path / "plain"))
+        assert moved.trainable == pytest.approx((6 + 2 + 3) ** 0.5)
         sha256 = write_weights(path, example(), "net")
         check(path, sha256=sha256, reference=path, max_norm=0.0)
         assert fingerprint(read_weights(path, expected=SPEC, max_bytes=LIMIT, sha256=sha256), "net") == sha256
@@ -181,8 +213,8 @@ class TestFaults:
         ((50).to_bytes(8, "little") + b"{}", "truncated: a header of 50 bytes announced, but the file has 10"),
         (joined(b"not json", b""), "header is not JSON"),
         (joined(b"\xff\xfe", b""), "header is not JSON"),
-        (joined(b"[" * 100_000, b""), "header is not JSON"),
-        (joined(b"{" + b'"a":' + b"9" * 5000 + b"}", b""), "header is not JSON"),
+        (joined(b"[" * 100_000, b""), "header is not JSON|header too large"),
+        (joined(b"{" + b'"a":' + b"9" * 5000 + b"}", b""), "header is not JSON|header too large"),
         (joined(b'{"a": {}, "a": {}}', b""), "field 'a' is used twice"),
         (joined([1], b""), "header is not a JSON object, got list"),
         (joined({"__metadata__": {"x": 1}}, b""), "__metadata__ should map names to texts"),

@@ -1,0 +1,100 @@
+"""Whether what a silo reports can be true: held against the task, against what its check found, and against its own counts.
+
+Evaluations decide about promotion, so nothing in them is taken on trust that can be computed anew. A confusion matrix gives
+accuracy and balanced accuracy. AUROC, Dice and Hausdorff distances need each image's answer, which stays in the hospital:
+those are held to their range alone. Called by check, evaluation and the report.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.errors import PermanentError
+from fedhelp_core.objectives.metrics import accuracy, balanced_accuracy
+from fedhelp_core.protocol.documents import ModelScores, SiloEvaluation, SiloReport
+from fedhelp_core.registry.tasks import TASKS, Metric
+
+_RECOMPUTED = {"balanced_accuracy": balanced_accuracy, "accuracy": accuracy}
+_ROUNDING = 1e-9  # two processors may sum in another order
+
+
+def require_credible_report(report: SiloReport, task: TaskConfig) -> None:
+    """Hold a silo's report of itself against the task.
+
+    Raises:
+        PermanentError: its counts are not of the task's classes, or not of as many images as it says.
+    """
+    counts, expected = report.training_class_counts, _counted(report.samples.training, task)
+    if len(counts) != len(task.classes) or sum(counts) != expected:
+        raise PermanentError(
+            f"training_class_counts: {len(task.classes)} counts that sum to {expected} expected, got {len(counts)} that sum to {sum(counts)}")
+
+
+def require_credible_evaluation(evaluation: SiloEvaluation, report: SiloReport, kind: str, task: TaskConfig) -> None:
+    """Hold an evaluation against the silo's own check, the kind that it was given, and the task.
+
+    Raises:
+        PermanentError: it is of other test images, of another kind, scored by other metrics, or its scores are not those of its
+            counts; the message names the field.
+    """
+    for field, got, expected in (
+        ("kind", evaluation.kind, kind), ("test_samples", evaluation.test_samples, report.samples.test),
+        ("test_sha256", evaluation.test_sha256, report.test_sha256),
+    ):
+        if got != expected:
+            raise PermanentError(f"{field}: {expected!r} expected, which this silo's check found, got {got!r}")
+    possible = {"small": {"proxy"}, "large": {"proxy", "large"}}[kind]
+    if evaluation.deployed not in evaluation.models or not evaluation.models.keys() <= possible:
+        raise PermanentError(
+            f"deployed: one of {', '.join(evaluation.models) or 'no'} models expected, of a {kind} silo's {', '.join(sorted(possible))},"
+            f" got {evaluation.deployed!r}")
+    for name, model in evaluation.models.items():
+        _require_counts(f"models.{name}.confusion", model, evaluation.test_samples, task)
+        _require_scores(f"models.{name}.scores", model, task)
+    if len({tuple(map(sum, model.confusion)) for model in evaluation.models.values()}) > 1:
+        raise PermanentError("models: the same test images of each class expected for every model, got different rows' sums")
+
+
+def _require_counts(where: str, model: ModelScores, test_samples: int, task: TaskConfig) -> None:
+    """A matrix of all classes, with every test image (or pixel of one) in it."""
+    classes = len(task.classes)
+    sizes = {len(model.confusion), *map(len, model.confusion)}
+    if sizes != {classes}:
+        raise PermanentError(f"{where}: {classes} rows of {classes} counts expected, got sides of {sorted(sizes)[:5]}")
+    expected = _counted(test_samples, task)
+    if (total := sum(map(sum, model.confusion))) != expected:
+        raise PermanentError(f"{where}: counts of {test_samples} test images expected, {expected} in all, got {total}")
+
+
+def _counted(images: int, task: TaskConfig) -> int:
+    """What a count of so many images counts: them, or their pixels where a mask answers."""
+    entry = TASKS[task.name]
+    return images * (1 if entry.answer == "classes" else task.image_size**entry.dimensions)
+
+
+def _require_scores(where: str, model: ModelScores, task: TaskConfig) -> None:
+    """Exactly the task's metrics: what the counts say, or as far as they say nothing a value that there can be."""
+    metrics = TASKS[task.name].metrics
+    names = [metric.name for metric in metrics]
+    if model.scores.keys() != set(names):
+        raise PermanentError(f"{where}: {', '.join(names)} expected, got {', '.join(model.scores)[:80] or 'none'}")
+    confusion_CC = np.asarray(model.confusion, np.int64)
+    for metric in metrics:
+        value, most = model.scores[metric.name], _most(metric, task)
+        if not math.isnan(value) and not 0 <= value <= most * (1 + _ROUNDING):
+            raise PermanentError(f"{where}.{metric.name}: a number from 0 to {most:g} expected, got {value:g}")
+        if metric.name in _RECOMPUTED:
+            counted = _RECOMPUTED[metric.name](confusion_CC)
+            if not (math.isclose(value, counted, rel_tol=0, abs_tol=_ROUNDING) or (math.isnan(value) and math.isnan(counted))):
+                raise PermanentError(f"{where}.{metric.name}: {counted:.6g} expected, which its own confusion matrix gives, got {value:.6g}")
+
+
+def _most(metric: Metric, task: TaskConfig) -> float:
+    """The largest value that the metric can have: 1, or the length of an image's diagonal."""
+    if math.isfinite(metric.most):
+        return metric.most
+    dimensions = TASKS[task.name].dimensions
+    return math.dist((0,) * dimensions, (task.image_size,) * dimensions) * (task.volume.spacing if dimensions == 3 else 1.0)

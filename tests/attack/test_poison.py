@@ -1,0 +1,138 @@
+"""One silo of six sends what would ruin the others' model: it is refused, named, and the others' average is that of five honest ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedhelp_core.algorithm.averaging import Rule, average_arrays
+from fedhelp_core.protocol.closing import Terms, close_round
+from fedhelp_core.protocol.documents import Commit
+from fedhelp_core.protocol.run import Run
+from fedhelp_core.store.local import LocalStore
+from fedhelp_core.weights.file import serialize_weights
+from fedhelp_core.weights.header import Weights
+
+SILOS = ("a", "b", "c", "d", "e", "f")
+TERMS = Terms(max_bytes=10**6, max_norm_ratio=8.0, max_statistics_ratio=20.0, metrics={"seconds", "private_loss"})
+START: Weights = {
+    "conv.weight": np.ones((4, 3), np.float32), "head.bias": np.zeros(1, np.float32), "norm.running_mean": np.zeros(4, np.float32),
+    "norm.running_var": np.ones(4, np.float32), "norm.num_batches_tracked": np.array(0)}
+
+
+def honest(number: int) -> Weights:
+    """What honest silo `number` sends: near the start, a little apart from the others."""
+    generator = np.random.default_rng(number)
+    moved = {name: (array + 0.1 * generator.random(array.shape)).astype(np.float32) for name, array in START.items() if array.dtype.kind == "f"}
+    return {**moved, "norm.num_batches_tracked": np.array(3)}
+
+
+def changed(**tensors: Any) -> Weights:
+    """An honest update but for `tensors`, '__' for '.': a function of the honest values, or values."""
+    own = honest(5)
+    for name, change in tensors.items():
+        name = name.replace("__", ".")
+        own[name] = np.asarray(change(own[name]) if callable(change) else change, own[name].dtype)
+    return own
+
+
+def replaced(array: Any) -> Any:
+    return 6 * np.full_like(array, 7.0)
+
+
+def in_one_channel(array: Any) -> Any:
+    array = array.copy()
+    array[0] += 3.0
+    return array
+
+
+UPDATES: Mapping[str, Weights] = {
+    "scale": changed(conv__weight=lambda w: 1 + 100 * (w - 1)), "sign and scale": changed(conv__weight=lambda w: 1 - 20 * (w - 1)),
+    "replacement": changed(conv__weight=replaced), "one channel": changed(conv__weight=in_one_channel), "one bias": changed(head__bias=[50.0]),
+    "the largest numbers": changed(conv__weight=lambda w: np.full_like(w, 3e38)), "not a number": changed(conv__weight=lambda w: w * np.nan),
+    "means far away": changed(norm__running_mean=lambda m: m + 1e3), "variances too large": changed(norm__running_var=lambda v: v * 1e6),
+    "a negative variance": changed(norm__running_var=lambda v: -v), "a variance a little below zero": changed(norm__running_var=[1, 1, 1, -1e-30]),
+    "the largest counter": changed(norm__num_batches_tracked=2**63 - 1), "a negative counter": changed(norm__num_batches_tracked=-1)}
+
+
+def closed(folder: Path, forge: Callable[[Run, Commit], None]) -> tuple[Run, Commit]:
+    """Round 1 with five honest silos, and whatever `forge` does in the name of f."""
+    run = Run(LocalStore(folder, durable=False), "r")
+    start = run.initialise(START, "net")
+    for number, silo in enumerate(SILOS[:5]):
+        send(run, start, silo, honest(number))
+    forge(run, start)
+    return run, close_round(run, 1, dict.fromkeys(SILOS, 10), min_silos=4, deadline_s=0, terms=TERMS, weighting="samples")
+
+
+def send(run: Run, start: Commit, silo: str, weights: Weights, **facts: Any) -> None:
+    run.submit_update(silo, 1, weights, **{
+        "trained_from": start.global_sha256, "architecture": "net", "samples": 10, "loss": 0.5, "metrics": {"seconds": 1.0}, **facts})
+
+
+def require_five(run: Run, commit: Commit) -> None:
+    """f is named, and the model is the honest ones' alone."""
+    assert commit.participants == SILOS[:5] and set(commit.refused) | set(commit.absent) == {"f"}
+    expected = average_arrays([honest(number) for number in range(5)], [0.2] * 5)
+    found = run.global_weights(commit, max_bytes=10**6)
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("what", UPDATES)
+def test_poison(what: str, tmp_path: Path) -> None:
+    require_five(*closed(tmp_path, lambda run, start: send(run, start, "f", UPDATES[what])))
+
+
+@pytest.mark.parametrize("facts", [
+    {"trained_from": "0" * 64}, {"metrics": {"sharpe_ratio": 1.0}}, {"metrics": {f"m{n}": 0.0 for n in range(65)}}, {"metrics": {"\x1b[2J": 0.0}},
+    {"architecture": "other"}, {"samples": 2**53}, {"loss": float("inf")}], ids=str)
+def test_what_is_said_beside_good_weights(facts: dict[str, Any], tmp_path: Path) -> None:
+    require_five(*closed(tmp_path, lambda run, start: send(run, start, "f", honest(5), **facts)))
+
+
+def test_the_whole_average_cannot_be_claimed_by_samples(tmp_path: Path) -> None:
+    _, commit = closed(tmp_path, lambda run, start: send(run, start, "f", honest(5), samples=10**9))
+    assert commit.shares == dict.fromkeys(SILOS, 1 / 6)
+
+
+@pytest.mark.parametrize("header", [
+    lambda text: text[:-1] + b',"x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}',
+    lambda text: text.replace(b'"net"', b'"net","note":"' + b"x" * 850_000 + b'"'),
+    lambda text: text.replace(b":", b": "), lambda text: text + b" " * 8, lambda text: text.replace(b'"F32"', b'"\\u00463\\u0032"'),
+    lambda text: b" " * 2**24 + text], ids=["a tensor of nothing", "850 kB of metadata", "spaces", "more padding", "escapes", "16 MiB"])
+def test_bytes_that_travel_beside_the_weights(header: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    def forge(run: Run, start: Commit) -> None:
+        body = serialize_weights(honest(5), "net")
+        length = int.from_bytes(body[:8], "little")
+        text = header(body[8:8 + length].rstrip())
+        text += b" " * (-len(text) % 8)
+        (tmp_path / "update").write_bytes(len(text).to_bytes(8, "little") + text + body[8 + length:])
+        run.submit_update(
+            "f", 1, tmp_path / "update", trained_from=start.global_sha256, architecture="net", samples=10, loss=0.5, metrics={})
+
+    require_five(*closed(tmp_path / "store", forge))
+
+
+def test_an_update_in_another_silos_name(tmp_path: Path) -> None:
+    def forge(run: Run, start: Commit) -> None:
+        send(run, start, "f", honest(5))
+        manifest = json.loads(run.store.get(run.keys.update("a", 1), 2**20))
+        run.store.put(run.keys.update("f", 1), json.dumps({**manifest, "silo": "f"}).encode())
+
+    require_five(*closed(tmp_path, forge))
+
+
+@pytest.mark.parametrize("aggregation", ["median", "trimmed-mean"])
+def test_a_silo_within_the_bounds_moves_no_weight_beyond_what_honest_ones_sent(aggregation: Any) -> None:
+    updates = [honest(number) for number in range(5)]
+    for sign in (1, -1):
+        poisoned = {name: array + sign * 7 if array.dtype.kind == "f" else array for name, array in honest(5).items()}
+        found = average_arrays([*updates, poisoned], [1 / 6] * 6, Rule(aggregation))
+        for name in ("conv.weight", "norm.running_var"):
+            everybody = np.stack([update[name] for update in updates])
+            assert (found[name] >= everybody.min(axis=0)).all() and (found[name] <= everybody.max(axis=0)).all()
