@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fedhelp_core.config.federation import load_federation
 from fedhelp_core.errors import ConfigError, NotFound
+from fedhelp_core.printable import printable
 from fedhelp_core.protocol.facts import SoftLabels
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.softlabels.distillation_set import known_sets
@@ -111,5 +112,5 @@ def _agreements(found: SetSummary) -> Table:
 
 
 def _printable(text: str) -> str:
-    """Without what rich would take for markup, or a terminal for control."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text).replace("[", "\\[")
+    """For a terminal, and without what rich would take for markup."""
+    return printable(text).replace("[", "\\[")

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from fedhelp_core.config.federation import Federation, parse_federation
+from fedhelp_core.config.federation import Federation, federation_in
+from fedhelp_core.config.trust import require_trusted
+from fedhelp_core.printable import printable
 from fedhelp_core.processes import exit_code_of
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.base import Store
@@ -34,10 +34,13 @@ def open_session(store_url: str, run_id: str, endpoint_url: str = "") -> Session
 
     Raises:
         NotFound: check has not frozen this run's federation yet.
+        ConfigError: it names what this hub does not trust.
     """
     store = open_store(store_url, endpoint_url=endpoint_url or None)
     run = Run(store, run_id)
-    return Session(store, run, parse_federation(yaml.safe_load(run.federation_yaml()), source=f"run {run_id}'s federation.yaml"))
+    federation = federation_in(run.federation_yaml(), source=f"run {run_id}'s federation.yaml")
+    require_trusted(federation)
+    return Session(store, run, federation)
 
 
 def dispatcher_for(federation: Federation, run_id: str) -> Dispatcher:
@@ -53,7 +56,7 @@ def logs_folder(federation: Federation, run_id: str) -> Path:
 
 def say(message: str) -> None:
     """One line of progress for people."""
-    print(message, flush=True)
+    print(printable(message), flush=True)
 
 
 def run_parser(component: str, description: str | None) -> argparse.ArgumentParser:

@@ -34,6 +34,10 @@ _WITHIN = 60.0  # seconds for a whole answer: the listing of ten thousand Jobs t
 _WATCHED = httpx.Timeout(180.0, connect=15.0)  # seconds: a live watch brings a bookmark every minute
 _AT_ONCE = 8  # requests on their way, and again so many watches being opened: enough for 100 Jobs/s; httpx slows down with more
 _LARGEST = 256 * 2**20  # bytes: fifty times what ten thousand Jobs of one run take
+_LARGEST_LINE = 4 * 2**20  # bytes of an event: an object has 1.5 MiB at the most
+_LARGEST_TEXT = 2**20  # bytes of a log's end, or of what a server says when it refuses
+_LONGEST_WATCH = 2100.0  # seconds; the server was asked to end it after 1800
+_LONGEST_LINE = 180.0  # seconds that a line may take, which bookmarks keep short
 _RELOAD = 30.0  # seconds between two readings of credentials that the server no longer takes
 _AGAIN_LATER = (429, 500, 502, 503, 504)
 _UNAUTHORIZED = 401
@@ -71,12 +75,12 @@ class Cluster:
         data = await self._data(method, path, query, body)
         try:
             return json.loads(data)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise ClusterUnavailable(f"{self.name}: answered with what is no JSON ({message_of(data)}); is the address right?") from e
 
     async def text(self, path: str, query: dict[str, str]) -> str:
         """The answer as text (logs). Raises as `call`."""
-        return (await self._data("GET", path, query, None)).decode(errors="replace")
+        return (await self._data("GET", path, query, None, _LARGEST_TEXT)).decode(errors="replace")
 
     async def lines(self, path: str, query: dict[str, str]) -> AsyncGenerator[bytes, None]:
         """An endless answer, line by line, over a connection of its own; first an empty line, when the server has taken the request.
@@ -91,13 +95,17 @@ class Cluster:
                 async with aclosing(answer):
                     await self._refuse(answer)
                     yield b""
-                    rest = b""
+                    rest, until = b"", time.monotonic() + _LONGEST_WATCH
+                    begun = time.monotonic()  # of the line that is not whole yet
                     async for chunk in answer.aiter_bytes():
                         *whole, rest = (rest + chunk).split(b"\n")
+                        begun = time.monotonic() if whole else begun
                         for line in whole:
                             yield line
-                        if len(rest) > _LARGEST:
-                            raise OSError(f"a line of more than {_LARGEST} bytes")
+                        if len(rest) > _LARGEST_LINE:
+                            raise OSError(f"a line of more than {_LARGEST_LINE} bytes")
+                        if time.monotonic() > (min(until, begun + _LONGEST_LINE) if rest else until):
+                            raise OSError("a line or a watch without end")
 
     async def renew(self) -> bool:
         """Read the credentials again, at most every half minute; whether there are others now."""
@@ -116,21 +124,21 @@ class Cluster:
         """Close its connections."""
         await self._client.aclose()
 
-    async def _data(self, method: str, path: str, query: dict[str, str] | None, body: Any) -> bytes:
+    async def _data(self, method: str, path: str, query: dict[str, str] | None, body: Any, most: int | None = None) -> bytes:
         try:
-            return await self._send(method, path, query, body)
+            return await self._send(method, path, query, body, most)
         except ApiRefusal as e:
             if e.status == _UNAUTHORIZED and await self.renew():
-                return await self._send(method, path, query, body)
+                return await self._send(method, path, query, body, most)
             raise
 
-    async def _send(self, method: str, path: str, query: dict[str, str] | None, body: Any) -> bytes:
+    async def _send(self, method: str, path: str, query: dict[str, str] | None, body: Any, most: int | None) -> bytes:
         async with self._sending:
             with self._reached():
                 request = await self._request(self._client, method, path, query, body)
                 async with asyncio.timeout(_WITHIN), aclosing(await self._client.send(request, stream=True)) as answer:
                     await self._refuse(answer)
-                    return await _content(answer)
+                    return await _content(answer, _LARGEST if most is None else most)
 
     def _connections(self, times: httpx.Timeout) -> httpx.AsyncClient:
         """To this server alone: through the proxy that its kubeconfig names (proxy-url), else by the environment's."""
@@ -163,7 +171,7 @@ class Cluster:
     async def _refuse(self, answer: httpx.Response) -> None:
         """Raises ApiRefusal or ClusterUnavailable where the answer is no success."""
         if not answer.is_success:
-            raise self.refusal(answer.status_code, message_of(await _content(answer)))
+            raise self.refusal(answer.status_code, message_of(await _content(answer, _LARGEST_TEXT)))
 
     def refusal(self, status: int, message: str) -> ApiRefusal | ClusterUnavailable:
         """A server in trouble is asked again later; everything else is an answer."""
@@ -223,7 +231,7 @@ def message_of(text: bytes | str) -> str:
     """The sentence in a Kubernetes Status, or the beginning of whatever came instead."""
     try:
         return str(json.loads(text)["message"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return (text.decode(errors="replace") if isinstance(text, bytes) else text)[:300]
 
 
@@ -277,12 +285,12 @@ def _tls_of(settings: client.Configuration) -> ssl.SSLContext:
     return tls
 
 
-async def _content(answer: httpx.Response) -> bytes:
+async def _content(answer: httpx.Response, most: int) -> bytes:
     content = bytearray()
     async for chunk in answer.aiter_bytes():
         content += chunk
-        if len(content) > _LARGEST:
-            raise OSError(f"an answer of more than {_LARGEST} bytes")
+        if len(content) > most:
+            raise OSError(f"an answer of more than {most} bytes")
     return bytes(content)
 
 

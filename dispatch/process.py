@@ -40,7 +40,9 @@ class ProcessWork:
         code = self._process.exitcode
         if code is None:
             return None
-        return Outcome(exit_code=code, reason="" if code == 0 else exit_reason(code, self._log_tail()))
+        if code == 0:
+            return Outcome(exit_code=code)
+        return Outcome(exit_code=code, reason=exit_reason(code, self._log_tail()), where=f"what it said is in {self.log}")
 
     def waiting(self) -> Waiting | None:
         """Never: a fork starts at once."""
@@ -119,7 +121,7 @@ def _work(arguments: list[str], log: str) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # last: what it raises belongs into the worker's own log
     from fedhelp_dispatch.worker import main
 
-    sys.exit(main(arguments))
+    sys.exit(main(arguments, own_machine=True))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fedhelp_core.printable import printable
 from fedhelp_dispatch.job import CONTAINER, QUEUE_LABEL, Object
 from fedhelp_dispatch.request import Outcome, Waiting, exit_reason
 
@@ -193,5 +194,4 @@ def _event_time(event: Object) -> str:
 
 
 def _short(text: object) -> str:
-    line = " ".join(str(text).split())
-    return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
+    return printable(" ".join(str(text)[: _LONGEST * 4].split()), _LONGEST)

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from fedhelp_core.config.dispatch import SiloEntry
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import PERMANENT_EXIT_CODES
+from fedhelp_core.printable import printable
 
 Action = Literal["check", "train", "evaluate"]
 
@@ -74,9 +75,14 @@ class Outcome:
     """0 done; 10-19 permanent, 30-39 retryable (fedhelp_core.errors); negative: killed by that signal; None: no process said
     anything, since the work was taken away (deleted, evicted, stopped)."""
     reason: str = ""
-    """One line for people."""
+    """One line for people, which all of the run's parties may read."""
+    where: str = ""
+    """For whoever started the work on this machine: where all of it is."""
     late: bool = False
     """It was ended by a deadline."""
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.where}" if self.where else self.reason
 
     @property
     def done(self) -> bool:
@@ -133,7 +139,7 @@ def exit_reason(code: int, log_tail: Sequence[str]) -> str:
     """The worker's own error lines, or how it ended and the last thing that it printed, as one line."""
     errors = [line.split("error: ", 1)[1] for line in log_tail if ": error: " in line]
     if errors and code > 0:
-        return "; ".join(errors)
+        return printable("; ".join(errors))
     how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     said = [line.strip() for line in log_tail if line.strip()]
-    return f"{how} ({said[-1]})" if said else how
+    return printable(f"{how} ({said[-1]})") if said else how

@@ -11,11 +11,12 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from fedhelp_core.config.dispatch import SiloEntry
 from fedhelp_core.config.federation import Federation
-from fedhelp_core.errors import HubSilent, JobFailed, RetryableError, RunAborted
+from fedhelp_core.errors import HubSilent, JobFailed, RetryableError, RunAborted, public_half
 from fedhelp_core.protocol.documents import Commit
 from fedhelp_core.protocol.lease import Lease
 from fedhelp_core.protocol.run import Run
@@ -133,37 +134,37 @@ class Supervisor:
             return
         if outcome.late or outcome.disrupted:  # in a run's last Job the hospital's limit is shorter than the run: start anew
             self._not_before = time.monotonic() + 1.0
-            self._say(f"silo {self._silo.name}: {outcome.reason}; started again")
+            self._say(f"silo {self._silo.name}: {outcome}; started again")
             return
-        reason = _NO_ANSWER if outcome.done else outcome.reason
+        outcome = replace(outcome, reason=_NO_ANSWER) if outcome.done else outcome
         self._failures = self._failures + 1 if number == self._failed_round else 1
         self._failed_round = number
         if outcome.permanent:
-            self._give_up(number, reason)
+            self._give_up(number, outcome)
         elif self._failures > self._silo.dispatch.retries:
-            self._leave_out(number, reason)
+            self._leave_out(number, outcome)
         else:
             pause = min(_LONGEST_PAUSE, 0.5 * 2 ** (self._failures - 1))
             self._not_before = time.monotonic() + pause
-            self._say(f"silo {self._silo.name}: {reason}; restart {self._failures} of {self._silo.dispatch.retries} in {pause:g} s")
+            self._say(f"silo {self._silo.name}: {outcome}; restart {self._failures} of {self._silo.dispatch.retries} in {pause:g} s")
 
     def _without_answer(self, number: int) -> bool:
         """Whether a worker that says it is done owes the open round its answer: it would be started again for ever."""
         owed = self._work_round in (None, number) and 1 <= number <= self._rounds
         return owed and not self._run.answered(self._silo.name, number)
 
-    def _leave_out(self, number: int, reason: str) -> None:
+    def _leave_out(self, number: int, outcome: Outcome) -> None:
         """Nobody waits for the silo in round `number`; it comes back in the next."""
         self._answered = number
-        self._say(f"silo {self._silo.name}: left out of round {number}: {reason}")
-        self._run.mark_absent(self._silo.name, number, reason)
+        self._say(f"silo {self._silo.name}: left out of round {number}: {outcome}")
+        self._run.mark_absent(self._silo.name, number, outcome.reason)
 
-    def _give_up(self, number: int, reason: str) -> None:
+    def _give_up(self, number: int, outcome: Outcome) -> None:
         self.finished = True
-        self.failure = reason
-        self._say(f"silo {self._silo.name}: left out from round {number} on: {reason}")
+        self.failure = outcome.reason
+        self._say(f"silo {self._silo.name}: left out from round {number} on: {outcome}")
         for missed in range(number, self._rounds + 1):
-            self._run.mark_absent(self._silo.name, missed, reason)
+            self._run.mark_absent(self._silo.name, missed, outcome.reason)
 
 
 class Waits:
@@ -250,7 +251,7 @@ class SupervisorThread:
             return  # the main thread learns it from the store too
         except Exception as e:  # the main thread waits in the store: the abort reaches it there, and it raises this error
             self.error = e
-            self._run.abort(f"the silos' supervisor failed: {e}")
+            self._run.abort(f"the silos' supervisor failed: {public_half(e)}")
 
 
 def tick_all(supervisors: Iterable[Supervisor], commits: CommitWatch, say: Say) -> None:
@@ -303,14 +304,16 @@ def run_everywhere(
 
     def again(silo: str, outcome: Outcome) -> bool:
         if outcome.disrupted and not outcome.late:
-            say(f"silo {silo}: {outcome.reason}; started again")
+            say(f"silo {silo}: {outcome}; started again")
             return True
         failures[silo] += 1
         retries = requests[silo].entry.dispatch.retries
         if outcome.late or outcome.permanent or failures[silo] > retries:
             failed[silo] = outcome.reason
+            if outcome.where:
+                say(f"silo {silo}: failed; {outcome.where}")
             return False
-        say(f"silo {silo}: {outcome.reason}; restart {failures[silo]} of {retries}")
+        say(f"silo {silo}: {outcome}; restart {failures[silo]} of {retries}")
         return True
 
     with Lease(run.store, run.run_id, federation.protocol.lease):

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _LIFETIME = (1500, 1800)  # seconds that the server keeps a watch; spread, so that they do not all begin anew at once
 _PAUSES = (0.5, 15.0)  # seconds between attempts: from, doubling, up to
 _UNAUTHORIZED, _GONE = 401, 410
-_NO_API_SERVERS = (ValueError, KeyError, TypeError, AttributeError)  # what an answer raises that something else has sent
-_UNREACHABLE = (ClusterUnavailable, ConfigError, *_NO_API_SERVERS)
+_UNREACHABLE = (ClusterUnavailable, ConfigError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+"""No answer, or one that no API server gives, whatever it raises when it is read: RecursionError is a RuntimeError."""
 
 
 class Handler(Protocol):

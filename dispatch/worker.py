@@ -3,13 +3,13 @@
     python -m fedhelp_dispatch.worker train --run RUN --store URL --silo-config silo.yaml
 
 Started by a dispatcher: as a forked process, or as the container of a Job made from the hospital's own template. It prints
-one JSON object a line (round_started, progress, round_finished) and ends with an exit code of fedhelp_core.errors.
+one JSON object a line (round_started, progress, round_finished) and ends with an exit code of fedhelp_core.errors. What it says of an error is what
+may leave the hospital; the rest is in its own log (fedhelp_core/silo/disclosure.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -19,9 +19,10 @@ from pathlib import Path
 from fedhelp_core import telemetry
 from fedhelp_core.config.silo import load_silo
 from fedhelp_core.crashes import crashes_kept_in
-from fedhelp_core.places import require_temporary_folder, settle_user
+from fedhelp_core.places import require_temporary_folder
 from fedhelp_core.processes import exit_code_of
 from fedhelp_core.protocol.lease import end_without_hub
+from fedhelp_core.silo.disclosure import Disclosure
 from fedhelp_core.silo.work import open_silo
 from fedhelp_core.store.open import open_store
 from fedhelp_dispatch.request import SILO_CONFIG_VARIABLE
@@ -44,38 +45,36 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, read, call, end."""
+def main(argv: Sequence[str] | None = None, *, own_machine: bool = False) -> int:
+    """Parse, read, call, end. `own_machine`: whoever started this process may see everything that it says."""
     arguments = parser().parse_args(argv)
-    return exit_code_of(lambda: _work(arguments), program=f"fedhelp-worker {arguments.action}")
+    program = f"fedhelp-worker {arguments.action}"
+    with Disclosure(program, own_machine=own_machine) as disclosure:
+        return exit_code_of(lambda: _work(arguments, disclosure), program=program, say=disclosure.error)
 
 
-def _work(arguments: argparse.Namespace) -> None:
+def _work(arguments: argparse.Namespace, disclosure: Disclosure) -> None:
+    config = load_silo(arguments.silo_config)
+    disclosure.belongs_to(config)
     served = telemetry.serve_if_configured() is not None
 
     def on_event(event: dict[str, object]) -> None:
-        _print_event(event)
+        disclosure.event(event)
         if served and event["event"] == "round_finished":
             telemetry.round_finished(event)
 
     store = open_store(arguments.store, endpoint_url=arguments.endpoint_url)
-    config = load_silo(arguments.silo_config)
     require_temporary_folder(config.state / "tmp")
-    settle_user()
     if arguments.lease is not None:
-        end_without_hub(store, arguments.run, config.name, arguments.lease, f"fedhelp-worker {arguments.action}")
+        end_without_hub(store, arguments.run, config.name, arguments.lease, disclosure.error)
     with crashes_kept_in(config.state / "crashes", f"fedhelp-worker {arguments.action}"):
         silo = open_silo(config, store, arguments.run, on_event=on_event)
         if arguments.action == "check":
-            _print_event({"event": "checked", **asdict(silo.check())})
+            disclosure.event({"event": "checked", **asdict(silo.check())})
         elif arguments.action == "train":
             silo.train(last_round=silo.federation.algorithm.rounds, only=arguments.round)
         else:
-            _print_event({"event": "evaluated", **{k: v for k, v in asdict(silo.evaluate()).items() if k != "models"}})
-
-
-def _print_event(event: dict[str, object]) -> None:
-    print(json.dumps(event), flush=True)
+            disclosure.event({"event": "evaluated", **{k: v for k, v in asdict(silo.evaluate()).items() if k != "models"}})
 
 
 if __name__ == "__main__":

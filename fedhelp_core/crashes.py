@@ -59,7 +59,9 @@ def as_error(error: Exception, doing: str, *folders: Path) -> FedHelpError:
             _print_trace(error)
         trace = f"the full trace is in {place}" if place is not None else "the full trace is above"
         what = ": ".join(part for part in (type(error).__name__, one_line(error)) if part)
-        found = Crashed(f"{doing} met an error that it does not know ({what}); {trace}: look there, then run the same command again, or report it")
+        found = Crashed(
+            f"{doing} met an error that it does not know ({what}); {trace}: look there, then run the same command again, or report it",
+            public=f"{type(error).__name__}, which nobody foresaw")
     for note in getattr(error, "__notes__", []):
         found.add_note(note)
     return found

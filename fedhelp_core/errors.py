@@ -24,6 +24,9 @@
 
 A Job's podFailurePolicy fails at once on 10-19 and retries 30-39. Messages are one sentence: what, which, expected
 versus got, and the next step. A list of problems found together is one `ConfigError` or `DataError` with `problems`.
+
+An error has two halves. Its text is private: it may name a hospital's files and what its lists say. `public_half` is what may leave the
+hospital: kind, split, rows, counts. A class is `shared` where its text never speaks of data, only of the run and of files of FedHelp's own.
 """
 
 from __future__ import annotations
@@ -32,9 +35,22 @@ from collections.abc import Sequence
 
 
 class FedHelpError(Exception):
-    """Root of all errors raised on purpose; `exit_code` is what a process ends with."""
+    """Root of all errors raised on purpose; `exit_code` is what a process ends with.
+
+    Args:
+        text: One sentence, for those who may see everything.
+        public: The half that may leave a hospital; None: what `public_half` says of the class.
+    """
 
     exit_code = 1
+    shared = False
+    """Whether the text is its own public half."""
+    kind = "an error that its text alone explains"
+    """The public half of one that has no other."""
+
+    def __init__(self, text: str = "", *, public: str | None = None) -> None:
+        super().__init__(text)
+        self.public = public
 
 
 class PermanentError(FedHelpError):
@@ -52,39 +68,44 @@ class RetryableError(FedHelpError):
 class _ProblemList(PermanentError):
     """An error that can carry several problems found in one pass."""
 
-    def __init__(self, problems: str | Sequence[str]) -> None:
+    def __init__(self, problems: str | Sequence[str], *, public: str | None = None) -> None:
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
-        super().__init__("\n".join(self.problems))
+        super().__init__("\n".join(self.problems), public=public)
 
 
 class ConfigError(_ProblemList):
     """A config file, command line or environment variable is wrong."""
 
     exit_code = 10
+    kind = "settings that cannot be used"
 
 
 class DataError(_ProblemList):
     """A silo's images, labels or splits, or the public images, cannot be used."""
 
     exit_code = 11
+    kind = "data that cannot be used"
 
 
 class WeightsError(PermanentError):
     """A weights file is damaged, forged, too large, or of another architecture."""
 
     exit_code = 12
+    shared = True
 
 
 class RunConflict(PermanentError):
     """The run id is already used by a run with another config."""
 
     exit_code = 13
+    shared = True
 
 
 class AccessDenied(PermanentError):
     """Wrong credentials or missing permissions."""
 
     exit_code = 14
+    shared = True
 
 
 class TeacherError(PermanentError):
@@ -97,18 +118,21 @@ class RunAborted(PermanentError):
     """The run was ended for everyone; the message is the reason that its `abort` object gives."""
 
     exit_code = 16
+    shared = True
 
 
 class QuorumLost(PermanentError):
     """Fewer silos answered a round than `min_silos`."""
 
     exit_code = 17
+    shared = True
 
 
 class NotFound(PermanentError):
     """An object that must exist in the store, or a file that must exist, does not."""
 
     exit_code = 18
+    shared = True
 
 
 class JobFailed(PermanentError):
@@ -121,6 +145,7 @@ class StoreUnavailable(RetryableError):
     """The object store was not reached, or answered with a server error."""
 
     exit_code = 30
+    shared = True
 
 
 class TeacherUnavailable(RetryableError):
@@ -133,18 +158,21 @@ class StorageFull(RetryableError):
     """A disk or bucket has no space left."""
 
     exit_code = 32
+    shared = True
 
 
 class StateLocked(RetryableError):
     """Another process is working on this silo's state folder."""
 
     exit_code = 33
+    shared = True
 
 
 class HubSilent(RetryableError):
     """A worker has not heard of its run's hub for longer than the lease, and ends itself."""
 
     exit_code = 34
+    shared = True
 
 
 class ClusterUnavailable(RetryableError):
@@ -157,12 +185,26 @@ class GlobalModelDiverges(RetryableError):
     """A round's global model gives no finite loss, before this silo has trained it: the silo is not to blame, and comes back in the next round."""
 
     exit_code = 36
+    shared = True
 
 
 class Crashed(FedHelpError):
     """An exception that is none of these: a fault of FedHelp, of a library or of the machine. Nobody knows whether another try helps."""
 
     exit_code = 70  # EX_SOFTWARE of sysexits.h
+    kind = "an error that nobody foresaw"
+
+
+def public_half(error: BaseException) -> str:
+    """What of `error` may leave a hospital: nothing that was read from its data or written in its silo.yaml."""
+    if not isinstance(error, FedHelpError):
+        return f"{type(error).__name__}, a fault of the program"
+    if error.public is not None:
+        return error.public
+    if error.shared:
+        return str(error)
+    problems = len(getattr(error, "problems", ()))
+    return f"{error.kind} ({problems} problems)" if problems > 1 else error.kind
 
 
 PERMANENT_EXIT_CODES = tuple(range(10, 20))

@@ -21,6 +21,7 @@ from typing import NoReturn
 from fedhelp_core.crashes import as_error
 from fedhelp_core.errors import FedHelpError
 from fedhelp_core.places import settle_user
+from fedhelp_core.printable import printable, printable_lines
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _NOBODY_READS = 141  # what shells say of a program that SIGPIPE ended
@@ -35,13 +36,15 @@ def task(component: str) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        sys.exit(_explained(e, component))
+        sys.exit(_explained(e, component, lambda known: explain(known, component)))
 
 
-def exit_code_of(function: Callable[[], object], *, program: str, passing: tuple[type[Exception], ...] = ()) -> int:
+def exit_code_of(
+    function: Callable[[], object], *, program: str, passing: tuple[type[Exception], ...] = (), say: Callable[[FedHelpError], None] | None = None,
+) -> int:
     """Call `function`; 0, or the error's exit code after saying what was wrong. SIGTERM ends it with 143, Ctrl-C with 130.
 
-    `passing`: exceptions that the caller's own caller explains.
+    `passing`: exceptions that the caller's own caller explains. `say`: says what was wrong; None: on standard error.
     """
     ends_on_sigterm()
     settle_user()
@@ -56,7 +59,7 @@ def exit_code_of(function: Callable[[], object], *, program: str, passing: tuple
         print(f"{program}: stopped; the same command goes on where it was", file=sys.stderr, flush=True)
         return int(e.args[0]) if e.args else 130
     except Exception as e:
-        return _explained(e, program)
+        return _explained(e, program, say or (lambda known: explain(known, program)))
     return 0
 
 
@@ -65,14 +68,19 @@ def ends_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, _end)
 
 
-def _explained(error: Exception, program: str) -> int:
+def explain(error: FedHelpError, program: str) -> None:
+    """Say on standard error all that was wrong, a line each."""
+    for line in error_lines(error):
+        print(f"{program}: error: {line}", file=sys.stderr, flush=True)
+
+
+def _explained(error: Exception, program: str, say: Callable[[FedHelpError], None]) -> int:
     """The exit code of `error`, after its sentences."""
     if isinstance(error, BrokenPipeError) and _nobody_reads():
         return _NOBODY_READS
     known = error if isinstance(error, FedHelpError) else as_error(error, program)
     with suppress(OSError):  # nobody reads standard error any more
-        for line in [*str(known).splitlines(), *getattr(known, "__notes__", [])]:
-            print(f"{program}: error: {line}", file=sys.stderr, flush=True)
+        say(known)
     return known.exit_code
 
 
@@ -83,7 +91,7 @@ def _thread_ended(program: str, arguments: threading.ExceptHookArgs) -> None:
         return
     known = as_error(error, f"{program} (thread {arguments.thread.name if arguments.thread else '?'})")
     with suppress(OSError):
-        print(f"{program}: warning: {known}", file=sys.stderr, flush=True)
+        print(f"{program}: warning: {printable(known)}", file=sys.stderr, flush=True)
 
 
 def _print_anything() -> None:
@@ -112,6 +120,11 @@ def _nobody_reads() -> bool:
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
     return gone
+
+
+def error_lines(error: BaseException) -> list[str]:
+    """What `error` and the notes on it say, harmless on a terminal."""
+    return printable_lines("\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])]))
 
 
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -41,6 +41,7 @@ def _in_hub(task: Any, *, cached: bool = False) -> Any:
         task, config_map_name=FEDERATION_CONFIG_MAP, config_map_key_to_env={"FEDHELP_PUSHGATEWAY": "FEDHELP_PUSHGATEWAY"}, optional=True)
     kubernetes.use_secret_as_volume(task, secret_name=KUBECONFIG_SECRET, mount_path=_KUBECONFIG_FOLDER, optional=True)
     task.set_env_variable("KUBECONFIG", f"{_KUBECONFIG_FOLDER}/config")
+    task.set_env_variable("FEDHELP_TRUST", "/etc/fedhelp/trust.json")  # where there is none, nothing that a federation.yaml names is trusted
     for secret, keys in ((STORE_SECRET, _STORE_KEYS), (MLFLOW_SECRET, _MLFLOW_KEYS)):
         kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: key for key in keys}, optional=True)
     return task if cached else task.set_caching_options(False)

@@ -23,6 +23,7 @@ from fedhelp_components.session import dispatcher_for, end, say
 from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.config.teachers import PublicSetConfig
+from fedhelp_core.config.trust import require_trusted
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, NotFound, PermanentError
 from fedhelp_core.places import require_temporary_folder
@@ -65,6 +66,7 @@ def run(*, federation: str, run_id: str, settings: Mapping[str, Any]) -> Checked
 
 def start(config: Federation, run_id: str) -> Checked:
     """`run` for a federation that was read already."""
+    require_trusted(config)  # before anything that it names is opened
     raise_all(static_problems(config))
     store = open_store(config.store.url, endpoint_url=config.store.endpoint_url)
     started = Run(store, run_id)

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from fedhelp_core.config.algorithm import AlgorithmConfig
 from fedhelp_core.config.dispatch import SiloEntry
-from fedhelp_core.config.files import read_yaml, template_in, with_absolute_paths, with_changed
+from fedhelp_core.config.files import mapping_in, read_yaml, template_in, with_absolute_paths, with_changed
 from fedhelp_core.config.section import Section, SiloName, validated
 from fedhelp_core.config.sentences import models_in, sentences
 from fedhelp_core.config.task import TaskConfig
@@ -265,6 +265,15 @@ def parse_federation(document: Any, *, source: str) -> Federation:
         ConfigError: with every problem found.
     """
     return validated(Federation, document, source)
+
+
+def federation_in(text: str, *, source: str) -> Federation:
+    """The federation of a YAML `text` that nobody vouches for.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    return parse_federation(mapping_in(text, source), source=source)
 
 
 def checked_value(dotted: str, value: Any, *, source: str) -> Any:

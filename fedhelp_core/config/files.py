@@ -9,9 +9,12 @@ from typing import Any
 
 import yaml
 
+from fedhelp_core.budget import MOST_NESTING, MOST_YAML_BYTES, MOST_YAML_NODES, foreign, regular_bytes
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.printable import printable
 
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
+_SHOWN = 200  # characters of what YAML says
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]+:")  # s3://bucket, models:/name@alias, runs:/id/model
 
 
@@ -21,27 +24,47 @@ def read_yaml(path: Path) -> Any:
     Raises:
         ConfigError: there is no such file, it is no YAML, it is no mapping, or a field in it is given twice.
     """
+    def unread(why: str) -> ConfigError:
+        return ConfigError(f"{path}: cannot be read ({why}); check its permissions and that it is UTF-8 text")
+
     try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = regular_bytes(path, MOST_YAML_BYTES, unread).decode("utf-8")
     except FileNotFoundError as e:
         raise ConfigError(
             f"{path}: no such file; give the path of a YAML file (`fedhelp data ingest` writes silo.yaml files for real data,"
             " `fedhelp data phantom TASK FOLDER` a drawn federation)") from e
-    except IsADirectoryError as e:
-        raise ConfigError(f"{path}: is a folder; give the path of a YAML file inside it") from e
     except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{path}: cannot be read ({e}); check its permissions and that it is UTF-8 text") from e
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder; give the path of a YAML file inside it") from e
+        raise unread(str(e)) from e
+    return mapping_in(text, str(path))
+
+
+def mapping_in(text: str, source: str) -> dict[str, Any]:
+    """The mapping that YAML `text` is; `source` names it in messages.
+
+    Raises:
+        ConfigError: it is no YAML, too large with all its aliases written out, no mapping, or a field in it is given twice.
+    """
+    def wrong(why: str) -> ConfigError:
+        return ConfigError(f"{source}: is not valid YAML: {why}")
+
+    if len(text) > MOST_YAML_BYTES:
+        raise wrong(f"has more than {MOST_YAML_BYTES:,} bytes")
+    try:
+        with foreign(wrong, yaml.YAMLError, RecursionError):
+            document = yaml.load(text, _Loader)
     except RecursionError as e:
-        raise ConfigError(f"{path}: is nested deeper than any configuration; give a file as `fedhelp data phantom` writes it") from e
+        raise ConfigError(f"{source}: is nested deeper than any configuration; give a file as `fedhelp data phantom` writes it") from e
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}: is not valid YAML{where}: {getattr(e, 'problem', e)}") from e
-    require_texts(document, source=str(path))
+        raise ConfigError(f"{source}: is not valid YAML{where}: {printable(getattr(e, 'problem', e), _SHOWN)}") from e
+    require_texts(document, source=source)
     if document is None:
-        raise ConfigError(f"{path}: is empty; expected a mapping of fields")
+        raise ConfigError(f"{source}: is empty; expected a mapping of fields")
     if not isinstance(document, dict):
-        raise ConfigError(f"{path}: expected a mapping of fields, got {type(document).__name__}")
+        raise ConfigError(f"{source}: expected a mapping of fields, got {type(document).__name__}")
     return document
 
 
@@ -106,7 +129,16 @@ def with_changed(document: Any, dotted_paths: tuple[str, ...], change: Callable[
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a field that is given twice, of which YAML would keep the last one without a word, and a value that is not what it looks like."""
+    """Refuses a field that is given twice, of which YAML would keep the last one without a word, and a value that is not what it looks like.
+
+    A few lines of aliases can stand for a billion nodes, and merge keys copy them; so nodes are counted as if written out, before any is made.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _require_bounded(node)
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -124,3 +156,29 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.MarkedYAMLError(problem=f"field {key.value!r} is given twice", problem_mark=key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _require_bounded(root: yaml.Node) -> None:
+    """YAMLError where `root` holds itself, nests too deep, or has too many nodes once every alias is written out."""
+    known: dict[int, tuple[int, int]] = {}
+    inside: set[int] = set()
+
+    def extent(node: yaml.Node) -> tuple[int, int]:
+        """Nodes and levels."""
+        if isinstance(node, yaml.ScalarNode):
+            return 1, 1
+        if id(node) in inside:
+            raise yaml.MarkedYAMLError(problem="an alias stands for what it is in", problem_mark=node.start_mark)
+        if id(node) not in known:
+            inside.add(id(node))
+            parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            found = [extent(part) for part in parts]
+            inside.discard(id(node))
+            nodes, levels = 1 + sum(nodes for nodes, _ in found), 1 + max((levels for _, levels in found), default=0)
+            if nodes > MOST_YAML_NODES or levels > MOST_NESTING:
+                said = f"with its aliases more than {MOST_YAML_NODES:,} values, or {MOST_NESTING} levels"
+                raise yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark)
+            known[id(node)] = nodes, levels
+        return known[id(node)]
+
+    extent(root)

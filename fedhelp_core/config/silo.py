@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from fedhelp_core.config.files import read_yaml, with_absolute_paths
 from fedhelp_core.config.section import Section, SiloName, validated
+from fedhelp_core.errors import ConfigError
 
 
 class FedIsicData(Section):
@@ -116,5 +117,7 @@ def load_silo(path: str | Path) -> SiloConfig:
         ConfigError: with every problem found.
     """
     path = Path(path)
-    document = with_absolute_paths(read_yaml(path), path.parent, _SILO_PATHS)
-    return validated(SiloConfig, document, str(path))
+    try:
+        return validated(SiloConfig, with_absolute_paths(read_yaml(path), path.parent, _SILO_PATHS), str(path))
+    except ConfigError as e:
+        raise ConfigError(e.problems, public=f"silo.yaml cannot be used ({len(e.problems)} problems)") from e

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from fedhelp_core.disk import atomic_write, explained
 from fedhelp_core.errors import DataError
 from fedhelp_core.weights.file import write_weights
 
+_SHOWN = 5  # rows
 _KEPT_CACHES = 2  # the one in use, and the one before it for a silo that goes back and forth between two configs
 
 
@@ -80,18 +81,20 @@ def _decoded(silo: str, manifest: Manifest, task: TaskConfig) -> dict[str, Tenso
     """
     tensors: dict[str, Tensor] = {}
     problems: list[str] = []
-    bits = manifest.pixel_bits or bits_in_use((item for _, item in _items(manifest)), task)
+    rows: dict[str, list[int]] = {}
+    bits = manifest.pixel_bits or bits_in_use((item for _, _, item in _items(manifest)), task)
     for name, items in manifest.splits():
         images = np.zeros((len(items), *image_shape(task)), np.uint8)
         targets = np.zeros((len(items), *target_shape(task)), np.uint8 if target_shape(task) else np.int64)
         for i, example in enumerate(read_examples(items, task, bits)):
             if example.image_CHW is None:
                 problems.append(f"silo {silo}: {example.problem}")
+                rows.setdefault(name, []).append(i)
             else:
                 images[i], targets[i] = example.image_CHW, example.target
         tensors[f"{name}.images"], tensors[f"{name}.labels"] = torch.from_numpy(images), torch.from_numpy(targets)
     if problems:
-        raise DataError(told(problems))
+        raise DataError(told(problems), public=f"images that cannot be used: {_counted(rows)}")
     return tensors
 
 
@@ -119,7 +122,8 @@ def _digest(silo: str, manifest: Manifest, task: TaskConfig) -> str:
     """
     facts: list[object] = ["arrays/2", preparation(task), manifest.pixel_bits]
     problems: list[str] = []
-    for name, item in _items(manifest):
+    rows: dict[str, list[int]] = {}
+    for name, row, item in _items(manifest):
         for path in (item.image, item.mask):
             if path is None:
                 continue
@@ -128,15 +132,24 @@ def _digest(silo: str, manifest: Manifest, task: TaskConfig) -> str:
                 facts.append([name, str(path), item.label, stat.st_size, stat.st_mtime_ns])
             except OSError as e:
                 problems.append(f"silo {silo}: {path}: no such image file ({e.strerror}); listed in {manifest.source}")
+                rows.setdefault(name, []).append(row)
     if problems:
-        raise DataError(told(problems))
+        raise DataError(told(problems), public=f"image files that are not there: {_counted(rows)}")
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _items(manifest: Manifest) -> Iterator[tuple[str, Item]]:
+def _counted(rows: Mapping[str, Sequence[int]]) -> str:
+    """How many of each split, and the first of their rows from 0: what a hub may know of files."""
+    return ", ".join(
+        f"{len(found)} {split} ({'rows' if len(found) > 1 else 'row'} {', '.join(map(str, found[:_SHOWN]))}{', ...' if len(found) > _SHOWN else ''})"
+        for split, found in rows.items())
+
+
+def _items(manifest: Manifest) -> Iterator[tuple[str, int, Item]]:
+    """Split, row in it, and item, of all of them."""
     for name in SPLITS:
-        for item in getattr(manifest, name):
-            yield name, item
+        for row, item in enumerate(getattr(manifest, name)):
+            yield name, row, item
 
 
 def _drop_old_caches(folder: Path, keep: Path) -> None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from fedhelp_core.budget import MOST_COLUMNS, MOST_LIST_BYTES, regular_bytes
 from fedhelp_core.data.names import plain
 from fedhelp_core.errors import DataError
 
@@ -42,6 +43,8 @@ class Table:
         first = self._text.split("\n", 1)[0]
         self._separator = told.group(1) if told else max(_SEPARATORS, key=first.count)
         self.head = [_printed(plain(name.strip())) for name in next(self._parsed(), (0, []))[1]]
+        if len(self.head) > MOST_COLUMNS:
+            raise DataError(f"{path}: has {len(self.head):,} columns, at most {MOST_COLUMNS:,} expected; leave out what is not used")
         self._names = self._columns(names, needed)
 
     @property
@@ -121,7 +124,7 @@ def _text(path: Path, what: str, next_step: str) -> tuple[str, list[str]]:
         DataError: no such file, or no text.
     """
     try:
-        raw = path.read_bytes()
+        raw = regular_bytes(path, MOST_LIST_BYTES, lambda why: DataError(f"{path}: cannot be read as CSV ({why}); save it as UTF-8 with commas"))
     except FileNotFoundError as e:
         raise DataError(f"{path}: no such {what}; {next_step}") from e
     except OSError as e:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedhelp_core.budget import MOST_LIST_BYTES, json_in, regular_bytes
 from fedhelp_core.config.silo import ChestXrayData, DatalistData, FedIsicData, FedIxiData, PicturesAndMasks, SiloConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.chest_xray import read_chest_xray
@@ -27,8 +28,6 @@ from fedhelp_core.data.problems import told
 from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.errors import ConfigError, DataError
 from fedhelp_core.registry.tasks import TASKS
-
-_MAX_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,8 @@ def manifest_of(config: SiloConfig, task: TaskConfig | None) -> Manifest:
     masks = None if task is None else TASKS[task.name].answer == "mask"
     if task is not None and not isinstance(data, DatalistData) and masks != isinstance(data, PicturesAndMasks | FedIxiData):
         kind = "masks" if masks else "class numbers"
-        raise ConfigError(f"silo {config.name}: data.layout {data.layout!r} has no {kind}, which task {task.name} needs; choose another layout")
+        said = f"silo {config.name}: data.layout {data.layout!r} has no {kind}, which task {task.name} needs; choose another layout"
+        raise ConfigError(said, public=said)
     found = read_layout(data, masks=masks)
     require_usable(config.name, found, task)
     return found
@@ -84,7 +84,9 @@ def require_usable(silo: str, found: Manifest, task: TaskConfig | None) -> None:
     problems = [*found.problems, *_problems_of(found, sys.maxsize if task is None else len(task.classes))]
     problems += [] if task is None else _other_classes(found, task)
     if problems:
-        raise DataError([f"silo {silo}: {problem}" for problem in told(problems)])
+        few = len(found.training) < 2 or not found.test
+        public = f"lists that cannot be used ({len(problems)} problems{', and too few images' if few else ''})"
+        raise DataError([f"silo {silo}: {problem}" for problem in told(problems)], public=public)
 
 
 def _other_classes(found: Manifest, task: TaskConfig) -> Iterator[str]:
@@ -177,14 +179,15 @@ def write_datalist(path: Path, manifest: Manifest, *, root: Path) -> None:
 
 
 def _json(path: Path) -> Mapping[str, Any]:
+    def wrong(why: str) -> DataError:
+        return DataError(f"{path}: cannot be read as JSON ({why}); write it as MONAI datalists are, with lists training, validation, test")
+
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{path}: is larger than {_MAX_BYTES} bytes; a datalist holds paths and labels only")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json_in(regular_bytes(path, MOST_LIST_BYTES, wrong), wrong)
     except FileNotFoundError as e:
         raise DataError(f"{path}: no such datalist; correct data.datalist in silo.yaml") from e
-    except (OSError, ValueError) as e:
-        raise DataError(f"{path}: cannot be read as JSON ({e}); write it as MONAI datalists are, with lists training, validation, test") from e
+    except OSError as e:
+        raise wrong(str(e)) from e
     if not isinstance(document, dict):
         raise DataError(f"{path}: a mapping with lists training, validation and test expected, got {type(document).__name__}")
     return document
@@ -216,7 +219,7 @@ def _item(row: Any, root: Path, masks: bool | None, finder: Finder) -> Item:
 def _is_below(path: Path, root: Path) -> bool:
     try:
         return path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError):  # a loop of links, which leads nowhere
+    except (OSError, RuntimeError, ValueError):  # a loop of links, which leads nowhere; a name that no file can have
         return False
 
 

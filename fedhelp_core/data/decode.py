@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from fedhelp_core.data.picture_files import Picture, eight_bits, opaque, picture_in, read_file
+from fedhelp_core.budget import IN_FLIGHT
+from fedhelp_core.data.picture_files import Picture, bytes_of_pixels, eight_bits, opaque, picture_in, read_file
 from fedhelp_core.data.unusable import Unusable
 
 
@@ -67,7 +68,8 @@ def decode(path: Path, size: int, bits: int | None = None) -> Decoded:
 def decode_bytes(raw: bytes, size: int, name: str, bits: int | None = None) -> Decoded:
     """As `decode`, of a file's bytes; `name` is what messages call it."""
     try:
-        pixels_SSC = prepared(opaque(picture_in(raw, name), name), size, name, bits)
+        with IN_FLIGHT.reserved(bytes_of_pixels(raw)):
+            pixels_SSC = prepared(opaque(picture_in(raw, name), name), size, name, bits)
     except Unusable as e:
         return Decoded(Path(name), problem=str(e))
     return Decoded(Path(name), hashlib.sha256(raw).hexdigest(), pixels_SSC)

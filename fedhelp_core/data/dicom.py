@@ -8,9 +8,10 @@ the whole process, which other threads move, and it drops what it thinks too lon
 from __future__ import annotations
 
 import re
+import struct
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhelp_core.budget import (
+    MOST_MEMBERS,
+    MOST_VOLUME_BYTES,
+    MOST_VOXELS,
+    first_line,
+    foreign,
+    jpeg_size,
+    require_inflated,
+    require_regular,
+)
 from fedhelp_core.data.apart import Apart
-from fedhelp_core.data.grid import MOST_VOXELS, Volume
+from fedhelp_core.data.grid import Volume
 from fedhelp_core.data.unusable import Unusable
 
 _NO_SLICES = ("dicomdir", "thumbs.db", "desktop.ini")
@@ -39,6 +50,10 @@ _UNEVEN = 0.1     # of the usual distance: how far two neighbouring slices may b
 _OFF_GRID = 0.25  # of the usual distance: how far a slice may lie from its place on the regular grid
 _SAME_PLACE = 0.01  # of a pixel: nearer slices are the same slice
 _LONGEST = 400  # characters: six numbers of sixty
+_PREAMBLE = 132  # bytes before the head: 128 of anything, DICM
+_MOST_META = 2**16  # bytes of a head, which names the file and how it is written
+_MOST_INFLATED = 2**30  # bytes of a data set that is deflated as a whole, which reports are, and images seldom
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _LOCK = threading.Lock()  # warnings are kept or dropped for the whole process
 
 
@@ -69,7 +84,7 @@ def read_series(path: Path, *, labels: bool = False) -> Volume:
     """
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is not used here; pixels are decoded with warnings as errors
-        planes = [plane for file in _files(path) for plane in _planes(file, path, labels=labels)]
+        planes = list(_within_budget((plane for file in _files(path) for plane in _planes(file, path, labels=labels)), path))
     _require_one_series(planes, path)
     planes, step = _stacked(planes, path)
     first = planes[0]
@@ -87,7 +102,19 @@ def _files(path: Path) -> list[Path]:
     found = sorted(file for file in path.rglob("*") if file.is_file() and not _is_no_slice(file.relative_to(path)))
     if not found:
         raise Unusable(f"{path}: holds no DICOM file; correct the list or the folder")
+    if len(found) > MOST_MEMBERS:
+        raise Unusable(f"{path}: holds {len(found):,} files, at most {MOST_MEMBERS:,} expected; keep one series' slices in it and nothing else")
     return found
+
+
+def _within_budget(planes: Iterator[_Plane], path: Path) -> Iterator[_Plane]:
+    """`planes`, as long as all of them together are one volume's."""
+    voxels = 0
+    for plane in planes:
+        voxels += plane.rows * plane.columns
+        if voxels > MOST_VOXELS:
+            raise Unusable(f"{path}: its slices have more than {MOST_VOXELS:,} voxels together; keep one series' slices in it and nothing else")
+        yield plane
 
 
 def _is_no_slice(inside: Path) -> bool:
@@ -99,17 +126,36 @@ def _planes(file: Path, path: Path, *, labels: bool) -> Iterator[_Plane]:
     import pydicom
     from pydicom.errors import InvalidDicomError
 
-    try:
-        document = pydicom.dcmread(file)
-        yield from _File(document, file, path, labels=labels).planes()
-    except Unusable:
-        raise
-    except InvalidDicomError:
-        raise Unusable(f"{file}: is no DICOM file (no DICM in its head); keep one series' slices in {path} and nothing else") from None
-    except (OSError, EOFError, MemoryError) as e:
-        raise Unusable(f"{file}: cannot be read as DICOM ({_first_line(e)}); replace it") from None
-    except Exception as e:  # a damaged file makes pydicom raise whatever its parts raise
-        raise Unusable(f"{file}: cannot be read as DICOM ({type(e).__name__}: {_first_line(e)}); replace it") from None
+    def wrong(why: str) -> Unusable:
+        return Unusable(f"{file}: cannot be read as DICOM ({why}); replace it")
+
+    with foreign(wrong, Unusable, InvalidDicomError):
+        require_regular(file, MOST_VOLUME_BYTES, wrong)
+        _require_plausible_inflation(file, wrong)
+        try:
+            document = pydicom.dcmread(file)
+        except InvalidDicomError:
+            raise Unusable(f"{file}: is no DICOM file (no DICM in its head); keep one series' slices in {path} and nothing else") from None
+        planes = _File(document, file, path, labels=labels).planes()
+    while True:
+        with foreign(wrong, Unusable):  # not around a yield: what the caller raises is its own
+            plane = next(planes, None)
+        if plane is None:
+            return
+        yield plane
+
+
+def _require_plausible_inflation(file: Path, wrong: Callable[[str], Unusable]) -> None:
+    """pydicom inflates a deflated data set at once, whatever it holds: nothing where that is not too much."""
+    with file.open("rb") as handle:
+        head = handle.read(_PREAMBLE + 12)
+        meta = handle.read(min(int.from_bytes(head[-4:], "little"), _MOST_META)) if head[_PREAMBLE : _PREAMBLE + 4] == b"\2\0\0\0" else b""
+        start = _PREAMBLE + 12 + len(meta)
+        if _DEFLATED not in meta and _DEFLATED in handle.read(_MOST_META):
+            raise wrong("its head does not say how long it is (0002,0000)")
+        if _DEFLATED in meta:
+            handle.seek(start)
+            require_inflated(handle.read(), _MOST_INFLATED, wrong)
 
 
 class _File:
@@ -202,6 +248,8 @@ class _File:
             available = False
         if not available:
             raise self._unusable("TransferSyntaxUID", f"is {syntax.name}, which is not read; export it without compression")
+        if syntax.is_encapsulated:
+            self._require_frames(raw, frames, rows, columns)
         options = {
             "rows": rows, "columns": columns, "number_of_frames": frames, "samples_per_pixel": 1, "bits_allocated": allocated, "bits_stored": used,
             "photometric_interpretation": "MONOCHROME2", "pixel_representation": signed, "pixel_keyword": tag, "planar_configuration": 0}
@@ -214,9 +262,18 @@ class _File:
                 else:
                     decoded, _ = decoder.as_array(raw, raw=True, decoding_plugin=_BY_PLUGIN.get(str(syntax), ""), **options)
             except Exception as e:  # decoders raise whatever their libraries raise
-                raise self._unusable("PixelData", f"cannot be decoded ({syntax.name}: {_first_line(e)}); export it without compression") from None
+                raise self._unusable("PixelData", f"cannot be decoded ({syntax.name}: {first_line(e)}); export it without compression") from None
         stored = np.asarray(decoded).reshape(frames, rows, columns)
         return _in_use(stored, used, highest, signed=bool(signed)) if tag == "PixelData" else stored
+
+    def _require_frames(self, raw: bytes, frames: int, rows: int, columns: int) -> None:
+        """Each compressed frame announces the size that the file does: its decoder would allocate by its own word."""
+        from pydicom.encaps import generate_frames
+
+        for frame in generate_frames(raw, number_of_frames=frames):
+            width, height = _announced(frame)
+            if (width, height) not in ((0, 0), (columns, rows)):
+                raise self._unusable("PixelData", f"has a frame of {width} x {height} pixels, {columns} x {rows} expected; export it again")
 
     def _intensities(self, stored_YX: NDArray[Any], places: Sequence[Any], *, inverted: bool) -> NDArray[np.float32]:
         """What the scanner measured."""
@@ -370,9 +427,16 @@ def _stacked(planes: Sequence[_Plane], path: Path) -> tuple[list[_Plane], NDArra
     return ordered, step
 
 
+def _announced(frame: bytes) -> tuple[int, int]:
+    """Width and height by the header of a JPEG, JPEG-LS or JPEG 2000 frame; zeros where it has none."""
+    if frame[:2] == b"\xff\xd8":
+        return jpeg_size(frame)[:2]
+    codestream = frame.find(b"\xff\x4f\xff\x51", 0, _MOST_META)  # SOC and SIZ, alone or in a .jp2's boxes
+    if codestream < 0 or len(frame) < codestream + 24:
+        return 0, 0
+    right, bottom, left, top = struct.unpack(">IIII", frame[codestream + 8 : codestream + 24])
+    return max(0, right - left), max(0, bottom - top)
+
+
 def _listed(numbers: NDArray[np.float64]) -> str:
     return " ".join(f"{number:g}" for number in numbers)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from fedhelp_core.data.unusable import Unusable
 
-MOST_VOXELS = 2**31
-"""In one file: 8 GiB as float32, four times the largest clinical CT."""
 _LEAST_SIDE = 8        # voxels, as read: a volume thinner than this is a slice
 _SPACINGS = 0.005, 50  # mm: from the finest specimen scanners to the thickest localisers
 _LONGEST = 3000        # mm: longer than any person, so the units are wrong

@@ -9,8 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import logging
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.data.grid import MOST_VOXELS, Volume, require_plausible_affine, spacing_of
+from fedhelp_core.budget import MOST_EXTENSION_BYTES, MOST_VOLUME_BYTES, MOST_VOXELS, first_line, foreign, require_inflatable, require_regular
+from fedhelp_core.data.grid import Volume, require_plausible_affine, spacing_of
 from fedhelp_core.data.unusable import Unusable
 
 _HEADER_BYTES = {348: 1, 540: 2}  # sizeof_hdr -> version of the format
@@ -33,21 +33,30 @@ def read_nifti(path: Path) -> Volume:
     Raises:
         Unusable: it cannot be read, or what it means is not certain.
     """
-    with _quiet_nibabel():
-        try:
-            with path.open("rb") as raw, _unpacked(raw) as file:
-                return _volume(file, path)
-        except (OSError, EOFError, zlib.error) as e:
-            raise Unusable(f"{path}: cannot be read as NIfTI ({_first_line(e)}); replace or remove it") from None
+    wrong = _unreadable(path)
+    with _quiet_nibabel(), foreign(wrong, Unusable):
+        stored = require_regular(path, MOST_VOLUME_BYTES, wrong)
+        with path.open("rb") as raw, _unpacked(raw) as file:
+            return _volume(file, stored, path)
 
 
-def _volume(file: Any, path: Path) -> Volume:
+def _unreadable(path: Path) -> Callable[[str], Unusable]:
+    return lambda why: Unusable(f"{path}: cannot be read as NIfTI ({why}); replace or remove it")
+
+
+def _volume(file: Any, length: int, path: Path) -> Volume:
+    """The volume in `file`, whose `length` on disk it cannot exceed, or not by more than deflating makes of it."""
     header = _header(file, path)
     shape, stored = _shape(header, path), _stored_type(header, path)
     affine, notes = _affine(header, path)
     require_plausible_affine(affine, shape, path)
     slope, intercept = _scaling(header, path)
     start, size = _first_byte(header, path), int(np.prod(shape, dtype=np.int64)) * stored.itemsize
+    if isinstance(file, gzip.GzipFile):
+        require_inflatable(start + size, length, _unreadable(path))
+    elif start + size > length:
+        raise Unusable(
+            f"{path}: dim and bitpix say {size:,} bytes of voxels, {max(0, length - start):,} found; copy it again from where it came")
     file.seek(start)
     body = file.read(size + 1)  # one more, so that what follows is noticed, and a gzipped file's checksum is looked at
     if len(body) != size:
@@ -73,7 +82,7 @@ def _header(file: Any, path: Path) -> Any:
     try:
         header = kind(bytes_, check=False)
     except (WrapStructError, HeaderDataError, ValueError) as e:
-        raise Unusable(f"{path}: cannot be read as NIfTI ({_first_line(e)}); replace or remove it") from None
+        raise Unusable(f"{path}: cannot be read as NIfTI ({first_line(e)}); replace or remove it") from None
     magic = bytes(header["magic"]).rstrip(b"\0")[:3]
     if magic != (b"n+1" if version == 1 else b"n+2"):
         kind_of_pair = "Analyze" if magic not in (b"ni1", b"ni2") else "a pair of .hdr and .img"
@@ -114,8 +123,8 @@ def _stored_type(header: Any, path: Path) -> np.dtype[Any]:
 
 def _first_byte(header: Any, path: Path) -> int:
     offset, least = float(header["vox_offset"]), int(header["sizeof_hdr"]) + 4  # four bytes say whether extensions follow
-    if not np.isfinite(offset) or offset != int(offset) or not least <= offset <= 2**31:
-        raise Unusable(f"{path}: vox_offset is {offset:g}, a whole number from {least} expected; convert it again")
+    if not np.isfinite(offset) or offset != int(offset) or not least <= offset <= MOST_EXTENSION_BYTES:
+        raise Unusable(f"{path}: vox_offset is {offset:g}, a whole number from {least} to {MOST_EXTENSION_BYTES} expected; convert it again")
     return int(offset)
 
 
@@ -152,7 +161,7 @@ def _affine(header: Any, path: Path) -> tuple[NDArray[np.float64], tuple[str, ..
         forms = {name: affine for name, affine in (("sform", header.get_sform(coded=True)[0]), ("qform", header.get_qform(coded=True)[0]))
                  if affine is not None}
     except (HeaderDataError, ValueError) as e:
-        raise Unusable(f"{path}: its qform cannot be used ({_first_line(e)}); convert it again") from None
+        raise Unusable(f"{path}: its qform cannot be used ({first_line(e)}); convert it again") from None
     if not forms:
         raise Unusable(f"{path}: has no affine (qform and sform codes are 0), so nobody knows how it lies; convert it again")
     for name, affine in forms.items():
@@ -204,7 +213,3 @@ def _quiet_nibabel() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -11,7 +11,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +22,18 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from fedhelp_core.budget import IN_FLIGHT, MOST_PICTURE_BYTES, MOST_PIXELS, foreign, picture_size, regular_bytes, require_picture
 from fedhelp_core.data.unusable import Unusable
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
-MOST_PIXELS = 178_956_970
-"""178 megapixels, Pillow's own bound (twice what fits into 256 MiB as RGB): more is a slide of pathology, or a file made to fill memory."""
 BITS = (8, 10, 12, 14, 16)
 """What 16-bit files hold: detectors count in 10, 12 or 14 bits."""
-# What Pillow raises for damaged files: SyntaxError for a broken PNG, struct.error and TypeError for EXIF tags of another type.
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, EOFError, struct.error, zlib.error)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _OTHERS = {
     b"GIF8": "a GIF", b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"BM": "a BMP", b"RIFF": "a WebP", b"\0\0\0\x0cjP": "a JPEG 2000",
     b"\xffO\xffQ": "a JPEG 2000", b"\xff\xd8\xff\xf7": "a JPEG-LS", b"%PDF": "a PDF", b"PK\x03\x04": "a zip",
     b"\x1f\x8b": "a gzip", b"8BPS": "a Photoshop"}
+_COPIES = 3  # of its pixels at once: as decoded, upright, without what is not shown
 _DISPLAY_GAMMA = 0.45455  # 1 / 2.2, which every screen undoes
 _ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 """The passes of an interlaced PNG: first column and row, steps to the right and down."""
@@ -69,7 +67,7 @@ def read_file(path: Path) -> bytes:
         Unusable: no such file, or none that can be read.
     """
     try:
-        return path.read_bytes()
+        return regular_bytes(path, MOST_PICTURE_BYTES, _unreadable(str(path)))
     except FileNotFoundError:
         raise Unusable(f"{path}: no such image file; correct the list or the images folder") from None
     except OSError as e:
@@ -82,12 +80,19 @@ def picture_in(raw: bytes, name: str) -> Picture:
     Raises:
         Unusable: there is none, or what it shows is not certain.
     """
-    try:
+    wrong = _unreadable(name)
+    with foreign(wrong, Unusable):
         return _png(raw, name) if raw.startswith(_PNG) else _jpeg(raw, name)
-    except Image.DecompressionBombError:
-        raise Unusable(f"{name}: is larger than {MOST_PIXELS // 10**6} megapixels, which is not read; cut or scale it") from None
-    except _BROKEN as e:
-        raise Unusable(f"{name}: cannot be read as an image ({_first_line(e)}); replace or remove it") from None
+
+
+def bytes_of_pixels(raw: bytes) -> int:
+    """How much memory the picture in `raw` takes while it is decoded and brought to size, as far as its header tells."""
+    width, height, channels = picture_size(raw)
+    return min(width * height, MOST_PIXELS) * max(channels, 1) * _COPIES + len(raw)
+
+
+def _unreadable(name: str) -> Callable[[str], Unusable]:
+    return lambda why: Unusable(f"{name}: cannot be read as an image ({why}); replace or remove it")
 
 
 def deep_bits(paths: Iterable[Path]) -> int | None:
@@ -155,6 +160,7 @@ def _jpeg(raw: bytes, name: str) -> Picture:
         other = "a DICOM" if raw[128:132] == b"DICM" else other
         said = f"is {other} file" if other else f"{'neither JPEG nor PNG' if raw else 'no bytes in it'}"
         raise Unusable(f"{name}: cannot be read as an image ({said}; JPEG or PNG expected); replace or remove it")
+    require_picture(raw, _unreadable(name))
     with Image.open(io.BytesIO(raw), formats=("JPEG",)) as head:
         if head.mode not in ("L", "RGB"):
             raise Unusable(f"{name}: has colours for print ({head.mode}), which nobody knows how to show; save it as RGB")
@@ -169,6 +175,7 @@ def _png(raw: bytes, name: str) -> Picture:
     depth, colours = chunks[b"IHDR"][8:10]
     if b"acTL" in chunks:
         raise Unusable(f"{name}: holds several pictures (an animation); one picture a file expected")
+    require_picture(raw, _unreadable(name))
     if depth == 16 and colours != 0:
         raise Unusable(f"{name}: has 16 bits a channel and several channels, which is not read; save it with 8 bits, or as grey")
     with Image.open(io.BytesIO(raw), formats=("PNG",)) as image:
@@ -239,10 +246,8 @@ def _says_16_bits_grey(path: Path) -> bool:
 
 def _largest(path: Path) -> int:
     try:
-        return int(np.asarray(picture_in(read_file(path), str(path)).image).max())
+        raw = read_file(path)
+        with IN_FLIGHT.reserved(bytes_of_pixels(raw)):
+            return int(np.asarray(picture_in(raw, str(path)).image).max())
     except Unusable:
         return 0
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from fedhelp_core.budget import IN_FLIGHT
 from fedhelp_core.data.examples import Example, mask_problem
 from fedhelp_core.data.items import Item
-from fedhelp_core.data.picture_files import Picture, alpha_of, eight_bits, opaque, picture_in, read_file
+from fedhelp_core.data.picture_files import Picture, alpha_of, bytes_of_pixels, eight_bits, opaque, picture_in, read_file
 from fedhelp_core.data.unusable import Unusable
 
 
@@ -61,8 +62,9 @@ def checked_pair(item: Item) -> tuple[Picture, NDArray[np.generic]]:
 def read_image(raw: bytes, path: Path, size: int) -> Example:
     """The image (1, S, S) in a file's bytes, without a mask: a public one."""
     try:
-        picture = grey(picture_in(raw, str(path)), str(path))
-        return Example(_fitted(eight_bits(picture, None, str(path)).convert("L"), size, Image.Resampling.BICUBIC)[None])
+        with IN_FLIGHT.reserved(bytes_of_pixels(raw)):
+            picture = grey(picture_in(raw, str(path)), str(path))
+            return Example(_fitted(eight_bits(picture, None, str(path)).convert("L"), size, Image.Resampling.BICUBIC)[None])
     except Unusable as e:
         return Example(problem=str(e))
 

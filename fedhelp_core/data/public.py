@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data import decode, pictures
 from fedhelp_core.data.examples import Example, image_shape, preparation
-from fedhelp_core.data.picture_files import SUFFIXES
+from fedhelp_core.data.picture_files import SUFFIXES, read_file
+from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.registry.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -154,9 +155,9 @@ class _Volumes:
 
 def _of_file(preparation: _Colour | _Grey, path: Path, wanted: Wanted) -> Prepared:
     try:
-        return preparation.of_bytes(path.read_bytes(), str(path), wanted)
-    except OSError as e:
-        return _unreadable(path, e)
+        return preparation.of_bytes(read_file(path), str(path), wanted)
+    except Unusable as e:
+        return Prepared(problem=str(e))
 
 
 def _unreadable(path: Path, error: OSError) -> Prepared:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedhelp_core.budget import MOST_GRID_VOXELS, foreign
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.dicom import read_series
 from fedhelp_core.data.examples import Example, mask_problem
@@ -34,7 +35,6 @@ from fedhelp_core.lean_monai import (
 
 SUFFIXES = (".nii.gz", ".nii")
 DICOM_SUFFIX = ".dcm"
-_MOST_VOXELS = 2**30  # after resampling: 4 GiB as float32
 _SAME_GRID = 1e-3  # mm: how far two affines of one grid may lie apart
 
 
@@ -85,10 +85,11 @@ class VolumeReader:
         if image.min() == image.max():
             raise Unusable(f"{path}: every voxel is {image.flat[0]:g}; replace or remove the volume")
         sides = np.ceil(np.array(image.shape) * spacing_of(affine) / self._spacing)
-        if sides.prod() > _MOST_VOXELS:
+        if not sides.prod() <= MOST_GRID_VOXELS:
             grid = " x ".join(f"{side:.0f}" for side in sides)
-            raise Unusable(f"{path}: would be {grid} voxels of {self._spacing:g} mm, at most {_MOST_VOXELS:,} expected; raise task.volume.spacing")
-        with _tracked():
+            said = f"would be {grid} voxels of {self._spacing:g} mm, at most {MOST_GRID_VOXELS:,} expected"
+            raise Unusable(f"{path}: {said}; raise task.volume.spacing")
+        with _tracked(), foreign(lambda why: Unusable(f"{path}: cannot be brought to the common grid ({why}); replace or remove it")):
             cube = np.asarray(self._image(_tensor(image, affine)).round().clamp(0, 255).to(torch.uint8))
         if cube.min() == cube.max():
             raise Unusable(f"{path}: shows nothing between the 0.5th and the 99.5th percentile of its intensities; replace or remove the volume")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -71,11 +70,11 @@ def last_sign(store: Store, run_id: str, silo: str) -> Sign | None:
     return max(filter(None, signs), key=lambda sign: sign.renewed, default=None)
 
 
-def end_without_hub(store: Store, run_id: str, silo: str, seconds: float, program: str) -> None:
+def end_without_hub(store: Store, run_id: str, silo: str, seconds: float, say: Callable[[HubSilent], None]) -> None:
     """The worker's side: watch from a thread, and end this process once the hub has been silent for `seconds`."""
 
     def end(error: HubSilent) -> None:
-        print(f"{program}: error: {error}", file=sys.stderr, flush=True)
+        say(error)
         os._exit(error.exit_code)  # at any moment: what is written is written whole, and the rest is done again
 
     threading.Thread(target=watch_lease, args=(store, run_id, silo, seconds, end), daemon=True, name="lease-watch").start()

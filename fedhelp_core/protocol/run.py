@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from fedhelp_core.config.files import mapping_in
 from fedhelp_core.disk import digest_of
 from fedhelp_core.errors import NotFound, PermanentError, RunAborted, RunConflict
 from fedhelp_core.protocol.documents import Commit, Notice, SiloEvaluation, SiloReport, UpdateManifest, dump, read, said, utc_now
@@ -366,7 +365,7 @@ def _notice(reason: str) -> bytes:
 
 def _differences(frozen: str, wanted: str) -> str:
     """The first three fields in which two YAML configs differ, as 'field: a expected, got b'."""
-    left, right = (dict(_leaves(yaml.safe_load(text))) for text in (frozen, wanted))
+    left, right = (dict(_leaves(mapping_in(text, "config"))) for text in (frozen, wanted))
     fields = [name for name in [*left, *(n for n in right if n not in left)] if left.get(name) != right.get(name)]
     told = [f"{name}: {left.get(name, 'nothing')!r} expected, got {right.get(name, 'nothing')!r}" for name in fields[:3]]
     more = f" and {len(fields) - 3} more" if len(fields) > 3 else ""

@@ -13,8 +13,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fedhelp_core.printable import printable
 from fedhelp_core.report.charts import SERIES_COLOURS
-from fedhelp_core.report.text import count, number, printable, size
+from fedhelp_core.report.text import LONGEST, count, number, size
 
 
 def render(template: str, **values: Any) -> str:
@@ -34,7 +35,7 @@ def _environment() -> Environment:
 
 
 def _printed(value: object) -> object:
-    return value if isinstance(value, Markup) else printable(value)
+    return value if isinstance(value, Markup) else printable(value, LONGEST)
 
 
 def _base64(raw: bytes) -> Markup:

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedhelp_core.printable import printable
 from fedhelp_core.registry.tasks import Metric
 from fedhelp_core.report import charts
 from fedhelp_core.report.facts import ReportFacts, SiloFacts, SiloScores, SoftLabelFacts, mean
 from fedhelp_core.report.html import render
-from fedhelp_core.report.text import count, number, printable, size
+from fedhelp_core.report.text import count, number, size
 
 MAX_BYTES = 4 * 2**20
 """Largest page, bytes: optional sections are left out, the heaviest first, until it fits."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
+from fedhelp_core.printable import printable
 from fedhelp_core.report.facts import ReportFacts, SiloScores
-from fedhelp_core.report.text import count, number, printable
+from fedhelp_core.report.text import LONGEST, count, number
 
 _LONGEST_NAME = 80  # characters
 
@@ -30,5 +31,5 @@ def render_summary_table(facts: ReportFacts) -> Table:
     table.add_row("all silos, mean", "", "", number(facts.all_silos_mean()), "")
     table.add_row(Text(f"worst silo: {printable(worst, _LONGEST_NAME) or '–'}"), "", "", number(worst_score), "", style="bold")
     if advice := facts.advice():
-        table.caption, table.caption_justify = Text(printable(advice)), "left"
+        table.caption, table.caption_justify = Text(printable(advice, LONGEST)), "left"
     return table

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import math
 
-_LONGEST = 600  # characters of one text on the page: sentences of silos and stores are shorter
-
-
-def printable(text: object, most: int = _LONGEST) -> str:
-    """`text` of at most `most` characters, unprintable and bidirectional ones replaced. Escaping it is left to whoever shows it."""
-    raw = str(text)
-    if len(raw) > most:
-        raw = raw[: most - 1] + "…"
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in raw)
+LONGEST = 600
+"""Characters of one text: sentences of silos and stores are shorter."""
 
 
 def number(value: float | None, digits: int = 3) -> str:

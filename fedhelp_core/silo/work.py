@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 
 from fedhelp_core.algorithm.inference import deployed_models
 from fedhelp_core.algorithm.local_update import SiloData, UpdateSettings, Weights, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic
-from fedhelp_core.config.federation import Federation, parse_federation
+from fedhelp_core.config.federation import Federation, federation_in
 from fedhelp_core.config.silo import SiloConfig
 from fedhelp_core.data.arrays import ImageArrays, SiloArrays, load_silo_arrays
 from fedhelp_core.disk import explained, require_locks
@@ -47,8 +46,8 @@ class Silo:
 
     def __init__(self, config: SiloConfig, federation: Federation, run: Run, *, on_event: Event | None = None) -> None:
         if config.name not in federation.silo_names:
-            raise ConfigError(
-                f"silo {config.name!r} (silo.yaml) is not in federation {federation.name!r}; its silos are {', '.join(federation.silo_names)}")
+            said = f"silo {config.name!r} (silo.yaml) is not in federation {federation.name!r}; its silos are {', '.join(federation.silo_names)}"
+            raise ConfigError(said, public=said)
         self.config = config
         self.federation = federation
         self.run = run
@@ -225,8 +224,16 @@ def open_silo(config: SiloConfig, store: Store, run_id: str, *, on_event: Event 
         config.state.mkdir(parents=True, exist_ok=True)
     require_locks(config.state)
     run = Run(LedgeredStore(store, config.state / "egress.jsonl", run_id), run_id)
-    federation = parse_federation(yaml.safe_load(run.federation_yaml()), source=f"run {run_id}'s federation.yaml")
+    federation = _federation_of(run)
     return Silo(config, federation, run, on_event=on_event)
+
+
+def _federation_of(run: Run) -> Federation:
+    """The run's, as the hub froze it: what is wrong with it may be said to the hub."""
+    try:
+        return federation_in(run.federation_yaml(), source=f"run {run.run_id}'s federation.yaml")
+    except ConfigError as e:
+        raise ConfigError(e.problems, public=str(e)) from e
 
 
 def device_for(wanted: str) -> torch.device:
@@ -240,7 +247,8 @@ def device_for(wanted: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     if wanted == "cuda":
-        raise ConfigError("runtime.device: 'cuda' asked for, but this machine shows no usable GPU; check the driver, or set device: auto")
+        said = "runtime.device: 'cuda' asked for, but this machine shows no usable GPU; check the driver, or set device: auto"
+        raise ConfigError(said, public=said)
     return torch.device("cpu")
 
 

@@ -7,12 +7,18 @@ out of whatever a server echoes.
 from __future__ import annotations
 
 import base64
+import html
+import json
 import os
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 from fedhelp_core.config.teachers import TeacherAuth
 from fedhelp_core.errors import AccessDenied, ConfigError
 
+_TELLTALE = 8  # letters of a secret in a row that are no accident
 _LONGEST = 64 * 1024  # bytes; service account tokens have some 1000
 
 
@@ -43,10 +49,8 @@ class Credentials:
         return f"Basic {encoded}"
 
     def redacted(self, text: str) -> str:
-        """`text` without the secret, in case a server repeats what it was sent."""
-        for secret in sorted(self._seen, key=len, reverse=True):
-            text = text.replace(secret, "[secret]")
-        return text
+        """`text` without the secret and without parts of it, in case a server repeats what it was sent. To be called before anything is cut."""
+        return redacted(text, self._seen)
 
     @property
     def _where(self) -> str:
@@ -74,3 +78,27 @@ class Credentials:
         except (OSError, ValueError) as e:
             reason = e.strerror if isinstance(e, OSError) else "it is not UTF-8"
             raise AccessDenied(f"{self._where} cannot be read ({reason}); mount the Secret readable for this user") from None
+
+
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """`text` with every run of eight letters or more that a secret has replaced, in whichever of the usual codings; of a shorter one the whole."""
+    hidden = bytearray(len(text))
+    folded = text.lower() if len(text.lower()) == len(text) else text
+    for form in {form.lower() for secret in secrets for form in _forms(secret)}:
+        length = min(len(form), _TELLTALE)
+        parts = {form[start : start + length] for start in range(len(form) - length + 1)}
+        for start in range(len(folded) - length + 1):
+            if folded[start : start + length] in parts:
+                hidden[start : start + length] = b"\1" * length
+    return re.sub("\0+", "[secret]", "".join("\0" if hide else c for c, hide in zip(text.replace("\0", " "), hidden, strict=True)))
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """The ways in which a secret comes back: as it is, escaped for JSON, Python, URLs or HTML, in Base64 wherever it began, in hexadecimal."""
+    raw = secret.encode()
+    yield from (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], repr(raw)[2:-1], quote(secret), quote(secret, safe=""), quote_plus(secret))
+    yield from (html.escape(secret), raw.hex(), secret[::-1])
+    for before in range(3):
+        begins = -(-before * 4 // 3)  # letters that the bytes before have a part in
+        coded = base64.b64encode(b"\0" * before + raw).decode().rstrip("=")[begins:]
+        yield from (coded, coded.replace("+", "-").replace("/", "_"))

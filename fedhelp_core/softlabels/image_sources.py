@@ -7,12 +7,9 @@ links and paths out of the folder are refused, nothing is unpickled.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import os
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,14 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhelp_core.budget import MOST_ARCHIVE_HEADER_BYTES, MOST_LIST_BYTES, MOST_PICTURE_BYTES, MOST_VOLUME_BYTES, foreign, json_in, regular_bytes
 from fedhelp_core.data.public import Preparation, Prepared, Wanted
 from fedhelp_core.errors import DataError
 
-MAX_IMAGE_BYTES = 256 * 2**20
 _CIFAR_SIDE = 32
 _CIFAR_PIXELS = 3 * _CIFAR_SIDE**2
-_MAX_DATALIST_BYTES = 512 * 2**20
-_BROKEN_TAR = (tarfile.TarError, OSError, EOFError, zlib.error, gzip.BadGzipFile)
+_GZIP = b"\x1f\x8b"
+_MOST_RATIO = 100  # bytes of members for one of a gzipped archive, beyond the first GiB: pictures are compressed already
+_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 @dataclass(frozen=True)
@@ -93,19 +91,49 @@ def _cifar_image(pixels: bytes, name: str, preparation: Preparation, wanted: Wan
 
 def _tar(images: Path, preparation: Preparation) -> Iterator[Source]:
     for path in _files(images, (".tar", ".tar.gz", ".tgz")):
-        try:
-            with tarfile.open(path, "r|*") as archive:  # as a stream: members are never sought, links never followed
-                for member in archive:
-                    if not member.isfile() or not _is_image(Path(member.name).name, preparation):
-                        continue
-                    label = f"{path}:{member.name}"
-                    if member.size > MAX_IMAGE_BYTES:
-                        raise DataError(f"{label}: holds {member.size} bytes, an image of at most {MAX_IMAGE_BYTES} expected; remove it")
-                    content = archive.extractfile(member)
-                    raw = content.read() if content is not None else b""
-                    yield Source(label, partial(preparation.of_bytes, raw, label))
-        except _BROKEN_TAR as e:
-            raise DataError(f"{path}: cannot be read as a tar file ({e}); replace it") from e
+        members = _members(path, preparation)
+        while True:
+            with foreign(partial(_no_tar, path), DataError):
+                found = next(members, None)
+            if found is None:
+                break
+            label, raw = found
+            yield Source(label, partial(preparation.of_bytes, raw, label))
+
+
+def _no_tar(path: Path, why: str) -> DataError:
+    return DataError(f"{path}: cannot be read as a tar file ({why}); replace it")
+
+
+class _Member(tarfile.TarInfo):
+    """A member of bounded length: tarfile reads a long name, and passes over what it does not read, as far as the header says."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        most = MOST_ARCHIVE_HEADER_BYTES if self.type in _LONG_NAMES else MOST_VOLUME_BYTES
+        if not 0 <= self.size <= most or self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(f"a member or name of {self.size:,} bytes, or with holes")
+        return super()._proc_member(archive)  # type: ignore[misc]  # tarfile calls it so; typeshed leaves it out
+
+
+def _members(path: Path, preparation: Preparation) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each image in the archive."""
+    with path.open("rb") as file:
+        gzipped = file.read(2) == _GZIP
+    most = path.stat().st_size * _MOST_RATIO + 2**30 if gzipped else path.stat().st_size
+    passed = 0
+    with tarfile.open(path, "r|gz" if gzipped else "r|", tarinfo=_Member) as archive:  # a stream: nothing is sought, links are never followed
+        for member in archive:
+            archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every one of them
+            passed += member.size
+            if passed > most:
+                raise _no_tar(path, f"its members have more than {most:,} bytes together")
+            if not member.isfile() or member.issparse() or not _is_image(Path(member.name).name, preparation):
+                continue
+            label = f"{path}:{member.name}"
+            if member.size > MOST_PICTURE_BYTES:
+                raise DataError(f"{label}: holds {member.size} bytes, an image of at most {MOST_PICTURE_BYTES} expected; remove it")
+            content = archive.extractfile(member)
+            yield label, content.read() if content is not None else b""
 
 
 def _datalist(path: Path, preparation: Preparation) -> Iterator[Source]:
@@ -115,19 +143,25 @@ def _datalist(path: Path, preparation: Preparation) -> Iterator[Source]:
         written = entry.get("image") if isinstance(entry, dict) else None
         if not isinstance(written, str):
             raise DataError(f"{path}: entry {number}: {{\"image\": path}} expected, got {str(entry)[:80]!r}")
-        image = (root / written).resolve()
+        with foreign(partial(_no_name, path, number)):
+            image = (root / written).resolve()
         if not image.is_relative_to(root):
             raise DataError(f"{path}: entry {number}: {written!r} is outside {root}; list images below the datalist's folder")
         yield Source(str(image), partial(preparation.of_file, image))
 
 
+def _no_name(path: Path, number: int, why: str) -> DataError:
+    return DataError(f"{path}: entry {number}: no file can have this name ({why})")
+
+
 def _entries(path: Path) -> list[Any]:
+    def wrong(why: str) -> DataError:
+        return DataError(f"{path}: cannot be read as JSON ({why}); a datalist expected: lists of {{\"image\": path}}")
+
     try:
-        if path.stat().st_size > _MAX_DATALIST_BYTES:
-            raise DataError(f"{path}: is larger than {_MAX_DATALIST_BYTES} bytes; is it a datalist?")
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as e:
-        raise DataError(f"{path}: cannot be read as JSON ({e}); a datalist expected: lists of {{\"image\": path}}") from e
+        document = json_in(regular_bytes(path, MOST_LIST_BYTES, wrong), wrong)
+    except OSError as e:
+        raise wrong(str(e)) from e
     lists = [document] if isinstance(document, list) else [v for v in document.values() if isinstance(v, list)] if isinstance(document, dict) else []
     entries = [entry for found in lists for entry in found]
     if not entries:

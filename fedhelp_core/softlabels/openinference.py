@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhelp_core.budget import json_in
 from fedhelp_core.config.teachers import TeacherConfig
 from fedhelp_core.errors import AccessDenied, ConfigError, TeacherError
+from fedhelp_core.printable import printable
 from fedhelp_core.softlabels.credentials import Credentials
 from fedhelp_core.softlabels.http import Response, Server, TooLong, checked_address
 from fedhelp_core.softlabels.teachers import BatchTooLarge, MaybeAnswered, NotAnswered, Question, Readiness, changed_version
@@ -35,6 +37,9 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
 }
 _MALFORMED = (KeyError, IndexError, TypeError, ValueError, OverflowError)  # OverflowError: Infinity as a side, an integer beyond floats
+_SHOWN = 300  # characters of what a server says
+_LOOKED_AT = 64 * 1024  # characters of it that are searched for our secret
+_LONGEST_VERSION, _MOST_VERSIONS = 80, 2000  # characters
 _REFUSED = (429, 503)  # the server says that it did not answer; after another 5xx a model may well have run
 
 
@@ -99,7 +104,7 @@ class OpenInferenceTeacher:
             output_name=self._output(metadata, question), batch_size=min(limits),
             answer_numbers=math.prod(question.answer_shape(self.config.classes)),
             binary=transport == "binary" or (transport == "auto" and _BINARY_EXTENSION in extensions),
-            served_version=_versions(metadata, self._url))
+            served_version=self._shown(_versions(metadata, self._url), _MOST_VERSIONS))
         return Readiness(
             batch_size=self._model.batch_size, concurrency=self.config.concurrency, served_version=self._model.served_version)
 
@@ -141,7 +146,7 @@ class OpenInferenceTeacher:
             first = inputs[0]
             name, datatype, shape = str(first["name"]), str(first["datatype"]), [int(side) for side in first["shape"]]
         except _MALFORMED as e:
-            raise self._unusable("metadata with inputs of name, datatype and shape", str(metadata)[:200]) from e
+            raise self._unusable("metadata with inputs of name, datatype and shape", str(metadata)) from e
         if len(inputs) != 1:
             raise self._unusable("a model with one input, the images", f"{len(inputs)} inputs")
         return name, datatype, shape
@@ -167,7 +172,7 @@ class OpenInferenceTeacher:
         try:
             outputs = {str(output["name"]): [int(side) for side in output["shape"]] for output in metadata.get("outputs") or []}
         except _MALFORMED as e:
-            raise self._unusable("metadata with outputs of name and shape", str(metadata.get("outputs"))[:200]) from e
+            raise self._unusable("metadata with outputs of name and shape", str(metadata.get("outputs"))) from e
         name = self.config.output_name
         if not outputs:
             return name or ""
@@ -197,7 +202,7 @@ class OpenInferenceTeacher:
     def _output_tensor(self, answer: Response, model: _Model, request_id: str) -> NDArray[Any]:
         json_bytes = answer.headers.get(_BINARY_HEADER)
         if json_bytes is not None and not (json_bytes.isdecimal() and int(json_bytes) <= len(answer.body)):
-            raise self._unusable(f"a number up to the answer's length as {_BINARY_HEADER}", repr(json_bytes[:80]))
+            raise self._unusable(f"a number up to the answer's length as {_BINARY_HEADER}", repr(json_bytes))
         end = len(answer.body) if json_bytes is None else int(json_bytes)
         document = self._json_of(answer.body[:end])
         self._check_sender(document, model, request_id)
@@ -211,16 +216,16 @@ class OpenInferenceTeacher:
                 binary_at += size
             raise KeyError(f"no output {model.output_name!r}")
         except (*_MALFORMED, AttributeError) as e:
-            raise self._unusable("an output with shape, datatype and data", f"{str(document)[:200]} ({e})") from e
+            raise self._unusable("an output with shape, datatype and data", f"{document} ({e})") from e
 
     def _check_sender(self, document: dict[str, Any], model: _Model, request_id: str) -> None:
         """Whether it is this question that the model answered, and the model that was looked at."""
         if document.get("error"):
-            raise self._unusable("an answer", f"the error {str(document['error'])[:200]!r}")
+            raise self._unusable("an answer", f"the error {document['error']!r}")
         said = document.get("id")
         if said not in (None, "", request_id):
-            raise self._unusable(f"the answer to request {request_id[:16]}", f"that to {str(said)[:80]!r}")
-        version = str(document.get("model_version") or "")[:80]
+            raise self._unusable(f"the answer to request {request_id[:16]}", f"that to {said!r}")
+        version = self._shown(str(document.get("model_version") or ""), _LONGEST_VERSION)
         if not version:
             return
         if model.served_version and version not in model.served_version.split(","):
@@ -233,17 +238,19 @@ class OpenInferenceTeacher:
         login = {} if self._credentials is None else {"Authorization": self._credentials.header()}
         try:
             answer = self._server.exchange(method, path, {**headers, **login}, body, max_bytes=max_bytes)
+        except (NotAnswered, MaybeAnswered) as e:  # which quote what came instead of an answer
+            raise type(e)(self._shown(str(e))) from None
         except TooLong as e:
             raise self._unusable(f"at most {max_bytes} bytes", "more; lower the teacher's batch_size") from e
         if answer.status != 200:
             raise self._refusal(answer)
         if answer.headers.get("content-encoding", "identity") != "identity":
-            raise self._unusable("an answer that is not compressed", f"Content-Encoding {answer.headers['content-encoding'][:40]!r}")
+            raise self._unusable("an answer that is not compressed", f"Content-Encoding {answer.headers['content-encoding']!r}")
         return answer
 
     def _refusal(self, answer: Response) -> Exception:
         status, where = answer.status, f"teacher {self.config.name!r}: HTTP {answer.status} from {self._url}"
-        said = self._shown(answer.body[:300].decode(errors="replace"))
+        said = self._shown(answer.body.decode(errors="replace"))
         if status in _REFUSED:
             return NotAnswered(f"{where} ({said}); try again later", _retry_after(answer.headers.get("retry-after", "")))
         if status >= 500:
@@ -253,15 +260,12 @@ class OpenInferenceTeacher:
         if status == 413:
             return BatchTooLarge(f"{where}: the request is too large; lower the teacher's batch_size")
         if 300 <= status < 400:
-            target = self._shown(answer.headers.get("location", "nowhere")[:200])
+            target = self._shown(answer.headers.get("location", "nowhere"))
             return TeacherError(f"{where}: it sends elsewhere, to {target}; nobody else is asked: give the teacher's own address as uri")
         return TeacherError(f"{where}: {said}")
 
     def _json_of(self, body: bytes) -> dict[str, Any]:
-        try:
-            document = json.loads(body)
-        except (ValueError, RecursionError) as e:
-            raise self._unusable("JSON", repr(body[:80])) from e
+        document = json_in(body, lambda _why: self._unusable("JSON", repr(body[:_LOOKED_AT])), most=len(body))
         if not isinstance(document, dict):
             raise self._unusable("a JSON object", type(document).__name__)
         return document
@@ -269,8 +273,10 @@ class OpenInferenceTeacher:
     def _unusable(self, expected: str, got: str) -> TeacherError:
         return TeacherError(f"teacher {self.config.name!r} at {self._url}: expected {expected}, got {self._shown(got)}")
 
-    def _shown(self, text: str) -> str:
-        return text if self._credentials is None else self._credentials.redacted(text)
+    def _shown(self, text: str, most: int = _SHOWN) -> str:
+        """What a server said, for messages and records: without our secret, then cut, then harmless."""
+        text = text[:_LOOKED_AT]
+        return printable(text if self._credentials is None else self._credentials.redacted(text), most)
 
 
 def _input_tensor(images_NHWC: NDArray[np.uint8], model: _Model) -> NDArray[Any]:

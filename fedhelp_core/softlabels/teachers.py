@@ -140,7 +140,7 @@ class TeacherIdentity:
 
 
 class MlflowTeacher:
-    """A pyfunc model loaded into this process; loading waits for `prepare`, since it costs seconds. One question at a time."""
+    """A pyfunc model in a process of its own; loading waits for `prepare`, since it costs seconds. One question at a time."""
 
     def __init__(self, config: TeacherConfig) -> None:
         self.config = config

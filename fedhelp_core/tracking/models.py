@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhelp_core.errors import PermanentError, StoreUnavailable, TeacherError, TeacherUnavailable
+from fedhelp_core.tracking.foreign_model import ForeignModel, ModelEnded, ModelRefused
 from fedhelp_core.tracking.server import error_for, explained, first_line, on_server, prepare, quiet, shown_uri
 
 if TYPE_CHECKING:
@@ -71,28 +76,46 @@ def load_pyfunc(uri: str) -> tuple[Callable[[NDArray[np.uint8]], Any], str]:
         TeacherUnavailable: it is on an MLflow server that was not reached.
     """
     where = f"teacher model {shown_uri(uri)}"
-    prepare()
-    with quiet():
-        import mlflow.pyfunc
-
-        try:
-            model = mlflow.pyfunc.load_model(uri)
-        except Exception as e:  # loading runs the model's own code, which may raise anything
-            if on_server(uri) and isinstance(error_for(e, uri), StoreUnavailable):
-                raise TeacherUnavailable(f"{where}: MLflow was not reached ({first_line(e)}); try again later") from e
-            raise TeacherError(
-                f"{where}: cannot be loaded ({type(e).__name__}: {first_line(e)}); check public_set.teachers' uri, $MLFLOW_TRACKING_URI and"
-                " that what the model's requirements.txt lists is installed here") from e
+    scratch = Path(tempfile.mkdtemp(prefix="fedhelp-model-"))
+    try:
+        model = ForeignModel(_fetched(uri, where, scratch))
+        weakref.finalize(model, shutil.rmtree, scratch, ignore_errors=True)  # with `predict`, which holds the model
+    except (ModelRefused, ModelEnded) as e:
+        raise _not_loaded(where, str(e)) from None
 
     def predict(images_NHWC: NDArray[np.uint8]) -> Any:
         try:
             return model.predict(images_NHWC)
-        except Exception as e:  # the model's own code
+        except ModelRefused as e:
             raise TeacherError(
-                f"{where}: refuses a batch of uint8 images {images_NHWC.shape} ({type(e).__name__}: {first_line(e)});"
-                " expected a model whose predict takes uint8 (N, H, W, C) with values 0..255") from e
+                f"{where}: refuses a batch of uint8 images {images_NHWC.shape} ({e});"
+                " expected a model whose predict takes uint8 (N, H, W, C) with values 0..255") from None
+        except ModelEnded as e:
+            raise TeacherError(f"{where}: {e}; look at what its predict does with uint8 images {images_NHWC.shape}") from None
 
-    return predict, str(getattr(model.metadata, "model_uuid", None) or "")
+    return predict, model.uuid
+
+
+def _fetched(uri: str, where: str, scratch: Path) -> Path:
+    """The model's folder: as it is, or fetched with our credentials, which its own code is not given."""
+    if os.path.isdir(uri):
+        return Path(uri)
+    prepare()
+    with quiet():
+        import mlflow.artifacts
+
+        try:
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(scratch)))
+        except Exception as e:  # of mlflow and all that it stands on
+            if on_server(uri) and isinstance(error_for(e, uri), StoreUnavailable):
+                raise TeacherUnavailable(f"{where}: MLflow was not reached ({first_line(e)}); try again later") from e
+            raise _not_loaded(where, f"{type(e).__name__}: {first_line(e)}") from e
+
+
+def _not_loaded(where: str, why: str) -> TeacherError:
+    return TeacherError(
+        f"{where}: cannot be loaded ({why}); check public_set.teachers' uri, $MLFLOW_TRACKING_URI and"
+        " that what the model's requirements.txt lists is installed here")
 
 
 def save_pyfunc_from_code(folder: Path, *, code: Path, artifacts: Mapping[str, Path], settings: Mapping[str, Any]) -> None:

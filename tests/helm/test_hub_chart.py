@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from fedhelp_cli.run_form import form_of
 from fedhelp_components.check.form import FIELDS
 from fedhelp_core.config.federation import parse_federation
+from fedhelp_core.config.trust import Trust
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_pipelines.graphs import FEDERATION_CONFIG_MAP, MLFLOW_SECRET, STORE_SECRET, TEACHERS_FOLDER, TEACHERS_SECRET
 from tests.helm.conftest import HUB, OPTIONAL_APIS, Rendered, helm, variants
@@ -320,3 +322,26 @@ def test_the_notes_say_that_mlflows_address_is_missing() -> None:
         "install", "mine", HUB, "--dry-run=client", "--values", HUB / "ci" / "shared-cluster-values.yaml", "--set", "federation.tracking.uri=null")
 
     assert "federation.tracking.uri is missing" in done.stdout.split("NOTES:")[1]
+
+
+def test_runs_trust_what_the_chart_s_federation_names_and_what_the_values_add(render: Render) -> None:
+    objects = render(HUB, "kubernetes-native", {"trust": {"teacherHosts": ["other.models:8080"], "storeUrls": ["s3://second"]}})
+    trust = json.loads(objects.one("ConfigMap", FEDERATION_CONFIG_MAP)["data"]["trust.json"])
+    assert Trust.model_validate(trust) == Trust(
+        teacher_hosts=("other.models:8080", "teacher.models"), store_urls=("s3://second", "s3://federation/melanoma"),
+        store_endpoints=("https://s3.hub.example",), tracking_uris=("http://mlflow.mlflow:5000",))
+
+
+def test_an_mlflow_teacher_is_refused_until_the_values_allow_its_code(render: Render, refusal: Refusal) -> None:
+    teachers = [{"name": "derma", "uri": "models:/derma/1", "classes": 8}]
+    values = {"federation": {"public_set": {"images": "/public", "teachers": teachers}}}
+    assert "derma is an MLflow model, which runs its author's code in the hub; set trust.pyfunc" in refusal(HUB, "kubernetes-native", values)
+    objects = render(HUB, "kubernetes-native", {**values, "trust": {"pyfunc": True}})
+    trust = Trust.model_validate(json.loads(objects.one("ConfigMap", FEDERATION_CONFIG_MAP)["data"]["trust.json"]))
+    assert trust.pyfunc and trust.model_uris == ("models:/derma/1",)
+
+
+def test_every_task_of_a_run_is_told_whom_to_trust(render: Render) -> None:
+    spec, _ = uploaded(render(HUB, "shared-cluster"))
+    for executor in spec["deploymentSpec"]["executors"].values():
+        assert {"name": "FEDHELP_TRUST", "value": "/etc/fedhelp/trust.json"} in executor["container"]["env"]

@@ -48,6 +48,31 @@ public images mounted where tasks read them.
 {{- $found | toJson -}}
 {{- end }}
 
+{{/* Whom the tasks of a run trust, as JSON: what the chart's own federation names, and what the values add. */}}
+{{- define "hub.trust" -}}
+{{- $trust := .Values.trust -}}
+{{- $federation := .Values.federation -}}
+{{- $hosts := $trust.teacherHosts | default list -}}
+{{- $models := $trust.modelUris | default list -}}
+{{- range dig "public_set" "teachers" list $federation -}}
+{{- if eq (.kind | default "mlflow") "mlflow" -}}
+{{- if not $trust.pyfunc -}}
+{{- fail (printf "federation.public_set.teachers: %s is an MLflow model, which runs its author's code in the hub; set trust.pyfunc to true, or give kind openinference" .name) -}}
+{{- end -}}
+{{- $models = append $models .uri -}}
+{{- else -}}
+{{- $hosts = append $hosts (urlParse .uri).host -}}
+{{- end -}}
+{{- end -}}
+{{- $found := dict "secret_folder" $trust.secretFolder "secret_variables" $trust.secretVariables "pyfunc" $trust.pyfunc -}}
+{{- $_ := set $found "teacher_hosts" (uniq $hosts) -}}
+{{- $_ := set $found "model_uris" (uniq $models) -}}
+{{- $_ := set $found "tracking_uris" (dig "tracking" "uri" "" $federation | append ($trust.trackingUris | default list) | compact | uniq) -}}
+{{- $_ := set $found "store_urls" (dig "store" "url" "" $federation | append ($trust.storeUrls | default list) | compact | uniq) -}}
+{{- $_ := set $found "store_endpoints" (dig "store" "endpoint_url" "" $federation | append ($trust.storeEndpoints | default list) | compact | uniq) -}}
+{{- $found | toPrettyJson -}}
+{{- end }}
+
 {{/* The name of this content: another content is another version. */}}
 {{- define "hub.pipelineVersion" -}}
 {{ .name }}-{{ include "hub.pipeline" . | sha256sum | trunc 8 }}

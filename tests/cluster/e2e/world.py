@@ -112,7 +112,7 @@ class World:
             "federation": self.document, "publicImages": {"claimName": "public-images"},
             "image": {"repository": f"{IMAGES_REPOSITORY}/hub", "tag": VERSION},
             "siloImage": {"repository": f"{IMAGES_REPOSITORY}/silo", "tag": SILO_TAG},
-            "pipelines": {"kubernetesNative": True}})
+            "pipelines": {"kubernetesNative": True}, "trust": {"pyfunc": True}})
 
     def _install_hub_account(self) -> None:
         """The namespace of the runs, the store's credentials and the public images: what the hub's chart expects to find."""

@@ -96,7 +96,8 @@ def test_a_wrong_clock_of_the_hub_does_not_matter(tmp_path: Path) -> None:
 def test_a_worker_whose_hub_never_was_ends_with_its_exit_code_and_one_sentence(tmp_path: Path) -> None:
     program = (
         "import sys, time; from fedhelp_core.protocol.lease import end_without_hub; from fedhelp_core.store.open import open_store;"
-        "end_without_hub(open_store(sys.argv[1]), 'run-1', 'aachen', 1.0, 'fedhelp-worker train'); time.sleep(60)")
+        "end_without_hub(open_store(sys.argv[1]), 'run-1', 'aachen', 1.0, lambda e: print('fedhelp-worker train: error:', e, file=sys.stderr));"
+        "time.sleep(60)")
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60, env=dict(os.environ))
     assert done.returncode == 34
     assert done.stderr.startswith("fedhelp-worker train: error: run 'run-1': no hub has renewed") and done.stderr.count("\n") == 1

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fedhelp_core.printable import printable
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.report.charts import nice_ticks, thinned
 from fedhelp_core.report.facts import (
@@ -26,7 +27,7 @@ from fedhelp_core.report.facts import (
 )
 from fedhelp_core.report.page import render_report
 from fedhelp_core.report.terminal import render_summary_table
-from fedhelp_core.report.text import number, printable
+from fedhelp_core.report.text import number
 
 HOSTILE = "\"><script>alert('x')</script><img src=x onerror=y>\u202e\x1b[31m"
 

@@ -1,0 +1,24 @@
+"""Text from elsewhere as one harmless line. Called wherever something is printed, logged, or written down for people.
+
+Files, servers, models and other people's clusters choose such text. On a terminal it could move the cursor or forge a
+line of ours; in a log it could be without end.
+"""
+
+from __future__ import annotations
+
+_LONGEST_LINE = 2048  # bytes of UTF-8: longer than any sentence of ours, short enough to read a page of them
+_CUT = "\N{HORIZONTAL ELLIPSIS}"
+
+
+def printable(text: object, most: int = _LONGEST_LINE) -> str:
+    """`text` as one line of at most `most` characters and 2 kB; what is unprintable or turns the reading direction round is replaced."""
+    raw = str(text)
+    cut = raw if len(raw) <= most else raw[: most - 1] + _CUT
+    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in cut)
+    body = clean.encode()
+    return clean if len(body) <= _LONGEST_LINE else body[: _LONGEST_LINE - len(_CUT.encode())].decode("utf-8", "ignore") + _CUT
+
+
+def printable_lines(text: object) -> list[str]:
+    """Every line of `text`, as `printable` has it: for lists of problems, one a line."""
+    return [printable(line) for line in str(text).split("\n")]
