@@ -82,7 +82,7 @@ def test_a_file_system_without_locks_is_told_before_work_begins(tmp_path: Path, 
     monkeypatch.setattr(fcntl, "flock", no_locks)  # no such file system can be mounted in a test
     with pytest.raises(ConfigError, match=f"{tmp_path}: its file system has no locks .* choose another volume"):
         require_locks(tmp_path)
-    with pytest.raises(ConfigError, match=r"which MLflow's SQLite file needs; name a database elsewhere as tracking\.uri"):
+    with pytest.raises(ConfigError, match=r"which MLflow's SQLite file needs; name a database elsewhere as tracking.uri"):
         require_usable(f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 

@@ -471,8 +471,7 @@ class TestErrors:
         assert [path.name for path in (tmp_path / "store").iterdir()] == ["mlflow.db"]
 
     @pytest.mark.parametrize(("damage", "words"), [
-        (lambda path: _of_another_version(path),
-         "tables are of another version of MLflow .schema ffffffffffff, this client's is .* mlflow db upgrade"),
+        (_of_another_version, "tables are of another version of MLflow .schema ffffffffffff, this client's is .* mlflow db upgrade"),
         (lambda path: path.write_bytes(path.read_bytes()[:20_000]), "is no SQLite database .database disk image is malformed"),
         (lambda path: path.write_bytes(b"This is a letter, and no database at all.\n" * 500), "is no SQLite file"),
         (lambda path: (path.unlink(), path.mkdir()), "other.db cannot be read .Is a directory"),
