@@ -1,4 +1,4 @@
-"""Run `fedhelp-compact` on this machine through kfp's own local runner. Called by `fedhelp run`."""
+"""Run `fedhelp-compact` on this machine through kfp's own local runner. Called by `fedhelp run --through-kfp`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML files of configurations: read strictly, paths in them made absolute. Called by config.py."""
+"""YAML files of configurations: read strictly, paths in them made absolute. Called by federation.py and silo.py."""
 
 from __future__ import annotations
 

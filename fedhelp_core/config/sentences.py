@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in plain sentences that name field, expected and got. Pure; called by config.py with pydantic's records."""
+"""What is wrong with a configuration, in plain sentences that name field, expected and got. Pure; called by section.py with pydantic's records."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A silo's images decoded once and kept: uint8 tensors, memory-mapped from a cache file on the silo's volume.
 
-Called by silo.py and by studies. The cache's name is a hash over paths, sizes, modification times, labels and preprocessing,
+Called by silo/work.py and by studies. The cache's name is a hash over paths, sizes, modification times, labels and preprocessing,
 so a changed, added or relabelled image is decoded anew. Shapes: N images, S the side in pixels.
 """
 

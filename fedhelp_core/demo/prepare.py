@@ -8,7 +8,7 @@
     <folder>/store/            made by runs: models, MLflow, report
 
 Made once; what is there is used again. Called by `fedhelp run --demo`, `fedhelp simulate --demo` and `fedhelp data phantom`.
-What differs from task to task is in drawn.py.
+What differs from task to task is in tasks.py.
 """
 
 from __future__ import annotations

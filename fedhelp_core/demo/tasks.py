@@ -1,6 +1,6 @@
 """What each task's demo is made of: drawn hospitals in the real data set's layout, a drawn public set, a teacher, settings.
 
-Called by demo.py, and so by `fedhelp run --demo`, `fedhelp simulate --demo` and `fedhelp data phantom`.
+Called by prepare.py, and so by `fedhelp run --demo`, `fedhelp simulate --demo` and `fedhelp data phantom`.
 """
 
 from __future__ import annotations

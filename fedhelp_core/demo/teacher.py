@@ -1,6 +1,6 @@
 """The demo's foundation model: a network trained on labelled public drawings, logged as an MLflow pyfunc.
 
-It never sees a hospital's image. Called by demo.py; prefetch asks it through the same teacher protocol as any other model.
+It never sees a hospital's image. Called by prepare.py; prefetch asks it through the same teacher protocol as any other model.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The task registry: what each task shows a network, asks of it and is scored by. Data only, no PyTorch.
 
-Read by config.py (names, classes, defaults), by the loaders (what an image and its label are) and by objective.py, which gives
+Read by config/ (names, classes, defaults), by the loaders (what an image and its label are) and by objectives/, which gives
 the algorithm a task's mathematics. A new task with a known answer is one entry here; tasks are named nowhere else.
 """
 

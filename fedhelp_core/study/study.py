@@ -2,7 +2,7 @@
 
 `fedhelp simulate` calls `run_study`. A finished cell is one JSON file under `out/cells`, named by what its numbers depend on
 (settings, data, soft labels), so an interrupted study goes on where it was and a wider one computes only what is new.
-Tables come from study_table.py, figures from study_figures.py.
+Tables come from table.py, figures from figures.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Six drawn hospitals in the paediatric chest-X-ray set's own layout, and a drawn public set. Called by demo.py and by tests.
+"""Six drawn hospitals in the paediatric chest-X-ray set's own layout, and a drawn public set. Called by demo/tasks.py and by tests.
 
     <folder>/train|val|test/NORMAL|PNEUMONIA/*.jpeg     grey JPEG, named as in the set
 

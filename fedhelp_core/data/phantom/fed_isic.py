@@ -1,4 +1,4 @@
-"""Six drawn hospitals in Fed-ISIC2019's own layout, and a drawn public set. Called by demo.py and by tests.
+"""Six drawn hospitals in Fed-ISIC2019's own layout, and a drawn public set. Called by demo/tasks.py and by tests.
 
     <folder>/images/ISIC_0000000.jpg ...   one folder for all centers, as in the benchmark
     <folder>/train_test_split.csv          image,target,center,fold,fold2

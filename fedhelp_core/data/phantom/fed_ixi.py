@@ -1,4 +1,4 @@
-"""Three drawn hospitals in Fed-IXI's own layout. Called by demo.py and by tests.
+"""Three drawn hospitals in Fed-IXI's own layout. Called by demo/tasks.py and by tests.
 
     <folder>/subjects/IXI002-Guys-0702/T1/IXI002-Guys-0702_image.nii.gz       int16
     <folder>/subjects/IXI002-Guys-0702/label/IXI002-Guys-0702_label.nii.gz    0 and 1

@@ -1,4 +1,4 @@
-"""Three drawn hospitals' chest X-rays with the masks of their lungs, as the public lung sets are published. Called by demo.py and by tests.
+"""Three drawn hospitals' chest X-rays with the masks of their lungs, as the public lung sets are published. Called by demo/tasks.py and by tests.
 
     <folder>/images/CHNCXR_0001_0.png        grey PNG
     <folder>/masks/CHNCXR_0001_0_mask.png    0 and 255
