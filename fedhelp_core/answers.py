@@ -61,5 +61,6 @@ def untrusted(error: object, *, bundle: str) -> str | None:
     why = found[1].strip().rstrip(",.:;'\"")
     if "expired" in why or "not yet valid" in why:
         today = time.strftime("%Y-%m-%d %H:%M %Z")
-        return f"its certificate is not trusted ({why}); this machine's clock says {today}: set that right, or have the certificate renewed"
-    return f"its certificate is not trusted ({why}); name the authority that issued it in {bundle}"
+        return (f"its certificate is not trusted (certificate verify failed: {why}); this machine's clock says {today}: set that right, or have the"
+                " certificate renewed")
+    return f"its certificate is not trusted (certificate verify failed: {why}); name the authority that issued it in {bundle}"

@@ -78,6 +78,7 @@ def prepare() -> None:
 
 def client_of(uri: str) -> Any:
     """MLflow's client; makes the database of a SQLite URI that is not there."""
+    require_usable(uri)  # mlflow itself tries for minutes to open a folder
     prepare()
     from mlflow import MlflowClient
 
@@ -226,8 +227,6 @@ def _broken_database(uri: str, said: str) -> str | None:
         return f"{file} is no SQLite database ({found}); correct tracking.uri, or restore the file from a backup"
     if file is not None and "locking protocol" in said:
         return f"the file system of {file} has no locks that SQLite can use ({said}); name a database elsewhere as tracking.uri"
-    if file is not None and file.is_dir():
-        return f"{file} is a folder, where a SQLite file was expected; correct tracking.uri"
     return None
 
 

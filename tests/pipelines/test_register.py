@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from fedhelp_cli.main import main
 from fedhelp_core.errors import AccessDenied, ConfigError, StoreUnavailable
+from tests.http_server import LOGIN_PAGE, answering
 from tests.pipelines.kubeflow import Kubeflow
 
 
@@ -53,6 +54,22 @@ def test_removing_takes_versions_and_pipeline_and_may_be_repeated(kubeflow: Kube
     assert "was not there" in again.output
     assert (removed.exit_code, again.exit_code) == (0, 0)
     assert kubeflow.pipelines == {}
+
+
+@pytest.mark.parametrize(("status", "location", "body"), [
+    (200, None, LOGIN_PAGE), (302, "/dex/auth?state=x", b""), (302, "https://login.example/oidc", LOGIN_PAGE), (401, None, LOGIN_PAGE),
+    (401, None, b"{}"), (403, None, b'{"error": "denied"}'),
+])
+@pytest.mark.parametrize("command", [["register"], ["submit", "/etc/no-file-here.yaml"], ["register", "--namespace", "team"]])
+def test_an_endpoint_behind_a_login_is_told_as_such_and_asked_once(
+    command: list[str], status: int, location: str | None, body: bytes, package: Path,
+) -> None:
+    with answering(status, body, {} if location is None else {"Location": location}) as endpoint:
+        packages = [str(package)] if command[0] == "register" else []
+        done = CliRunner().invoke(main, [*command, *packages, "--endpoint", endpoint])
+    assert done.exit_code == AccessDenied.exit_code, done.output
+    assert "kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888" in done.stderr
+    assert "Traceback" not in done.stderr and "registered" not in done.stdout
 
 
 def test_a_token_is_shown_where_one_is_mounted(kubeflow: Kubeflow, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,16 @@ def test_a_bad_silo_file_is_refused_in_one_sentence(tmp_path: Path, changes: dic
     ("name: demo\nstore: [1, 2\n", ("is not valid YAML", "line 3, column 1")),
     ("name: !!python/object/apply:os.system ['true']\n", ("is not valid YAML", "line 1")),
     ("name: a: b\n", ("is not valid YAML", "line 1, column 8", "mapping values are not allowed here")),
-], ids=["empty", "a field twice", "a nested field twice", "a list", "unclosed", "python object", "two colons"])
+    ("name: x\nstore: {url: 2020-13-45}\n", ("is not valid YAML", "line 2, column 14", "'2020-13-45' is no timestamp", "put it in quotes")),
+    ("rounds: " + "9" * 5000, ("is not valid YAML", "line 1, column 9", "is no int")),
+    ("x: !!float many\n", ("line 1, column 4", "'many' is no float")),
+    ("x: !!timestamp soon\n", ("line 1, column 4", "'soon' is no timestamp")),
+    ("a: " + "[" * 5000, ("is nested deeper than any configuration",)),
+    ("a: " + "{a: " * 3000, ("is nested deeper than any configuration",)),
+    ('store: {url: "a\\0b"}\n', ("store.url: holds '\\x00'",)),
+    ('silos: [{name: "\\ud800"}]\n', ("silos.0.name: holds '\\ud800'",)),
+], ids=["empty", "a field twice", "a nested field twice", "a list", "unclosed", "python object", "two colons", "no date", "too long a number",
+        "no number", "no time", "deep lists", "deep mappings", "a zero byte", "half a character"])
 def test_a_file_that_is_no_mapping_says_where_it_breaks(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
     (problem,) = problems_of(load_federation, written(tmp_path, text))
     assert [word for word in words if word not in problem] == []

@@ -1,5 +1,6 @@
 """The task registry: what a file leaves open follows its task; classification never imports MONAI; segmentation learns by Eq 6."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ from fedhelp_core.config.federation import Federation, parse_federation
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.examples import image_shape
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.models.build import build_model
 from fedhelp_core.objectives.open import objective_of
+from fedhelp_core.registry.models import MODELS, smallest_trained_side
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.study.study import run_study
 from fedhelp_core.study.table import markdown, scores_csv
@@ -43,10 +46,39 @@ def test_what_a_file_says_counts_more_than_its_task() -> None:
     ({"name": "lung-segmentation", "classes": ["background", "left", "right"]}, "2 names expected, got 3"),
     ({"name": "lung-segmentation", "image_size": 47}, "task.image_size: a multiple of 16 expected for unet2d-large, got 47"),
     ({"name": "brain-segmentation", "image_size": 48}, r"at most image_size \(48\) expected, got 64"),
+    ({"name": "lung-segmentation", "image_size": 16}, "task.image_size: at least 32 expected for unet2d-large, got 16: it would leave maps of"),
+    ({"name": "brain-segmentation", "image_size": 64, "volume": {"patch_size": 16, "window_size": 16}},
+     "task.volume.patch_size: at least 32 expected for unet3d-large, got 16"),
 ])
 def test_a_task_that_cannot_be_is_refused_with_the_reason(task: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         federation(task)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_smallest_side_of_every_model_is_the_one_that_a_batch_of_one_image_can_be_trained_on(name: str) -> None:
+    network = MODELS[name]
+    model = build_model(
+        name, outputs=2, in_channels=1, answer=network.answer, dimensions=network.dimensions, generator=torch.Generator().manual_seed(1)).train()
+    smallest = smallest_trained_side(network)
+    assert model(torch.zeros((1, 1) + (smallest,) * network.dimensions)).isfinite().all()
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        model(torch.zeros((1, 1) + (smallest - network.sides_multiple_of,) * network.dimensions))
+
+
+@pytest.mark.parametrize("kind", ["small", "large"])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_a_silo_of_few_images_trains_on_all_of_them(count: int, kind: str) -> None:
+    objective = objective_of(TaskConfig(classes=("a", "b"), image_size=8))
+    algorithm = AlgorithmConfig(proxy_model="resnet8", large_model="resnet8", batch_size=2, public_batch_size=4, rank_top_k=1)
+    images = torch.arange(count * 3 * 64).remainder(256).to(torch.uint8).reshape(count, 3, 8, 8)
+    data = SiloData(  # one class alone, one public image
+        images_NCHW=images, labels_N=torch.zeros(count, dtype=torch.int64), public_images_MCHW=images[:1],
+        public_probabilities_MP=torch.tensor([[0.25, 0.75]]))
+    settings = UpdateSettings(algorithm=algorithm, objective=objective, seed=1, silo="a", kind=kind)
+    result = local_update(initial_weights(algorithm, objective, seed=1), SiloState.empty(), data, settings, round_number=1)
+    assert (result.samples, result.steps) == (count, -(-count // 2))
+    assert all(math.isfinite(value) for value in result.metrics.values())
 
 
 def test_every_tasks_defaults_make_a_valid_federation() -> None:

@@ -19,6 +19,7 @@ from fedhelp_core.store.base import Store, check_key
 from fedhelp_core.store.local import LocalStore
 from fedhelp_core.store.open import open_store
 from fedhelp_core.store.waiting import Poller, wait_for
+from tests.http_server import LOGIN_PAGE, answering
 
 Open = Callable[[], Store]
 
@@ -307,6 +308,55 @@ class TestS3Store:
         found = store_s3._error_for(answer, "s3://b/k at http://host", "b")
         assert isinstance(found, expected)
         assert "http://host" in str(found)
+
+    @pytest.mark.parametrize(("status", "code", "clock_ahead", "kind", "words"), [
+        (501, "NotImplemented", 0, ConfigError, "needs conditional writes"),
+        (403, "RequestTimeTooSkewed", 1200, ConfigError, "clock is 1[12][0-9]{2} s behind the store"),
+        (403, "RequestTimeTooSkewed", -1200, ConfigError, "clock is 1[12][0-9]{2} s ahead of the store"),
+        (403, "RequestTimeTooSkewed", 0, ConfigError, "clock differs from that of the store"),
+        (403, "SignatureDoesNotMatch", 1200, ConfigError, "set the node's time"),
+        (403, "AccessDenied", 7200, ConfigError, "set the node's time"),
+        (400, "RequestExpired", 0, ConfigError, "set the node's time"),
+        (403, "SignatureDoesNotMatch", 0, AccessDenied, "the signature does not match .* AWS_SECRET_ACCESS_KEY"),
+        (403, "AccessDenied", 30, AccessDenied, "check the credentials"),
+        (404, "NoSuchKey", 7200, NotFound, "no such object"),  # whoever answers that took the signature
+    ])
+    def test_what_a_server_cannot_do_and_a_clock_that_is_off_are_told_as_such(
+        self, s3_endpoint: str, status: int, code: str, clock_ahead: float, kind: type[Exception], words: str,
+    ) -> None:
+        said = f"<Error><Code>{code}</Code><Message>m</Message></Error>".encode()
+        with answering(status, said, clock_ahead=clock_ahead) as endpoint:
+            store = open_store("s3://bucket", endpoint_url=endpoint)
+            with pytest.raises(kind, match=words):
+                store.get("k")
+            if status == 501:
+                with pytest.raises(kind, match=words):
+                    store.probe()
+
+    @pytest.mark.parametrize(("status", "location", "body", "words"), [
+        (200, None, LOGIN_PAGE, "a web page titled 'Log in to dex'"),
+        (403, None, LOGIN_PAGE, "a web page titled 'Log in to dex'"),
+        (302, "/dex/auth?state=secret", b"", r"a redirect to /dex/auth \(HTTP 302\)"),
+        (302, "https://login.example/oidc?nonce=1", LOGIN_PAGE, r"a redirect to https://login\.example/oidc \(HTTP 302\)"),
+    ])
+    def test_a_login_page_before_the_store_is_told_as_such(
+        self, s3_endpoint: str, status: int, location: str | None, body: bytes, words: str,
+    ) -> None:
+        with answering(status, body, {} if location is None else {"Location": location}) as endpoint:
+            store = open_store("s3://bucket", endpoint_url=endpoint)
+            with pytest.raises(ConfigError, match=f"{words}.* answers instead of an S3 server"):
+                store.probe()
+            with pytest.raises(ConfigError, match=words):
+                store.list("")
+
+    def test_a_gateways_page_about_a_store_that_is_away_is_worth_another_try(self, s3_endpoint: str) -> None:
+        with answering(502, b"<html><body>502 Bad Gateway</body></html>") as endpoint, pytest.raises(StoreUnavailable):
+            open_store("s3://bucket", endpoint_url=endpoint).list("")
+
+    def test_an_object_may_be_a_web_page(self, s3_endpoint: str) -> None:
+        store = open_store("s3://federation/pages", endpoint_url=s3_endpoint)
+        store.put_new("report.html", LOGIN_PAGE)
+        assert store.get("report.html") == LOGIN_PAGE
 
     def test_a_write_in_flight_is_waited_for(self, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
         store = store_s3.S3Store("s3://federation/flight", endpoint_url=s3_endpoint)

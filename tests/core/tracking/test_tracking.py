@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -28,7 +30,7 @@ from fedhelp_core.tracking.gate import gate
 from fedhelp_core.tracking.models import load_pyfunc, save_pyfunc_from_code
 from fedhelp_core.tracking.registry import Registry
 from fedhelp_core.tracking.runs import AsyncTracker, Tracker
-from fedhelp_core.tracking.server import client_of, tracking_uri
+from fedhelp_core.tracking.server import client_of, sqlite_path, tracking_uri
 
 _KILLED_AMID_MIGRATIONS = """
 import os, signal, sys
@@ -431,6 +433,11 @@ class TestWithAServer:
             Tracker.for_run(federation.override(**{"tracking.uri": f"{server}/not-here"}), "r").log_final({"a": 0.5})
 
 
+def _of_another_version(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+
+
 class TestErrors:
     def test_a_server_that_is_not_there_is_worth_another_try(self, federation: Federation) -> None:
         dead = federation.override(**{"tracking.uri": NOBODY.replace("://", "://user:secret@")})
@@ -462,6 +469,22 @@ class TestErrors:
         assert killed.returncode == -signal.SIGKILL
         Tracker.for_run(federation, "r").log_final({"a": 0.5})
         assert [path.name for path in (tmp_path / "store").iterdir()] == ["mlflow.db"]
+
+    @pytest.mark.parametrize(("damage", "words"), [
+        (_of_another_version, "tables are of another version of MLflow .schema ffffffffffff, this client's is .* mlflow db upgrade"),
+        (lambda path: path.write_bytes(path.read_bytes()[:20_000]), "is no SQLite database .database disk image is malformed"),
+        (lambda path: path.write_bytes(b"This is a letter, and no database at all.\n" * 500), "is no SQLite file"),
+        (lambda path: (path.unlink(), path.mkdir()), "other.db cannot be read .Is a directory"),
+    ], ids=["of a newer version", "cut off", "a text", "a folder"])
+    def test_a_database_that_will_never_do_is_permanent(self, federation: Federation, damage: Callable[[Path], object], words: str) -> None:
+        client_of(tracking_uri(federation)).search_experiments(max_results=1)
+        good = sqlite_path(tracking_uri(federation))
+        assert good is not None
+        path = good.with_name("other.db")  # mlflow remembers the databases that a process has opened
+        path.write_bytes(good.read_bytes())
+        damage(path)
+        with pytest.raises(PermanentError, match=words):
+            Tracker.for_run(federation.override(**{"tracking.uri": f"sqlite:///{path}"}), "r").log_final({"a": 0.5})
 
     def test_a_folder_that_nothing_can_be_written_into_is_named(self, federation: Federation) -> None:
         blocked = federation.override(**{"tracking.uri": "sqlite:////proc/nowhere/mlflow.db"})

@@ -124,7 +124,7 @@ class TestGoodFiles:
         check(path, sha256=write_weights(path, example(), "net"))
 
     def test_a_file_of_another_writer_is_refused_though_it_says_the_right_things(self, path: Path) -> None:
-        safetensors.numpy.save_file(example(), path, metadata={"fedhelp_format": "1", "architecture": "net"})
+        safetensors.numpy.save_file(example(), path, metadata={"fedhelp_format": "1", "architecture": "net", "note": "and more"})
         with pytest.raises(WeightsError, match="not in FedHelp's own bytes"):
             check(path)
 
