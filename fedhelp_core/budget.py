@@ -161,21 +161,37 @@ def picture_size(raw: bytes) -> tuple[int, int, int]:
 
 def jpeg_size(raw: bytes) -> tuple[int, int, int]:
     """As `picture_size`, of a JPEG or JPEG-LS stream."""
+    place = _frame_header(raw)
+    if place is None:
+        return 0, 0, 0
+    height, width, channels = struct.unpack(">HHB", raw[place + 5 : place + 10])
+    return width, height, channels
+
+
+def _frame_header(raw: bytes) -> int | None:
+    """Where a JPEG says how large it is, and how it is written."""
     place = 2
     while place + 9 < len(raw) and raw[place] == 0xFF:
         kind = raw[place + 1]
         if kind == 0xFF:  # a fill byte
             place += 1
-        elif (0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC)) or kind == 0xF7:
-            height, width, channels = struct.unpack(">HHB", raw[place + 5 : place + 10])
-            return width, height, channels
+        elif kind in _FRAMES:
+            return place
         else:
             place += 2 + int.from_bytes(raw[place + 2 : place + 4], "big")
-    return 0, 0, 0
+    return None
+
+
+def _is_progressive(raw: bytes) -> bool:
+    """Whether a JPEG may have any number of scans."""
+    place = _frame_header(raw)
+    return place is not None and raw[place + 1] not in _BASELINE
 
 
 _PIXELS_A_BYTE = {"jpeg": 1024, "png": 8 * MOST_RATIO}
 """What a JPEG's byte can hold is a bit a block of 64 pixels (progressive: its DC), taken twice for safety; a PNG's pixel takes a bit."""
+_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})  # JPEG's start-of-frame markers, and JPEG-LS's
+_BASELINE = (0xC0, 0xC1)  # one scan a channel
 _PIECE = 2**20  # bytes inflated at once, to be counted
 _MOST_SCANS = 200  # of a progressive JPEG, which is gone through for each: encoders write ten
 
@@ -189,7 +205,7 @@ def require_picture(raw: bytes, wrong: Wrong) -> int:
     kind = "jpeg" if raw.startswith(b"\xff\xd8") else "png"
     if pixels > 2**16 + len(raw) * _PIXELS_A_BYTE[kind]:
         raise wrong(f"announces {width} x {height} pixels in {len(raw):,} bytes, which cannot hold them")
-    if kind == "jpeg" and raw.count(b"\xff\xda") > _MOST_SCANS:
+    if kind == "jpeg" and _is_progressive(raw) and raw.count(b"\xff\xda") > _MOST_SCANS:
         raise wrong(f"is written in more than {_MOST_SCANS} scans")
     return pixels * max(channels, 1)
 
