@@ -149,6 +149,7 @@ class TestRound:
         again = Run(open_again(), "run-1")
         assert close(again, silos=SILOS, min_silos=3, deadline_s=0) == first
 
+    @pytest.mark.slow  # a bucket is looked at every 0.2 s at most
     def test_rounds_follow_each_other(self, run: Run, open_again: Open) -> None:
         for number in range(1, 8):
             submit(run, "berlin", number, number)
