@@ -19,7 +19,7 @@ from fedhelp_core.store.open import open_store
 from fedhelp_dispatch.carrier import Carrier, carrier_of
 from fedhelp_dispatch.cluster import Cluster, Clusters
 from fedhelp_dispatch.job import ACTION_LABEL, ROUND_LABEL, RUN_LABEL, SILO_LABEL, Object
-from fedhelp_dispatch.refusals import ApiRefusal, explained
+from fedhelp_dispatch.refusals import ApiRefusal, refusal_error
 
 _ENDED = ("done", "failed")
 
@@ -103,7 +103,7 @@ async def _rows(cluster: Cluster, place: Place, run_id: str | None) -> list[List
         found = await cluster.call("GET", carrier.path(place.namespace), query=query)
         return await asyncio.gather(*(_row(cluster, carrier, item) for item in found.get("items") or []))
     except ApiRefusal as e:
-        raise explained(e, doing=f"list {carrier.resource}", namespace=place.namespace or "all namespaces") from e
+        raise refusal_error(e, doing=f"list {carrier.resource}", namespace=place.namespace or "all namespaces") from e
 
 
 async def _row(cluster: Cluster, carrier: Carrier, found: Object) -> Listed:

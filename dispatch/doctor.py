@@ -27,7 +27,7 @@ from fedhelp_core.data.datalist import manifest_of
 from fedhelp_core.data.items import Item
 from fedhelp_core.data.picture_files import SUFFIXES
 from fedhelp_core.data.reading import read_examples
-from fedhelp_core.disk import explained, require_locks
+from fedhelp_core.disk import disk_errors, require_locks
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, PermanentError, StorageFull, StoreUnavailable, listed
 from fedhelp_core.places import require_temporary_folder
 from fedhelp_core.processes import exit_code_of
@@ -98,7 +98,7 @@ def look_at_state(silo: SiloConfig) -> Finding:
         AccessDenied, StorageFull: it cannot, or has not.
     """
     probe_file = silo.state / ".doctor"
-    with explained(probe_file):
+    with disk_errors(probe_file):
         silo.state.mkdir(parents=True, exist_ok=True)
         probe_file.write_bytes(b"writable")
         probe_file.unlink()

@@ -18,7 +18,7 @@ from fedhelp_dispatch.carrier import Carrier, Right
 from fedhelp_dispatch.job import CONTAINER, QUEUE_LABEL, Object, job_of
 from fedhelp_dispatch.lifecycle import Event, looked
 from fedhelp_dispatch.reading import failure, newest, pull_fault, why_waiting
-from fedhelp_dispatch.refusals import ASK_HOSPITAL, ApiRefusal, explained
+from fedhelp_dispatch.refusals import ASK_HOSPITAL, ApiRefusal, refusal_error
 from fedhelp_dispatch.request import Outcome, Waiting, WorkRequest
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ async def _template_refused(cluster: Cluster, namespace: str, refusal: ApiRefusa
             await cluster.call("GET", f"/api/v1/namespaces/{namespace}")
         except ApiRefusal as deeper:
             if deeper.status == 404:
-                return explained(deeper, doing="use the namespace", namespace=namespace)
-    return explained(refusal, doing="read the hospital's Job template", namespace=namespace)
+                return refusal_error(deeper, doing="use the namespace", namespace=namespace)
+    return refusal_error(refusal, doing="read the hospital's Job template", namespace=namespace)
 
 
 async def pods_of(cluster: Cluster, job: Object) -> list[dict[str, Any]]:

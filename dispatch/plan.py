@@ -8,7 +8,7 @@ from typing import Any, get_args
 from fedhelp_core.config.federation import Federation
 from fedhelp_dispatch.carrier import carrier_of
 from fedhelp_dispatch.cluster import Clusters
-from fedhelp_dispatch.refusals import ApiRefusal, explained
+from fedhelp_dispatch.refusals import ApiRefusal, refusal_error
 from fedhelp_dispatch.request import Action, request_for
 
 
@@ -31,5 +31,5 @@ async def _planned(federation: Federation, run_id: str) -> list[dict[str, Any]]:
                 try:
                     planned.append(await carrier.build(cluster, request_for(federation, run_id, entry, action, first)))
                 except ApiRefusal as e:
-                    raise explained(e, doing="read the hospital's Job template", namespace=entry.namespace) from e
+                    raise refusal_error(e, doing="read the hospital's Job template", namespace=entry.namespace) from e
     return planned

@@ -13,7 +13,7 @@ from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import AccessDenied, FedHelpError
 from fedhelp_dispatch.carrier import Carrier, carrier_of
 from fedhelp_dispatch.cluster import Cluster, Clusters
-from fedhelp_dispatch.refusals import ApiRefusal, explained, quota_exceeded
+from fedhelp_dispatch.refusals import ApiRefusal, quota_exceeded, refusal_error
 from fedhelp_dispatch.request import WorkRequest, request_for
 
 _RUN = "preflight"
@@ -47,7 +47,7 @@ async def _try_out(request: WorkRequest, carrier: Carrier, cluster: Cluster) -> 
         await cluster.call("POST", carrier.path(namespace), query={"dryRun": "All"}, body=body)
     except ApiRefusal as e:
         if not quota_exceeded(e):  # else others are at work there now, and a run would wait for them
-            raise explained(e, doing=f"create {carrier.resource}", namespace=namespace, ask=carrier.ask) from e
+            raise refusal_error(e, doing=f"create {carrier.resource}", namespace=namespace, ask=carrier.ask) from e
     missing = [
         f"{' and '.join(refused)} {resource}" for group, resource, verbs in carrier.rights
         if (refused := [verb for verb in verbs if not await _allowed(cluster, namespace, group, resource, verb)])]
@@ -62,4 +62,4 @@ async def _allowed(cluster: Cluster, namespace: str, group: str, resource: str, 
     try:
         return bool((await cluster.call("POST", _REVIEWS, body=review))["status"]["allowed"])
     except ApiRefusal as e:
-        raise explained(e, doing="ask for its own rights", namespace=namespace) from e
+        raise refusal_error(e, doing="ask for its own rights", namespace=namespace) from e

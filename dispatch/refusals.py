@@ -10,7 +10,7 @@ _CHART = "chart fedhelp-silo"
 
 
 class ApiRefusal(Exception):
-    """The server answered, and said no. Never leaves dispatch: `explained` turns it into a sentence."""
+    """The server answered, and said no. Never leaves dispatch: `refusal_error` turns it into a sentence."""
 
     def __init__(self, status: int, message: str, cluster: str) -> None:
         super().__init__(f"{cluster}: {status} {message}")
@@ -22,7 +22,7 @@ class ApiRefusal(Exception):
 ASK_HOSPITAL = f"ask the hospital to install {_CHART} there (it brings the Role and RoleBinding for the hub's account), or correct dispatch.namespace"
 
 
-def explained(refusal: ApiRefusal, *, doing: str, namespace: str, ask: str = ASK_HOSPITAL) -> PermanentError:
+def refusal_error(refusal: ApiRefusal, *, doing: str, namespace: str, ask: str = ASK_HOSPITAL) -> PermanentError:
     """The error for people; `doing` is what was tried, e.g. 'create Jobs'; `ask` is what whoever lacks the rights should do."""
     said = " ".join(refusal.message.split())[:500]
     where = f"namespace {namespace!r} of {refusal.cluster}"

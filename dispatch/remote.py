@@ -1,4 +1,4 @@
-"""Work that an API server keeps for us: created, adopted, watched, explained and deleted, whatever kind of object carries it.
+"""Work that an API server keeps for us: created, adopted, watched, looked into and deleted, whatever kind of object carries it.
 
 lifecycle.py says what is to be done, a carrier (kubernetes.py, manifestwork.py) says what the object is; this file sends the
 requests, and feeds what they and the watches answer back, all in one event loop. Nothing here blocks whoever asks: looks
@@ -23,7 +23,7 @@ from fedhelp_dispatch.carrier import Carrier, carrier_of
 from fedhelp_dispatch.job import RUN_LABEL, SILO_LABEL, Object, is_of, job_name
 from fedhelp_dispatch.lifecycle import Action, Event, Life, Name, Patience, State, step
 from fedhelp_dispatch.reading import Phase
-from fedhelp_dispatch.refusals import ApiRefusal, explained, quota_exceeded
+from fedhelp_dispatch.refusals import ApiRefusal, quota_exceeded, refusal_error
 from fedhelp_dispatch.request import Outcome, Waiting, Work, WorkRequest
 from fedhelp_dispatch.watch import Tasks, Watches
 
@@ -144,7 +144,7 @@ class _ClusterWork:
         try:
             answer = await self._answer(work, action, event)
         except ApiRefusal as e:
-            answer = _failed(explained(e, doing=f"create and read {self.carrier.kind}s", namespace=work.namespace, ask=self.carrier.ask))
+            answer = _failed(refusal_error(e, doing=f"create and read {self.carrier.kind}s", namespace=work.namespace, ask=self.carrier.ask))
         except FedHelpError as e:
             answer = _failed(e)
         except Exception as e:  # a task's error would be lost: the supervisor reports it and tries again
@@ -224,7 +224,7 @@ class _ClusterWork:
             self.happened(work, seen(self.carrier, found))
 
     def refused(self, namespace: str | None, refusal: ApiRefusal) -> None:
-        error = explained(refusal, doing=f"watch {self.carrier.kind}s", namespace=namespace or "all", ask=self.carrier.ask)
+        error = refusal_error(refusal, doing=f"watch {self.carrier.kind}s", namespace=namespace or "all", ask=self.carrier.ask)
         since = self._refused_since.setdefault(namespace, self.loop.time())
         if namespace in self._listed or self.loop.time() - since < self._patience.refusal:
             self._trouble[namespace] = str(error)

@@ -61,7 +61,7 @@ STATE_VOLUME = Place({
 
 
 @contextmanager
-def explained(path: str | Path, place: Place = STATE_VOLUME) -> Iterator[None]:
+def disk_errors(path: str | Path, place: Place = STATE_VOLUME) -> Iterator[None]:
     """OSErrors about `path` as errors of our own, one sentence each."""
     try:
         yield
@@ -118,7 +118,7 @@ def require_locks(folder: Path, place: Place = STATE_VOLUME) -> None:
     Raises:
         ConfigError: it has none.
     """
-    with explained(folder, place):
+    with disk_errors(folder, place):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             with suppress(BlockingIOError):  # somebody holds one

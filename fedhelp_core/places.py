@@ -13,7 +13,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from fedhelp_core.disk import explained
+from fedhelp_core.disk import disk_errors
 from fedhelp_core.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ def require_temporary_folder(instead: Path | None = None) -> None:
             raise ConfigError(
                 "no folder for temporary files: neither $TMPDIR nor /tmp, /var/tmp or the working folder can be written to; set TMPDIR to one that"
                 " can, in a pod an emptyDir volume") from e
-        with explained(instead):
+        with disk_errors(instead):
             instead.mkdir(parents=True, exist_ok=True)
         os.environ["TMPDIR"] = tempfile.tempdir = str(instead)
 

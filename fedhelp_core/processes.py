@@ -36,7 +36,7 @@ def task(component: str) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        sys.exit(_explained(e, component, lambda known: explain(known, component)))
+        sys.exit(_exit_code_after(e, component, lambda known: print_error(known, component)))
 
 
 def exit_code_of(
@@ -59,7 +59,7 @@ def exit_code_of(
         print(f"{program}: stopped; the same command goes on where it was", file=sys.stderr, flush=True)
         return int(e.args[0]) if e.args else 130
     except Exception as e:
-        return _explained(e, program, say or (lambda known: explain(known, program)))
+        return _exit_code_after(e, program, say or (lambda known: print_error(known, program)))
     return 0
 
 
@@ -68,13 +68,13 @@ def ends_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, _end)
 
 
-def explain(error: FedHelpError, program: str) -> None:
+def print_error(error: FedHelpError, program: str) -> None:
     """Say on standard error all that was wrong, a line each."""
     for line in error_lines(error):
         print(f"{program}: error: {line}", file=sys.stderr, flush=True)
 
 
-def _explained(error: Exception, program: str, say: Callable[[FedHelpError], None]) -> int:
+def _exit_code_after(error: Exception, program: str, say: Callable[[FedHelpError], None]) -> int:
     """The exit code of `error`, after its sentences."""
     if isinstance(error, BrokenPipeError) and _nobody_reads():
         return _NOBODY_READS

@@ -24,7 +24,7 @@ from fedhelp_core.data.examples import image_shape, preparation, target_shape
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.data.problems import told
 from fedhelp_core.data.reading import bits_in_use, read_examples
-from fedhelp_core.disk import atomic_write, explained
+from fedhelp_core.disk import atomic_write, disk_errors
 from fedhelp_core.errors import DataError
 from fedhelp_core.weights.file import write_weights
 
@@ -63,7 +63,7 @@ def load_silo_arrays(config: SiloConfig, task: TaskConfig) -> SiloArrays:
     found = _read(path, manifest, task)
     if found is None:
         tensors = _decoded(config.name, manifest, task)
-        with explained(path):
+        with disk_errors(path):
             with atomic_write(path) as scratch:
                 write_weights(scratch, {name: tensor.numpy() for name, tensor in tensors.items()}, "silo-images")
             _drop_old_caches(folder, path)

@@ -29,7 +29,7 @@ from fedhelp_core.data.leakage import Group, Place, Side, dropped_from, groups_o
 from fedhelp_core.data.problems import told
 from fedhelp_core.data.public_layouts import Hospital
 from fedhelp_core.data.reading import bits_in_use
-from fedhelp_core.disk import explained
+from fedhelp_core.disk import disk_errors
 from fedhelp_core.errors import ConfigError, DataError, listed
 
 _THUMBNAILS = 8  # a silo
@@ -104,7 +104,7 @@ def write_silos(out: Path, ingested: Ingested, task: TaskConfig) -> list[Path]:
     for silo, path in paths.items():
         if path.exists() and path.read_text(encoding="utf-8") != documents[silo]:
             raise ConfigError(f"{path}: is there with other content; delete it, or give another folder with --out")
-    with explained(out):
+    with disk_errors(out):
         for folder in ("datalists", "silos"):
             (out / folder).mkdir(parents=True, exist_ok=True)
         for silo, manifest in ingested.manifests.items():

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhelp_core.algorithm.averaging import MEAN, Kernel, Read, Rule, SortingKernel, check_alike, check_shares, kernel_for
-from fedhelp_core.disk import explained, write_all
+from fedhelp_core.disk import disk_errors, write_all
 from fedhelp_core.weights.file import WEIGHTS_FILE, WeightsFile, read_header
 from fedhelp_core.weights.header import WeightsSpec, canonical_header
 from fedhelp_core.weights.segments import Segment, common_segments
@@ -53,7 +53,7 @@ def average_files(
     pieces = _pieces(common_segments((layout, *headers)), kernel().piece_elements)
     worthwhile = (layout.end - layout.data_start) * len(paths) >= _WORTH_THREADS
     digest = hashlib.sha256(head)
-    with explained(destination, WEIGHTS_FILE), _Sources(paths) as sources, destination.open("wb", buffering=0) as output:
+    with disk_errors(destination, WEIGHTS_FILE), _Sources(paths) as sources, destination.open("wb", buffering=0) as output:
         write_all(output, head)
         for mean in _averaged(pieces, sources, kernel, threads if worthwhile else 1):
             digest.update(mean.data)

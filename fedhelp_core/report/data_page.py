@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedhelp_core.data.findings import DataReport, remarks, rows_of, summary
 from fedhelp_core.data.leakage import Group
-from fedhelp_core.disk import explained
+from fedhelp_core.disk import disk_errors
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.report import html
 
@@ -20,7 +20,7 @@ _SHOWN = 200  # rows a table
 
 def write_report(out: Path, report: DataReport) -> None:
     """report.json and report.html below `out`."""
-    with explained(out):
+    with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / "report.json").write_text(json.dumps(summary(report), indent=1) + "\n", encoding="utf-8")
         (out / "report.html").write_bytes(render(report).encode())

@@ -16,7 +16,7 @@ from fedhelp_core.data.examples import preparation
 from fedhelp_core.data.findings import called
 from fedhelp_core.data.inspection import Seen
 from fedhelp_core.data.views import Picked, View, first_and_strangest, view_of
-from fedhelp_core.disk import explained
+from fedhelp_core.disk import disk_errors
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.report import html
 
@@ -40,7 +40,7 @@ def write_picture_pages(paths: Mapping[str, Path], hospitals: Sequence[Looked], 
     for one in hospitals:
         if one.silo in paths:
             path = paths[one.silo]
-            with explained(path):
+            with disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(render(one, hospitals, task), encoding="utf-8")
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from fedhelp_core.config.silo import SiloConfig
-from fedhelp_core.disk import explained
+from fedhelp_core.disk import disk_errors
 from fedhelp_core.errors import FedHelpError, public_half
 from fedhelp_core.printable import printable
 from fedhelp_core.processes import error_lines
@@ -65,7 +65,7 @@ class Disclosure:
         fields = {"state": config.state, **{f"data.{name}": value for name, value in config.data}}
         self._folders = {str(value): name for name, value in fields.items() if isinstance(value, Path)}
         log = config.state / LOG
-        with explained(log):
+        with disk_errors(log):
             config.state.mkdir(parents=True, exist_ok=True)
             if log.exists() and log.stat().st_size > _MOST_BYTES:
                 log.replace(log.with_suffix(".old.log"))

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedhelp_core.disk import digest_of, explained
+from fedhelp_core.disk import digest_of, disk_errors
 from fedhelp_core.store.base import Store
 
 
@@ -85,6 +85,6 @@ class LedgeredStore(Store):
         sha256, size = digest_of(body)
         entry = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "run": self._run_id, "object": key, "bytes": size, "sha256": sha256}
-        with explained(self._ledger), self._ledger.open("ab", buffering=0) as handle:
+        with disk_errors(self._ledger), self._ledger.open("ab", buffering=0) as handle:
             handle.write(f"{json.dumps(entry)}\n".encode())
             os.fsync(handle.fileno())

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from fedhelp_core.algorithm.local_update import SiloState
-from fedhelp_core.disk import atomic_write, explained, sweep
+from fedhelp_core.disk import atomic_write, disk_errors, sweep
 from fedhelp_core.errors import StateLocked
 from fedhelp_core.weights.file import read_weights, write_weights
 
@@ -65,7 +65,7 @@ class StateFolder:
             StorageFull: no space left; what was there before is untouched.
         """
         path = self._path(state.round)
-        with explained(path):
+        with disk_errors(path):
             sweep(self.folder, older_than=0)  # whoever holds the lock is the only writer: what is left is of killed ones
             with atomic_write(path, durable=True) as scratch:
                 write_weights(scratch, {name: tensor.numpy() for name, tensor in state.tensors.items()}, _ARCHITECTURE)
@@ -79,7 +79,7 @@ class StateFolder:
         Raises:
             StateLocked: another process holds it.
         """
-        with explained(self.folder):
+        with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             handle = (self.folder / "lock").open("a")
         with handle:

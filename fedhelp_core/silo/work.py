@@ -21,7 +21,7 @@ from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.federation import Federation, federation_in
 from fedhelp_core.config.silo import SiloConfig
 from fedhelp_core.data.arrays import ImageArrays, SiloArrays, load_silo_arrays
-from fedhelp_core.disk import explained, require_locks
+from fedhelp_core.disk import disk_errors, require_locks
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
@@ -220,7 +220,7 @@ def with_public_set(data: SiloData, run: Run, cache: Path) -> SiloData:
 
 def open_silo(config: SiloConfig, store: Store, run_id: str, *, on_event: Event | None = None) -> Silo:
     """The silo of `config` in the run `run_id`, its uploads written to the egress ledger."""
-    with explained(config.state):
+    with disk_errors(config.state):
         config.state.mkdir(parents=True, exist_ok=True)
     require_locks(config.state)
     run = Run(LedgeredStore(store, config.state / "egress.jsonl", run_id), run_id)

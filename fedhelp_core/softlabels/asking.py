@@ -121,7 +121,7 @@ class Asking:
                 thread.join(max(0.0, until - time.monotonic()))
             raise
         if self._error is not None:
-            raise self._explained(self._error)
+            raise self._budget_sentence(self._error)
 
     def _work(self) -> None:
         try:
@@ -226,7 +226,7 @@ class Asking:
                     teacher=self._config.name, done=self._done, total=self._total, seconds_left=elapsed / self._done * (self._total - self._done),
                     cost=self._cost, currency=self._config.budget.currency))
 
-    def _explained(self, error: BaseException) -> BaseException:
+    def _budget_sentence(self, error: BaseException) -> BaseException:
         if not isinstance(error, BudgetReached):
             return error
         budget, account = self._config.budget, self._ledger.account(self._config.budget)

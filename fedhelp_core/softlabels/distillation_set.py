@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedhelp_core.disk import atomic_write, digest_of, explained
+from fedhelp_core.disk import atomic_write, digest_of, disk_errors
 from fedhelp_core.errors import ConfigError, DataError, NotFound
 from fedhelp_core.protocol.keys import SOFT_LABELS, set_object, set_of_index, settled_set
 from fedhelp_core.softlabels.answers import AnswerForm, bounds
@@ -427,7 +427,7 @@ def _local_file(store: Store, key: str, sha256: str, max_bytes: int, cache_dir: 
 
 def _kept(path: Path, cached: Path) -> Path:
     """Copy into the cache under a name of our own first: another silo process may be doing the same."""
-    with explained(cached), atomic_write(cached) as scratch:
+    with disk_errors(cached), atomic_write(cached) as scratch:
         shutil.copyfile(path, scratch)
     return cached
 

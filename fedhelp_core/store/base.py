@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from fedhelp_core.disk import Place, explained, scratch_file
+from fedhelp_core.disk import Place, disk_errors, scratch_file
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StorageFull, StoreUnavailable
 
 _KEY = re.compile(r"[^/\x00-\x1f\\]+(/[^/\x00-\x1f\\]+)*")
@@ -92,7 +92,7 @@ class Store(ABC):
     def scratch_file(self, folder: Path | None = None) -> Iterator[Path]:
         """The path of a file to be made, in `folder`, or where `give` need not copy it; gone afterwards."""
         folder = folder or self.scratch
-        with explained(folder, STORE_FOLDER):
+        with disk_errors(folder, STORE_FOLDER):
             folder.mkdir(parents=True, exist_ok=True)
         with scratch_file(folder) as path:
             yield path

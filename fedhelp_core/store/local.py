@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from fedhelp_core.disk import explained, open_regular, scratch_file, sweep, sync
+from fedhelp_core.disk import disk_errors, open_regular, scratch_file, sweep, sync
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.store.base import SCRATCH, STORE_FOLDER, Store, check_key, check_size
 
@@ -46,7 +46,7 @@ class LocalStore(Store):
         if self.size(key) is not None:  # saves writing what is there already; link decides in the end
             return False
         self._require_own(target)
-        with explained(target, STORE_FOLDER), self._complete(body) as scratch:
+        with disk_errors(target, STORE_FOLDER), self._complete(body) as scratch:
             return self._link(scratch, target)
 
     def give(self, key: str, path: Path) -> bool:
@@ -55,7 +55,7 @@ class LocalStore(Store):
         if os.stat(path).st_dev != os.stat(self.scratch).st_dev:
             return self.put_new(key, path)
         self._require_own(target)
-        with explained(target, STORE_FOLDER):
+        with disk_errors(target, STORE_FOLDER):
             if self._durable:
                 sync(path)
             try:
@@ -69,14 +69,14 @@ class LocalStore(Store):
         """As Store.put."""
         target = self._base + check_key(key)
         self._require_own(target)
-        with explained(target, STORE_FOLDER), self._complete(body) as scratch:
+        with disk_errors(target, STORE_FOLDER), self._complete(body) as scratch:
             _with_parents(os.replace, scratch, target)
 
     def get(self, key: str, max_bytes: int | None = None) -> bytes:
         """As Store.get."""
         path = self._base + check_key(key)
         self._require_own(path)
-        with explained(path, STORE_FOLDER), open(path, "rb", buffering=0, opener=open_regular) as handle:
+        with disk_errors(path, STORE_FOLDER), open(path, "rb", buffering=0, opener=open_regular) as handle:
             check_size(path, os.fstat(handle.fileno()).st_size, max_bytes)
             return handle.read() if max_bytes is None else _read_at_most(handle.fileno(), path, max_bytes)
 
@@ -109,7 +109,7 @@ class LocalStore(Store):
         folder = prefix.rpartition("/")[0]
         if folder:
             check_key(folder)
-        with explained(self._base + folder, STORE_FOLDER):
+        with disk_errors(self._base + folder, STORE_FOLDER):
             return sorted(key for key in _walk(self._base, folder) if key.startswith(prefix))
 
     def present(self, keys: Iterable[str], *, prefix: str) -> set[str]:
@@ -119,7 +119,7 @@ class LocalStore(Store):
     def delete(self, key: str) -> None:
         """As Store.delete."""
         path = self._base + check_key(key)
-        with suppress(NotFound), explained(path, STORE_FOLDER):
+        with suppress(NotFound), disk_errors(path, STORE_FOLDER):
             os.unlink(path)
 
     @property
@@ -127,7 +127,7 @@ class LocalStore(Store):
         """As Store.scratch: the folder of unfinished objects, which exists from now on."""
         if not self._swept:
             self._swept = True
-            with explained(self._scratch, STORE_FOLDER):
+            with disk_errors(self._scratch, STORE_FOLDER):
                 os.makedirs(self._scratch, exist_ok=True)
                 sweep(Path(self._scratch))
         return Path(self._scratch)

@@ -36,7 +36,7 @@ from botocore.exceptions import (
 from urllib3.exceptions import HTTPError
 
 from fedhelp_core.answers import LARGEST_SKEW, clock_is_off, page_instead, skew_of, untrusted
-from fedhelp_core.disk import Place, atomic_write, explained, write_all
+from fedhelp_core.disk import Place, atomic_write, disk_errors, write_all
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StorageFull, StoreUnavailable
 from fedhelp_core.proxies import proxies_for
 from fedhelp_core.store.base import Store, check_key, check_size
@@ -106,7 +106,7 @@ class S3Store(Store):
         if path.exists():
             check_size(self._name(key), path.stat().st_size, max_bytes)
             return path
-        with explained(path, _COPY), atomic_write(path) as scratch:
+        with disk_errors(path, _COPY), atomic_write(path) as scratch:
             self._patiently(lambda: self._download(key, max_bytes, lambda pieces: _save(pieces, scratch)))
         return path
 
@@ -117,14 +117,14 @@ class S3Store(Store):
     def size(self, key: str) -> int | None:
         """As Store.size."""
         try:
-            with self._explained(key):
+            with self._s3_errors(key):
                 return int(self._client().head_object(Bucket=self._bucket, Key=self._full(key))["ContentLength"])
         except NotFound:
             return None
 
     def list(self, prefix: str) -> list[str]:
         """As Store.list."""
-        with self._explained(prefix):
+        with self._s3_errors(prefix):
             pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
             found: list[str] = []
             for number, page in enumerate(pages):
@@ -142,7 +142,7 @@ class S3Store(Store):
 
     def delete(self, key: str) -> None:
         """As Store.delete."""
-        with self._explained(key):
+        with self._s3_errors(key):
             self._client().delete_object(Bucket=self._bucket, Key=self._full(key))
 
     @property
@@ -155,7 +155,7 @@ class S3Store(Store):
     def _put(self, key: str, body: bytes | Path, condition: dict[str, str]) -> bool:
         target = {"Bucket": self._bucket, "Key": self._full(key)}
         try:
-            with self._explained(key):
+            with self._s3_errors(key):
                 if isinstance(body, bytes):
                     self._client().put_object(**target, **condition, Body=body)
                 elif body.stat().st_size <= _WHOLE_BYTES:
@@ -211,7 +211,7 @@ class S3Store(Store):
     # ---- reading
 
     def _download(self, key: str, max_bytes: int | None, use: Callable[[Iterator[bytes]], _T]) -> _T:
-        with self._explained(key):
+        with self._s3_errors(key):
             answer = self._client().get_object(Bucket=self._bucket, Key=self._full(key))
             try:
                 announced = answer.get("ContentLength", max_bytes)
@@ -275,7 +275,7 @@ class S3Store(Store):
         raise AssertionError("unreachable")
 
     @contextmanager
-    def _explained(self, key: str) -> Iterator[None]:
+    def _s3_errors(self, key: str) -> Iterator[None]:
         """boto3's errors as errors of our own, one sentence each."""
         where = f"{self._name(key)} at {self._endpoint_url or 'AWS'}"
         try:
@@ -394,7 +394,7 @@ def _save(pieces: Iterator[bytes], path: Path) -> None:
     """Write what arrives; trouble with this machine's disk is no trouble with the connection."""
     with path.open("wb", buffering=0) as file:
         for piece in pieces:
-            with explained(path, _COPY):
+            with disk_errors(path, _COPY):
                 write_all(file, piece)
 
 

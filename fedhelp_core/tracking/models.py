@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedhelp_core.errors import PermanentError, StoreUnavailable, TeacherError, TeacherUnavailable
 from fedhelp_core.tracking.foreign_model import ForeignModel, ModelEnded, ModelRefused
-from fedhelp_core.tracking.server import error_for, explained, first_line, on_server, prepare, quiet, shown_uri
+from fedhelp_core.tracking.server import error_for, first_line, mlflow_errors, on_server, prepare, quiet, shown_uri
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +127,7 @@ def save_pyfunc_from_code(folder: Path, *, code: Path, artifacts: Mapping[str, P
         PermanentError: MLflow refuses, e.g. since the folder has something in it.
     """
     prepare()
-    with explained(str(folder)), quiet():
+    with mlflow_errors(str(folder)), quiet():
         import mlflow.pyfunc
 
         mlflow.pyfunc.save_model(

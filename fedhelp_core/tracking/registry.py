@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.tracking.models import _IDENTITY_TAGS
-from fedhelp_core.tracking.server import client_of, explained, tracking_uri
+from fedhelp_core.tracking.server import client_of, mlflow_errors, tracking_uri
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
@@ -52,7 +52,7 @@ class Registry:
             PermanentError: what is noted cannot be read.
             StoreUnavailable: MLflow was not reached, or cannot answer now.
         """
-        with explained(self._uri):
+        with mlflow_errors(self._uri):
             text = self._version(name, version).tags.get(SCORES_TAG)
         if text is None:
             raise NotFound(
@@ -72,7 +72,7 @@ class Registry:
             StoreUnavailable: MLflow was not reached, or cannot answer now.
         """
         try:
-            with explained(self._uri):
+            with mlflow_errors(self._uri):
                 return self._aliases(name).get(CHAMPION)
         except NotFound:
             return None
@@ -84,7 +84,7 @@ class Registry:
             StoreUnavailable: MLflow was not reached, or cannot answer now.
         """
         champion = self.champion(name)
-        with explained(self._uri):
+        with mlflow_errors(self._uri):
             before = self._champions_before(name, champion) if champion is not None else []
         return before[-1] if before else None
 
@@ -95,7 +95,7 @@ class Registry:
             NotFound: no such version.
             StoreUnavailable: MLflow was not reached, or cannot answer now.
         """
-        with explained(self._uri):
+        with mlflow_errors(self._uri):
             run: str | None = self._version(name, version).tags.get(_IDENTITY_TAGS[0])
         return run
 
@@ -106,7 +106,7 @@ class Registry:
             NotFound: no such model or version, or no candidate.
             StoreUnavailable: MLflow was not reached, or cannot answer now.
         """
-        with explained(self._uri):
+        with mlflow_errors(self._uri):
             aliases = self._aliases(name)
             version = version or aliases.get(CANDIDATE)
             if version is None:
@@ -127,7 +127,7 @@ class Registry:
             NotFound: there is no model or no champion, or none was before it, or that one has been deleted.
             StoreUnavailable: MLflow was not reached, or cannot answer now.
         """
-        with explained(self._uri):
+        with mlflow_errors(self._uri):
             champion = self._aliases(name).get(CHAMPION)
             if champion is None:
                 raise NotFound(f"model {name!r}: no version is champion; make one: fedhelp promote")

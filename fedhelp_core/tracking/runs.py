@@ -22,7 +22,7 @@ from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import ConfigError, FedHelpError
 from fedhelp_core.tracking.models import log_model, registered_version
 from fedhelp_core.tracking.registry import CANDIDATE
-from fedhelp_core.tracking.server import client_of, explained, mlflow_at, quiet, shown_uri, sqlite_path, tracking_uri
+from fedhelp_core.tracking.server import client_of, mlflow_at, mlflow_errors, quiet, shown_uri, sqlite_path, tracking_uri
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +102,7 @@ class AsyncTracker:
             with self._changed:
                 closing, rounds, status = self._closing, list(self._waiting), self._final_status
             try:
-                with explained(self._uri):
+                with mlflow_errors(self._uri):
                     run = run or _MlflowRun.find_or_create(self._uri, self._federation, self._run_id)
                     run.log(rounds)
                     if closing and status is not None:
@@ -158,7 +158,7 @@ class Tracker:
             StoreUnavailable: MLflow was not reached, or cannot answer now.
             AccessDenied: it refuses us.
         """
-        with explained(self._uri):
+        with mlflow_errors(self._uri):
             self._run().log([_Round(self._federation.algorithm.rounds, _now(), metrics)])
 
     def log_and_register_model(self, module: torch.nn.Module, example: torch.Tensor, *, name: str, tags: Mapping[str, str]) -> str:
@@ -172,7 +172,7 @@ class Tracker:
             AccessDenied: it refuses us.
             PermanentError: the module cannot be exported, or does not answer the same when it is loaded.
         """
-        with explained(self._uri), quiet(), mlflow_at(self._uri):
+        with mlflow_errors(self._uri), quiet(), mlflow_at(self._uri):
             run = self._run()
             version = registered_version(run.client, name, tags) or self._register(run, module.eval(), example, name, tags)
             run.client.set_registered_model_alias(name, CANDIDATE, version)

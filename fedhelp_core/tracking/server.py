@@ -161,7 +161,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained(uri: str) -> Iterator[None]:
+def mlflow_errors(uri: str) -> Iterator[None]:
     """Errors of mlflow and of what it stands on, as ours."""
     try:
         yield

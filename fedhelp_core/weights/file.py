@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.disk import Place, explained, open_regular, write_all
+from fedhelp_core.disk import Place, disk_errors, open_regular, write_all
 from fedhelp_core.errors import AccessDenied, NotFound, StorageFull, WeightsError
 from fedhelp_core.weights.header import MAX_HEADER_BYTES, Header, Weights, WeightsSpec, canonical_header, numpy_dtype, parse_header, require_spec
 
@@ -57,7 +57,7 @@ def write_weights(path: Path, weights: Weights, architecture: str) -> str:
         StorageFull: no space left.
     """
     digest = hashlib.sha256()
-    with explained(path, WEIGHTS_FILE), path.open("wb", buffering=0) as handle:
+    with disk_errors(path, WEIGHTS_FILE), path.open("wb", buffering=0) as handle:
         for piece in _pieces(weights, architecture):
             digest.update(piece)
             write_all(handle, piece)
@@ -118,7 +118,7 @@ class WeightsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with explained(path, WEIGHTS_FILE):
+        with disk_errors(path, WEIGHTS_FILE):
             self._descriptor = open_regular(str(path), os.O_RDONLY)
         self.size = os.fstat(self._descriptor).st_size
 

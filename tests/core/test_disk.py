@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fedhelp_core.disk import STATE_VOLUME, atomic_write, digest_of, explained, scratch_file, sweep
+from fedhelp_core.disk import STATE_VOLUME, atomic_write, digest_of, disk_errors, scratch_file, sweep
 from fedhelp_core.errors import AccessDenied, StorageFull
 
 
@@ -83,7 +83,7 @@ def test_what_killed_processes_left_is_swept_when_it_is_old(tmp_path: Path) -> N
     (errno.ENOSPC, StorageFull, "no space left on the silo's state volume"), (errno.EDQUOT, StorageFull, "no space left"),
     (errno.EROFS, AccessDenied, "not writable (Read-only file system)"), (errno.EACCES, AccessDenied, "not writable")])
 def test_errors_of_a_silos_volume_have_names(number: int, expected: type[Exception], words: str) -> None:
-    with pytest.raises(expected) as error, explained("/state/x"):
+    with pytest.raises(expected) as error, disk_errors("/state/x"):
         raise OSError(number, os.strerror(number))
     assert str(error.value).startswith("/state/x: ") and words in str(error.value)
 
@@ -91,7 +91,7 @@ def test_errors_of_a_silos_volume_have_names(number: int, expected: type[Excepti
 def test_an_error_that_a_place_has_no_words_for_goes_on_as_it_is() -> None:
     error = OSError(errno.EIO, "bad disk")
     assert STATE_VOLUME.error(error, "/x") is error
-    with pytest.raises(OSError, match="bad disk"), explained("/x"):
+    with pytest.raises(OSError, match="bad disk"), disk_errors("/x"):
         raise error
 
 
