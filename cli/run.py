@@ -27,6 +27,7 @@ from fedhelp_core.protocol.facts import Kinds, SoftLabels
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
+from fedhelp_dispatch.process import start_ahead
 
 console = Console(stderr=True)
 _LOOK = 0.25  # seconds between looks at the store for the progress bar
@@ -90,6 +91,8 @@ def _run_pipeline(federation: Federation, run_id: str, log_path: Path, run_pipel
 
 
 def _in_this_process(federation: Federation, run_id: str, artifacts: Path) -> None:
+    if federation.silos_here:
+        start_ahead()  # before the imports below: PyTorch is then imported there and here at once
     from fedhelp_pipelines.in_process import run_in_process
 
     run_in_process(federation, run_id, artifacts)

@@ -15,7 +15,6 @@ from fedhelp_components.federation.__main__ import run as federate
 from fedhelp_components.promotion.__main__ import run as decide
 from fedhelp_components.soft_label_prefetch.__main__ import run as ask_teachers
 from fedhelp_core.config.federation import Federation
-from fedhelp_dispatch.process import start_ahead
 
 
 def run_in_process(federation: Federation, run_id: str, artifacts: Path) -> str:
@@ -25,8 +24,6 @@ def run_in_process(federation: Federation, run_id: str, artifacts: Path) -> str:
         FedHelpError: as the component that failed said it, with a note that names the component.
     """
     artifacts.mkdir(parents=True, exist_ok=True)
-    if federation.silos_here:
-        start_ahead()
     with _named("check"):
         checked = start(federation, run_id)
     where = {"store": checked.store, "endpoint_url": checked.endpoint_url, "run_id": checked.run}
