@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from fedhelp_core.answers import untrusted
-from fedhelp_core.crashes import one_line
 from fedhelp_core.errors import AccessDenied, ConfigError, PermanentError, StoreUnavailable
+from fedhelp_core.printable import one_line
 
 _BEHIND_A_LOGIN = "give an address behind it, such as http://localhost:8888 with: kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
 

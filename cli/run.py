@@ -21,8 +21,9 @@ from fedhelp_cli.run_ending import Ending
 from fedhelp_cli.run_form import form_of
 from fedhelp_components.check.__main__ import problems_of, raise_all
 from fedhelp_core.config.federation import Federation, load_federation
-from fedhelp_core.crashes import crashes_kept_in, one_line
+from fedhelp_core.crashes import crashes_kept_in
 from fedhelp_core.errors import FedHelpError, JobFailed, NotFound
+from fedhelp_core.printable import one_line
 from fedhelp_core.protocol.facts import Kinds, SoftLabels
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.base import Store

@@ -13,6 +13,7 @@ from rich.console import Console
 from fedhelp_cli.commands import own_command, quoted
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import FedHelpError
+from fedhelp_core.printable import without_passwords
 from fedhelp_core.protocol.facts import Candidate, Promotion
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.open import open_store
@@ -74,12 +75,12 @@ class Ending:
             out.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _tell_how_to_go_on(self, *, can_roll_back: bool, can_promote: bool) -> None:
-        from fedhelp_core.tracking.server import shown_uri, tracking_uri
+        from fedhelp_core.tracking.server import tracking_uri
 
         run = self._run()
         print(f"\nReport     {run.store.fetch(run.keys.report)}")
         print(f"Log        {self.log}")
-        print(f"MLflow     {own_command('mlflow')} ui --backend-store-uri {quoted(shown_uri(tracking_uri(self.federation)))}")
+        print(f"MLflow     {own_command('mlflow')} ui --backend-store-uri {quoted(without_passwords(tracking_uri(self.federation)))}")
         if can_promote:
             print(f"Promote    {own_command('fedhelp')} promote {quoted(self.path)}  (whatever the gate said)")
         if can_roll_back:

@@ -26,6 +26,7 @@ from kubernetes.config.config_exception import ConfigException
 
 from fedhelp_core.answers import untrusted
 from fedhelp_core.errors import ClusterUnavailable, ConfigError
+from fedhelp_core.printable import first_line
 from fedhelp_core.proxies import proxy_for
 from fedhelp_dispatch.refusals import ApiRefusal
 
@@ -164,7 +165,7 @@ class Cluster:
             yield
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as e:
             if (fault := _tls_fault(e)) is not None:
-                why = untrusted(fault, bundle="the kubeconfig") or f"its certificate is not trusted ({_first_line(fault)})"
+                why = untrusted(fault, bundle="the kubeconfig") or f"its certificate is not trusted ({first_line(fault, 300)})"
                 raise ConfigError(f"{self.name}: {why}; ask the hospital for its current kubeconfig") from e
             raise ClusterUnavailable(f"{self.name}: not reached ({type(e).__name__}); is the address right, and the server up?") from e
 
@@ -222,7 +223,7 @@ def _kubeconfigs() -> list[dict[str, Any]]:
             continue
         except (yaml.YAMLError, OSError, ValueError, TypeError, AttributeError) as e:
             raise ConfigError(
-                f"kubeconfig {path}: no file with clusters, users and contexts ({_first_line(e)}); ask the hospital for a new one") from e
+                f"kubeconfig {path}: no file with clusters, users and contexts ({first_line(e, 300)}); ask the hospital for a new one") from e
         found.append(document)
     return found
 
@@ -252,7 +253,7 @@ def _credentials(context: str | None) -> tuple[client.Configuration, ssl.SSLCont
         return settings, _tls_of(settings)
     except (ConfigException, OSError, ValueError, TypeError, KeyError, AttributeError) as e:
         if inside:
-            raise ConfigError(f"this pod's own account cannot be used ({_first_line(e)}); does its service account mount a token?") from e
+            raise ConfigError(f"this pod's own account cannot be used ({first_line(e, 300)}); does its service account mount a token?") from e
         known = _names(documents)
         if context is not None and known and context not in known:
             raise ConfigError(
@@ -262,7 +263,7 @@ def _credentials(context: str | None) -> tuple[client.Configuration, ssl.SSLCont
             raise ConfigError(
                 f"no kubeconfig at {kubeconfig()} ($KUBECONFIG), and this process runs in no cluster; set KUBECONFIG to the file with the hospitals'"
                 " contexts") from e
-        raise ConfigError(f"kubeconfig {kubeconfig()}: cannot be used ({_first_line(e)}); ask the hospital for a new one") from e
+        raise ConfigError(f"kubeconfig {kubeconfig()}: cannot be used ({first_line(e, 300)}); ask the hospital for a new one") from e
 
 
 def _current_context(documents: Sequence[Mapping[str, Any]]) -> str | None:
@@ -299,7 +300,3 @@ def _tls_fault(error: BaseException | None) -> ssl.SSLError | None:
     while error is not None and type(error) not in (ssl.SSLError, ssl.SSLCertVerificationError):  # not SSLWantReadError: waiting is no fault
         error = error.__cause__ or error.__context__
     return error if isinstance(error, ssl.SSLError) else None
-
-
-def _first_line(error: object) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from fedhelp_core.crashes import one_line
+from fedhelp_core.printable import one_line
 
 LARGEST_SKEW = 300.0  # seconds; S3 servers refuse signatures of clocks further off than 5 to 15 minutes
 _REDIRECTS = (301, 302, 303, 307, 308)

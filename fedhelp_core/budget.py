@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedhelp_core.printable import first_line
+
 MOST_PIXELS = 178_956_970
 """Of one picture, 178 megapixels, Pillow's own bound (twice what fits into 256 MiB as RGB): more is a slide of pathology, or made to fill memory."""
 MOST_VOXELS = 2**31
@@ -96,11 +98,6 @@ def foreign(wrong: Wrong, *ours: type[BaseException], strict: bool = False) -> I
         raise
     except Exception as e:
         raise wrong(first_line(e)) from None
-
-
-def first_line(error: BaseException) -> str:
-    """What a foreign error says first; its class where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def regular_bytes(path: Path, most: int, wrong: Wrong) -> bytes:

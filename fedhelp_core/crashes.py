@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import platform
-import re
 import secrets
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from fedhelp_core.disk import Place
 from fedhelp_core.errors import AccessDenied, ConfigError, Crashed, FedHelpError, NotFound, PermanentError, StorageFull
 from fedhelp_core.places import require_temporary_folder
+from fedhelp_core.printable import one_line
 
 LOGS_VARIABLE = "FEDHELP_LOGS"
 _ANYWHERE = Place({
@@ -30,7 +30,6 @@ _ANYWHERE = Place({
     NotFound: "is not what is needed there ({why}); make it, or correct the path",
     PermanentError: "cannot be a path here ({why}); name another place",
 })
-_SHOWN = 300  # characters of a message
 
 
 @contextmanager
@@ -65,13 +64,6 @@ def as_error(error: Exception, doing: str, *folders: Path) -> FedHelpError:
     for note in getattr(error, "__notes__", []):
         found.add_note(note)
     return found
-
-
-def one_line(text: object) -> str:
-    """What `text` says, without line breaks, control characters or passwords in addresses, and of bounded length."""
-    line = " ".join(str(text).split())
-    line = re.sub(r"://[^/@\s]+@", "://", "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line))
-    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 3]}..."
 
 
 def _of_the_machine(error: Exception) -> FedHelpError | None:

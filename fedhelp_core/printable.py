@@ -6,6 +6,8 @@ line of ours; in a log it could be without end.
 
 from __future__ import annotations
 
+import re
+
 _LONGEST_LINE = 2048  # bytes of UTF-8: longer than any sentence of ours, short enough to read a page of them
 _CUT = "\N{HORIZONTAL ELLIPSIS}"
 
@@ -22,3 +24,18 @@ def printable(text: object, most: int = _LONGEST_LINE) -> str:
 def printable_lines(text: object) -> list[str]:
     """Every line of `text`, as `printable` has it: for lists of problems, one a line."""
     return [printable(line) for line in str(text).split("\n")]
+
+
+def one_line(text: object, most: int = 300) -> str:
+    """All of `text` in one line, without passwords in addresses, as `printable` has it: for what an error says inside a sentence."""
+    return printable(without_passwords(" ".join(str(text).split())), most)
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What a foreign error says first, as `printable` has it; its class where it says nothing."""
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0], most)
+
+
+def without_passwords(text: str) -> str:
+    """`text` with addresses that carry no user and password any more."""
+    return re.sub(r"://[^/@\s]+@", "://", text)

@@ -20,8 +20,8 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.request import Request
 
-from fedhelp_core.crashes import one_line
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.printable import one_line
 from fedhelp_core.proxies import opener_for
 
 if TYPE_CHECKING:

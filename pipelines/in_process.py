@@ -42,5 +42,5 @@ def _named(component: str) -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        e.add_note(f"component {component}")
+        e.add_note(f"component {component} failed")
         raise

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fedhelp_core.budget import IN_FLIGHT
-from fedhelp_core.data.picture_files import Picture, bytes_of_pixels, eight_bits, opaque, picture_in, read_file
+from fedhelp_core.data.picture_files import Picture, bytes_of_pixels, eight_bits, fitted, opaque, picture_in, read_file
 from fedhelp_core.data.unusable import Unusable
 
 
@@ -81,13 +81,9 @@ def prepared(picture: Picture, size: int, name: str, bits: int | None = None) ->
     Raises:
         Unusable: it has more than `bits`.
     """
-    return _fitted(eight_bits(picture, bits, name).convert("RGB"), size)
+    return fitted(eight_bits(picture, bits, name).convert("RGB"), size)
 
 
 def square(pixels_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Pixels (H, W, 3), or grey (H, W), prepared as files are."""
-    return _fitted(Image.fromarray(pixels_HWC).convert("RGB"), size)
-
-
-def _fitted(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    return np.array(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC), dtype=np.uint8)
+    return fitted(Image.fromarray(pixels_HWC).convert("RGB"), size)

@@ -23,7 +23,6 @@ from fedhelp_core.budget import (
     MOST_MEMBERS,
     MOST_VOLUME_BYTES,
     MOST_VOXELS,
-    first_line,
     foreign,
     jpeg_size,
     require_inflated,
@@ -32,6 +31,7 @@ from fedhelp_core.budget import (
 from fedhelp_core.data.apart import Apart
 from fedhelp_core.data.grid import Volume
 from fedhelp_core.data.unusable import Unusable
+from fedhelp_core.printable import first_line
 
 _NO_SLICES = ("dicomdir", "thumbs.db", "desktop.ini")
 """Files that CDs and file managers put beside slices."""

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.budget import MOST_EXTENSION_BYTES, MOST_VOLUME_BYTES, MOST_VOXELS, first_line, foreign, require_inflatable, require_regular
+from fedhelp_core.budget import MOST_EXTENSION_BYTES, MOST_VOLUME_BYTES, MOST_VOXELS, foreign, require_inflatable, require_regular
 from fedhelp_core.data.grid import Volume, require_plausible_affine, spacing_of
 from fedhelp_core.data.unusable import Unusable
+from fedhelp_core.printable import first_line
 
 _HEADER_BYTES = {348: 1, 540: 2}  # sizeof_hdr -> version of the format
 _MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIFTI_UNITS_UNKNOWN (which is mm in practice), METER, MM, MICRON

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from fedhelp_core.budget import IN_FLIGHT, MOST_PICTURE_BYTES, MOST_PIXELS, foreign, picture_size, regular_bytes, require_picture
 from fedhelp_core.data.unusable import Unusable
@@ -224,6 +224,11 @@ def _orientation(image: Image.Image) -> int:
     """EXIF's; 1 where there is none, or none that EXIF knows."""
     said: Any = image.getexif().get(ExifTags.Base.Orientation, 1)
     return said if said in _TURNS else 1
+
+
+def fitted(image: Image.Image, size: int, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> NDArray[np.uint8]:
+    """`image` as a square of `size` pixels: its shorter side scaled, the centre cut out."""
+    return np.array(ImageOps.fit(image, (size, size), resampling), dtype=np.uint8)
 
 
 def _upright(image: Image.Image, turned: int) -> Image.Image:

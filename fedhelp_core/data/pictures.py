@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fedhelp_core.budget import IN_FLIGHT
 from fedhelp_core.data.examples import Example, mask_problem
 from fedhelp_core.data.items import Item
-from fedhelp_core.data.picture_files import Picture, alpha_of, bytes_of_pixels, eight_bits, opaque, picture_in, read_file
+from fedhelp_core.data.picture_files import Picture, alpha_of, bytes_of_pixels, eight_bits, fitted, opaque, picture_in, read_file
 from fedhelp_core.data.unusable import Unusable
 
 
@@ -37,7 +37,7 @@ def example(item: Item, picture: Picture, labels_HW: NDArray[np.generic], size: 
     target = mask_square((labels_HW != 0).astype(np.uint8), size)
     if not target.any():
         raise Unusable(f"{item.mask}: nothing of the mask is left at {size} x {size} pixels; raise task.image_size, or remove the image")
-    return Example(_fitted(eight_bits(picture, bits, str(item.image)).convert("L"), size, Image.Resampling.BICUBIC)[None], target)
+    return Example(fitted(eight_bits(picture, bits, str(item.image)).convert("L"), size)[None], target)
 
 
 def checked_pair(item: Item) -> tuple[Picture, NDArray[np.generic]]:
@@ -64,19 +64,19 @@ def read_image(raw: bytes, path: Path, size: int) -> Example:
     try:
         with IN_FLIGHT.reserved(bytes_of_pixels(raw)):
             picture = grey(picture_in(raw, str(path)), str(path))
-            return Example(_fitted(eight_bits(picture, None, str(path)).convert("L"), size, Image.Resampling.BICUBIC)[None])
+            return Example(fitted(eight_bits(picture, None, str(path)).convert("L"), size)[None])
     except Unusable as e:
         return Example(problem=str(e))
 
 
 def grey_square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Grey pixels (H, W) prepared as files are: (1, S, S)."""
-    return _fitted(Image.fromarray(pixels), size, Image.Resampling.BICUBIC)[None]
+    return fitted(Image.fromarray(pixels), size)[None]
 
 
 def mask_square(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """A mask (H, W) of 0 and 1 prepared as files are: (1, S, S)."""
-    return _fitted(Image.fromarray(mask), size, Image.Resampling.NEAREST)[None]
+    return fitted(Image.fromarray(mask), size, Image.Resampling.NEAREST)[None]
 
 
 def opened(path: Path) -> Picture:
@@ -137,7 +137,3 @@ def _colour_labels(mask: Image.Image, path: Path) -> NDArray[np.generic]:
     raise Unusable(
         f"{path}: the mask is a colour picture ({mask.mode}) of {len(colours)} colours; one label a pixel expected: background 0 (black), foreground"
         " one other value")
-
-
-def _fitted(image: Image.Image, size: int, resampling: Image.Resampling) -> NDArray[np.uint8]:
-    return np.array(ImageOps.fit(image, (size, size), resampling), dtype=np.uint8)

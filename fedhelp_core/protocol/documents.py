@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
 
 from fedhelp_core.errors import NotFound, PermanentError, WeightsError
+from fedhelp_core.printable import printable_lines
 from fedhelp_core.protocol.keys import NAME
 from fedhelp_core.store.base import Store
 from fedhelp_core.weights.header import WeightsSpec, no_duplicates
@@ -88,7 +89,7 @@ def parse(kind: type[D], body: bytes, key: str) -> D:
 
 def said(reason: object) -> str:
     """`reason` as it may stand in a document: at most MAX_REASON characters, unprintable ones replaced."""
-    return "".join(c if _may_stand(c) else "\N{REPLACEMENT CHARACTER}" for c in str(reason)[:MAX_REASON])
+    return "\n".join(printable_lines(str(reason)[:MAX_REASON]))
 
 
 def utc_now() -> str:
@@ -125,19 +126,15 @@ def _instant(text: str) -> str:
     return text
 
 
-def printable(text: str) -> str:
-    """What people read: no control or bidirectional characters, which could draw other lines than were written.
+def required_printable(text: str) -> str:
+    """What people read, refused instead of cleaned: no control or bidirectional characters, which could draw other lines than were written.
 
     Raises:
         ValueError: there is one.
     """
-    if not all(map(_may_stand, text)):
+    if not text.replace("\n", "").isprintable():  # reasons may be lists
         raise ValueError("printable characters expected")
     return text
-
-
-def _may_stand(character: str) -> bool:
-    return character.isprintable() or character == "\n"  # reasons may be lists
 
 
 def _finite_or_nan(value: float) -> float:
@@ -150,7 +147,7 @@ def _finite_or_nan(value: float) -> float:
 def _possible(spec: WeightsSpec) -> WeightsSpec:
     if len(spec.architecture) > 300 or any(len(name) > _LONGEST_TENSOR for name in spec.tensors):
         raise ValueError(f"an architecture of at most 300 characters and tensors' names of at most {_LONGEST_TENSOR} expected")
-    printable("".join([spec.architecture, *spec.tensors]))
+    required_printable("".join([spec.architecture, *spec.tensors]))
     try:
         spec.require_possible()
     except WeightsError as e:
@@ -162,7 +159,7 @@ Silo = Annotated[str, Field(pattern=f"^{NAME}$")]
 SiloKind = Annotated[str, Field(pattern="^(small|large)$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$", max_length=100)]
 Text = Annotated[str, Field(pattern=r"^[ -~]*$", max_length=300)]
-Reason = Annotated[str, Field(max_length=MAX_REASON), AfterValidator(printable)]
+Reason = Annotated[str, Field(max_length=MAX_REASON), AfterValidator(required_printable)]
 Time = Annotated[str, Field(max_length=40), AfterValidator(_instant)]
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=1024)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

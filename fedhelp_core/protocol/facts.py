@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Base64Bytes, ConfigDict, FailFast, Field, RootModel
 
 from fedhelp_core.errors import PermanentError
-from fedhelp_core.protocol.documents import Amount, BySilo, Count, Document, Name, Score, Sha256, SiloKind, printable
+from fedhelp_core.protocol.documents import Amount, BySilo, Count, Document, Name, Score, Sha256, SiloKind, required_printable
 
 _Prose = Annotated[str, Field(max_length=2**19)]  # reasons of all silos
 _Label = Annotated[str, Field(max_length=10_000)]  # a class as its prompt, or a teacher with its version: the config limits neither
@@ -78,7 +78,7 @@ class TeacherReport(Document):
     """Images that this run asked about, in all of its processes."""
     cached: Count
     """Images that the ledger knew before this run."""
-    currency: Annotated[str, Field(max_length=100), AfterValidator(printable)]
+    currency: Annotated[str, Field(max_length=100), AfterValidator(required_printable)]
     run: Account
     """What this run's processes asked, the killed ones included."""
     ever: Account

@@ -38,6 +38,7 @@ from urllib3.exceptions import HTTPError
 from fedhelp_core.answers import LARGEST_SKEW, clock_is_off, page_instead, skew_of, untrusted
 from fedhelp_core.disk import Place, atomic_write, disk_errors, write_all
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StorageFull, StoreUnavailable
+from fedhelp_core.printable import first_line
 from fedhelp_core.proxies import proxies_for
 from fedhelp_core.store.base import Store, check_key, check_size
 
@@ -285,17 +286,17 @@ class S3Store(Store):
         except (NoCredentialsError, PartialCredentialsError) as e:
             raise AccessDenied(f"{where}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this pod a role") from e
         except (ParamValidationError, NoRegionError) as e:
-            raise ConfigError(f"{where}: the store's url is not usable ({_first_line(e)})") from e
+            raise ConfigError(f"{where}: the store's url is not usable ({first_line(e)})") from e
         except (ConnectTimeoutError, EndpointConnectionError, SSLError) as e:  # tried several times by boto3 already
             if (why := untrusted(e, bundle="AWS_CA_BUNDLE")) is not None:
                 raise ConfigError(f"{where}: {why}") from e
-            raise StoreUnavailable(f"{where}: not reached ({_first_line(e)}); check the endpoint and the network, then try again") from e
+            raise StoreUnavailable(f"{where}: not reached ({first_line(e)}); check the endpoint and the network, then try again") from e
         except (HTTPError, OSError) as e:
             if isinstance(e, OSError) and e.filename is not None:  # a local file's trouble, e.g. no space for a copy
                 raise
-            raise _Again(f"{where}: the connection broke off ({_first_line(e)}); check the network and try again") from e
+            raise _Again(f"{where}: the connection broke off ({first_line(e)}); check the network and try again") from e
         except BotoCoreError as e:
-            raise _Again(f"{where}: the answer could not be used ({_first_line(e)}); try again") from e
+            raise _Again(f"{where}: the answer could not be used ({first_line(e)}); try again") from e
 
 
 class _BoundedSession:
@@ -402,7 +403,3 @@ def _remove(folder: Path, owner: int) -> None:
     """Remove a folder of copies, unless this is a forked child of its owner."""
     if os.getpid() == owner:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _first_line(e: BaseException) -> str:
-    return (str(e).splitlines() or [type(e).__name__])[0][:200]

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhelp_core.errors import PermanentError, StoreUnavailable, TeacherError, TeacherUnavailable
+from fedhelp_core.printable import first_line, without_passwords
 from fedhelp_core.tracking.foreign_model import ForeignModel, ModelEnded, ModelRefused
-from fedhelp_core.tracking.server import error_for, first_line, mlflow_errors, on_server, prepare, quiet, shown_uri
+from fedhelp_core.tracking.server import error_for, mlflow_errors, on_server, prepare, quiet
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +76,7 @@ def load_pyfunc(uri: str) -> tuple[Callable[[NDArray[np.uint8]], Any], str]:
         TeacherError: the model cannot be loaded; later, by the function: it refuses a batch.
         TeacherUnavailable: it is on an MLflow server that was not reached.
     """
-    where = f"teacher model {shown_uri(uri)}"
+    where = f"teacher model {without_passwords(uri)}"
     scratch = Path(tempfile.mkdtemp(prefix="fedhelp-model-"))
     try:
         model = ForeignModel(_fetched(uri, where, scratch))
@@ -108,8 +109,8 @@ def _fetched(uri: str, where: str, scratch: Path) -> Path:
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(scratch)))
         except Exception as e:  # of mlflow and all that it stands on
             if on_server(uri) and isinstance(error_for(e, uri), StoreUnavailable):
-                raise TeacherUnavailable(f"{where}: MLflow was not reached ({first_line(e)}); try again later") from e
-            raise _not_loaded(where, f"{type(e).__name__}: {first_line(e)}") from e
+                raise TeacherUnavailable(f"{where}: MLflow was not reached ({first_line(e, 300)}); try again later") from e
+            raise _not_loaded(where, f"{type(e).__name__}: {first_line(e, 300)}") from e
 
 
 def _not_loaded(where: str, why: str) -> TeacherError:

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import ConfigError, FedHelpError
+from fedhelp_core.printable import without_passwords
 from fedhelp_core.tracking.models import log_model, registered_version
 from fedhelp_core.tracking.registry import CANDIDATE
-from fedhelp_core.tracking.server import client_of, mlflow_at, mlflow_errors, quiet, shown_uri, sqlite_path, tracking_uri
+from fedhelp_core.tracking.server import client_of, mlflow_at, mlflow_errors, quiet, sqlite_path, tracking_uri
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +95,7 @@ class AsyncTracker:
         if lost:
             _log.warning(
                 "run %s: rounds not logged to MLflow at %s: %d (%s); aggregation of the same run, started again, logs them",
-                self._run_id, shown_uri(self._uri), lost, said)
+                self._run_id, without_passwords(self._uri), lost, said)
 
     def _work(self) -> None:
         run: _MlflowRun | None = None
@@ -291,7 +292,7 @@ def _experiment(client: Any, uri: str, name: str) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise ConfigError(f"tracking.experiment: {name!r} was deleted in MLflow at {shown_uri(uri)}; restore it there or choose another name")
+        raise ConfigError(f"tracking.experiment: {name!r} was deleted in MLflow at {without_passwords(uri)}; restore it there or choose another name")
     return str(found.experiment_id)
 
 
@@ -308,7 +309,7 @@ def _flat(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            text = shown_uri(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+            text = without_passwords(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
             yield f"{prefix}{key}", text if len(text) <= _LONGEST_PARAMETER else text[: _LONGEST_PARAMETER - 1] + "…"
 
 

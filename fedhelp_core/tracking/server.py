@@ -17,6 +17,7 @@ from fedhelp_core.answers import untrusted
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.disk import Place, require_locks
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StorageFull, StoreUnavailable
+from fedhelp_core.printable import first_line, without_passwords
 from fedhelp_core.proxies import tell_libraries
 
 _SETTINGS = {  # used where the operator set nothing else
@@ -190,7 +191,7 @@ def error_for(error: Exception, uri: str) -> FedHelpError | None:
     """Our error for one of mlflow's; None if it is none of those that we know."""
     from mlflow.exceptions import MlflowException
 
-    where, said = f"MLflow at {shown_uri(uri)}", shown_uri(first_line(error))
+    where, said = f"MLflow at {without_passwords(uri)}", without_passwords(first_line(error, 300))
     package = type(error).__module__.split(".")[0]
     if (broken := _broken_database(uri, str(error))) is not None:
         return PermanentError(f"{where}: {broken}")
@@ -204,7 +205,7 @@ def error_for(error: Exception, uri: str) -> FedHelpError | None:
         return PermanentError(f"{where}: refuses the request ({said}); check tracking.uri and that the server is as new as this client")
     if isinstance(error, OSError) and error.errno == 28:  # ENOSPC
         return StorageFull(f"{where}: no space left ({said}); free some, then try again")
-    if isinstance(error, OSError) and isinstance(without_locks := _DATABASE.error(error, shown_uri(uri)), ConfigError):
+    if isinstance(error, OSError) and isinstance(without_locks := _DATABASE.error(error, without_passwords(uri)), ConfigError):
         return without_locks
     if isinstance(error, PermissionError):
         return AccessDenied(f"{where}: {said}; check the folder's permissions")
@@ -221,21 +222,10 @@ def _broken_database(uri: str, said: str) -> str | None:
     """What is wrong with a SQLite file or a database's tables for good; None where trying again may help."""
     if schema := _SCHEMA.search(said):
         return (f"the database's tables are of another version of MLflow (schema {schema[1]}, this client's is {schema[2]}); open it with the MLflow"
-                f" that wrote it, or if it is older, back it up and run: mlflow db upgrade {shlex.quote(shown_uri(uri))}")
+                f" that wrote it, or if it is older, back it up and run: mlflow db upgrade {shlex.quote(without_passwords(uri))}")
     file = sqlite_path(uri)
     if file is not None and (found := next((what for what in _NO_DATABASE if what in said), None)) is not None:
         return f"{file} is no SQLite database ({found}); correct tracking.uri, or restore the file from a backup"
     if file is not None and "locking protocol" in said:
         return f"the file system of {file} has no locks that SQLite can use ({said}); name a database elsewhere as tracking.uri"
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """What a message says first; its class where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
-
-
-def shown_uri(uri: str) -> str:
-    """`uri` without the password that it may carry, for messages and records."""
-    return re.sub(r"://[^/@\s]+@", "://", uri)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fedhelp_core.crashes import as_error, crashes_kept_in, one_line
+from fedhelp_core.crashes import as_error, crashes_kept_in
 from fedhelp_core.errors import AccessDenied, ConfigError, Crashed, DataError, FedHelpError, NotFound, PermanentError, StorageFull
+from fedhelp_core.printable import one_line
 from fedhelp_core.processes import exit_code_of
 
 FEDHELP = Path(sys.executable).with_name("fedhelp")
