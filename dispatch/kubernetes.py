@@ -1,10 +1,10 @@
 """Dispatch `kubernetes`: a silo's work as a Job in its own namespace, in this cluster or another one by kubeconfig context.
 
-Its requests, deletion too, are sent by remote.py.
+Jobs are created and deleted in create_and_delete.py.
 
 What the hub's account needs there: jobs create, get, list, watch, delete; cronjobs get; pods and their logs get, list;
 events list; where Kueue is used, its workloads list, or a wait has no reason. Job and reasons are made by job.py and
-reading.py (pure), the life of the object by lifecycle.py and remote.py.
+reading.py (pure), the life of the object by lifecycle.py, driven by remote.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Work that an API server keeps for us: created, adopted, watched, looked into and deleted, whatever kind of object carries it.
+"""Work that an API server keeps for us, whatever kind of object carries it: its lives, in one event loop.
 
-lifecycle.py says what is to be done, a carrier (kubernetes.py, manifestwork.py) says what the object is; this file sends the
-requests, and feeds what they and the watches answer back, all in one event loop. Nothing here blocks whoever asks: looks
-answer from the last event. A server that is away is waited for.
+lifecycle.py says what is to be done, create_and_delete.py sends the requests, watch.py sees what changes; this file feeds what
+they answer back. Nothing here blocks whoever asks: looks answer from the last event. A server that is away is waited for.
 
 Invariants: lives change in the loop's thread alone, and are values, so that any thread may read them; a dispatcher has one
 piece of work at a time in each silo.
@@ -14,16 +13,14 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fedhelp_core.errors import AccessDenied, ClusterUnavailable, FedHelpError, RunConflict
+from fedhelp_core.errors import FedHelpError
 from fedhelp_dispatch.carrier import Carrier, carrier_of
-from fedhelp_dispatch.job import RUN_LABEL, SILO_LABEL, Object, is_of, job_name
-from fedhelp_dispatch.lifecycle import Action, Event, Life, Name, Patience, State, step
-from fedhelp_dispatch.reading import Phase
-from fedhelp_dispatch.refusals import ApiRefusal, quota_exceeded, refusal_error
+from fedhelp_dispatch.create_and_delete import Requests, failed_by, gone, seen
+from fedhelp_dispatch.job import RUN_LABEL, SILO_LABEL, is_of, job_name
+from fedhelp_dispatch.lifecycle import Action, Event, Life, Patience, State, step
+from fedhelp_dispatch.refusals import ApiRefusal, refusal_error
 from fedhelp_dispatch.request import Outcome, Waiting, Work, WorkRequest
 from fedhelp_dispatch.watch import Tasks, Watches
 
@@ -31,14 +28,7 @@ if TYPE_CHECKING:
     from fedhelp_dispatch.cluster import Cluster  # its `kubernetes` takes seconds to import
 
 _CLOSE_WITHIN = 20.0  # seconds: Kubernetes gives a pod 30 between SIGTERM and SIGKILL
-_QUOTA_PAUSE = 15.0  # seconds: a quota frees up when somebody's Job ends
-_DELETION_PAUSE = 1.0  # seconds: until pods have ended
-_MADE_WAY = 0.2  # seconds: until a deleted object without pods is gone
-_DELETE_AGAIN = 10.0  # seconds: the object waits for its pods, which get 30
-_AWAY_AGAIN = 1.0  # seconds: a server that restarts is back within a few
-_REFUSED_AGAIN = 2.0  # seconds
 _DELETED = (State.ENDING, State.ENDED)
-_NAMES: Mapping[Phase, Name] = {"running": "runs", "done": "done", "failed": "failed"}
 _DUE, _MISSED = Event(name="due"), Event(name="missed")
 _STOP = Event(name="stop", outcome=Outcome(exit_code=None, reason="stopped"))
 
@@ -51,7 +41,7 @@ class EndedWork:
 
     def outcome(self) -> Outcome:
         """See request.Work."""
-        return _outcome(self._error)
+        return failed_by(self._error)
 
     def waiting(self) -> None:
         """It has ended."""
@@ -95,6 +85,7 @@ class _ClusterWork:
         self.loop = loop
         self.cluster = cluster
         self.carrier = carrier
+        self._requests = Requests(cluster, carrier)
         self._patience = patience
         self._works: dict[tuple[str, str], RemoteWork] = {}  # by namespace and silo
         self.watches = Watches(cluster, carrier.path, f"{RUN_LABEL}={run_id}", self)
@@ -141,62 +132,7 @@ class _ClusterWork:
             self._tasks.start(self._send(work, action, event))
 
     async def _send(self, work: RemoteWork, action: Action, event: Event) -> None:
-        try:
-            answer = await self._answer(work, action, event)
-        except ApiRefusal as e:
-            answer = _failed(refusal_error(e, doing=f"create and read {self.carrier.kind}s", namespace=work.namespace, ask=self.carrier.ask))
-        except FedHelpError as e:
-            answer = _failed(e)
-        except Exception as e:  # a task's error would be lost: the supervisor reports it and tries again
-            answer = Event(name="denied", outcome=Outcome(exit_code=1, reason=f"{type(e).__name__}: {e}"))
-        self.happened(work, answer)
-
-    # ---- requests
-
-    async def _answer(self, work: RemoteWork, action: Action, event: Event) -> Event:
-        if action is Action.CREATE:
-            return await self._create(work)
-        if action is Action.VERIFY:
-            now = await self._ask("GET", work)
-            return self._gone(work) if now is None or not is_of(now, work.request) else seen(self.carrier, now, answer=True)
-        found = event.found if action is Action.CLEAR else work.life.found
-        assert found is not None  # the table gives these actions to states that have seen it
-        if action is Action.CLEAR:
-            await self._ask("DELETE", work, _deletion(found, "Background"))
-            return Event(name="held", pause_s=_MADE_WAY)
-        if action is Action.LOOK:
-            return await self.carrier.look(self.cluster, found)
-        if action is Action.CONCLUDE:
-            return Event(name="concluded", outcome=await self.carrier.conclude(self.cluster, found, work.life.waiting))
-        taken = await self._ask("DELETE", work, _deletion(found, "Foreground"))
-        return self._gone(work) if taken is None else Event(name="accepted", pause_s=_DELETE_AGAIN)
-
-    async def _create(self, work: RemoteWork) -> Event:
-        try:
-            body = await self.carrier.build(self.cluster, work.request)
-            return seen(self.carrier, await self.cluster.call("POST", self.carrier.path(work.namespace), body=body), answer=True)
-        except ApiRefusal as e:
-            if e.status == 409:
-                return name_taken(self.carrier, await self._ask("GET", work), work.request, self.cluster.name)
-            if quota_exceeded(e):
-                return _held(
-                    _QUOTA_PAUSE, f"the namespace's quota does not allow another {self.carrier.kind}: {e.message}; ask the hospital for more")
-            self.carrier.rejected(work.request)
-            raise
-
-    async def _ask(self, method: str, work: RemoteWork, body: object = None) -> Any:
-        """The object's own answer; None: it is not there."""
-        try:
-            return await self.cluster.call(method, f"{self.carrier.path(work.namespace)}/{work.name}", body=body)
-        except ApiRefusal as e:
-            if e.status in (404, 409):  # 409: another object has its name, with another uid
-                return None
-            raise
-
-    def _gone(self, work: RemoteWork, found: Object | None = None) -> Event:
-        """Not by us, or the life has its outcome already."""
-        reason = f"its {self.carrier.kind} {work.name} was deleted by somebody"
-        return Event(name="gone", found=found, outcome=Outcome(exit_code=None, reason=reason))
+        self.happened(work, await self._requests.send(action, work.request, work.life, event))
 
     # ---- watch.Handler
 
@@ -219,7 +155,7 @@ class _ClusterWork:
         if work is None or work.name != metadata["name"]:
             return
         if kind == "DELETED":
-            self.happened(work, self._gone(work, found))
+            self.happened(work, gone(self.carrier, work.request, found))
         elif is_of(found, work.request):
             self.happened(work, seen(self.carrier, found))
 
@@ -231,7 +167,7 @@ class _ClusterWork:
             return
         for work in self._works.values():
             if namespace in (None, work.namespace):
-                self.happened(work, Event(name="denied", outcome=_outcome(error)))
+                self.happened(work, Event(name="denied", outcome=failed_by(error)))
 
     def unreachable(self, namespace: str | None, message: str) -> None:
         self._trouble[namespace] = f"{self.cluster.name} is not reached ({message}); its work goes on meanwhile"
@@ -280,52 +216,3 @@ class RemoteDispatcher:
     def connections(self) -> int:
         """Watches kept open."""
         return sum(hub.watches.connections for hub in self._hubs.values())
-
-
-def seen(carrier: Carrier, found: Object, *, answer: bool = False) -> Event:
-    """What an object says of itself."""
-    slim = carrier.slim(found)
-    phase = carrier.read(slim).phase
-    outcome = Outcome(exit_code=0) if phase == "done" else None
-    return Event(name=_NAMES.get(phase, "waits"), answer=answer, found=slim, phase=phase, waiting=carrier.waits(slim), outcome=outcome)
-
-
-def name_taken(carrier: Carrier, found: Object | None, request: WorkRequest, where: str) -> Event:
-    """What to make of an object that has the name of `request`'s; None: it is gone meanwhile.
-
-    Raises:
-        RunConflict: it works for another request of the same run id.
-    """
-    if found is None:
-        return _held(_MADE_WAY)
-    if found["metadata"].get("deletionTimestamp"):
-        return _held(_DELETION_PAUSE, f"an earlier {carrier.kind} of this work is still being deleted")
-    if carrier.read(found).phase in ("done", "failed"):
-        return Event(name="finished", found=found)
-    if is_of(found, request):
-        return seen(carrier, found, answer=True)
-    raise RunConflict(
-        f"{carrier.kind} {job_name(request)!r} in namespace {carrier.namespace(request.entry)!r} of {where} runs for another request (other store,"
-        " deadline or lease) of the same run id; choose another run id, or delete it")
-
-
-def _held(pause_s: float, reason: str | None = None) -> Event:
-    return Event(name="held", pause_s=pause_s, waiting=None if reason is None else Waiting(reason=reason))
-
-
-def _failed(error: FedHelpError) -> Event:
-    """An outage ends and missing rights may be there in a moment; everything else is final."""
-    denied = Event(name="denied", outcome=_outcome(error), waiting=Waiting(reason=str(error)))
-    if isinstance(error, ClusterUnavailable):
-        return replace(denied, name="away", trouble="away", pause_s=_AWAY_AGAIN)
-    return replace(denied, name="refused", trouble="refusal", pause_s=_REFUSED_AGAIN) if isinstance(error, AccessDenied) else denied
-
-
-def _deletion(found: Object, propagation: str) -> dict[str, Any]:
-    """By its uid: never somebody else's object of the same name."""
-    preconditions = {"uid": found["metadata"]["uid"]}
-    return {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": propagation, "preconditions": preconditions}
-
-
-def _outcome(error: FedHelpError) -> Outcome:
-    return Outcome(exit_code=error.exit_code, reason=str(error))

@@ -15,11 +15,11 @@ import pytest
 from fedhelp_core.config.dispatch import DISPATCH_KINDS, DispatchConfig, SiloEntry
 from fedhelp_core.errors import RunConflict
 from fedhelp_dispatch.carrier import Carrier, carrier_of
+from fedhelp_dispatch.create_and_delete import name_taken, seen
 from fedhelp_dispatch.job import QUEUE_LABEL, is_of, job_of
 from fedhelp_dispatch.lifecycle import TRANSITIONS, Action, Event, Life, Name, Patience, State, Trouble, looked, step
 from fedhelp_dispatch.manifestwork import manifest_work_of
 from fedhelp_dispatch.reading import failure, pull_fault, why_waiting
-from fedhelp_dispatch.remote import name_taken, seen
 from fedhelp_dispatch.request import Outcome, Waiting, WorkRequest
 
 NAMES: tuple[Name, ...] = get_args(Name)
