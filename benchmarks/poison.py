@@ -29,8 +29,9 @@ from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.disk import atomic_write
 from fedhelp_core.errors import FedHelpError
 from fedhelp_core.objectives.open import objective_of
-from fedhelp_core.protocol.closing import Terms, close_round
+from fedhelp_core.protocol.closing import close_round
 from fedhelp_core.protocol.run import Run
+from fedhelp_core.protocol.update_check import Terms
 from fedhelp_core.store.local import LocalStore
 from fedhelp_core.study.study import load_simulated_silos
 from fedhelp_core.weights.check import is_statistic

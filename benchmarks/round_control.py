@@ -21,8 +21,9 @@ from pathlib import Path
 
 from benchmarks.figures import Figure, run_alone, spread
 from benchmarks.payload import ARCHITECTURE, payload
-from fedhelp_core.protocol.closing import Terms, close_round
+from fedhelp_core.protocol.closing import close_round
 from fedhelp_core.protocol.run import Run
+from fedhelp_core.protocol.update_check import Terms
 from fedhelp_core.store.local import LocalStore
 
 SILOS = ("silo-a", "silo-b", "silo-c", "silo-d")

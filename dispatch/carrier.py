@@ -1,6 +1,6 @@
 """What carries a request into a silo: one object in a cluster, and how to read it. Implemented by kubernetes.py and manifestwork.py.
 
-remote.py starts and follows objects through this, plan.py and preflight.py make them only, `fedhelp jobs` reads them only.
+create_and_delete.py and remote.py start and follow objects through this, plan.py and preflight.py make them only, `fedhelp jobs` reads them only.
 """
 
 from __future__ import annotations

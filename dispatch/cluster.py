@@ -1,7 +1,7 @@
 """One Kubernetes API server: its address and credentials from a kubeconfig context or the pod's own account, and requests to it.
 
 The only file that imports `kubernetes`; and only for credentials, since its typed models cost milliseconds an object. Objects
-are the JSON that the server speaks. Used by remote.py, watch.py, the carriers, preflight.py, plan.py and `fedhelp jobs`.
+are the JSON that the server speaks. Used by create_and_delete.py, watch.py, the carriers, preflight.py, plan.py and `fedhelp jobs`.
 
 Invariants: a request is answered within _WITHIN or counts as not reached; no answer and no line is larger than _LARGEST;
 nothing is sent twice but after 401. Whether a request that was not answered took effect is for its caller to find out.

@@ -5,7 +5,7 @@ the silo's own namespace, and reports the fields of its status that feedback rul
 the hub cannot read the template there: the hospital exports its CronJob once (`kubectl get cronjob fedhelp-worker -o yaml`)
 and again after each upgrade of its chart, and the federation names that file (dispatch.job_template). An outdated one is
 refused by the hospital's own admission policy, whose message comes back with the agent's report. What does not come back is
-the scheduler's reason and the log: those are for the hospital's eyes. Its work's life: lifecycle.py and remote.py.
+the scheduler's reason and the log: those are for the hospital's eyes. The object is created and deleted in create_and_delete.py.
 
 On the OCM hub the account needs, in the hospital's namespace: manifestworks create, get, list, watch, delete.
 """

@@ -14,9 +14,10 @@ from fedhelp_components.session import Session, end, open_session, run_parser, s
 from fedhelp_core import telemetry
 from fedhelp_core.algorithm.averaging import rule_of
 from fedhelp_core.errors import NotFound
-from fedhelp_core.protocol.closing import Terms, close_round
+from fedhelp_core.protocol.closing import close_round
 from fedhelp_core.protocol.documents import Commit
 from fedhelp_core.protocol.facts import SoftLabels
+from fedhelp_core.protocol.update_check import Terms
 from fedhelp_core.registry.methods import METHOD_PARTS
 from fedhelp_core.softlabels.report import numbers
 from fedhelp_core.tracking.runs import AsyncTracker
@@ -69,7 +70,7 @@ def _checked(session: Session) -> dict[str, int]:
 
     Raises:
         NotFound: a silo has not checked itself.
-        PermanentError: the start model is another, or not of the form that its commit says.
+        PermanentError: the start model is another, or not what its commit says.
     """
     run, most = session.run, session.federation.protocol.max_update_bytes
     start, samples = run.commit(0), {}

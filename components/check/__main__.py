@@ -27,10 +27,10 @@ from fedhelp_core.config.trust import require_trusted
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, NotFound, PermanentError
 from fedhelp_core.places import require_temporary_folder
-from fedhelp_core.protocol.credible import require_credible_report
 from fedhelp_core.protocol.documents import SiloReport
 from fedhelp_core.protocol.facts import Kinds
 from fedhelp_core.protocol.kinds import resolve_kinds
+from fedhelp_core.protocol.report_check import require_credible_report
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.softlabels.image_sources import open_sources
 from fedhelp_core.store.base import Store

@@ -14,10 +14,10 @@ from fedhelp_components.images import VERSION
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import NotFound, PermanentError
-from fedhelp_core.protocol.credible import require_credible_evaluation
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation, SplitSizes
 from fedhelp_core.protocol.facts import Candidate, Fact, Kinds, Promotion, SoftLabels, SoftLabelSummary, TeacherReport
 from fedhelp_core.protocol.keys import RunKeys
+from fedhelp_core.protocol.report_check import require_credible_evaluation
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.report.facts import (

@@ -6,8 +6,7 @@ Killed at any moment and called again, or called by two hubs at once, it ends wi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,29 +15,14 @@ from fedhelp_core.errors import AccessDenied, ConfigError, NotFound, PermanentEr
 from fedhelp_core.protocol.averaging import average_files
 from fedhelp_core.protocol.documents import Commit, Moved, UpdateManifest, said, utc_now
 from fedhelp_core.protocol.run import Run
+from fedhelp_core.protocol.update_check import Terms, check_manifest, check_update
 from fedhelp_core.store.waiting import Poller
-from fedhelp_core.weights.check import Checked, check_weights_file
+from fedhelp_core.weights.check import Checked
 from fedhelp_core.weights.file import WeightsFile
 from fedhelp_core.weights.outliers import outliers
 
 OnEvent = Callable[[dict[str, object]], None]
 """Called with {"event": "update_accepted" | "update_refused" | "silo_absent" | "round_committed", "round": r, …}."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What an update must be to enter a round's average."""
-
-    max_bytes: int
-    """Largest weights file."""
-    max_norm: float | None = None
-    """Largest L2 norm of (update - global); None: unbounded."""
-    max_norm_ratio: float | None = None
-    """The same in medians of the round's updates, of all trained weights and of each tensor; None: unbounded."""
-    max_statistics_ratio: float | None = None
-    """The same for the statistics of batch norms."""
-    metrics: Collection[str] | None = None
-    """Names of all that a manifest may report; None: any."""
 
 
 def close_round(
@@ -171,7 +155,9 @@ class _Closing:
             manifest = manifest or self._run.update(silo, self._round)
             if manifest is None:
                 raise NotFound("the manifest was there and is gone")
-            self._check(manifest)
+            check_manifest(manifest, self._previous, self._terms)
+            file = self._files[silo] = self._run.store.fetch(manifest.weights, self._terms.max_bytes)
+            self._checked[silo] = check_update(file, manifest, self._previous, self._reference, self._terms)
         except (AccessDenied, ConfigError):
             raise  # the hub's own trouble with the store, not the silo's fault
         except PermanentError as e:
@@ -179,23 +165,6 @@ class _Closing:
             return
         self._manifests[silo] = manifest
         self._tell("update_accepted", silo=silo, bytes=manifest.size_bytes, samples=self._samples[silo], loss=manifest.loss)
-
-    def _check(self, manifest: UpdateManifest) -> None:
-        """Whether the update is for this round's model, and a model itself. Weights are looked at before anything that their silo says of them."""
-        silo, terms, start = manifest.silo, self._terms, self._previous.global_sha256
-        if manifest.trained_from != start:
-            raise PermanentError(
-                f"trained_from: the model that round {self._round} starts from ({start[:12]}...) expected, got {manifest.trained_from[:12]}...;"
-                " an update of another round, or sent twice")
-        if terms.metrics is not None and (foreign := manifest.metrics.keys() - set(terms.metrics)):
-            raise PermanentError(f"metrics: one of {', '.join(sorted(terms.metrics))} expected, got {min(foreign)!r}")
-        file = self._files[silo] = self._run.store.fetch(manifest.weights, terms.max_bytes)
-        self._checked[silo] = check_weights_file(
-            file, spec=self._previous.spec, max_bytes=terms.max_bytes, sha256=manifest.sha256, reference=self._reference, max_norm=terms.max_norm)
-        if (manifest.size_bytes, manifest.architecture) != (file.stat().st_size, self._previous.spec.architecture):
-            raise PermanentError(
-                f"size_bytes, architecture: {file.stat().st_size} and {self._previous.spec.architecture!r} expected, which its weights have, got"
-                f" {manifest.size_bytes} and {manifest.architecture!r}")
 
     def _refuse_outliers(self) -> None:
         """Who moved much farther than the others of this round."""

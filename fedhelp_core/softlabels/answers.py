@@ -27,14 +27,14 @@ _LEVEL = 6
 
 
 @dataclass(frozen=True)
-class AnswerForm:
+class AnswerEncoding:
     """How one image's answer is kept: the array's shape and numpy's name of its type. Of type uint8 are masks."""
 
     shape: tuple[int, ...]
     dtype: str = "float16"
 
     @classmethod
-    def of(cls, identity: TeacherIdentity) -> AnswerForm:
+    def of(cls, identity: TeacherIdentity) -> AnswerEncoding:
         """That of a teacher's answers."""
         if identity.mask:
             return cls((max(1, identity.classes - 1), *identity.mask), "uint8")
@@ -111,20 +111,20 @@ def bounds(ends: NDArray[np.int64], stored: int) -> tuple[NDArray[np.int64], NDA
     return starts, ends
 
 
-def checked_answers(answer: Any, teacher: TeacherConfig, form: AnswerForm, n: int) -> NDArray[Any]:
-    """`answer` to `n` images as it is kept: (n, *form.shape) of form.dtype.
+def checked_answers(answer: Any, teacher: TeacherConfig, encoding: AnswerEncoding, n: int) -> NDArray[Any]:
+    """`answer` to `n` images as it is kept: (n, *encoding.shape) of encoding.dtype.
 
     Raises:
-        TeacherError: it is not what the form and the teacher's config promise.
+        TeacherError: it is not what the encoding and the teacher's config promise.
     """
-    if form.masks:
-        return form.kept(_checked_masks(answer, teacher, form, n))
-    return form.kept(checked_probabilities(answer, teacher, n))
+    if encoding.masks:
+        return encoding.kept(_checked_masks(answer, teacher, encoding, n))
+    return encoding.kept(checked_probabilities(answer, teacher, n))
 
 
-def check_recorded(answers: NDArray[Any], form: AnswerForm) -> None:
+def check_recorded(answers: NDArray[Any], encoding: AnswerEncoding) -> None:
     """ValueError where answers read back are not what `checked_answers` let through."""
-    if form.masks:
+    if encoding.masks:
         return  # every byte is a probability
     rows = answers.astype(np.float64)
     # float16 has moved each row's sum by up to 2^-11 of itself on top of what was tolerated when it was recorded
@@ -150,10 +150,10 @@ def checked_probabilities(answer: Any, teacher: TeacherConfig, n: int) -> NDArra
     return rows_NC.astype(np.float32)
 
 
-def _checked_masks(answer: Any, teacher: TeacherConfig, form: AnswerForm, n: int) -> NDArray[np.float64]:
+def _checked_masks(answer: Any, teacher: TeacherConfig, encoding: AnswerEncoding, n: int) -> NDArray[np.float64]:
     """`answer` as foreground probabilities (n, F, S, ...)."""
     planes_NC = _as_numbers(answer, teacher)
-    wanted = (n, teacher.classes, *form.shape[1:])
+    wanted = (n, teacher.classes, *encoding.shape[1:])
     if planes_NC.shape != wanted:
         what = f"{n} masks of {teacher.classes} {teacher.output} per pixel, an array of shape {wanted}"
         raise _unusable(teacher, what, f"one of shape {planes_NC.shape}; correct `classes` in public_set.teachers, or the model")

@@ -152,7 +152,7 @@ class Asking:
                 started = time.monotonic()
                 try:
                     answer = self._teacher.ask(pixels_NHWC, request_id=batch_sha(hashes))
-                    answers = checked_answers(answer, self._config, self._ledger.form, len(batch))
+                    answers = checked_answers(answer, self._config, self._ledger.encoding, len(batch))
                 except TeacherUnavailable as e:
                     number, refusals = self._missed(e, tries, number, refusals)
                     continue

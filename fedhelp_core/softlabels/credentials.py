@@ -84,16 +84,16 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
     """`text` with every run of eight letters or more that a secret has replaced, in whichever of the usual codings; of a shorter one the whole."""
     hidden = bytearray(len(text))
     folded = text.lower() if len(text.lower()) == len(text) else text
-    for form in {form.lower() for secret in secrets for form in _forms(secret)}:
-        length = min(len(form), _TELLTALE)
-        parts = {form[start : start + length] for start in range(len(form) - length + 1)}
+    for spelling in {spelling.lower() for secret in secrets for spelling in _spellings(secret)}:
+        length = min(len(spelling), _TELLTALE)
+        parts = {spelling[start : start + length] for start in range(len(spelling) - length + 1)}
         for start in range(len(folded) - length + 1):
             if folded[start : start + length] in parts:
                 hidden[start : start + length] = b"\1" * length
     return re.sub("\0+", "[secret]", "".join("\0" if hide else c for c, hide in zip(text.replace("\0", " "), hidden, strict=True)))
 
 
-def _forms(secret: str) -> Iterator[str]:
+def _spellings(secret: str) -> Iterator[str]:
     """The ways in which a secret comes back: as it is, escaped for JSON, Python, URLs or HTML, in Base64 wherever it began, in hexadecimal."""
     raw = secret.encode()
     yield from (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], repr(raw)[2:-1], quote(secret), quote(secret, safe=""), quote_plus(secret))

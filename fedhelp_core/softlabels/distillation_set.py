@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedhelp_core.disk import atomic_write, digest_of, disk_errors
 from fedhelp_core.errors import ConfigError, DataError, NotFound
 from fedhelp_core.protocol.keys import SOFT_LABELS, set_object, set_of_index, settled_set
-from fedhelp_core.softlabels.answers import AnswerForm, bounds
+from fedhelp_core.softlabels.answers import AnswerEncoding, bounds
 from fedhelp_core.softlabels.public_images import PublicImages
 from fedhelp_core.softlabels.teachers import TeacherIdentity
 from fedhelp_core.softlabels.tensors import HEADER_ROOM, hash_rows, pack, unpack
@@ -88,9 +88,9 @@ class Index(_Strict):
     shards: list[_Shard] = Field(min_length=1, max_length=100_000)
 
     @property
-    def form(self) -> AnswerForm:
+    def encoding(self) -> AnswerEncoding:
         """Of an answer."""
-        return AnswerForm(tuple(self.answer_shape), self.answer_dtype)
+        return AnswerEncoding(tuple(self.answer_shape), self.answer_dtype)
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: the same set, the same bytes."""
@@ -141,7 +141,7 @@ class MappedRows:
 class DeflatedRows:
     """Masks of memory-mapped shards: only the rows of a batch are inflated, to float32."""
 
-    def __init__(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], form: AnswerForm) -> None:
+    def __init__(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], encoding: AnswerEncoding) -> None:
         """`parts`: (deflated bytes, where each row ends) of every shard.
 
         Raises:
@@ -150,9 +150,9 @@ class DeflatedRows:
         import torch  # prefetch on the hub has no torch
 
         self._parts = [(stored.numpy(), *bounds(ends.numpy(), len(stored))) for stored, ends in parts]
-        self._form = form
+        self._encoding = encoding
         self._shards = _Shards([len(ends) for _, _, ends in self._parts])
-        self.shape = torch.Size((int(self._shards.ends[-1]), *form.shape))
+        self.shape = torch.Size((int(self._shards.ends[-1]), *encoding.shape))
 
     def __getitem__(self, index_B: torch.Tensor, /) -> torch.Tensor:
         """The rows at `index_B`, (B, F, S, ...) float32 in [0, 1].
@@ -167,7 +167,7 @@ class DeflatedRows:
             stored, starts, ends = self._parts[part]
             for place, row in zip(torch.nonzero(chosen).flatten().tolist(), local.tolist(), strict=True):
                 try:
-                    inflated = self._form.inflated(stored[starts[row] : ends[row]].tobytes())
+                    inflated = self._encoding.inflated(stored[starts[row] : ends[row]].tobytes())
                 except ValueError as e:
                     raise DataError(f"distillation set: {e}; delete its folder in the store and run soft_label_prefetch again") from e
                 rows[place] = torch.from_numpy(inflated.copy()).to(torch.float32).div_(255)
@@ -186,7 +186,7 @@ class DistillationSet:
 
 
 def write_distillation_set(
-    store: Store, images: PublicImages, answers: Callable[[range], NDArray[Any]], form: AnswerForm, classes: int,
+    store: Store, images: PublicImages, answers: Callable[[range], NDArray[Any]], encoding: AnswerEncoding, classes: int,
     teachers: Sequence[tuple[TeacherIdentity, float]],
 ) -> str:
     """Write the set unless it is there already; its sha256 (hex). Memory is one shard and its copies, whatever the number of images.
@@ -197,21 +197,21 @@ def write_distillation_set(
     Args:
         store: Gets the set.
         images: All of its images.
-        answers: The mixed answers about the images at these positions, (n, *form.shape).
-        form: Of one answer.
+        answers: The mixed answers about the images at these positions, (n, *encoding.shape).
+        encoding: Of one answer.
         classes: C, the teachers' classes.
         teachers: Identity and share of the mix.
     """
-    ranges = _shard_ranges(images, form)
-    shards = [_described(_built(images, answers(chosen), form, chosen)) for chosen in ranges]
+    ranges = _shard_ranges(images, encoding)
+    shards = [_described(_built(images, answers(chosen), encoding, chosen)) for chosen in ranges]
     index = Index(
-        images=len(images.hashes), classes=classes, image_shape=list(images.shape), shards=shards, answer_shape=list(form.shape),
-        answer_dtype=form.dtype, teachers=[_source(identity, share) for identity, share in teachers])  # type: ignore[arg-type]
+        images=len(images.hashes), classes=classes, image_shape=list(images.shape), shards=shards, answer_shape=list(encoding.shape),
+        answer_dtype=encoding.dtype, teachers=[_source(identity, share) for identity, share in teachers])  # type: ignore[arg-type]
     body = index.to_bytes()
     sha256 = _sha(body)
     if store.size(set_object(sha256, "index.json")) is None:
         for number, chosen in enumerate(ranges):
-            _put(store, sha256, number, _built(images, answers(chosen), form, chosen))
+            _put(store, sha256, number, _built(images, answers(chosen), encoding, chosen))
         store.put_new(set_object(sha256, "index.json"), body)
     return _settled(store, index, sha256)
 
@@ -241,14 +241,14 @@ class _Built:
     answers_stored: int
 
 
-def _shard_ranges(images: PublicImages, form: AnswerForm) -> list[range]:
+def _shard_ranges(images: PublicImages, encoding: AnswerEncoding) -> list[range]:
     """Positions of each shard's images."""
-    per_shard = min(IMAGES_PER_SHARD, max(1, _SHARD_BYTES // (math.prod(images.shape) + form.bytes_per_image)))
+    per_shard = min(IMAGES_PER_SHARD, max(1, _SHARD_BYTES // (math.prod(images.shape) + encoding.bytes_per_image)))
     return [range(start, min(start + per_shard, len(images.hashes))) for start in range(0, len(images.hashes), per_shard)]
 
 
-def _built(images: PublicImages, answers: NDArray[Any], form: AnswerForm, chosen: range) -> _Built:
-    arrays = form.packed(answers)
+def _built(images: PublicImages, answers: NDArray[Any], encoding: AnswerEncoding, chosen: range) -> _Built:
+    arrays = encoding.packed(answers)
     rows = pack(arrays | {"sha256": hash_rows(images.hashes[chosen.start : chosen.stop])})
     return _Built(len(chosen), pack({"images": np.moveaxis(images.pixels(chosen), -1, 1)}), rows, len(arrays["answers"]))
 
@@ -318,16 +318,17 @@ def load_distillation_set(store: Store, sha256: str, cache_dir: Path | None = No
     import torch  # prefetch on the hub has no torch
 
     return DistillationSet(
-        images_NCHW=MappedRows(images, torch.uint8), probabilities_NC=_answer_rows(sha256, answers, index.form), classes=index.classes, sha256=sha256)
+        images_NCHW=MappedRows(images, torch.uint8), probabilities_NC=_answer_rows(sha256, answers, index.encoding), classes=index.classes,
+        sha256=sha256)
 
 
-def _answer_rows(sha256: str, shards: list[dict[str, torch.Tensor]], form: AnswerForm) -> Rows:
+def _answer_rows(sha256: str, shards: list[dict[str, torch.Tensor]], encoding: AnswerEncoding) -> Rows:
     import torch
 
-    if not form.masks:
+    if not encoding.masks:
         return MappedRows([shard["answers"] for shard in shards], torch.float32)
     try:
-        return DeflatedRows([(shard["answers"], shard["ends"]) for shard in shards], form)
+        return DeflatedRows([(shard["answers"], shard["ends"]) for shard in shards], encoding)
     except ValueError as e:
         raise _damaged(set_object(sha256, "answers"), str(e)) from e
 
@@ -354,7 +355,7 @@ def read_answers(store: Store, sha256: str, index: Index, number: int) -> tuple[
     key = set_object(sha256, shard_name("answers", number))
     found = _arrays(store, key, shard.answers_sha256, _answer_arrays(index, shard))
     try:
-        return index.form.unpacked(found), tuple(row.tobytes().hex() for row in found["sha256"])
+        return index.encoding.unpacked(found), tuple(row.tobytes().hex() for row in found["sha256"])
     except ValueError as e:
         raise _damaged(key, str(e)) from e
 
@@ -368,7 +369,7 @@ def _image_arrays(index: Index, shard: _Shard) -> _Expected:
 
 
 def _answer_arrays(index: Index, shard: _Shard) -> _Expected:
-    expected = index.form.expected(shard.images, shard.answers_stored) | {"sha256": ("uint8", (shard.images, 32))}
+    expected = index.encoding.expected(shard.images, shard.answers_stored) | {"sha256": ("uint8", (shard.images, 32))}
     return {name: (dtype, tuple(side or 0 for side in shape)) for name, (dtype, shape) in expected.items()}
 
 

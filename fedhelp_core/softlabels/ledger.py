@@ -31,7 +31,7 @@ from fedhelp_core.config.teachers import TeacherBudget
 from fedhelp_core.errors import ConfigError, NotFound, TeacherError
 from fedhelp_core.protocol.facts import Account
 from fedhelp_core.protocol.keys import teacher_card, teacher_ledger
-from fedhelp_core.softlabels.answers import AnswerForm, check_recorded
+from fedhelp_core.softlabels.answers import AnswerEncoding, check_recorded
 from fedhelp_core.softlabels.teachers import TeacherIdentity, changed_version
 from fedhelp_core.softlabels.tensors import hash_rows, note_of, pack, unpack
 from fedhelp_core.store.base import Store
@@ -81,7 +81,7 @@ class Ledger:
     def __init__(self, store: Store, teacher: TeacherIdentity) -> None:
         self._store = store
         self._teacher = teacher
-        self.form = AnswerForm.of(teacher)
+        self.encoding = AnswerEncoding.of(teacher)
         self.folder = teacher_ledger(teacher.key)
         """Prefix of all its objects in the store."""
         self._card = teacher_card(teacher.name, teacher.version)
@@ -151,7 +151,7 @@ class Ledger:
             self._write_card(served_version)
         key = f"{self.folder}answers/{number:08d}-{batch_sha(hashes)[:16]}.safetensors"
         note = _Answered(key, run, len(hashes), tries, round(seconds, 6))
-        arrays = {"images": hash_rows(hashes), **self.form.packed(answers)}
+        arrays = {"images": hash_rows(hashes), **self.encoding.packed(answers)}
         self._store.put_new(key, pack(arrays, {"run": run, "tries": tries, "seconds": note.seconds}))
         self._take_in(number, _Batch(list(hashes), answers, note))
 
@@ -176,7 +176,7 @@ class Ledger:
 
     def rows(self, images: Sequence[str]) -> NDArray[Any]:
         """The answers about these images, (n, ...) in their order; all of them are recorded."""
-        found = np.empty((len(images), *self.form.shape), self.form.dtype)
+        found = np.empty((len(images), *self.encoding.shape), self.encoding.dtype)
         by_number: dict[int, list[tuple[int, int]]] = {}
         for i, image in enumerate(images):
             number, row = self._place[image]
@@ -236,12 +236,12 @@ class Ledger:
     def _read(self, key: str) -> _Batch:
         body = self._store.get(key, _MAX_BATCH_BYTES)
         try:
-            arrays = unpack(body, {"images": ("uint8", (None, 32)), **self.form.expected()})
+            arrays = unpack(body, {"images": ("uint8", (None, 32)), **self.encoding.expected()})
             note = note_of(body)
             hashes = [row.tobytes().hex() for row in arrays["images"]]
-            answers = self.form.unpacked(arrays)
+            answers = self.encoding.unpacked(arrays)
             _check_batch(key, hashes, answers)
-            check_recorded(answers, self.form)
+            check_recorded(answers, self.encoding)
             answered = _Answered(key, str(note["run"]), len(hashes), int(note["tries"]), float(note["seconds"]))
         except (ValueError, KeyError, TypeError) as e:
             raise TeacherError(f"recorded answers {key}: {e}; the object is damaged or forged, delete it to ask again") from e

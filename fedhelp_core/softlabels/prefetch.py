@@ -87,7 +87,7 @@ def prefetch(
     if shard is None:
         shares = [config.weight / sum(c.weight for c in configs) for config in configs]
         sha256 = write_distillation_set(
-            store, images, lambda chosen: mixed(ledgers, shares, images.hashes[chosen.start : chosen.stop]), ledgers[0].form, classes,
+            store, images, lambda chosen: mixed(ledgers, shares, images.hashes[chosen.start : chosen.stop]), ledgers[0].encoding, classes,
             list(zip(identities, shares, strict=True)))
     reports = {config.name: _report(ledger, config, len(images.hashes), run) for config, ledger in zip(configs, ledgers, strict=True)}
     return PrefetchReport(
@@ -121,11 +121,11 @@ def ask_unseen(
 
 def mixed(ledgers: Sequence[Ledger], shares: Sequence[float], images: Sequence[str]) -> NDArray[Any]:
     """q = Σ a_t q_t of these images, (n, ...) as the ledgers keep answers; summed in float64 in the order of the teachers."""
-    form = ledgers[0].form
-    total = np.zeros((len(images), *form.shape), np.float64)
+    encoding = ledgers[0].encoding
+    total = np.zeros((len(images), *encoding.shape), np.float64)
     for ledger, share in zip(ledgers, shares, strict=True):
-        total += share * form.probabilities(ledger.rows(images))
-    return form.kept(total)
+        total += share * encoding.probabilities(ledger.rows(images))
+    return encoding.kept(total)
 
 
 def _agreed_classes(configs: Sequence[TeacherConfig], *, least: int) -> int:

@@ -1,4 +1,4 @@
-"""What a prefetch did, in the forms that others read: a fact in the store, numbers for MLflow and KFP, lines for people.
+"""What a prefetch did, as others read it: a fact in the store, numbers for MLflow and KFP, lines for people.
 
 Written by soft_label_prefetch; aggregation reads the fact for MLflow, evaluation for the HTML report.
 """

@@ -81,7 +81,7 @@ def summarise(store: Store, sha256: str, *, examples: int = 12) -> SetSummary:
         TeacherError: a recorded batch is.
     """
     index = read_index(store, sha256)
-    masks, names = index.form.masks, class_names(index)
+    masks, names = index.encoding.masks, class_names(index)
     comparison = _Comparison(store, index)
     favourites_C, sums_C = np.zeros(len(names), np.int64), np.zeros(len(names))
     entropies, shown = [], []
@@ -91,7 +91,7 @@ def summarise(store: Store, sha256: str, *, examples: int = 12) -> SetSummary:
         chosen = [int(i) - start for i in wanted if start <= i < start + shard.images]
         images_NCHW = read_images(store, sha256, index, number) if chosen else None
         for row, (answer, image) in enumerate(zip(kept, hashes, strict=True)):
-            probabilities = index.form.probabilities(answer)
+            probabilities = index.encoding.probabilities(answer)
             favourites_C += _favoured(probabilities, masks)
             means_C = probabilities.reshape(len(names), -1).mean(axis=1)
             sums_C += means_C
@@ -113,7 +113,7 @@ def class_names(index: Index) -> tuple[str, ...]:
     """The prompts that all teachers share, else 'class 0', 'class 1', ...; of masks without the background."""
     prompts = {tuple(teacher.prompts) for teacher in index.teachers}
     shared = prompts.pop() if len(prompts) == 1 else ()
-    if not index.form.masks:
+    if not index.encoding.masks:
         return shared or tuple(f"class {number}" for number in range(index.classes))
     foregrounds = index.answer_shape[0]
     return shared[-foregrounds:] or (("foreground",) if foregrounds == 1 else tuple(f"class {number + 1}" for number in range(foregrounds)))
@@ -133,10 +133,10 @@ class _Comparison:
         self._complete = self._complete and all(image in ledger for ledger in self._ledgers.values() for image in hashes)
         if self._complete and self._ledgers:
             for image in hashes:  # one at a time: masks of a shard would be large as float64
-                self._add({name: self._index.form.probabilities(ledger.rows([image])) for name, ledger in self._ledgers.items()})
+                self._add({name: self._index.encoding.probabilities(ledger.rows([image])) for name, ledger in self._ledgers.items()})
 
     def _add(self, answers: dict[str, NDArray[np.float64]]) -> None:
-        masks = self._index.form.masks
+        masks = self._index.encoding.masks
         for (one, other), sums in self._sums.items():
             a, b = answers[one], answers[other]
             same = ((a > 0.5) == (b > 0.5)).mean() if masks else a.argmax(axis=1)[0] == b.argmax(axis=1)[0]

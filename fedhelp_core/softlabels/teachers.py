@@ -94,7 +94,7 @@ class Teacher(Protocol):
         """
 
     def ask(self, images_NHWC: NDArray[np.uint8], *, request_id: str) -> Any:
-        """One answer per image, in the config's `output` form; anything that numpy can read as (N, C) or (N, C, S, ...).
+        """One answer per image, as the config's `output` says; anything that numpy can read as (N, C) or (N, C, S, ...).
 
         `request_id` is the same whenever the same images are asked, so that a server that remembers ids can answer a
         repeated request without counting it again.

@@ -1,4 +1,4 @@
-"""Whether a weights file may enter the average: the one check of every update, in one pass. Called by the closing of rounds."""
+"""Whether a weights file may enter the average: the one check of every update, in one pass. Called by protocol/update_check.py."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class WeightsSpec:
         Raises:
             WeightsError: a dtype or a shape that none has.
         """
-        for (dtype, shape), name in {form: name for name, form in self.tensors.items()}.items():  # many tensors, few forms
+        for (dtype, shape), name in {kind: name for name, kind in self.tensors.items()}.items():  # many tensors, few kinds
             _tensor_bytes(name, dtype, list(shape))
 
 

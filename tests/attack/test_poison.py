@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from fedhelp_core.algorithm.averaging import Rule, average_arrays
-from fedhelp_core.protocol.closing import Terms, close_round
+from fedhelp_core.protocol.closing import close_round
 from fedhelp_core.protocol.documents import Commit
 from fedhelp_core.protocol.run import Run
+from fedhelp_core.protocol.update_check import Terms
 from fedhelp_core.store.local import LocalStore
 from fedhelp_core.weights.file import serialize_weights
 from fedhelp_core.weights.header import Weights

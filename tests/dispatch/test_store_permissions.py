@@ -12,10 +12,11 @@ import pytest
 
 from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
 from fedhelp_core.config.silo import load_silo
-from fedhelp_core.protocol.closing import Terms, close_round
+from fedhelp_core.protocol.closing import close_round
 from fedhelp_core.protocol.facts import Kinds
 from fedhelp_core.protocol.lease import Lease, lease_keys
 from fedhelp_core.protocol.run import Run
+from fedhelp_core.protocol.update_check import Terms
 from fedhelp_core.silo.work import open_silo
 from fedhelp_core.store.local import LocalStore
 from fedhelp_core.store.open import open_store

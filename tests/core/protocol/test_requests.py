@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fedhelp_core.protocol.closing import Terms, close_round
+from fedhelp_core.protocol.closing import close_round
 from fedhelp_core.protocol.run import Run
+from fedhelp_core.protocol.update_check import Terms
 from fedhelp_core.silo.egress import LedgeredStore
 from fedhelp_core.store.s3 import S3Store
 

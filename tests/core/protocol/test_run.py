@@ -17,9 +17,10 @@ import pytest
 
 from fedhelp_core.errors import AccessDenied, NotFound, PermanentError, QuorumLost, RunAborted, RunConflict, StoreUnavailable, WeightsError
 from fedhelp_core.protocol import closing
-from fedhelp_core.protocol.closing import Terms, close_round
+from fedhelp_core.protocol.closing import close_round
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
 from fedhelp_core.protocol.run import Run
+from fedhelp_core.protocol.update_check import Terms
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.local import LocalStore
 from fedhelp_core.weights.file import serialize_weights

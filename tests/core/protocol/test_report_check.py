@@ -12,8 +12,8 @@ import pytest
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import PermanentError
 from fedhelp_core.objectives.metrics import classification_scores, confusion_matrix
-from fedhelp_core.protocol.credible import require_credible_evaluation, require_credible_report
 from fedhelp_core.protocol.documents import ModelScores, SiloEvaluation, SiloReport, SplitSizes
+from fedhelp_core.protocol.report_check import require_credible_evaluation, require_credible_report
 
 SHA, OTHER = "0123456789abcdef" * 4, "f" * 64
 PNEUMONIA = TaskConfig(name="pneumonia", image_size=8)
