@@ -642,6 +642,7 @@ class TestGate:
         assert not gate(before, after, metric, min_improvement=0.0, max_regression=9.0).promote
 
 
+@pytest.mark.slow
 class TestPyfuncTeachers:
     CODE = (
         "import json\nfrom pathlib import Path\nimport mlflow\nimport numpy as np\nfrom mlflow.pyfunc import PythonModel\n\n\n"
