@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -41,6 +42,19 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
     gone = [t for t in targets if not t.startswith(("http://", "https://", "mailto:", "#")) and not (page.parent / t.partition("#")[0]).exists()]
     assert not gone
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_into_a_page_names_one_of_its_headings(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)\s:]*)#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    gone = [f"{name}#{anchor}" for name, anchor in targets if anchor not in anchors(page.parent / name if name else page)]
+    assert not gone
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub and the documentation site make them of headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -81,3 +95,32 @@ def test_every_module_that_is_shown_to_be_run_exists() -> None:
     shown = {(page, match.group(1)) for page, line in commands("python") if (match := re.match(r"python3? -m ([\w.]+)", line))}
     assert shown
     assert not {(page, name) for page, name in shown if name.split(".")[0] != "pip" and importlib.util.find_spec(name) is None}
+
+
+def test_the_table_of_equations_names_functions_that_say_which_equation_they_are() -> None:
+    rows = re.findall(r"^\| Eq ([\d, ]+) \| (.+) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [number for numbers, _ in rows for number in numbers.split(", ")] == list("1234567")
+    for numbers, cell in rows:
+        functions = [function_of(span) for span in re.findall(r"`([^`]+)`", cell)]
+        said = [re.findall(r"Eq (\d)", (function.__doc__ or "").splitlines()[0])[:1] for function in functions]
+        assert sorted({number for found in said for number in found}) == numbers.split(", "), cell
+
+
+def function_of(span: str) -> Callable[..., object]:
+    """That of `folder/file.function` below fedhelp_core."""
+    module, _, name = span.rpartition(".")
+    found: Callable[..., object] = getattr(importlib.import_module(f"fedhelp_core.{module.replace('/', '.')}"), name)
+    return found
+
+
+_TABLES = [ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md"]
+
+
+@pytest.mark.parametrize("page", _TABLES, ids=lambda page: page.name)
+def test_every_file_that_a_table_of_places_names_is_there(page: Path) -> None:
+    rows = re.findall(r"^\|[^|]+\|([^|]+)\|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    named = [span for row in rows for span in re.findall(r"`([\w/.-]+\.(?:py|yaml))`", row) if span.endswith(".py") or "/" in span]
+    assert len(named) > 10
+    files = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    paths = [f"/{path}" for path in files.stdout.split()]
+    assert not [span for span in named if not any(path.endswith(f"/{span}") for path in paths)]
