@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -292,12 +292,12 @@ def watch_one(supervisor: Supervisor, silo: str, federation: Federation, run: Ru
 def run_everywhere(
     action: Action, federation: Federation, run: Run, dispatcher: Dispatcher, say: Say, done: Callable[[str], bool],
     deadline_s: float = math.inf,
-) -> dict[str, str]:
-    """Start `action` in every silo at once (except those where `done` says so) and wait; silo -> reason for those that failed.
+) -> dict[str, Outcome]:
+    """Start `action` in every silo at once (except those where `done` says so) and wait; silo -> outcome for those that failed.
 
     Who has not ended `deadline_s` seconds after the start is stopped and has failed.
     """
-    failed: dict[str, str] = {}
+    failed: dict[str, Outcome] = {}
     requests = {entry.name: request_for(federation, run.run_id, entry, action) for entry in federation.silos}
     failures = dict.fromkeys(requests, 0)
     waits = Waits(say)
@@ -309,7 +309,7 @@ def run_everywhere(
         failures[silo] += 1
         retries = requests[silo].entry.dispatch.retries
         if outcome.late or outcome.permanent or failures[silo] > retries:
-            failed[silo] = outcome.reason
+            failed[silo] = outcome
             if outcome.where:
                 say(f"silo {silo}: failed; {outcome.where}")
             return False
@@ -326,7 +326,7 @@ def run_everywhere(
                 if outcome is None:
                     if over:
                         work.stop()
-                        failed[silo] = f"no answer within {deadline_s:g} s (protocol.round_deadline)"
+                        failed[silo] = unanswered(f"no answer within {deadline_s:g} s (protocol.round_deadline)")
                         del working[silo]
                     else:
                         waits.report(silo, work.waiting())
@@ -344,15 +344,23 @@ def tick_of(federation: Federation) -> float:
     return _TICK if federation.silos_here else _REMOTE_TICK
 
 
-def require_none_failed(failed: dict[str, str], what: str) -> None:
+def unanswered(reason: str) -> Outcome:
+    """Of work that ended without what it was for."""
+    return Outcome(exit_code=JobFailed.exit_code, reason=reason)
+
+
+def require_none_failed(failed: Mapping[str, Outcome], what: str) -> None:
     """Raise one error that names every silo in `failed`, those with the same reason together.
 
     Raises:
+        RetryableError: all of them failed with the same one, such as a full disk.
         JobFailed: `failed` is not empty.
     """
     by_reason: dict[str, list[str]] = {}
-    for silo, reason in failed.items():
-        by_reason.setdefault(reason.removeprefix(f"silo {silo}: "), []).append(silo)
+    for silo, outcome in failed.items():
+        by_reason.setdefault(outcome.reason.removeprefix(f"silo {silo}: "), []).append(silo)
     if by_reason:
-        raise JobFailed("\n".join(
+        codes = {outcome.exit_code for outcome in failed.values()}
+        kind = next((kind for kind in RetryableError.__subclasses__() if codes == {kind.exit_code}), JobFailed)
+        raise kind("\n".join(
             f"silo{'s' if len(silos) > 1 else ''} {', '.join(silos)}: {what} failed: {reason}" for reason, silos in by_reason.items()))

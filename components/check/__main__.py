@@ -36,7 +36,7 @@ from fedhelp_core.softlabels.image_sources import open_sources
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
 from fedhelp_core.tracking.server import require_usable, tracking_uri
-from fedhelp_dispatch.supervisor import require_none_failed, run_everywhere
+from fedhelp_dispatch.supervisor import require_none_failed, run_everywhere, unanswered
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
     """Have every silo check itself, and decide who is large.
 
     Raises:
-        JobFailed, PermanentError: as `ask_silos`.
+        JobFailed, PermanentError, RetryableError: as `ask_silos`.
         ConfigError: teachers would be asked, and nobody would learn from their answers.
     """
     counts = {silo: report.samples.training for silo, report in ask_silos(config, run).items()}
@@ -119,6 +119,7 @@ def ask_silos(config: Federation, run: Run) -> dict[str, SiloReport]:
 
     Raises:
         JobFailed: a silo found something wrong (every silo listed), checked itself under another name, or reports nonsense.
+        RetryableError: all that failed met the same one, such as a full disk.
         PermanentError: the silos' software is not the same, or the start model in the store is not the one that they draw.
     """
     dispatcher = dispatcher_for(config, run.run_id)
@@ -148,10 +149,10 @@ def _reports(config: Federation, run: Run) -> dict[str, SiloReport]:
             if report is not None:
                 require_credible_report(report, config.task)
         except PermanentError as e:
-            failed[silo] = f"its report makes no sense: {e}"
+            failed[silo] = unanswered(f"its report makes no sense: {e}")
             continue
         if report is None:
-            failed[silo] = "its work ended well, but left no report under this name; does the silo.yaml it was given carry another name?"
+            failed[silo] = unanswered("its work ended well, but left no report under this name; does the silo.yaml it was given carry another name?")
         else:
             found[silo] = report
     require_none_failed(failed, "check")

@@ -22,7 +22,7 @@ from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation
 from fedhelp_core.protocol.facts import Candidate
 from fedhelp_core.registry.tasks import TASKS, Metric
-from fedhelp_dispatch.supervisor import require_none_failed, run_everywhere
+from fedhelp_dispatch.supervisor import require_none_failed, run_everywhere, unanswered
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, report_file: str = "") ->
     """Scores of all silos, the registered candidate's version, and the report on disk.
 
     Raises:
-        JobFailed: fewer than the federation's quorum could evaluate.
+        JobFailed, RetryableError: fewer than the federation's quorum could evaluate.
         NotFound: the last round is not committed yet.
     """
     session = open_session(store, run_id, endpoint_url)
@@ -72,7 +72,7 @@ def evaluate_silos(session: Session, final: Commit) -> dict[str, SiloEvaluation]
     """Evaluations of the final model by silo; those that are there already are not asked for again, and a silo that cannot answer is left out.
 
     Raises:
-        JobFailed: fewer than the federation's quorum could evaluate.
+        JobFailed, RetryableError: fewer than the federation's quorum could evaluate.
     """
     federation, run = session.federation, session.run
     dispatcher = dispatcher_for(federation, run.run_id)
@@ -87,16 +87,16 @@ def evaluate_silos(session: Session, final: Commit) -> dict[str, SiloEvaluation]
         try:
             evaluation = evaluation_of(run, silo, federation.task, final)
         except PermanentError as e:
-            failed[silo] = f"its evaluation is not taken: {e}"
+            failed[silo] = unanswered(f"its evaluation is not taken: {e}")
             continue
         if evaluation is None:
-            failed.setdefault(silo, "it left no evaluation; look at its log")
+            failed.setdefault(silo, unanswered("it left no evaluation; look at its log"))
         else:
             evaluations[silo] = evaluation
     if len(evaluations) < federation.quorum:
         require_none_failed(failed, "evaluation")
-    for silo, reason in failed.items():
-        say(f"silo {silo}: left out of the evaluation: {reason}")
+    for silo, outcome in failed.items():
+        say(f"silo {silo}: left out of the evaluation: {outcome.reason}")
     return evaluations
 
 

@@ -28,7 +28,7 @@ from fedhelp_core.budget import (
     require_inflated,
     require_regular,
 )
-from fedhelp_core.data.apart import Apart
+from fedhelp_core.data.gdcm_process import GdcmProcess
 from fedhelp_core.data.grid import Volume
 from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.printable import first_line
@@ -41,7 +41,7 @@ _BY_PLUGIN = {
 """Transfer syntax (JPEG-LS, JPEG 2000) -> pydicom's plugin: its first choice, GDCM, ends the whole process on some damaged streams of these."""
 _BY_GDCM = ("1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 """Transfer syntaxes (JPEG of 12 bits, lossless JPEG) that GDCM alone decodes, in a process of its own."""
-_GDCM = Apart()
+_GDCM = GdcmProcess()
 _COMMON = (("BitsAllocated", "0028,0100"), ("BitsStored", "0028,0101"), ("HighBit", "0028,0102"), ("PixelRepresentation", "0028,0103"))
 _SCALES = (("RescaleSlope", "0028,1053"), ("RescaleIntercept", "0028,1052"))
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

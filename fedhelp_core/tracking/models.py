@@ -14,22 +14,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhelp_core.child import ChildEnded, ChildRefused
 from fedhelp_core.errors import PermanentError, StoreUnavailable, TeacherError, TeacherUnavailable
 from fedhelp_core.printable import first_line, without_passwords
-from fedhelp_core.tracking.foreign_model import ForeignModel, ModelEnded, ModelRefused
+from fedhelp_core.tracking.foreign_model import ForeignModel
 from fedhelp_core.tracking.server import error_for, mlflow_errors, on_server, prepare, quiet
 
 if TYPE_CHECKING:
     import torch
 
-_IDENTITY_TAGS = ("fedhelp.run", "fedhelp.global_sha256")  # what makes two model versions the same
+RUN_TAG = "fedhelp.run"
+_MODEL_TAG = "fedhelp.global_sha256"
+_IDENTITY_TAGS = (RUN_TAG, _MODEL_TAG)  # what makes two model versions the same
 
 
 def registered_version(client: Any, name: str, tags: Mapping[str, str]) -> str | None:
     """The version of `name` that has the identity in `tags`; None if there is none or `tags` has no identity."""
     if not all(key in tags for key in _IDENTITY_TAGS):
         return None
-    query = f"name = '{name}' and tags.`{_IDENTITY_TAGS[1]}` = '{tags[_IDENTITY_TAGS[1]]}'"
+    query = f"name = '{name}' and tags.`{_MODEL_TAG}` = '{tags[_MODEL_TAG]}'"
     same = [int(v.version) for v in client.search_model_versions(query) if all(v.tags.get(key) == tags[key] for key in _IDENTITY_TAGS)]
     return str(min(same)) if same else None
 
@@ -81,17 +84,17 @@ def load_pyfunc(uri: str) -> tuple[Callable[[NDArray[np.uint8]], Any], str]:
     try:
         model = ForeignModel(_fetched(uri, where, scratch))
         weakref.finalize(model, shutil.rmtree, scratch, ignore_errors=True)  # with `predict`, which holds the model
-    except (ModelRefused, ModelEnded) as e:
+    except (ChildEnded, ChildRefused) as e:
         raise _not_loaded(where, str(e)) from None
 
     def predict(images_NHWC: NDArray[np.uint8]) -> Any:
         try:
             return model.predict(images_NHWC)
-        except ModelRefused as e:
+        except ChildRefused as e:
             raise TeacherError(
                 f"{where}: refuses a batch of uint8 images {images_NHWC.shape} ({e});"
                 " expected a model whose predict takes uint8 (N, H, W, C) with values 0..255") from None
-        except ModelEnded as e:
+        except ChildEnded as e:
             raise TeacherError(f"{where}: {e}; look at what its predict does with uint8 images {images_NHWC.shape}") from None
 
     return predict, model.uuid

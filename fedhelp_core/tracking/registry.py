@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import NotFound, PermanentError
-from fedhelp_core.tracking.models import _IDENTITY_TAGS
+from fedhelp_core.tracking.models import RUN_TAG
 from fedhelp_core.tracking.server import client_of, mlflow_errors, tracking_uri
 
 CANDIDATE = "candidate"
@@ -96,7 +96,7 @@ class Registry:
             StoreUnavailable: MLflow was not reached, or cannot answer now.
         """
         with mlflow_errors(self._uri):
-            run: str | None = self._version(name, version).tags.get(_IDENTITY_TAGS[0])
+            run: str | None = self._version(name, version).tags.get(RUN_TAG)
         return run
 
     def promote(self, name: str, version: str | None) -> Promoted:

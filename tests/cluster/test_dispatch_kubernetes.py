@@ -305,7 +305,7 @@ def test_check_names_every_silo_that_failed_and_why(control_plane: ControlPlane,
             good.end_pod(0)
 
     failed = run_everywhere("check", config, run, dispatcher_of(config), say, lambda silo: False)
-    assert list(failed) == ["bonn"] and "the hub's account may not" in failed["bonn"]
+    assert list(failed) == ["bonn"] and "the hub's account may not" in failed["bonn"].reason
 
 
 @pytest.mark.slow
