@@ -208,7 +208,6 @@ def public_half(error: BaseException) -> str:
 
 
 PERMANENT_EXIT_CODES = tuple(range(10, 20))
-RETRYABLE_EXIT_CODES = tuple(range(30, 40))
 
 _SHOWN = 50
 

@@ -50,11 +50,6 @@ class SimulationResult:
     states: dict[str, SiloState]
     history: list[RoundFacts]
 
-    def final_scores(self, metric: str | None = None) -> dict[str, float]:
-        """Each silo's score with the model that it deploys, after the last round; by the task's main metric where none is named."""
-        deployed = {silo: next(iter(models.values())) for silo, models in self.history[-1].scores.items()}
-        return {silo: scores[metric or next(iter(scores))] for silo, scores in deployed.items()}
-
 
 def simulate(
     federation: Federation, objective: Objective, silos: Mapping[str, SimulatedSilo], *, evaluate_every: int = 0,

@@ -13,7 +13,6 @@ from fedhelp_core.errors import ConfigError
 # Kubernetes' rule for label values that are also used inside Job names: a DNS label, short enough to leave room.
 SiloName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")]
 NamespaceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
-RunId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 
 
 class Section(BaseModel):

@@ -197,7 +197,7 @@ class _Closing:
             f" (protocol.min_silos) expected; {'; '.join(faults)}")
         self._run.abort(reason)
         for silo in self._refused:
-            self._run.store.delete(self._run.keys.update(silo, self._round))
+            self._run.take_back_update(silo, self._round)
         raise QuorumLost(reason)
 
     def _average(self, weighting: Literal["uniform", "samples"], rule: Rule, workdir: Path | None) -> tuple[dict[str, float], str, str]:
