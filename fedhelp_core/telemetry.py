@@ -15,17 +15,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 from urllib.request import Request
 
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.printable import one_line
 from fedhelp_core.proxies import opener_for
-
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 PORT_VARIABLE = "FEDHELP_METRICS_PORT"
 PUSHGATEWAY_VARIABLE = "FEDHELP_PUSHGATEWAY"
@@ -38,87 +34,56 @@ _PUSH_TIMEOUT_S = 5.0
 _log = logging.getLogger("fedhelp.telemetry")
 
 
-class CommittedRound(Protocol):
-    """What `round_committed` reads of a `documents.Commit`."""
-
-    @property
-    def round(self) -> int:
-        """Its number."""
-
-    @property
-    def metrics(self) -> Any:
-        """Silo -> metric -> value; the first metric is the local loss."""
-
-    @property
-    def refused(self) -> Any:
-        """Silo -> why its update was refused."""
-
-    @property
-    def absent(self) -> Any:
-        """Silo -> why it did not answer."""
-
-
-@dataclass(frozen=True)
 class _Metrics:
-    registry: CollectorRegistry
-    rounds: Counter
-    last_round: Gauge
-    round_seconds: Histogram
-    updates: Counter
-    phase_seconds: Histogram
-    update_bytes: Counter
-    loss: Gauge
-    images_per_second: Gauge
-    teacher_requests: Counter
-    teacher_images: Counter
-    teacher_failures: Counter
-    teacher_seconds: Histogram
-    teacher_cost: Gauge
+    """All of them, in a registry of our own: nothing of the libraries around us appears in it."""
+
+    def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # 0.1 s that most commands never need
+
+        self.registry = registry = CollectorRegistry()
+        self.rounds = Counter("fedhelp_rounds_committed_total", "Rounds committed by this process.", ["run"], registry=registry)
+        self.last_round = Gauge("fedhelp_last_committed_round", "Number of the last committed round.", ["run"], registry=registry)
+        self.round_seconds = Histogram(
+            "fedhelp_round_duration_seconds", "Time from a round's start to its commit.",
+            ["run"], buckets=_ROUND_BUCKETS_S, registry=registry)
+        self.updates = Counter(
+            "fedhelp_updates_total", "Silos' answers to rounds: accepted, refused or absent.",
+            ["run", "silo", "outcome"], registry=registry)
+        self.phase_seconds = Histogram(
+            "fedhelp_silo_phase_duration_seconds", "Time of one phase of a silo's round: load, train, save, upload.",
+            ["silo", "phase"], buckets=_ROUND_BUCKETS_S, registry=registry)
+        self.update_bytes = Counter("fedhelp_update_bytes_total", "Bytes of proxy weights sent.", ["silo"], registry=registry)
+        self.loss = Gauge("fedhelp_silo_loss", "Mean local training loss of the silo's last round.", ["silo"], registry=registry)
+        self.images_per_second = Gauge("fedhelp_silo_images_per_second", "Private images trained on per second.", ["silo"], registry=registry)
+        self.teacher_requests = Counter("fedhelp_teacher_requests_total", "Requests that a teacher answered.", ["teacher"], registry=registry)
+        self.teacher_images = Counter("fedhelp_teacher_images_total", "Images that a teacher was asked about.", ["teacher"], registry=registry)
+        self.teacher_failures = Counter(
+            "fedhelp_teacher_failures_total", "Tries without a usable answer: refused, in_doubt or unusable.",
+            ["teacher", "outcome"], registry=registry)
+        self.teacher_seconds = Histogram(
+            "fedhelp_teacher_request_duration_seconds", "Time of an answered request.",
+            ["teacher"], buckets=_REQUEST_BUCKETS_S, registry=registry)
+        self.teacher_cost = Gauge(
+            "fedhelp_teacher_cost", "Money that a teacher has cost in all, in its config's currency.", ["teacher"], registry=registry)
 
 
 @cache
 def _metrics() -> _Metrics:
-    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # 0.1 s that most commands never need
-
-    registry = CollectorRegistry()  # our own: nothing of the libraries around us appears in it
-    return _Metrics(
-        registry=registry,
-        rounds=Counter("fedhelp_rounds_committed_total", "Rounds committed by this process.", ["run"], registry=registry),
-        last_round=Gauge("fedhelp_last_committed_round", "Number of the last committed round.", ["run"], registry=registry),
-        round_seconds=Histogram(
-            "fedhelp_round_duration_seconds", "Time from a round's start to its commit.",
-            ["run"], buckets=_ROUND_BUCKETS_S, registry=registry),
-        updates=Counter(
-            "fedhelp_updates_total", "Silos' answers to rounds: accepted, refused or absent.",
-            ["run", "silo", "outcome"], registry=registry),
-        phase_seconds=Histogram(
-            "fedhelp_silo_phase_duration_seconds", "Time of one phase of a silo's round: load, train, save, upload.",
-            ["silo", "phase"], buckets=_ROUND_BUCKETS_S, registry=registry),
-        update_bytes=Counter("fedhelp_update_bytes_total", "Bytes of proxy weights sent.", ["silo"], registry=registry),
-        loss=Gauge("fedhelp_silo_loss", "Mean local training loss of the silo's last round.", ["silo"], registry=registry),
-        images_per_second=Gauge("fedhelp_silo_images_per_second", "Private images trained on per second.", ["silo"], registry=registry),
-        teacher_requests=Counter("fedhelp_teacher_requests_total", "Requests that a teacher answered.", ["teacher"], registry=registry),
-        teacher_images=Counter("fedhelp_teacher_images_total", "Images that a teacher was asked about.", ["teacher"], registry=registry),
-        teacher_failures=Counter(
-            "fedhelp_teacher_failures_total", "Tries without a usable answer: refused, in_doubt or unusable.",
-            ["teacher", "outcome"], registry=registry),
-        teacher_seconds=Histogram(
-            "fedhelp_teacher_request_duration_seconds", "Time of an answered request.",
-            ["teacher"], buckets=_REQUEST_BUCKETS_S, registry=registry),
-        teacher_cost=Gauge("fedhelp_teacher_cost", "Money that a teacher has cost in all, in its config's currency.", ["teacher"], registry=registry),
-    )
+    return _Metrics()
 
 
-def round_committed(run_id: str, commit: CommittedRound, seconds: float) -> None:
-    """A round was committed `seconds` after it began."""
+def round_committed(
+    run_id: str, round: int, seconds: float, *, accepted: Mapping[str, Mapping[str, float]], refused: Iterable[str], absent: Iterable[str],
+) -> None:
+    """A round was committed `seconds` after it began; `accepted`: silo -> its metrics, the first of which is the local loss."""
     metrics = _metrics()
     metrics.rounds.labels(run_id).inc()
-    metrics.last_round.labels(run_id).set(commit.round)
+    metrics.last_round.labels(run_id).set(round)
     metrics.round_seconds.labels(run_id).observe(seconds)
-    for outcome, silos in (("accepted", commit.metrics), ("refused", commit.refused), ("absent", commit.absent)):
+    for outcome, silos in (("accepted", accepted), ("refused", refused), ("absent", absent)):
         for silo in silos:
             metrics.updates.labels(run_id, silo, outcome).inc()
-    for silo, found in commit.metrics.items():
+    for silo, found in accepted.items():
         if found:
             metrics.loss.labels(silo).set(next(iter(found.values())))
 

@@ -55,7 +55,8 @@ def close_rounds(session: Session, *, progress_file: str = "") -> Commit:
                 weighting=federation.algorithm.weighting, rule=rule_of(federation.algorithm))
             seconds = time.monotonic() - started
             tracker.log_round(number, round_metrics(commit, seconds if known is None else None))
-            telemetry.round_committed(run.run_id, commit, seconds)
+            telemetry.round_committed(
+                run.run_id, commit.round, seconds, accepted=commit.metrics, refused=commit.refused, absent=commit.absent)
             lines.append(progress_line(commit, seconds if known is None else None))
             if known is None:
                 say(describe(commit, federation.algorithm.rounds, seconds))

@@ -10,7 +10,6 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -29,17 +28,9 @@ def _own_metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     telemetry._metrics.cache_clear()
 
 
-@dataclass(frozen=True)
-class Committed:
-    round: int = 7
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)
-
-
 def record_one_of_each() -> None:
     telemetry.round_committed(
-        "run-1", Committed(metrics={"a": {"proxy_loss": 0.5, "large_loss": 9.0}, "b": {}}, refused={"c": "why"}, absent={"d": "why"}), 2.5)
+        "run-1", 7, 2.5, accepted={"a": {"proxy_loss": 0.5, "large_loss": 9.0}, "b": {}}, refused={"c": "why"}, absent={"d": "why"})
     telemetry.phase_finished("a", "train", 1.5)
     telemetry.update_sent("a", 4096)
     telemetry.trained("b", loss=0.25, images=300, seconds=1.5)
