@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 from fedhelp_core.config.federation import Federation, federation_in
 from fedhelp_core.config.trust import require_trusted
@@ -59,17 +60,31 @@ def say(message: str) -> None:
     print(printable(message), flush=True)
 
 
-def run_parser(component: str, description: str | None) -> argparse.ArgumentParser:
-    """The arguments that every component after check takes."""
+def run_component(
+    component: str, description: str | None, run: Callable[..., Any], *, told: Callable[[Any], str] | None = str, **options: str,
+) -> NoReturn:
+    """The `__main__` of a component after check: call `run` with the command line's arguments, and print what is `told` of what it gives.
+
+    `options`: those that this component takes beside the store and the run, and their help; one in brackets need not be given.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m fedhelp_components.{component}", description=(description or "").split("\n\n")[0],
         epilog="Exit codes: 0 done; 10-19 permanent, 30-39 worth trying again (docs/exit-codes.md).")
     parser.add_argument("--store", required=True, help="folder, file:///folder or s3://bucket/prefix")
-    parser.add_argument("--run", required=True, help="run id, as check made it")
+    parser.add_argument("--run", required=True, dest="run_id", metavar="RUN", help="run id, as check made it")
     parser.add_argument("--endpoint-url", default="", help="S3 endpoint other than AWS; credentials come from the environment")
-    return parser
+    for name, text in options.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", required=not text.startswith("["), default="", help=text.strip("[]"))
+    given = vars(parser.parse_args())
+
+    def work() -> None:
+        found = run(**given)
+        if told is not None:
+            say(told(found))
+
+    end(component, work)
 
 
-def end(component: str, function: Callable[[], object]) -> None:
+def end(component: str, function: Callable[[], object]) -> NoReturn:
     """Run a component's `__main__`."""
     sys.exit(exit_code_of(function, program=component))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from fedhelp_components.session import Session, end, open_session, run_parser, say
+from fedhelp_components.session import Session, open_session, run_component, say
 from fedhelp_core import telemetry
 from fedhelp_core.algorithm.averaging import rule_of
 from fedhelp_core.errors import NotFound
@@ -135,11 +135,5 @@ def progress_line(commit: Commit, seconds: float | None) -> str:
     return f"| {commit.round} | {len(commit.participants)} | {missing} | {mean_loss(commit):.4f} | {took} |"
 
 
-def main() -> None:
-    """Parse, aggregate, print."""
-    arguments = run_parser("aggregation", __doc__).parse_args()
-    end("aggregation", lambda: say(run(store=arguments.store, endpoint_url=arguments.endpoint_url, run_id=arguments.run)))
-
-
 if __name__ == "__main__":
-    main()
+    run_component("aggregation", __doc__, run)

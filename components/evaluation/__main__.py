@@ -17,7 +17,7 @@ from pathlib import Path
 from fedhelp_components.evaluation.candidate import register_candidate
 from fedhelp_components.evaluation.report import evaluation_of, write_report
 from fedhelp_components.evaluation.soft_labels import keep_summary
-from fedhelp_components.session import Session, dispatcher_for, end, open_session, run_parser, say
+from fedhelp_components.session import Session, dispatcher_for, open_session, run_component, say
 from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation
 from fedhelp_core.protocol.facts import Candidate
@@ -133,14 +133,6 @@ def summed_confusion(evaluations: Mapping[str, SiloEvaluation], classes: int) ->
     return total
 
 
-def main() -> None:
-    """Parse, evaluate, print."""
-    parser = run_parser("evaluation", __doc__)
-    parser.add_argument("--report", default="", help="where to write the HTML report")
-    arguments = parser.parse_args()
-    end("evaluation", lambda: say(json.dumps(run(
-        store=arguments.store, endpoint_url=arguments.endpoint_url, run_id=arguments.run, report_file=arguments.report).metrics)))
-
-
 if __name__ == "__main__":
-    main()
+    run_component(
+        "evaluation", __doc__, run, told=lambda evaluated: json.dumps(evaluated.metrics), report_file="[where to write the HTML report]")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from fedhelp_components.aggregation.__main__ import close_rounds
-from fedhelp_components.session import dispatcher_for, end, open_session, run_parser, say
+from fedhelp_components.session import dispatcher_for, open_session, run_component, say
 from fedhelp_core.errors import RunAborted
 from fedhelp_dispatch.supervisor import Supervisor, SupervisorThread
 
@@ -30,11 +30,5 @@ def run(*, store: str, endpoint_url: str, run_id: str, progress_file: str = "") 
         dispatcher.close()
 
 
-def main() -> None:
-    """Parse, federate, print."""
-    arguments = run_parser("federation", __doc__).parse_args()
-    end("federation", lambda: say(run(store=arguments.store, endpoint_url=arguments.endpoint_url, run_id=arguments.run)))
-
-
 if __name__ == "__main__":
-    main()
+    run_component("federation", __doc__, run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fedhelp_components.evaluation.report import write_report
-from fedhelp_components.session import end, open_session, run_parser, say
+from fedhelp_components.session import open_session, run_component, say
 from fedhelp_core import telemetry
 from fedhelp_core.protocol.facts import Promotion
 from fedhelp_core.registry.tasks import TASKS
@@ -51,14 +51,5 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
     return settled.decision
 
 
-def main() -> None:
-    """Parse, decide, print."""
-    parser = run_parser("promotion", __doc__)
-    parser.add_argument("--model-version", required=True, help="the candidate's version in the Model Registry")
-    arguments = parser.parse_args()
-    end("promotion", lambda: run(
-        store=arguments.store, endpoint_url=arguments.endpoint_url, run_id=arguments.run, model_version=arguments.model_version))
-
-
 if __name__ == "__main__":
-    main()
+    run_component("promotion", __doc__, run, told=None, model_version="the candidate's version in the Model Registry")

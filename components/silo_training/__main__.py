@@ -7,7 +7,7 @@ Runs beside `aggregation`; the two meet in the store.
 
 from __future__ import annotations
 
-from fedhelp_components.session import dispatcher_for, end, open_session, run_parser, say
+from fedhelp_components.session import dispatcher_for, open_session, run_component, say
 from fedhelp_core.errors import ConfigError
 from fedhelp_dispatch.supervisor import Supervisor, watch_one
 
@@ -32,14 +32,5 @@ def run(*, store: str, endpoint_url: str, run_id: str, silo: str) -> str:
     return f"left out: {supervisor.failure}" if supervisor.failure else "trained"
 
 
-def main() -> None:
-    """Parse, supervise, print."""
-    parser = run_parser("silo_training", __doc__)
-    parser.add_argument("--silo", required=True, help="the silo's name in federation.yaml")
-    arguments = parser.parse_args()
-    end("silo_training", lambda: say(run(
-        store=arguments.store, endpoint_url=arguments.endpoint_url, run_id=arguments.run, silo=arguments.silo)))
-
-
 if __name__ == "__main__":
-    main()
+    run_component("silo_training", __doc__, run, silo="the silo's name in federation.yaml")

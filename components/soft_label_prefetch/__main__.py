@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fedhelp_components.session import end, open_session, run_parser, say
+from fedhelp_components.session import open_session, run_component, say
 from fedhelp_core import telemetry
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.protocol.facts import SoftLabels
@@ -93,14 +93,5 @@ def said_now_and_then() -> Callable[[Progress], None]:
     return progress
 
 
-def main() -> None:
-    """Parse, ask, print."""
-    parser = run_parser("soft_label_prefetch", __doc__)
-    parser.add_argument("--shard", default="", help="NUMBER/OF: ask about this share of the images only, and build no set")
-    arguments = parser.parse_args()
-    end("soft_label_prefetch", lambda: say(run(
-        store=arguments.store, endpoint_url=arguments.endpoint_url, run_id=arguments.run, shard=arguments.shard)))
-
-
 if __name__ == "__main__":
-    main()
+    run_component("soft_label_prefetch", __doc__, run, shard="[NUMBER/OF: ask about this share of the images only, and build no set]")

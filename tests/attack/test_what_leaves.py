@@ -279,7 +279,7 @@ def test_nothing_of_a_whole_run_names_a_patient(make_tiny: Make, processes: Proc
         where = ["--store", str(tiny.store), "--run", "r"]
         gateway = {"FEDHELP_PUSHGATEWAY": f"http://127.0.0.1:{server.server_port}"}
         output = succeeded(processes.component("federation", *where, **gateway), 280)
-        output += succeeded(processes.component("evaluation", *where, "--report", tiny.folder / "report.html", **gateway), 280)
+        output += succeeded(processes.component("evaluation", *where, "--report-file", tiny.folder / "report.html", **gateway), 280)
     finally:
         server.shutdown()
         server.server_close()

@@ -52,7 +52,7 @@ def test_an_evaluation_that_makes_no_sense_is_left_out_and_the_others_are_scored
     }
     for body, what in nonsense.items():
         tiny.run("r").store.put("runs/r/evaluation/brno.json", body)
-        output = succeeded(processes.component("evaluation", "--store", str(tiny.store), "--run", "r", "--report", str(page)))
+        output = succeeded(processes.component("evaluation", "--store", str(tiny.store), "--run", "r", "--report-file", str(page)))
         assert f"silo brno: left out of the evaluation: its evaluation is not taken: {what}" in output
         metrics = last_json(output)
         assert set(metrics) >= {"aachen", "coimbra"} and "brno" not in metrics, what

@@ -46,7 +46,7 @@ def test_a_silo_that_fails_for_good_is_left_out_with_its_own_words_and_the_run_g
         assert commit is not None
         assert commit.participants == ("aachen", "coimbra")
         assert "data that cannot be used" in commit.absent["brno"] and "77" not in commit.absent["brno"]
-    output = succeeded(processes.component("evaluation", *where, "--report", tiny.folder / "report.html"), 900)
+    output = succeeded(processes.component("evaluation", *where, "--report-file", tiny.folder / "report.html"), 900)
     assert re.search(r"silo brno: left out of the evaluation: data that cannot be used", output)
     scores = last_json(output)
     others = {f"{whose}_silos_mean_{name}" for whose in ("small", "all") for name in ("accuracy", "auroc")}
