@@ -88,7 +88,9 @@ class Disclosure:
         if kept_back:
             if self._own_machine:
                 print(*(f"{self._program}: {line}" for line in whole), sep="\n", file=sys.stderr, flush=True)
-            said += f"; all of it is in {LOG} in the silo's state folder" if self._private is not None else "; look at silo.yaml on the machine that holds it (in a cluster: `helm test`)"
+            said += (
+                f"; all of it is in {LOG} in the silo's state folder" if self._private is not None
+                else "; look at silo.yaml on the machine that holds it (in a cluster: `helm test`)")
         print(f"{self._program}: error: {said}", file=sys.stderr if self._own_machine else self._public, flush=True)
 
     def _public_half(self, error: FedHelpError) -> tuple[str, bool]:
