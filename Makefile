@@ -9,7 +9,7 @@ RUN := $(UV) run --frozen --no-sync
 DEMO ?= demo
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
-.PHONY: help setup run simulate simulate-tasks simulate-steps test test-all test-cluster kills attack check charts docs docs-serve format bench bench-peers fuzz-files images requirements cluster cluster-down e2e clean
+.PHONY: help setup run simulate simulate-tasks simulate-steps test test-all test-cluster kills attack coverage check charts docs docs-serve format bench bench-peers fuzz-files images requirements cluster cluster-down e2e clean
 
 ##@ Use
 run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (two to four minutes, five the first time)
@@ -46,6 +46,9 @@ kills: setup ## Twenty kill -9s at random moments end in the same model (some te
 ATTACK_LIMIT ?= 890  # seconds: a suite that takes longer is not run
 attack: setup ## Attacks on documents, weights, stores and files, and a table of what came through (below fifteen minutes)
 	@timeout $(ATTACK_LIMIT) $(RUN) pytest tests/attack -m attack -q
+
+coverage: setup ## Lines and branches that tests without processes of their own reach, with a floor (pyproject.toml); a quarter slower than without
+	@$(RUN) pytest tests --ignore tests/cluster -m "not slow and not attack and not e2e and not long" -n $(TEST_PROCESSES) --cov --cov-report=term
 
 test-cluster: setup ## The tests on a real Kubernetes API server, which is built first, once (a quarter of an hour on idle cores)
 	@$(RUN) python tests/cluster/build.py --control-plane >/dev/null
