@@ -44,6 +44,7 @@ def test_the_plain_loop_ends_in_our_loss(name: str, kind: str) -> None:
         assert plain.large() == pytest.approx(ours.metrics["large_loss"], rel=1e-4)
 
 
+@pytest.mark.slow  # the first step of an optimizer imports 900 modules
 def test_the_gpu_benchmark_can_be_tried_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CASES, "melanoma", tiny("melanoma"))
     found = speed("melanoma", device=torch.device("cpu"), batch=4, repeat=1)

@@ -66,6 +66,7 @@ class Asking(LocalStore):
         return noted
 
 
+@pytest.mark.slow  # the first step of an optimizer imports 900 modules
 def test_the_policy_allows_all_that_a_silos_run_asks_for(
     make_tiny: Callable[..., TinyFederation], allowed: Allowed, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
