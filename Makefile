@@ -47,7 +47,7 @@ ATTACK_LIMIT ?= 890  # seconds: a suite that takes longer is not run
 attack: setup ## Attacks on documents, weights, stores and files, and a table of what came through (below fifteen minutes)
 	@timeout $(ATTACK_LIMIT) $(RUN) pytest tests/attack -m attack -q
 
-coverage: setup ## Lines and branches that tests without processes of their own reach, with a floor (pyproject.toml); a quarter slower than without
+coverage: setup ## Lines and branches that tests without processes of their own reach (a quarter slower than without)
 	@$(RUN) pytest tests --ignore tests/cluster -m "not slow and not attack and not e2e and not long" -n $(TEST_PROCESSES) --cov --cov-report=term
 
 test-cluster: setup ## The tests on a real Kubernetes API server, which is built first, once (a quarter of an hour on idle cores)
