@@ -41,6 +41,7 @@ def close_rounds(session: Session, *, progress_file: str = "") -> Commit:
     terms = Terms(
         max_bytes=federation.protocol.max_update_bytes, max_norm=federation.protocol.max_update_norm,
         max_norm_ratio=federation.protocol.max_norm_ratio, max_statistics_ratio=federation.protocol.max_statistics_ratio,
+        min_direction=federation.protocol.min_direction, batch_size=federation.algorithm.batch_size,
         metrics=METHOD_PARTS[federation.algorithm.method].metrics)
     lines = ["| round | silos | left out | mean loss | seconds |", "| --- | --- | --- | --- | --- |"]
     with AsyncTracker.for_run(federation, run.run_id) as tracker:
@@ -114,6 +115,8 @@ def round_metrics(commit: Commit, seconds: float | None) -> dict[str, float]:
         found |= {f"{silo}.{name}": value for name, value in metrics.items()}
     for silo, moved in commit.norms.items():
         found |= {f"{silo}.update_norm": moved.trainable, f"{silo}.statistics_norm": moved.statistics}
+        if moved.direction is not None:
+            found[f"{silo}.update_direction"] = moved.direction
     return found
 
 

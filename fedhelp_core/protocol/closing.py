@@ -5,6 +5,7 @@ Killed at any moment and called again, or called by two hubs at once, it ends wi
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,14 @@ from fedhelp_core.protocol.run import Run
 from fedhelp_core.protocol.update_check import Terms, check_manifest, check_update
 from fedhelp_core.store.waiting import Poller
 from fedhelp_core.weights.check import Checked
+from fedhelp_core.weights.comparison import Compared, compare
 from fedhelp_core.weights.file import WeightsFile
-from fedhelp_core.weights.outliers import outliers
+from fedhelp_core.weights.outliers import far_movers, odd_statistics, opposed
 
 OnEvent = Callable[[dict[str, object]], None]
 """Called with {"event": "update_accepted" | "update_refused" | "silo_absent" | "round_committed", "round": r, …}."""
+
+_WRITTEN_TO = "is written to again and again; it must not be after it has its name"
 
 
 def close_round(
@@ -83,6 +87,7 @@ class _Closing:
         self._manifests: dict[str, UpdateManifest] = {}
         self._files: dict[str, Path] = {}
         self._checked: dict[str, Checked] = {}
+        self._compared: dict[str, Compared] = {}
         self._absent: dict[str, str] = {}
         self._refused: dict[str, str] = {}
 
@@ -103,14 +108,14 @@ class _Closing:
                 poller.pause(until=until)
 
     def commit(self, weighting: Literal["uniform", "samples"], rule: Rule, workdir: Path | None) -> Commit:
-        """Refuse who moved too far, average the other good updates and make the round real."""
+        """Refuse who is unlike all others, average the other good updates and make the round real."""
         self._refuse_outliers()
         shares, key, sha256 = self._average(weighting, rule, workdir)
         commit = self._run.make_real(Commit(
             round=self._round, global_key=key, global_sha256=sha256, spec=self._previous.spec, participants=tuple(shares), shares=shares,
             absent=_in_order(self._absent, self._silos), refused=_in_order(self._refused, self._silos),
             metrics={silo: _metrics(self._manifests[silo], self._samples[silo]) for silo in shares},
-            norms={silo: Moved(trainable=self._checked[silo].trainable, statistics=self._checked[silo].statistics) for silo in shares},
+            norms={silo: self._moved(silo) for silo in shares},
             previous_sha256=self._previous.global_sha256, created=utc_now()))
         self._tell("round_committed", participants=list(commit.participants), global_sha256=commit.global_sha256)
         return commit
@@ -167,12 +172,46 @@ class _Closing:
         self._tell("update_accepted", silo=silo, bytes=manifest.size_bytes, samples=self._samples[silo], loss=manifest.loss)
 
     def _refuse_outliers(self) -> None:
-        """Who moved much farther than the others of this round."""
-        found = {silo: self._checked[silo] for silo in self._manifests}
-        for silo, reason in outliers(
-            found, self._previous.spec, trained=self._terms.max_norm_ratio, statistics=self._terms.max_statistics_ratio).items():
+        """Who moved much farther than the others of this round, then who is unlike those who are left."""
+        terms, spec = self._terms, self._previous.spec
+        batches = {silo: math.ceil(samples / terms.batch_size) for silo, samples in self._samples.items()}
+        checked = {silo: self._checked[silo] for silo in self._manifests}
+        if terms.max_norm_ratio is not None:
+            self._refuse_all(far_movers(checked, spec, batches, bound=terms.max_norm_ratio))
+        if terms.max_statistics_ratio is None and terms.min_direction is None:
+            return
+        self._compare()
+        odd: dict[str, str] = {}
+        if terms.max_statistics_ratio is not None:
+            odd |= odd_statistics(self._compared, spec, batches, bound=terms.max_statistics_ratio)
+        if terms.min_direction is not None:
+            odd |= opposed(self._compared, bound=terms.min_direction)
+        self._refuse_all(odd)
+
+    def _compare(self) -> None:
+        """Look at the good updates beside each other; who writes to a file meanwhile is refused, since it may have been another's bytes."""
+        while self._manifests and not self._compared:
+            files = {silo: self._files[silo] for silo in self._manifests}
+            try:
+                compared = compare(files, self._reference, self._previous.spec, [self._manifests[silo].sha256 for silo in files])
+            except (NotFound, WeightsError):
+                if self._run.is_committed(self._round) or all(map(self._rests, files)):
+                    raise
+                compared = {}
+            if not (changed := [silo for silo in files if not self._rests(silo)]):
+                self._compared = compared
+            self._refuse_all({silo: f"{files[silo]}: {_WRITTEN_TO}" for silo in changed})
+
+    def _refuse_all(self, reasons: Mapping[str, str]) -> None:
+        for silo, reason in reasons.items():
             del self._manifests[silo]
             self._refuse(silo, reason)
+
+    def _moved(self, silo: str) -> Moved:
+        """What a commit says of how a participant moved."""
+        checked, compared = self._checked[silo], self._compared.get(silo)
+        return Moved(
+            trainable=checked.trainable, statistics=checked.statistics, direction=None if compared is None else round(compared.direction, 3))
 
     def _refuse(self, silo: str, reason: object) -> None:
         self._refused[silo] = said(reason)
@@ -227,7 +266,7 @@ class _Closing:
                 for silo in changed:
                     manifest = self._manifests.pop(silo)
                     if last:
-                        self._refuse(silo, f"{self._files[silo]}: is written to again and again; it must not be after it has its name")
+                        self._refuse(silo, f"{self._files[silo]}: {_WRITTEN_TO}")
                     else:
                         self._take_in(silo, manifest)
             raise AssertionError("unreachable: every last turn refuses a silo")

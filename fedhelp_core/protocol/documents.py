@@ -200,12 +200,14 @@ class UpdateManifest(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class Moved(Document):
-    """How far an update lies from the global model that it was trained from: L2 norms, apart for what is learnt and what is counted."""
+    """How an update lies to the global model that it was trained from: L2 norms, apart for what is learnt and what is counted, and where it went."""
 
     trainable: Amount
     """Over all weights that an optimizer moves."""
     statistics: Amount
     """Over the running means and variances of batch norms."""
+    direction: Annotated[float, Field(ge=-1.001, le=1.001)] | None = None
+    """Cosine between its step and the round's median step; null where nobody looked."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,13 @@ class Terms:
     max_norm: float | None = None
     """Largest L2 norm of (update - global); None: unbounded."""
     max_norm_ratio: float | None = None
-    """The same in medians of the round's updates, of all trained weights and of each tensor; None: unbounded."""
+    """The same by the root of batches, in medians of the round's updates; None: unbounded."""
     max_statistics_ratio: float | None = None
-    """The same for the statistics of batch norms."""
+    """Largest distance of batch norms' statistics from the round's median, in the same way; None: unbounded."""
+    min_direction: float | None = None
+    """Smallest cosine between an update's step and the round's median step; None: any."""
+    batch_size: int = 1
+    """Images of one optimizer step."""
     metrics: Collection[str] | None = None
     """Names of all that a manifest may report; None: any."""
 

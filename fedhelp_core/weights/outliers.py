@@ -1,8 +1,8 @@
-"""Whose update moved much farther than the others' of the same round. Pure. Called by the closing of rounds.
+"""Whose update is unlike the others' of the same round: too far, in the opposite direction, or with statistics of its own. Pure.
 
-While more than half of the silos are honest, the median of the silos' norms is a measure that the others cannot move. It is taken
-for all trained weights together and for each tensor, so that nobody spends what is usual for a model on one channel of it; and
-apart for batch norms' statistics, which have units of their own. docs/decisions/0020 has the norms of honest silos.
+While more than half of the silos are honest, a median over silos is a measure that the others cannot move far. What is compared
+is a length in a unit that honest silos share: by the square root of batches trained, since a silo's steps point in ever other
+directions. Called by the closing of rounds; docs/decisions/0020 has what honest silos do.
 """
 
 from __future__ import annotations
@@ -13,38 +13,70 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fedhelp_core.weights.check import Checked, is_statistic
+from fedhelp_core.weights.comparison import Compared
 from fedhelp_core.weights.header import WeightsSpec, quoted
 
+_ONE_TENSOR = 2.0  # times the bound of all together: honest silos' farthest tensors lie 2.1 to 2.3 times beyond their whole, with room in the bound
+_MOST_BATCHES = 16.0  # medians: who says of itself that it has a thousand times the images is granted four times the length, not thirty
+_FEWEST = 3  # silos: of two nobody can say which is the odd one
 
-def outliers(found: Mapping[str, Checked], spec: WeightsSpec, *, trained: float | None, statistics: float | None) -> dict[str, str]:
-    """Silo -> why its update is refused. The ratios are to the round's medians; None: unbounded."""
+
+def far_movers(found: Mapping[str, Checked], spec: WeightsSpec, batches: Mapping[str, int], *, bound: float) -> dict[str, str]:
+    """Silo -> why its update is refused: its trained weights moved more than `bound` times as far as its batches let expect."""
+    norms = {silo: one.norms for silo, one in found.items()}
+    return {
+        silo: f"its {part} moved {times:.3g} times as far as is usual among this round's silos for as many batches, at most {most:g} times"
+        " (protocol.max_norm_ratio) expected; a damaged or a hostile update, or a silo unlike all others"
+        for silo, (part, times, most) in _beyond(norms, _sizes(spec, statistics=False), batches, "trained weights", bound).items()}
+
+
+def odd_statistics(found: Mapping[str, Compared], spec: WeightsSpec, batches: Mapping[str, int], *, bound: float) -> dict[str, str]:
+    """Silo -> why its update is refused: its statistics lie more than `bound` times as far from the round's as is usual."""
+    distances = {silo: one.statistics for silo, one in found.items()}
+    return {
+        silo: f"its {part} are {times:.3g} times as far from the round's median as is usual for as many batches, at most {most:g} times"
+        " (protocol.max_statistics_ratio) expected; a damaged or a hostile update, or a silo unlike all others"
+        for silo, (part, times, most) in _beyond(
+            distances, _sizes(spec, statistics=True), batches, "batch norms' statistics", bound).items()}
+
+
+def opposed(found: Mapping[str, Compared], *, bound: float) -> dict[str, str]:
+    """Silo -> why its update is refused: it undoes what the round has in common."""
+    if len(found) < _FEWEST:
+        return {}
+    return {
+        silo: f"its weights moved against the round's median step, with a cosine of {one.direction:.2f}, at least {bound:g}"
+        " (protocol.min_direction) expected; a hostile update, or labels that mean something else than the others'"
+        for silo, one in found.items() if one.direction < bound}
+
+
+def _sizes(spec: WeightsSpec, *, statistics: bool) -> dict[str, int]:
+    """Elements of each floating tensor that has some, of either group."""
     sizes = {name: math.prod(shape) for name, (dtype, shape) in spec.tensors.items() if dtype.startswith("F")}
-    reasons: dict[str, str] = {}
-    for what, field, ratio, counted in (
-        ("trained weights", "max_norm_ratio", trained, False), ("batch norms' statistics", "max_statistics_ratio", statistics, True),
-    ):
-        chosen = {name: size for name, size in sizes.items() if size and is_statistic(name) == counted}
-        if ratio is not None and chosen and found:
-            for silo, (part, times) in _farthest(found, chosen, what).items():
-                if times > ratio:
-                    reasons.setdefault(silo, (
-                        f"its {part} moved {times:.3g} times as far as is usual among this round's silos, at most {ratio:g} times"
-                        f" (protocol.{field}) expected; a damaged or a hostile update, or a silo unlike all others"))
-    return reasons
+    return {name: size for name, size in sizes.items() if size and is_statistic(name) == statistics}
 
 
-def _farthest(found: Mapping[str, Checked], sizes: Mapping[str, int], what: str) -> dict[str, tuple[str, float]]:
-    """Silo -> the part of the chosen tensors that moved farthest beyond what is usual, and how many times as far."""
+def _beyond(
+    lengths: Mapping[str, Mapping[str, float]], sizes: Mapping[str, int], batches: Mapping[str, int], what: str, bound: float,
+) -> dict[str, tuple[str, float, float]]:
+    """Silo beyond a bound -> the part that is farthest beyond, how many times as far as is usual, and the bound of that part."""
+    if not lengths or not sizes:
+        return {}
     names: Sequence[str] = list(sizes)
-    norms_KT = np.array([[one.norms[name] for name in names] for one in found.values()])
+    batches_K = np.array([batches[silo] for silo in lengths], float)
+    unit_K = np.sqrt(np.minimum(batches_K, _MOST_BATCHES * np.median(batches_K)))
+    lengths_KT = np.array([[one[name] for name in names] for one in lengths.values()]) / unit_K[:, None]
     sizes_T = np.array(list(sizes.values()), float)
-    with np.errstate(all="ignore"):  # infinite norms compare as they should; what nobody moved has no ratio, and NaN is above no bound
-        whole_K = np.sqrt(np.square(norms_KT).sum(axis=1))
+    with np.errstate(all="ignore"):  # infinite lengths compare as they should; what nobody moved has no ratio, and NaN is above no bound
+        whole_K = np.sqrt(np.square(lengths_KT).sum(axis=1))
         usual = np.median(whole_K)
         # a tensor of one element may by chance not move in half of the silos: it is granted what elements move on average
-        usual_T = np.maximum(np.median(norms_KT, axis=0), usual * np.sqrt(sizes_T / sizes_T.sum()))
-        ratios_KT = np.nan_to_num(np.column_stack([whole_K / usual, norms_KT / usual_T]), nan=0.0, posinf=math.inf)
+        usual_T = np.maximum(np.median(lengths_KT, axis=0), usual * np.sqrt(sizes_T / sizes_T.sum()))
+        times_KT = np.nan_to_num(np.column_stack([whole_K / usual, lengths_KT / usual_T]), nan=0.0, posinf=math.inf)
     if not usual > 0:  # most silos do not move at all, and there is nothing to compare with
         return {}
+    most_T = np.array([bound, *[_ONE_TENSOR * bound] * len(names)])
     labels = [what, *(f"tensor {quoted(name)}" for name in names)]
-    return {silo: (labels[ratios_T.argmax()], float(ratios_T.max())) for silo, ratios_T in zip(found, ratios_KT, strict=True)}
+    return {
+        silo: (labels[worst], float(times_T[worst]), float(most_T[worst]))
+        for silo, times_T in zip(lengths, times_KT, strict=True) for worst in [int((times_T / most_T).argmax())] if times_T[worst] > most_T[worst]}

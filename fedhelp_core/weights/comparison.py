@@ -1,0 +1,112 @@
+"""A round's updates beside each other: in which direction each moved, and how far its statistics lie from the others'.
+
+Called by the closing of rounds, after each file has passed its own check. Directions are those of at most 16,384 elements, drawn
+anew for every round from all updates' sha256, so the cost does not grow with the model and nobody knows them before the round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhelp_core.weights.check import is_statistic
+from fedhelp_core.weights.file import WeightsFile
+from fedhelp_core.weights.header import Header, WeightsSpec, canonical_header, numpy_dtype
+
+Floats = NDArray[np.float64]
+
+_SAMPLED = 2**14  # elements: the cosine of so many is within 0.03 of that of all, and all silos' take a few milliseconds
+_RUN = 2**8  # elements read at once; long enough that reading costs little, short enough that a layer of many is met often
+_EPSILON = 1e-5  # PyTorch's batch norms add it to every variance that they divide by
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One update beside the others of its round."""
+
+    direction: float
+    """Cosine between its step and the round's: of each element the median over all silos' steps, each of length one. 0 without one."""
+    statistics: Mapping[str, float]
+    """Running mean or variance -> L2 distance from the round's median: means in standard deviations, variances by their logarithms."""
+
+
+def compare(files: Mapping[str, Path], reference: Path, spec: WeightsSpec, sha256: Sequence[str]) -> dict[str, Compared]:
+    """Each silo's update (checked files of `spec`) beside the others'. `sha256` (hex): of all of them, in any order.
+
+    Raises:
+        WeightsError: a file became shorter since it was checked.
+    """
+    header = canonical_header(spec)[1]
+    with ExitStack() as stack:
+        opened = [stack.enter_context(WeightsFile(path)) for path in (reference, *files.values())]
+        directions_K = directions(_steps(opened, _sample(header, sha256)))
+        statistics = distances(spec.tensors, _reader(opened[1:], header))
+    return {
+        silo: Compared(float(directions_K[k]), {name: float(distances_K[k]) for name, distances_K in statistics.items()})
+        for k, silo in enumerate(files)}
+
+
+def _sample(header: Header, sha256: Sequence[str]) -> Iterator[tuple[int, np.dtype[Any], int]]:
+    """First byte, dtype and elements of each run: all of a small model's learnt elements, of a large one as many as are looked at."""
+    runs = [
+        (tensor.begin + first * dtype.itemsize, dtype, min(_RUN, elements - first))
+        for tensor in header.tensors if (dtype := numpy_dtype(tensor.dtype)).kind == "f" and not is_statistic(tensor.name)
+        for elements in [math.prod(tensor.shape)] for first in range(0, elements, _RUN)]
+    generator = np.random.default_rng(list(hashlib.sha256("".join(sorted(sha256)).encode()).digest()))
+    for place in sorted(generator.permutation(len(runs))[:_SAMPLED // _RUN]):
+        yield runs[place]
+
+
+def _steps(opened: Sequence[WeightsFile], runs: Iterator[tuple[int, np.dtype[Any], int]]) -> Floats:
+    """What each silo added to the reference, the first of `opened`: shape (silos, elements)."""
+    values = [[_floats(file, begin, dtype, elements) for file in opened] for begin, dtype, elements in runs]
+    if not values:
+        return np.zeros((len(opened) - 1, 0))
+    everybody = np.concatenate([np.stack(piece) for piece in values], axis=1)
+    return everybody[1:] - everybody[0]
+
+
+def directions(steps_KE: Floats) -> Floats:
+    """Cosine of each silo's step with the round's: the median of steps of length one, which a minority cannot turn against anybody."""
+    with np.errstate(all="ignore"):  # who did not move has no direction
+        units_KE = np.nan_to_num(steps_KE / np.linalg.norm(steps_KE, axis=1, keepdims=True))
+        usual_E = np.median(units_KE, axis=0)
+        return np.nan_to_num(units_KE @ usual_E / np.linalg.norm(usual_E))
+
+
+def distances(names: Iterable[str], read: Callable[[str], Floats]) -> dict[str, Floats]:
+    """Statistic among `names` -> each silo's distance from the median, in the statistic's own units. `read`: name -> (silos, channels)."""
+    known, found = frozenset(names), {}
+    for name in sorted(filter(is_statistic, known)):
+        values_KC = read(name)
+        if name.endswith(".running_var"):
+            values_KC = np.log(values_KC + _EPSILON)
+        elif (variance := name.replace(".running_mean", ".running_var")) in known:
+            values_KC = values_KC / np.sqrt(np.median(read(variance), axis=0) + _EPSILON)
+        found[name] = np.linalg.norm(values_KC - np.median(values_KC, axis=0), axis=1)
+    return found
+
+
+def _reader(opened: Sequence[WeightsFile], header: Header) -> Callable[[str], Floats]:
+    """Tensor -> what each file has of it."""
+    places = {tensor.name: tensor for tensor in header.tensors}
+
+    def read(name: str) -> Floats:
+        tensor = places[name]
+        return np.stack([_floats(file, tensor.begin, numpy_dtype(tensor.dtype), math.prod(tensor.shape)) for file in opened])
+
+    return read
+
+
+def _floats(file: WeightsFile, begin: int, dtype: np.dtype[Any], elements: int) -> Floats:
+    buffer = np.empty(elements, dtype)
+    file.read_into(buffer.view(np.uint8), begin)
+    return buffer.astype(np.float64)
