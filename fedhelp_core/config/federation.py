@@ -44,9 +44,9 @@ class ProtocolConfig(Section):
     max_norm_ratio: float | None = Field(3.0, ge=2)
     """Largest L2 norm of (update - global) by the root of a silo's batches, in medians of the round's updates; of one tensor twice that.
     Who is beyond is refused and named (docs/decisions/0020). null: unbounded."""
-    max_statistics_ratio: float | None = Field(4.0, ge=2)
-    """The same for how far batch norms' running means and variances lie from the round's median, in standard deviations and logarithms."""
-    min_direction: float | None = Field(-0.25, ge=-1, lt=1)
+    max_statistics_ratio: float | None = Field(20.0, ge=2)
+    """The same for how far batch norms' running means (in standard deviations) and variances (in logarithms) lie from the round's median."""
+    min_direction: float | None = Field(-0.3, ge=-1, lt=1)
     """Smallest cosine between an update's step and the round's median step; who is below is refused and named. null: any."""
 
 

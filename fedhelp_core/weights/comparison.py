@@ -25,6 +25,7 @@ Floats = NDArray[np.float64]
 
 _SAMPLED = 2**14  # elements: the cosine of so many is within 0.03 of that of all, and all silos' take a few milliseconds
 _RUN = 2**8  # elements read at once; long enough that reading costs little, short enough that a layer of many is met often
+_OPPOSED = -0.1  # cosine of two steps: chance alone stays within 0.03 of zero
 _EPSILON = 1e-5  # PyTorch's batch norms add it to every variance that they divide by
 
 
@@ -75,11 +76,19 @@ def _steps(opened: Sequence[WeightsFile], runs: Iterator[tuple[int, np.dtype[Any
 
 
 def directions(steps_KE: Floats) -> Floats:
-    """Cosine of each silo's step with the round's: the median of steps of length one, which a minority cannot turn against anybody."""
+    """Cosine of each silo's step with the round's, the median of steps of length one; 0 at least for whom most others do not see as opposed.
+
+    Silos' steps may have next to nothing in common. Two of six could then turn the median against a third, but not the others' own steps.
+    """
     with np.errstate(all="ignore"):  # who did not move has no direction
         units_KE = np.nan_to_num(steps_KE / np.linalg.norm(steps_KE, axis=1, keepdims=True))
         usual_E = np.median(units_KE, axis=0)
-        return np.nan_to_num(units_KE @ usual_E / np.linalg.norm(usual_E))
+        cosines_K = np.nan_to_num(units_KE @ usual_E / np.linalg.norm(usual_E))
+    pairs_KK = units_KE @ units_KE.T
+    np.fill_diagonal(pairs_KK, np.nan)
+    if len(steps_KE) < 2:
+        return cosines_K
+    return np.where(np.nanmedian(pairs_KK, axis=1) < _OPPOSED, cosines_K, np.maximum(cosines_K, 0))
 
 
 def distances(names: Iterable[str], read: Callable[[str], Floats]) -> dict[str, Floats]:

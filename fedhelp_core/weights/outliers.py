@@ -16,8 +16,8 @@ from fedhelp_core.weights.check import Checked, is_statistic
 from fedhelp_core.weights.comparison import Compared
 from fedhelp_core.weights.header import WeightsSpec, quoted
 
-_ONE_TENSOR = 2.0  # times the bound of all together: honest silos' farthest tensors lie 2.1 to 2.3 times beyond their whole, with room in the bound
-_MOST_BATCHES = 16.0  # medians: who says of itself that it has a thousand times the images is granted four times the length, not thirty
+_ONE_TENSOR = 2.0  # times the bound of all together: honest silos' farthest tensors lie 2.3 times beyond their whole
+_MOST_BATCHES = 25.0  # medians: who says of itself that it has a thousand times the images is granted five times the length, not thirty
 _FEWEST = 3  # silos: of two nobody can say which is the odd one
 
 
@@ -27,17 +27,21 @@ def far_movers(found: Mapping[str, Checked], spec: WeightsSpec, batches: Mapping
     return {
         silo: f"its {part} moved {times:.3g} times as far as is usual among this round's silos for as many batches, at most {most:g} times"
         " (protocol.max_norm_ratio) expected; a damaged or a hostile update, or a silo unlike all others"
-        for silo, (part, times, most) in _beyond(norms, _sizes(spec, statistics=False), batches, "trained weights", bound).items()}
+        for silo, (part, times, most) in _beyond(
+            norms, _sizes(spec, statistics=False), batches, "trained weights", bound, _ONE_TENSOR * bound).items()}
 
 
 def odd_statistics(found: Mapping[str, Compared], spec: WeightsSpec, batches: Mapping[str, int], *, bound: float) -> dict[str, str]:
-    """Silo -> why its update is refused: its statistics lie more than `bound` times as far from the round's as is usual."""
+    """Silo -> why its update is refused: its statistics lie more than `bound` times as far from the round's as is usual.
+
+    All together alone: those of one layer move at once in a silo of many batches, and hardly at all in one of two.
+    """
     distances = {silo: one.statistics for silo, one in found.items()}
     return {
         silo: f"its {part} are {times:.3g} times as far from the round's median as is usual for as many batches, at most {most:g} times"
         " (protocol.max_statistics_ratio) expected; a damaged or a hostile update, or a silo unlike all others"
         for silo, (part, times, most) in _beyond(
-            distances, _sizes(spec, statistics=True), batches, "batch norms' statistics", bound).items()}
+            distances, _sizes(spec, statistics=True), batches, "batch norms' statistics", bound, math.inf).items()}
 
 
 def opposed(found: Mapping[str, Compared], *, bound: float) -> dict[str, str]:
@@ -58,6 +62,7 @@ def _sizes(spec: WeightsSpec, *, statistics: bool) -> dict[str, int]:
 
 def _beyond(
     lengths: Mapping[str, Mapping[str, float]], sizes: Mapping[str, int], batches: Mapping[str, int], what: str, bound: float,
+    of_one: float,
 ) -> dict[str, tuple[str, float, float]]:
     """Silo beyond a bound -> the part that is farthest beyond, how many times as far as is usual, and the bound of that part."""
     if not lengths or not sizes:
@@ -75,7 +80,7 @@ def _beyond(
         times_KT = np.nan_to_num(np.column_stack([whole_K / usual, lengths_KT / usual_T]), nan=0.0, posinf=math.inf)
     if not usual > 0:  # most silos do not move at all, and there is nothing to compare with
         return {}
-    most_T = np.array([bound, *[_ONE_TENSOR * bound] * len(names)])
+    most_T = np.array([bound, *[of_one] * len(names)])
     labels = [what, *(f"tensor {quoted(name)}" for name in names)]
     return {
         silo: (labels[worst], float(times_T[worst]), float(most_T[worst]))
