@@ -29,6 +29,7 @@ from fedhelp_core.store.local import LocalStore
 SILOS = ("silo-a", "silo-b", "silo-c", "silo-d")
 WARM_UP, COUNTED = 5, 50
 MAX_BYTES = 2**30
+TERMS = Terms(max_bytes=MAX_BYTES, max_norm_ratio=3.0, max_statistics_ratio=20.0, min_direction=-0.3)  # as federation.yaml has them
 TARGET_MS = 20.0
 
 
@@ -91,7 +92,7 @@ def measure(*, durable: bool = True) -> Measured:
         for number in range(1, rounds + 1):
             accepted: list[float] = []
             close_round(
-                run, number, dict.fromkeys(SILOS, 1), min_silos=len(SILOS), deadline_s=60, terms=Terms(max_bytes=MAX_BYTES, max_norm_ratio=8.0),
+                run, number, dict.fromkeys(SILOS, 1), min_silos=len(SILOS), deadline_s=60, terms=TERMS,
                 on_event=lambda event, seen=accepted: seen.append(time.monotonic()) if event["event"] == "update_accepted" else None)  # type: ignore[misc]
             commits.append(time.monotonic())
             taken.append(accepted[-1])

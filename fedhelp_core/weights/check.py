@@ -121,20 +121,22 @@ class _Scan:
 
     def _look_at_floats(self, values: NDArray[Any], reference: NDArray[Any] | None, begin: int) -> None:
         """Tensor by tensor: no variance is negative, and how far each moved."""
-        squares = None if reference is None else _squared_differences(values, reference)
         itemsize = values.dtype.itemsize
         place = bisect_right(self._begins, begin) - 1
+        starts: list[int] = []
         at = 0
         while at < len(values):
-            tensor = self._filled[place]
+            tensor = self._filled[place + len(starts)]
             until = min(len(values), (tensor.end - begin) // itemsize)
             if tensor.name.endswith(".running_var") and values[at:until].min() < 0:
                 self.fault = (tensor.name, "a negative variance")
                 return
-            if squares is not None:
-                with np.errstate(over="ignore"):  # infinity is above every bound, which is the right answer
-                    self.squares[tensor.name] = self.squares.get(tensor.name, 0.0) + float(squares[at:until].sum())
-            at, place = until, place + 1
+            starts.append(at)
+            at = until
+        if reference is not None:
+            sums = np.add.reduceat(_squared_differences(values, reference), starts)
+            for tensor, total in zip(self._filled[place:], sums.tolist(), strict=False):
+                self.squares[tensor.name] = self.squares.get(tensor.name, 0.0) + total
 
     def _tensor_at(self, position: int) -> TensorEntry:
         """The tensor that holds the file's byte `position`."""
@@ -155,6 +157,7 @@ def _first_bad(values: NDArray[Any], reference: NDArray[Any] | None) -> int | No
 
 
 def _squared_differences(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
-    difference: NDArray[np.float64] = np.subtract(left, right, dtype=np.float64)
-    with np.errstate(over="ignore"):
+    """Subtracted as float32 where that is what they are: twice as fast, and exact where both are near each other."""
+    with np.errstate(over="ignore"):  # infinity is above every bound, which is the right answer
+        difference = np.subtract(left, right, dtype=np.promote_types(left.dtype, np.float32)).astype(np.float64)
         return np.square(difference, out=difference)

@@ -1,6 +1,6 @@
 """A round's updates beside each other: in which direction each moved, and how far its statistics lie from the others'.
 
-Called by the closing of rounds, after each file has passed its own check. Directions are those of at most 16,384 elements, drawn
+Called by the closing of rounds, after each file has passed its own check. Directions are those of at most 8,192 elements, drawn
 anew for every round from all updates' sha256, so the cost does not grow with the model and nobody knows them before the round.
 """
 
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from fedhelp_core.weights.file import WeightsFile
 from fedhelp_core.weights.header import Header, WeightsSpec, canonical_header, numpy_dtype
 
 Floats = NDArray[np.float64]
+_Run = tuple[int, np.dtype[Any], int]
+"""First byte, dtype and elements of what is read at once."""
 
-_SAMPLED = 2**14  # elements: the cosine of so many is within 0.03 of that of all, and all silos' take a few milliseconds
-_RUN = 2**8  # elements read at once; long enough that reading costs little, short enough that a layer of many is met often
+_SAMPLED = 2**13  # elements: the cosine of so many is within 0.04 of that of all, and all silos' take two milliseconds
+_RUN = 2**7  # elements; long enough that reading costs little, short enough that many layers are met
 _OPPOSED = -0.1  # cosine of two steps: chance alone stays within 0.03 of zero
 _EPSILON = 1e-5  # PyTorch's batch norms add it to every variance that they divide by
 
@@ -55,24 +58,35 @@ def compare(files: Mapping[str, Path], reference: Path, spec: WeightsSpec, sha25
         for k, silo in enumerate(files)}
 
 
-def _sample(header: Header, sha256: Sequence[str]) -> Iterator[tuple[int, np.dtype[Any], int]]:
-    """First byte, dtype and elements of each run: all of a small model's learnt elements, of a large one as many as are looked at."""
-    runs = [
+def _sample(header: Header, sha256: Sequence[str]) -> list[_Run]:
+    """Of a small model all that is learnt, of a large one as much as is looked at."""
+    runs = _learnt(header)
+    if len(runs) <= _SAMPLED // _RUN:
+        return list(runs)
+    generator = np.random.default_rng(list(hashlib.sha256("".join(sorted(sha256)).encode()).digest()))
+    return [runs[place] for place in sorted(generator.permutation(len(runs))[:_SAMPLED // _RUN])]
+
+
+@lru_cache(maxsize=4)  # one header a run
+def _learnt(header: Header) -> tuple[_Run, ...]:
+    return tuple(
         (tensor.begin + first * dtype.itemsize, dtype, min(_RUN, elements - first))
         for tensor in header.tensors if (dtype := numpy_dtype(tensor.dtype)).kind == "f" and not is_statistic(tensor.name)
-        for elements in [math.prod(tensor.shape)] for first in range(0, elements, _RUN)]
-    generator = np.random.default_rng(list(hashlib.sha256("".join(sorted(sha256)).encode()).digest()))
-    for place in sorted(generator.permutation(len(runs))[:_SAMPLED // _RUN]):
-        yield runs[place]
+        for elements in [math.prod(tensor.shape)] for first in range(0, elements, _RUN))
 
 
-def _steps(opened: Sequence[WeightsFile], runs: Iterator[tuple[int, np.dtype[Any], int]]) -> Floats:
+def _steps(opened: Sequence[WeightsFile], runs: Sequence[_Run]) -> Floats:
     """What each silo added to the reference, the first of `opened`: shape (silos, elements)."""
-    values = [[_floats(file, begin, dtype, elements) for file in opened] for begin, dtype, elements in runs]
-    if not values:
-        return np.zeros((len(opened) - 1, 0))
-    everybody = np.concatenate([np.stack(piece) for piece in values], axis=1)
-    return everybody[1:] - everybody[0]
+    values = np.empty((len(opened), sum(elements for _, _, elements in runs)))
+    buffer = np.empty(_RUN * 8, np.uint8)
+    for k, file in enumerate(opened):
+        at = 0
+        for begin, dtype, elements in runs:
+            piece = buffer[:elements * dtype.itemsize]
+            file.read_into(piece, begin)
+            values[k, at:at + elements] = piece.view(dtype)
+            at += elements
+    return values[1:] - values[0]
 
 
 def directions(steps_KE: Floats) -> Floats:
@@ -80,15 +94,21 @@ def directions(steps_KE: Floats) -> Floats:
 
     Silos' steps may have next to nothing in common. Two of six could then turn the median against a third, but not the others' own steps.
     """
-    with np.errstate(all="ignore"):  # who did not move has no direction
-        units_KE = np.nan_to_num(steps_KE / np.linalg.norm(steps_KE, axis=1, keepdims=True))
-        usual_E = np.median(units_KE, axis=0)
-        cosines_K = np.nan_to_num(units_KE @ usual_E / np.linalg.norm(usual_E))
+    lengths_K = np.linalg.norm(steps_KE, axis=1)
+    units_KE = steps_KE / np.where(lengths_K > 0, lengths_K, 1.0)[:, None]  # who did not move has no direction
+    usual_E = _median(units_KE)
+    cosines_K = units_KE @ usual_E / (np.linalg.norm(usual_E) or 1.0)
     pairs_KK = units_KE @ units_KE.T
     np.fill_diagonal(pairs_KK, np.nan)
     if len(steps_KE) < 2:
         return cosines_K
     return np.where(np.nanmedian(pairs_KK, axis=1) < _OPPOSED, cosines_K, np.maximum(cosines_K, 0))
+
+
+def _median(values_KE: Floats) -> Floats:
+    """np.median over the silos, three times as fast for few of them."""
+    sorted_EK = np.sort(values_KE.T.copy(), axis=1)
+    return (sorted_EK[:, (len(values_KE) - 1) // 2] + sorted_EK[:, len(values_KE) // 2]) / 2
 
 
 def distances(names: Iterable[str], read: Callable[[str], Floats]) -> dict[str, Floats]:
