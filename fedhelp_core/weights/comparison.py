@@ -97,8 +97,8 @@ def directions(steps_KE: Floats) -> Floats:
     lengths_K = np.linalg.norm(steps_KE, axis=1)
     units_KE = steps_KE / np.where(lengths_K > 0, lengths_K, 1.0)[:, None]  # who did not move has no direction
     usual_E = _median(units_KE)
-    cosines_K = units_KE @ usual_E / (np.linalg.norm(usual_E) or 1.0)
-    pairs_KK = units_KE @ units_KE.T
+    cosines_K = np.einsum("ke,e->k", units_KE, usual_E) / (np.linalg.norm(usual_E) or 1.0)
+    pairs_KK = np.einsum("ke,je->kj", units_KE, units_KE)  # not @: a matrix library would wake a thread a processor for so little
     np.fill_diagonal(pairs_KK, np.nan)
     if len(steps_KE) < 2:
         return cosines_K
