@@ -159,5 +159,5 @@ def _first_bad(values: NDArray[Any], reference: NDArray[Any] | None) -> int | No
 def _squared_differences(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
     """Subtracted as float32 where that is what they are: twice as fast, and exact where both are near each other."""
     with np.errstate(over="ignore"):  # infinity is above every bound, which is the right answer
-        difference = np.subtract(left, right, dtype=np.promote_types(left.dtype, np.float32)).astype(np.float64)
+        difference: NDArray[np.float64] = np.subtract(left, right, dtype=np.promote_types(left.dtype, np.float32)).astype(np.float64)
         return np.square(difference, out=difference)

@@ -77,7 +77,7 @@ def _learnt(header: Header) -> tuple[_Run, ...]:
 
 def _steps(opened: Sequence[WeightsFile], runs: Sequence[_Run]) -> Floats:
     """What each silo added to the reference, the first of `opened`: shape (silos, elements)."""
-    values = np.empty((len(opened), sum(elements for _, _, elements in runs)))
+    values: Floats = np.empty((len(opened), sum(elements for _, _, elements in runs)))
     buffer = np.empty(_RUN * 8, np.uint8)
     for k, file in enumerate(opened):
         at = 0
@@ -86,7 +86,8 @@ def _steps(opened: Sequence[WeightsFile], runs: Sequence[_Run]) -> Floats:
             file.read_into(piece, begin)
             values[k, at:at + elements] = piece.view(dtype)
             at += elements
-    return values[1:] - values[0]
+    values[1:] -= values[0]
+    return values[1:]
 
 
 def directions(steps_KE: Floats) -> Floats:
@@ -97,18 +98,20 @@ def directions(steps_KE: Floats) -> Floats:
     lengths_K = np.linalg.norm(steps_KE, axis=1)
     units_KE = steps_KE / np.where(lengths_K > 0, lengths_K, 1.0)[:, None]  # who did not move has no direction
     usual_E = _median(units_KE)
-    cosines_K = np.einsum("ke,e->k", units_KE, usual_E) / (np.linalg.norm(usual_E) or 1.0)
+    cosines_K: Floats = np.einsum("ke,e->k", units_KE, usual_E) / (np.linalg.norm(usual_E) or 1.0)
     pairs_KK = np.einsum("ke,je->kj", units_KE, units_KE)  # not @: a matrix library would wake a thread a processor for so little
     np.fill_diagonal(pairs_KK, np.nan)
     if len(steps_KE) < 2:
         return cosines_K
-    return np.where(np.nanmedian(pairs_KK, axis=1) < _OPPOSED, cosines_K, np.maximum(cosines_K, 0))
+    directions_K: Floats = np.where(np.nanmedian(pairs_KK, axis=1) < _OPPOSED, cosines_K, np.maximum(cosines_K, 0))
+    return directions_K
 
 
 def _median(values_KE: Floats) -> Floats:
     """np.median over the silos, three times as fast for few of them."""
     sorted_EK = np.sort(values_KE.T.copy(), axis=1)
-    return (sorted_EK[:, (len(values_KE) - 1) // 2] + sorted_EK[:, len(values_KE) // 2]) / 2
+    median_E: Floats = (sorted_EK[:, (len(values_KE) - 1) // 2] + sorted_EK[:, len(values_KE) // 2]) / 2
+    return median_E
 
 
 def distances(names: Iterable[str], read: Callable[[str], Floats]) -> dict[str, Floats]:

@@ -56,7 +56,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     areas: dict[str, Area] = {}
     for outcome in ("passed", "failed", "xfailed", "error"):
         for report in terminalreporter.getreports(outcome):
-            attacks = dict(report.user_properties).get("attacks")
+            attacks = dict(getattr(report, "user_properties", ())).get("attacks")  # a file that cannot be imported has none
             if attacks is None and not (outcome == "error" and Path(report.nodeid.partition("::")[0]).is_relative_to("tests/attack")):
                 continue
             area = areas.setdefault(Path(report.nodeid.partition("::")[0]).stem.removeprefix("test_"), Area())
