@@ -106,7 +106,7 @@ def _require_scores(where: str, model: ModelScores, task: TaskConfig) -> None:
         if metric.name in _RECOMPUTED:
             counted = _RECOMPUTED[metric.name](model)
             if not (math.isclose(value, counted, rel_tol=0, abs_tol=_ROUNDING) or (math.isnan(value) and math.isnan(counted))):
-                raise PermanentError(f"{where}.{metric.name}: {counted:.6g} expected, which its own counts give, got {value:.6g}")
+                raise PermanentError(f"{where}.{metric.name}: {counted:.6g} expected, which its own confusion matrix gives, got {value:.6g}")
 
 
 def _most(metric: Metric, task: TaskConfig) -> float:

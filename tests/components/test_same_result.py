@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import os
 import signal
 import sys
@@ -71,7 +72,10 @@ def test_the_other_tasks_end_with_the_same_bits_too_and_are_scored_by_their_own_
     cell = simulated(tiny, processes)
     assert cell["global_sha256"] == compact
     for silo, models in cell["scores"]["2"].items():
-        assert next(iter(models)) == json.loads((tiny.store / "runs" / "compact" / "evaluation" / f"{silo}.json").read_text())["deployed"]
+        evaluation = json.loads((tiny.store / "runs" / "compact" / "evaluation" / f"{silo}.json").read_text())
+        assert next(iter(models)) == evaluation["deployed"]
+        assert models == {name: {metric: None if math.isnan(value) else value for metric, value in model["scores"].items()}
+                          for name, model in evaluation["models"].items()}, "a study's scores are a run's, operating points included"
 
     metric, *others = TASKS[task].metrics
     assert f"demo · {tiny.load().algorithm.method} · {metric.label}" in output
