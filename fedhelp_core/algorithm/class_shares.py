@@ -32,4 +32,4 @@ def pooled_shares(counts_KC: Sequence[Sequence[int]], weights_K: Sequence[float]
 
 
 def _without_gaps(shares_C: Shares) -> Shares:
-    return np.where(shares_C > 0, shares_C, shares_C.max())
+    return np.where(shares_C > 0, shares_C, shares_C.max() or 1.0)  # 1: of a hospital that trains nothing, all classes alike

@@ -138,7 +138,8 @@ class Silo:
         weights = self.run.global_weights(commit, max_bytes=self.federation.protocol.max_update_bytes)
         found = evaluated_models(
             weights, self.state.before(commit.round + 1), self.settings, self.federation.evaluation, self._evaluation_data())
-        self.state.keep_operating_points({name: model.point for name, model in found.items() if model.point is not None})
+        if self.objective.decides:
+            self.state.keep_operating_points({name: model.point for name, model in found.items() if model.point is not None})
         evaluation = SiloEvaluation(
             silo=self.config.name, kind=self.settings.kind, round=commit.round, global_sha256=commit.global_sha256,
             test_samples=len(self.arrays.test.labels_N), test_sha256=_content_digest(self.arrays.test),

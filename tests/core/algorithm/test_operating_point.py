@@ -38,6 +38,7 @@ def test_class_frequencies_by_hand() -> None:
     assert prior_of([4, 0]).tolist() == pytest.approx([4.5 / 5, 0.5 / 5])
     assert shares_of_classes([3, 1]).tolist() == [0.75, 0.25]
     assert shares_of_classes([3, 0, 1]).tolist() == [0.75, 0.75, 0.25], "a class without an image is never favoured"
+    assert len(set(shares_of_classes([0, 0]).tolist())) == 1 and prior_of([0, 0]).tolist() == [0.5, 0.5], "a hospital that trains nothing"
     assert pooled_shares([[3, 1], [0, 4]], [0.5, 0.5]).tolist() == [0.375, 0.625]
     assert pooled_shares([[3, 1], [0, 4]], [0.75, 0.25]).tolist() == [0.5625, 0.4375]
     assert pooled_shares([[3, 1, 0]], [1.0]).tolist() == [0.75, 0.25, 0.75]
