@@ -49,7 +49,7 @@ def test_an_evaluation_that_makes_no_sense_is_left_out_and_the_others_are_scored
             "models.proxy.scores.balanced_accuracy: a number from 0 to 1 expected, got 1e+300",
         evaluation(tiny, models__proxy__scores__accuracy=1e-320): "models.proxy.scores.accuracy: 1 expected, which its own confusion matrix gives",
         evaluation(tiny, models__proxy__argmax_confusion=[]): "models.proxy.argmax_confusion: 8 rows of 8 counts expected, got sides of [0]",
-        evaluation(tiny, models__proxy__operating_point="mine"): "models.proxy.operating_point: ",
+        evaluation(tiny, models__proxy__operating_point="mine"): "runs/r/evaluation/brno.json: models.proxy.operating_point: ",
         evaluation(tiny, global_sha256=SHA): "global_sha256: the final model's ",
         evaluation(tiny, test_sha256=SHA): "test_sha256: ",
         evaluation(tiny, kind="large"): "kind: 'small' expected, which this silo's check found, got 'large'",
