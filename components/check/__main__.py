@@ -3,7 +3,7 @@
     python -m fedhelp_components.check --federation federation.yaml --run-id my-run
 
 Called by the kfp component and by `fedhelp check`. What it leaves in the store: runs/<run>/federation.yaml, a report per silo,
-the seeded start model (commit 0) and which silos are large.
+the seeded start model (commit 0), which silos are large, and how common classes are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 
 from fedhelp_components.check.form import FIELDS
 from fedhelp_components.session import dispatcher_for, end, say
+from fedhelp_core.algorithm.averaging import shares_of
+from fedhelp_core.algorithm.class_shares import pooled_shares
 from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.config.teachers import PublicSetConfig
@@ -28,10 +30,11 @@ from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, NotFound, PermanentError
 from fedhelp_core.places import require_temporary_folder
 from fedhelp_core.protocol.documents import SiloReport
-from fedhelp_core.protocol.facts import Kinds
+from fedhelp_core.protocol.facts import ClassShares, Kinds
 from fedhelp_core.protocol.kinds import resolve_kinds
 from fedhelp_core.protocol.report_check import require_credible_report
 from fedhelp_core.protocol.run import Run
+from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.softlabels.image_sources import open_sources
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
@@ -98,13 +101,19 @@ def run_form(federation: str, run_id: str, form: Mapping[str, Any]) -> Checked:
 
 
 def check_silos(config: Federation, store: Store, run: Run) -> None:
-    """Have every silo check itself, and decide who is large.
+    """Have every silo check itself, decide who is large, and pool how common classes are.
 
     Raises:
         JobFailed, PermanentError, RetryableError: as `ask_silos`.
         ConfigError: teachers would be asked, and nobody would learn from their answers.
     """
-    counts = {silo: report.samples.training for silo, report in ask_silos(config, run).items()}
+    reports = ask_silos(config, run)
+    counts = {silo: report.samples.training for silo, report in reports.items()}
+    if TASKS[config.task.name].answer == "classes":
+        shares = pooled_shares(
+            [reports[silo].training_class_counts for silo in config.silo_names],
+            shares_of([counts[silo] for silo in config.silo_names], config.algorithm.weighting))
+        run.settle(ClassShares(shares=shares.tolist()))
     kinds = run.settle(Kinds(resolve_kinds(config, counts))).root
     for silo in config.silo_names:
         say(f"silo {silo}: {counts[silo]} training images, {kinds[silo]}")

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,11 +19,12 @@ from fedhelp_components.images import VERSION
 from fedhelp_components.session import Session
 from fedhelp_core.algorithm.inference import recompute_normalisation
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, proxy_with
+from fedhelp_core.algorithm.operating_point import OperatingPoint, likeliest, prior_corrected
 from fedhelp_core.data.examples import image_shape
 from fedhelp_core.errors import NotFound
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation
-from fedhelp_core.protocol.facts import SoftLabels
+from fedhelp_core.protocol.facts import ClassShares, SoftLabels
 from fedhelp_core.registry.tasks import TASKS, Metric
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.tracking.runs import Tracker
@@ -30,7 +33,8 @@ from fedhelp_core.tracking.runs import Tracker
 def register_candidate(session: Session, final: Commit, evaluations: Mapping[str, SiloEvaluation], metrics: dict[str, float]) -> str:
     """Log the global model and register it with alias `candidate`; the version. Doing it again finds the same version."""
     federation = session.federation
-    module, statistics = build_served(session, final)
+    point = operating_point_for_others(session)
+    module, statistics = build_served(session, final, point)
     tracker = Tracker.for_run(federation, session.run.run_id)
     tracker.log_final(metrics)
     return tracker.log_and_register_model(
@@ -44,6 +48,7 @@ def register_candidate(session: Session, final: Commit, evaluations: Mapping[str
             "fedhelp.method": federation.algorithm.method,
             "fedhelp.normalisation": federation.algorithm.normalisation,
             "fedhelp.normalisation_statistics": statistics,
+            **({"fedhelp.operating_point": json.dumps(asdict(point), sort_keys=True)} if point is not None else {}),
             "fedhelp.global_sha256": final.global_sha256,
             "fedhelp.config_sha256": federation.digest(),
             "fedhelp.distillation_set_sha256": _distillation_sha256(session),
@@ -63,7 +68,22 @@ def silo_scores(evaluations: Mapping[str, SiloEvaluation], metric: Metric) -> di
     }
 
 
-def build_served(session: Session, final: Commit) -> tuple[nn.Module, str]:
+def operating_point_for_others(session: Session) -> OperatingPoint | None:
+    """How those decide who load the registered model: they may have no images of their own, so all classes count as equally common. None of masks.
+
+    The hub has no image to fit anything on. It knows how common classes were in training, and takes that out where the model has learnt it.
+    """
+    federation = session.federation
+    if TASKS[federation.task.name].answer == "mask":
+        return None
+    classes = len(federation.task.classes)
+    if federation.evaluation.operating_point == "argmax":
+        return likeliest(classes)
+    learnt = federation.algorithm.class_weights == "none"
+    return prior_corrected(np.array(session.run.fact(ClassShares).shares) if learnt else None, classes=classes)
+
+
+def build_served(session: Session, final: Commit, point: OperatingPoint | None) -> tuple[nn.Module, str]:
     """The final model, pixels in and probabilities out; and how its batch-norm statistics were made: 'averaged', 'public-images' or 'none'."""
     federation = session.federation
     settings = UpdateSettings(
@@ -78,7 +98,7 @@ def build_served(session: Session, final: Commit) -> tuple[nn.Module, str]:
             public = load_distillation_set(session.store, sha256, _cache(session))
             recompute_normalisation(proxy, public.images_NCHW, torch.device("cpu"))
             statistics = "public-images"
-    return settings.objective.served(proxy).eval(), statistics
+    return settings.objective.served(proxy, point).eval(), statistics
 
 
 def _distillation_sha256(session: Session) -> str:

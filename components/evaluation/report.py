@@ -67,6 +67,7 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
             "global model one round before, sha256": (final.previous_sha256 or "") if final else "",
         },
         tracking={"registered model": f"{federation.registered_name} version {candidate.version}"} if candidate else {},
+        operating_point=federation.evaluation.operating_point if TASKS[federation.task.name].answer == "classes" else "",
         gate=_gate(run), aborted=run.abort_reason(), finished_at=final.created if final else None)
 
 
@@ -91,7 +92,7 @@ def _silos(run: Run, federation: Federation) -> tuple[SiloFacts, ...]:
         samples = _samples(run, silo.name)
         found.append(SiloFacts(
             name=silo.name, kind=kinds.of(silo.name) if kinds else silo.kind, training_samples=samples.training if samples else None,
-            test_samples=samples.test if samples else None))
+            validation_samples=samples.validation if samples else None, test_samples=samples.test if samples else None))
     return tuple(found)
 
 
@@ -109,6 +110,7 @@ def _parameters(federation: Federation) -> dict[str, object]:
     return {
         "task": federation.task.name, "image size": f"{federation.task.image_size} px", **{k.replace("_", " "): v for k, v in algorithm.items()},
         "optimizer": f"Adam, learning rate {optimizer['learning_rate']:g}, weight decay {optimizer['weight_decay']:g}",
+        **({"operating point": federation.evaluation.operating_point} if TASKS[federation.task.name].answer == "classes" else {}),
         "seed": federation.runtime.seed, "threads per silo": federation.runtime.threads, "min silos": federation.quorum,
         "round deadline": f"{federation.protocol.round_deadline:g} s",
     }
@@ -144,7 +146,8 @@ def _scores(run: Run, federation: Federation, final: Commit) -> dict[str, SiloSc
             models = {evaluation.deployed: evaluation.deployed_model, **evaluation.models}
             found[silo] = SiloScores(
                 models={name: model.scores for name, model in models.items()},
-                confusion=tuple(tuple(row) for row in evaluation.deployed_model.confusion))
+                confusion=tuple(tuple(row) for row in evaluation.deployed_model.confusion),
+                operating_point=evaluation.deployed_model.operating_point if TASKS[federation.task.name].answer == "classes" else "")
     return found
 
 

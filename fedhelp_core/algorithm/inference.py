@@ -1,50 +1,123 @@
-"""Which model a silo deploys, and normalisation for a model that has none. Called by simulate and by the silo's evaluation.
+"""How a silo's models are evaluated, which of them it deploys and how it decides with it; normalisation for a model that has none.
 
-Shapes: N images.
+`evaluated_models` is what simulate and the silo's evaluation both call, so that a study's scores are those of a run.
+Shapes: N images, C classes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedhelp_core.algorithm.batches import Rows, to_input
+from fedhelp_core.algorithm.class_shares import Shares, shares_of_classes
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, Weights, large_model_of, proxy_with
+from fedhelp_core.algorithm.objective import Results, Scored
+from fedhelp_core.algorithm.operating_point import OperatingPoint, operating_point
+from fedhelp_core.config.federation import EvaluationConfig
 from fedhelp_core.registry.methods import METHOD_PARTS
 
-ENOUGH = 10
-"""Validation images; what fewer say is chance."""
 _BATCH_PIXELS = 2**18  # a batch's images: large enough to keep the arithmetic busy, small enough for any GPU that trains
 
+ModelName = Literal["proxy", "large"]
 
-def deployed_models(
-    global_weights: Weights, state: SiloState, settings: UpdateSettings, *, images_NCHW: Tensor, targets_NK: Tensor,
-) -> dict[Literal["proxy", "large"], nn.Module]:
-    """The models this silo evaluates, the one it deploys first: `proxy`, and in a large silo its own `large`.
 
-    A large silo deploys its large model, as in the paper, unless the proxy has the better score on the silo's validation images,
-    of which there have to be at least ENOUGH (docs/decisions/0014). Test images have no say.
+@dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """What a silo's models are evaluated with."""
+
+    test_images_NCHW: Tensor
+    test_labels_N: Tensor
+    validation_images_NCHW: Tensor
+    """There may be none."""
+    validation_labels_N: Tensor
+    class_counts_C: Sequence[int]
+    """The silo's own training images of each class; of masks, anything."""
+    federation_shares_C: Shares | None
+    """Class frequencies of all silos' training images (class_shares.pooled_shares); None: nobody told, the silo's own stand for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """One model of a silo on its own images."""
+
+    scored: Scored
+    """On test images, at the operating point."""
+    point: OperatingPoint | None
+    """None of masks."""
+    test: Results
+    validation: Results | None
+    """None where nobody looked."""
+
+
+def evaluated_models(
+    global_weights: Weights, state: SiloState, settings: UpdateSettings, evaluation: EvaluationConfig, data: EvaluationData,
+) -> dict[ModelName, Evaluated]:
+    """The models of a silo, the one it deploys first: `proxy`, and in a large silo its own `large`. Test images have no say in anything but scores.
+
+    A large silo deploys its large model, as in the paper, unless the proxy has the better score on the silo's validation images at each
+    model's own operating point. For that there have to be enough of them (EvaluationConfig.enough_validation, docs/decisions/0014).
 
     Args:
         global_weights: The round's proxy.
         state: The silo's, after that round.
         settings: The silo's.
-        images_NCHW: Its validation images, uint8; there may be none.
-        targets_NK: Their labels or masks.
+        evaluation: The federation's section.
+        data: The silo's images.
     """
+    models = _models(global_weights, state, settings)
+    objective, device = settings.objective, settings.device
+    enough = len(data.validation_labels_N) >= evaluation.enough_validation("classes" if objective.decides else "mask")
+    found: dict[ModelName, Evaluated] = {}
+    for name, model in models.items():
+        validation = None
+        if enough and (objective.decides or len(models) > 1):
+            validation = objective.results(model, data.validation_images_NCHW, data.validation_labels_N, device)
+        point = _operating_point(name, settings, evaluation, data, validation) if objective.decides else None
+        test = objective.results(model, data.test_images_NCHW, data.test_labels_N, device)
+        found[name] = Evaluated(scored=objective.scores_of(test, point), point=point, test=test, validation=validation)
+    chosen = _deployed(found, settings)
+    return {chosen: found[chosen], **found}
+
+
+def _models(global_weights: Weights, state: SiloState, settings: UpdateSettings) -> dict[ModelName, nn.Module]:
+    """What the silo has, the model that the paper deploys first."""
     proxy = proxy_with(global_weights, state, settings)
     if settings.kind != "large" or not METHOD_PARTS[settings.algorithm.method].large_model:
         return {"proxy": proxy}
-    large = large_model_of(state, settings)
-    if len(targets_NK) >= ENOUGH:
-        metric = settings.objective.headline
-        ours, theirs = (settings.objective.scored(model, images_NCHW, targets_NK, settings.device).scores[metric.name] for model in (large, proxy))
-        if metric.gain(theirs, ours) > 0:  # never where one is undefined
-            return {"proxy": proxy, "large": large}
-    return {"large": large, "proxy": proxy}
+    return {"large": large_model_of(state, settings), "proxy": proxy}
+
+
+def _deployed(found: dict[ModelName, Evaluated], settings: UpdateSettings) -> ModelName:
+    """The one with the better validation score, where there is a choice and images to choose by; else the paper's."""
+    objective = settings.objective
+    scores = {
+        name: objective.scores_of(model.validation, model.point).scores[objective.headline.name]
+        for name, model in found.items() if model.validation is not None}
+    proxy_is_better = len(scores) > 1 and objective.headline.gain(scores["proxy"], scores["large"]) > 0  # never where one is undefined
+    return "proxy" if proxy_is_better else next(iter(found))
+
+
+def _operating_point(
+    name: ModelName, settings: UpdateSettings, evaluation: EvaluationConfig, data: EvaluationData, validation: Results | None,
+) -> OperatingPoint:
+    """How the silo decides with its model `name`: what class frequencies that one has been trained on is known from who trained it."""
+    algorithm = settings.algorithm
+    shares_C: Shares | None = None
+    if algorithm.class_weights == "none":
+        everywhere = name == "proxy" and METHOD_PARTS[algorithm.method].averaged and data.federation_shares_C is not None
+        shares_C = data.federation_shares_C if everywhere else shares_of_classes(data.class_counts_C)
+    classes = len(data.class_counts_C)
+    nothing: Results = {"labels": np.zeros(0, np.int64), "probabilities": np.zeros((0, classes), np.float32)}
+    seen = validation or nothing
+    return operating_point(
+        evaluation, shares_C=shares_C, counts_C=data.class_counts_C, labels_N=seen["labels"], probabilities_NC=seen["probabilities"])
 
 
 @torch.no_grad()

@@ -165,6 +165,8 @@ class _Trainer:
         self.round = round_number
         self.data = data
         self.proxy = proxy_with(global_weights, state, settings).train()
+        counts_C = torch.bincount(data.labels_N, minlength=len(settings.objective.classes)).tolist() if self.objective.decides else []
+        self.terms = losses.with_class_weights(self.objective.terms, self.algorithm.class_weights, counts_C)
         self.private = self._batches(data.images_NCHW, data.labels_N, self.algorithm.batch_size, "private")
         self.arithmetic = arithmetic(settings.precision, settings.device)
         self.optimizers: dict[str, torch.optim.Adam] = {}
@@ -276,7 +278,7 @@ class _SmallTrainer(_Trainer):
     def _private_step(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """Eq 1, with FedProx's pull where the method asks for it."""
         self.private_optimizer.zero_grad(set_to_none=True)
-        loss = self.objective.terms.supervised(self._logits(self.proxy, images_BCHW), labels_B)
+        loss = self.terms.supervised(self._logits(self.proxy, images_BCHW), labels_B)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.parts.proximal:
             losses.proximal_gradient_(self.parameters, self.anchor, weight=self.algorithm.proximal_weight)
@@ -290,7 +292,7 @@ class _SmallTrainer(_Trainer):
             logits_BP = self._logits(self.public_model, images_BCHW)
         loss = losses.soft_label_loss(
             logits_BP, probabilities_BP, temperature=self.algorithm.temperature, weight=self.algorithm.distillation_weight,
-            terms=self.objective.terms)
+            terms=self.terms)
         loss.backward()  # type: ignore[no-untyped-call]
         self.public_optimizer.step()
         return loss.detach()
@@ -318,7 +320,7 @@ class _LargeTrainer(_Trainer):
         proxy_logits_BC, large_logits_BC = self._logits(self.proxy, images_BCHW), self._logits(self.large, images_BCHW)
         proxy_loss = losses.proxy_loss(
             proxy_logits_BC, large_logits_BC, labels_B, temperature=algorithm.temperature, weight=algorithm.distillation_weight,
-            terms=self.objective.terms)
+            terms=self.terms)
         proxy_loss.backward()  # type: ignore[no-untyped-call]
         large_loss = self._large_loss(large_logits_BC, proxy_logits_BC, labels_B)
         large_loss.backward()  # type: ignore[no-untyped-call]
@@ -328,12 +330,12 @@ class _LargeTrainer(_Trainer):
 
     def _large_loss(self, large_logits_BC: Tensor, proxy_logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         if not self.parts.help_large:
-            return self.objective.terms.supervised(large_logits_BC, labels_B)
+            return self.terms.supervised(large_logits_BC, labels_B)
         return losses.large_loss(
             large_logits_BC, proxy_logits_BC, labels_B,
             temperature=self.algorithm.temperature, weight=self.algorithm.distillation_weight,
             rank_weight=self.algorithm.rank_weight if self.parts.rank and self.objective.ranks else 0.0,
-            top_k=self.algorithm.rank_top_k, margin=self.algorithm.rank_margin, terms=self.objective.terms)
+            top_k=self.algorithm.rank_top_k, margin=self.algorithm.rank_margin, terms=self.terms)
 
     def kept(self) -> dict[str, Tensor]:
         return super().kept() | {f"large/{k}": v for k, v in self.large.state_dict().items()}

@@ -11,11 +11,14 @@ gradient, whether or not the caller detached them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from fedhelp_core.algorithm.class_shares import prior_of, shares_of_classes
+from fedhelp_core.config.algorithm import ClassWeights
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,32 @@ def _scaled_divergence(target_BC: Tensor, logits_BC: Tensor, temperature: float)
 
 
 CLASSES = LossTerms(supervised=supervised_loss, softened=_softened, divergence=_scaled_divergence)
+
+
+def balanced_loss(logits_BC: Tensor, labels_B: Tensor, weights_C: Tensor) -> Tensor:
+    """Σ w_y CE / B. Divided by the batch's images, not by their weights: a batch of rare images then counts for as much as its images do."""
+    return functional.cross_entropy(logits_BC, labels_B, weight=weights_C, reduction="sum") / len(labels_B)
+
+
+def logit_adjusted_loss(logits_BC: Tensor, labels_B: Tensor, log_prior_C: Tensor) -> Tensor:
+    """CE(z + log π, y) (Menon et al. 2021, arXiv 2007.07314, τ = 1): the logits z themselves then know nothing of the silo's class frequencies π."""
+    return functional.cross_entropy(logits_BC + log_prior_C, labels_B)
+
+
+def with_class_weights(terms: LossTerms, how: ClassWeights, counts_C: Sequence[int]) -> LossTerms:
+    """`terms` with Eq 1's cross-entropy as `algorithm.class_weights` has it; `counts_C`: the silo's own training images of each class.
+
+    Supervision alone changes. The divergences of Eq 2-4 and the order of Eq 5 look at the bare logits, as they are deployed:
+    with 'balanced' and 'logit-adjusted' both models answer as if classes were equally common, so that no hospital's class
+    frequencies pass from one model to the other. The public head of Eq 2 has classes of its own and is left as it is.
+    """
+    if how == "none":
+        return terms
+    if how == "balanced":
+        weights_C = torch.as_tensor(1 / (shares_of_classes(counts_C) * sum(n > 0 for n in counts_C)))  # of all images their mean is 1
+        return replace(terms, supervised=lambda logits_BC, labels_B: balanced_loss(logits_BC, labels_B, weights_C.to(logits_BC)))
+    log_prior_C = torch.as_tensor(prior_of(counts_C)).log()
+    return replace(terms, supervised=lambda logits_BC, labels_B: logit_adjusted_loss(logits_BC, labels_B, log_prior_C.to(logits_BC)))
 
 
 def soft_label_loss(

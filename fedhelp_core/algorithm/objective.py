@@ -5,8 +5,8 @@ Shapes: N images, B batch, C channels, H and W spatial sides (D, H, W of volumes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from fedhelp_core.algorithm.batches import Augment
 from fedhelp_core.algorithm.losses import LossTerms
+from fedhelp_core.algorithm.operating_point import OperatingPoint
 from fedhelp_core.registry.tasks import Metric
+
+Results = dict[str, npt.NDArray[Any]]
+"""All that scores are computed from, by name, a row an image: what is true and what a model said of it."""
+Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,10 @@ class Scored:
     """A model's scores on a set of images, by metric, the main one first; and counts (true class, predicted class)."""
 
     scores: dict[str, float]
-    confusion_CC: npt.NDArray[np.int64]
+    confusion_CC: Counts
+    """Of the decisions at the operating point."""
+    argmax_confusion_CC: Counts = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    """Of the model's likeliest classes; (0, 0) of masks."""
 
 
 class Objective(Protocol):
@@ -43,6 +51,8 @@ class Objective(Protocol):
     """Outputs of a model's head, per image or per voxel."""
     visits: int
     """How often an epoch comes to each image."""
+    decides: bool
+    """Whether hospitals have an operating point of their own; False: masks, which are cut at 0.5."""
 
     def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
         """The model `name` for this task; see models.build_model."""
@@ -56,11 +66,19 @@ class Objective(Protocol):
     def answers(self, logits: Tensor) -> Tensor:
         """Probabilities of `logits`."""
 
-    def served(self, model: nn.Module) -> nn.Module:
+    def served(self, model: nn.Module, point: OperatingPoint | None = None) -> nn.Module:
         """`model` for users: images (B, C, H, W), values 0..255 -> class probabilities (B, classes) or (B, classes, H, W) float32.
+
+        With `point` they are those of classes that are equally common, and the likeliest is the operating point's decision.
 
         It is exportable for any number of images of the task's own size, and needs nothing of FedHelp when it is loaded.
         """
 
+    def results(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Results:
+        """What `model` says of these images, beside what is true; it is left in eval mode. Of one class answers: `labels`, `probabilities`."""
+
+    def scores_of(self, results: Results, point: OperatingPoint | None = None) -> Scored:
+        """The scores of these images, decided at `point`; None: at argmax."""
+
     def scored(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Scored:
-        """Scores of `model` on these images; it is left in eval mode."""
+        """`scores_of` its results, at argmax."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fedhelp_core.algorithm.averaging import average_arrays, rule_of, shares_of
-from fedhelp_core.algorithm.inference import deployed_models
+from fedhelp_core.algorithm.class_shares import Shares, pooled_shares
+from fedhelp_core.algorithm.inference import Evaluated, EvaluationData, ModelName, evaluated_models
 from fedhelp_core.algorithm.local_update import CPU, LocalResult, SiloData, SiloState, UpdateSettings, Weights, initial_weights, local_update
 from fedhelp_core.algorithm.objective import Objective
 from fedhelp_core.config.federation import Federation
@@ -28,7 +29,7 @@ class SimulatedSilo:
     test_images_NCHW: Tensor
     test_labels_N: Tensor
     validation_images_NCHW: Tensor = field(default_factory=lambda: torch.empty(0))
-    """Which of its models a large silo deploys; there may be none."""
+    """How the silo decides, and which of its models a large one deploys; there may be none."""
     validation_labels_N: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
@@ -38,7 +39,7 @@ class RoundFacts:
 
     round: int
     losses: dict[str, dict[str, float]]
-    scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    scores: dict[str, dict[ModelName, dict[str, float]]] = field(default_factory=dict)
     """silo -> model ('large' | 'proxy', the deployed one first) -> metric -> value."""
 
 
@@ -49,6 +50,8 @@ class SimulationResult:
     weights: Weights
     states: dict[str, SiloState]
     history: list[RoundFacts]
+    evaluated: dict[str, dict[ModelName, Evaluated]]
+    """silo -> its models after the last round, the deployed one first, with what they said of each image."""
 
 
 def simulate(
@@ -69,6 +72,8 @@ def simulate(
     }
     weights = initial_weights(algorithm, objective, seed=seed)
     states = {name: SiloState.empty() for name in federation.silo_names}
+    data = _evaluation_data(federation, objective, silos)
+    evaluated: dict[str, dict[ModelName, Evaluated]] = {}
     history: list[RoundFacts] = []
     for number in range(1, algorithm.rounds + 1):
         results: dict[str, LocalResult] = {}
@@ -79,17 +84,27 @@ def simulate(
             shares = shares_of([r.samples for r in results.values()], algorithm.weighting)
             weights = average_arrays([r.weights for r in results.values()], shares, rule_of(algorithm))
         wanted = number == algorithm.rounds or (evaluate_every and number % evaluate_every == 0)
-        scores = {name: _scores(weights, states[name], silos[name], settings[name]) for name in settings} if wanted else {}
+        if wanted:
+            evaluated = {
+                name: evaluated_models(weights, states[name], settings[name], federation.evaluation, data[name]) for name in settings}
+        scores = {silo: {name: model.scored.scores for name, model in models.items()} for silo, models in evaluated.items()} if wanted else {}
         facts = RoundFacts(round=number, losses={name: r.metrics for name, r in results.items()}, scores=scores)
         history.append(facts)
         if on_round is not None:
             on_round(facts)
-    return SimulationResult(weights=weights, states=states, history=history)
+    return SimulationResult(weights=weights, states=states, history=history, evaluated=evaluated)
 
 
-def _scores(weights: Weights, state: SiloState, silo: SimulatedSilo, settings: UpdateSettings) -> dict[str, dict[str, float]]:
-    models = deployed_models(weights, state, settings, images_NCHW=silo.validation_images_NCHW, targets_NK=silo.validation_labels_N)
+def _evaluation_data(federation: Federation, objective: Objective, silos: Mapping[str, SimulatedSilo]) -> dict[str, EvaluationData]:
+    """By silo, with what check would have pooled of their class counts."""
+    counts: dict[str, list[int]] = {name: [] for name in silos}
+    pooled: Shares | None = None
+    if objective.decides:
+        counts = {name: torch.bincount(silo.training.labels_N, minlength=objective.outputs).tolist() for name, silo in silos.items()}
+        taking_part = [counts[name] for name in federation.silo_names]
+        pooled = pooled_shares(taking_part, shares_of([sum(found) for found in taking_part], federation.algorithm.weighting))
     return {
-        name: settings.objective.scored(model, silo.test_images_NCHW, silo.test_labels_N, settings.device).scores
-        for name, model in models.items()
-    }
+        name: EvaluationData(
+            test_images_NCHW=silo.test_images_NCHW, test_labels_N=silo.test_labels_N, validation_images_NCHW=silo.validation_images_NCHW,
+            validation_labels_N=silo.validation_labels_N, class_counts_C=counts[name], federation_shares_C=pooled)
+        for name, silo in silos.items()}

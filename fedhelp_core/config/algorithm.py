@@ -11,6 +11,7 @@ from fedhelp_core.registry.methods import Method
 
 Normalisation = Literal["shared", "silo"]
 Aggregation = Literal["mean", "median", "trimmed-mean"]
+ClassWeights = Literal["none", "balanced", "logit-adjusted"]
 
 
 class OptimizerConfig(Section):
@@ -47,6 +48,10 @@ class AlgorithmConfig(Section):
     """T of Eq 2-4; paper."""
     distillation_weight: float = Field(1.0, ge=0, le=1e6)
     """λ of Eq 2-4; paper."""
+    class_weights: ClassWeights = "none"
+    """Cross-entropy of Eq 1, 3 and 4 where classes are skewed, by the silo's own training images. 'none': paper. 'balanced': images weighted
+    by inverse class frequency. 'logit-adjusted': log class frequency added to the logits in training (Menon et al. 2021). With both, models
+    answer as if classes were equally common."""
     rank_weight: float = Field(0.2, ge=0, le=1e6)
     """γ of Eq 4; paper."""
     rank_top_k: int = Field(5, ge=1)

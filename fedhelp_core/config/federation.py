@@ -22,9 +22,10 @@ from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.registry.methods import METHOD_PARTS
 from fedhelp_core.registry.models import Network, model_called, smallest_trained_side
-from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.registry.tasks import ENOUGH_VALIDATION, TASKS, Answer
 from fedhelp_core.store.url import folder_of
 
+OperatingRule = Literal["argmax", "prior-corrected", "validation"]
 _OBJECTS = ("abort", "commit", "federation", "global", "kinds", "lease")
 
 
@@ -105,6 +106,21 @@ class PromotionConfig(Section):
     """ε: no silo's score may fall by more than this."""
 
 
+class EvaluationConfig(Section):
+    """How hospitals decide with a model that names classes; masks are cut at probability 0.5 (docs/algorithm.md, operating point)."""
+
+    operating_point: OperatingRule = "validation"
+    """'argmax': the likeliest class. 'prior-corrected': the likeliest one if all classes were equally common. 'validation': that, with
+    temperature and offsets fitted on the hospital's validation images."""
+    min_validation_images: int | None = Field(None, ge=1, le=1_000_000)
+    """Fewest validation images that a hospital fits by, or chooses a model by; with fewer, 'validation' is 'prior-corrected'. null: ten, of masks
+    four."""
+
+    def enough_validation(self, answer: Answer) -> int:
+        """Validation images that a decision may stand on."""
+        return self.min_validation_images or ENOUGH_VALIDATION[answer]
+
+
 class Federation(Section):
     """One federation: `federation.yaml`."""
 
@@ -116,6 +132,7 @@ class Federation(Section):
     runtime: RuntimeConfig = RuntimeConfig()
     public_set: PublicSetConfig | None = None
     store: StoreConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     promotion: PromotionConfig = PromotionConfig()
     silos: tuple[SiloEntry, ...] = Field(min_length=1)
@@ -173,6 +190,9 @@ class Federation(Section):
         problems += self._models_that_do_not_fit()
         if self.algorithm.rank_top_k >= len(self.task.classes):
             problems.append(f"algorithm.rank_top_k: must be below the number of classes ({len(self.task.classes)}), got {self.algorithm.rank_top_k}")
+        if self.algorithm.class_weights != "none" and TASKS[self.task.name].answer == "mask":
+            problems.append(f"algorithm.class_weights: 'none' expected for {self.task.name}, where soft Dice (Eq 6) balances foreground and"
+                            f" background, got {self.algorithm.class_weights!r}")
         if self.uses_public_set and self.public_set is None:
             problems.append(f"public_set: method {self.algorithm.method!r} learns from soft labels, so public_set.images and public_set.teachers are"
                             " needed (or choose method: fedhelp-no-api)")

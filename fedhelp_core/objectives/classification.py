@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fedhelp_core.algorithm.batches import Augment, flip_at_random, to_input
 from fedhelp_core.algorithm.losses import CLASSES
-from fedhelp_core.algorithm.objective import Scored
+from fedhelp_core.algorithm.objective import Results, Scored
+from fedhelp_core.algorithm.operating_point import OperatingPoint, likeliest
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.models.build import build_model
 from fedhelp_core.objectives.metrics import classification_scores, confusion_matrix
@@ -20,15 +21,20 @@ _BATCH = 256  # large enough to keep the arithmetic busy, small enough for any G
 
 
 class ImageClassifier(nn.Module):
-    """Pixels in, class probabilities out, so that a user needs to know nothing of our scaling."""
+    """Pixels in, class probabilities out, so that a user needs to know nothing of our scaling; the likeliest class is the operating point's."""
 
-    def __init__(self, network: nn.Module) -> None:
+    offsets_C: Tensor
+
+    def __init__(self, network: nn.Module, point: OperatingPoint) -> None:
         super().__init__()
         self.network = network
+        self._temperature = point.temperature
+        self.register_buffer("offsets_C", torch.tensor(point.offsets_C, dtype=torch.float32), persistent=False)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Images (B, C, H, W), values 0..255 -> class probabilities (B, classes) float32."""
-        probabilities: Tensor = self.network(to_input(images_BCHW, images_BCHW.device)).softmax(dim=-1)
+        logits_BC = self.network(to_input(images_BCHW, images_BCHW.device))
+        probabilities: Tensor = (logits_BC / self._temperature + self.offsets_C).softmax(dim=-1)
         return probabilities
 
 
@@ -38,6 +44,7 @@ class Classification:
     terms = CLASSES
     ranks = True
     visits = 1
+    decides = True
 
     def __init__(self, task: Task, config: TaskConfig) -> None:
         self.classes = config.classes
@@ -63,9 +70,9 @@ class Classification:
         """Class probabilities."""
         return logits.softmax(dim=-1)
 
-    def served(self, model: nn.Module) -> nn.Module:
+    def served(self, model: nn.Module, point: OperatingPoint | None = None) -> nn.Module:
         """Images (B, C, H, W), values 0..255 -> class probabilities (B, classes)."""
-        return ImageClassifier(model)
+        return ImageClassifier(model, point or likeliest(self.outputs))
 
     @torch.no_grad()
     def probabilities(self, model: nn.Module, images_NCHW: Tensor, device: torch.device) -> Tensor:
@@ -74,7 +81,17 @@ class Classification:
         parts = torch.split(images_NCHW, _BATCH)
         return torch.cat([self.answers(model(to_input(part_BCHW, device)).float()).cpu() for part_BCHW in parts])
 
+    def results(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Results:
+        """`labels` (N,) and the model's `probabilities` (N, C)."""
+        return {"labels": targets_NK.numpy(), "probabilities": self.probabilities(model, images_NCHW, device).numpy()}
+
+    def scores_of(self, results: Results, point: OperatingPoint | None = None) -> Scored:
+        """The scores of metrics.py, and counts (C, C) at the operating point and at argmax."""
+        labels_N, answers_NC = results["labels"], results["probabilities"]
+        decided_N = (point or likeliest(self.outputs)).decided(answers_NC)
+        at_point, at_argmax = (confusion_matrix(labels_N, found_N, self.outputs) for found_N in (decided_N, answers_NC.argmax(axis=1)))
+        return Scored(classification_scores(labels_N, answers_NC, point), at_point, at_argmax)
+
     def scored(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Scored:
-        """Balanced accuracy, accuracy, AUROC, and counts (C, C)."""
-        answers_NC, labels_N = self.probabilities(model, images_NCHW, device).numpy(), targets_NK.numpy()
-        return Scored(classification_scores(labels_N, answers_NC), confusion_matrix(labels_N, answers_NC.argmax(axis=1), answers_NC.shape[1]))
+        """`scores_of` at argmax."""
+        return self.scores_of(self.results(model, images_NCHW, targets_NK, device))

@@ -1,4 +1,4 @@
-"""Scores of classification, in NumPy: balanced accuracy, accuracy, AUROC and the confusion matrix.
+"""Scores of classification, in NumPy: balanced accuracy, accuracy, AUROC, calibration and the confusion matrix.
 
 Called by the evaluation in a silo and by simulate. Tests hold them against scikit-learn's; they are written out here because
 a silo with one class only, or a class without test images, must give a defined answer instead of a warning.
@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.floating]
-IntArray = npt.NDArray[np.integer]
+from fedhelp_core.algorithm.operating_point import FloatArray, IntArray, OperatingPoint, likeliest
+
+_BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 
 def confusion_matrix(labels_N: IntArray, predicted_N: IntArray, classes: int) -> npt.NDArray[np.int64]:
@@ -47,13 +48,43 @@ def auroc(labels_N: IntArray, probabilities_NC: FloatArray) -> float:
     return float(np.mean(areas)) if areas else float("nan")
 
 
-def classification_scores(labels_N: IntArray, probabilities_NC: FloatArray) -> dict[str, float]:
-    """balanced_accuracy, accuracy and auroc, each in [0, 1] or NaN."""
-    confusion_CC = confusion_matrix(labels_N, probabilities_NC.argmax(axis=1), probabilities_NC.shape[1])
+def calibration_error(labels_N: IntArray, probabilities_NC: FloatArray) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv 1706.04599): how far confidence is from accuracy, mean over images in 15 equal bins.
+
+    Confidence is the likeliest class's probability, and bin b holds (b/15, (b+1)/15]. NaN without images.
+    """
+    if not len(labels_N):
+        return float("nan")
+    confidence_N = probabilities_NC.max(axis=1)
+    off_N = (probabilities_NC.argmax(axis=1) == labels_N) - confidence_N
+    bin_N = np.ceil(confidence_N * _BINS).astype(np.int64)
+    return float(np.abs(np.bincount(bin_N, weights=off_N)).sum() / len(labels_N))
+
+
+def brier_score(labels_N: IntArray, probabilities_NC: FloatArray) -> float:
+    """Half the squared distance of the probabilities from the truth, mean over images: in [0, 1], of two classes (p - y)²; NaN without images."""
+    if not len(labels_N):
+        return float("nan")
+    return float(((probabilities_NC - np.eye(probabilities_NC.shape[1])[labels_N]) ** 2).sum(axis=1).mean() / 2)
+
+
+def classification_scores(labels_N: IntArray, probabilities_NC: FloatArray, point: OperatingPoint | None = None) -> dict[str, float]:
+    """The scores of registry/tasks.py by name, each in [0, 1] or NaN, of a model's probabilities; `point`: None is argmax.
+
+    Balanced accuracy and accuracy are of the decisions at the operating point, calibration of its probabilities. AUROC and argmax's
+    balanced accuracy are of the model's own answers.
+    """
+    classes = probabilities_NC.shape[1]
+    point = point or likeliest(classes)
+    confusion_CC = confusion_matrix(labels_N, point.decided(probabilities_NC), classes)
+    calibrated_NC = point.calibrated(probabilities_NC)
     return {
         "balanced_accuracy": balanced_accuracy(confusion_CC),
-        "accuracy": accuracy(confusion_CC),
         "auroc": auroc(labels_N, probabilities_NC),
+        "accuracy": accuracy(confusion_CC),
+        "argmax_balanced_accuracy": balanced_accuracy(confusion_matrix(labels_N, probabilities_NC.argmax(axis=1), classes)),
+        "ece": calibration_error(labels_N, calibrated_NC),
+        "brier": brier_score(labels_N, calibrated_NC),
     }
 
 

@@ -11,11 +11,13 @@ import math
 import warnings
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from fedhelp_core.algorithm.batches import Augment, to_input
-from fedhelp_core.algorithm.objective import Scored
+from fedhelp_core.algorithm.objective import Results, Scored
+from fedhelp_core.algorithm.operating_point import OperatingPoint
 from fedhelp_core.algorithm.voxel_losses import MASK
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.lean_monai import (
@@ -86,6 +88,7 @@ class Segmentation:
 
     terms = MASK
     ranks = False
+    decides = False
     outputs = 1
 
     def __init__(self, task: Task, config: TaskConfig) -> None:
@@ -132,7 +135,7 @@ class Segmentation:
         """Foreground probabilities."""
         return logits.sigmoid()
 
-    def served(self, model: nn.Module) -> nn.Module:
+    def served(self, model: nn.Module, point: OperatingPoint | None = None) -> nn.Module:
         """Images (B, 1, H, W), values 0..255 -> probabilities (B, 2, H, W) of background and foreground."""
         volume = self._config.volume
         windows = Windows(model, self._config.image_size, volume.window_size, volume.window_overlap) if self._volumes else model
@@ -153,19 +156,31 @@ class Segmentation:
             input_B, (volume.window_size,) * 3, volume.windows, model, overlap=volume.window_overlap, mode="gaussian")
         return self.answers(logits_B.float())
 
-    def scored(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Scored:
-        """Mean Dice and mean 95th percentile Hausdorff distance over images, and counts of pixels (2, 2).
+    def results(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Results:
+        """`dice` (N,), 95th percentile Hausdorff distance `hausdorff95` (N,), and counts of pixels `confusion` (N, 2, 2).
 
         A missing prediction is as far away as the image is long, so that saying nothing never looks close.
         """
-        dices, distances, confusion = [], [], np.zeros((2, 2), np.int64)
-        for image_CHW, mask_1HW in zip(images_NCHW, targets_NK, strict=True):
-            predicted = (self.probabilities(model, image_CHW[None], device) > 0.5).to(torch.uint8)
-            truth = mask_1HW[None].to(torch.uint8)
-            dices.append(float(compute_dice(predicted, truth, ignore_empty=False)))
-            distances.append(self._hausdorff(predicted, truth))
-            confusion += np.bincount((2 * truth + predicted).flatten().numpy(), minlength=4).reshape(2, 2)
-        return Scored({"dice": _mean(dices), "hausdorff95": _mean(distances)}, confusion)
+        rows = [self._compared(model, *pair, device) for pair in zip(images_NCHW, targets_NK, strict=True)]
+        return {
+            "dice": np.array([dice for dice, _, _ in rows]), "hausdorff95": np.array([distance for _, distance, _ in rows]),
+            "confusion": np.array([confusion for _, _, confusion in rows], np.int64).reshape(-1, 2, 2)}
+
+    def _compared(self, model: nn.Module, image_CHW: Tensor, mask_1HW: Tensor, device: torch.device) -> tuple[float, float, npt.NDArray[np.int64]]:
+        """One image's row of `results`."""
+        predicted = (self.probabilities(model, image_CHW[None], device) > 0.5).to(torch.uint8)
+        truth = mask_1HW[None].to(torch.uint8)
+        confusion = np.bincount((2 * truth + predicted).flatten().numpy(), minlength=4).reshape(2, 2)
+        return float(compute_dice(predicted, truth, ignore_empty=False)), self._hausdorff(predicted, truth), confusion
+
+    def scores_of(self, results: Results, point: OperatingPoint | None = None) -> Scored:
+        """Mean Dice and mean 95th percentile Hausdorff distance over images, and counts of pixels (2, 2)."""
+        means = {name: _mean(results[name].tolist()) for name in ("dice", "hausdorff95")}
+        return Scored(means, results["confusion"].sum(axis=0))
+
+    def scored(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Scored:
+        """`scores_of` its results."""
+        return self.scores_of(self.results(model, images_NCHW, targets_NK, device))
 
     def _hausdorff(self, predicted_1: Tensor, truth_1: Tensor) -> float:
         """In pixels, or in mm for volumes."""

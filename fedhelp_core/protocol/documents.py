@@ -170,6 +170,7 @@ Amount = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Score = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_finite_or_nan)]
 Metrics = Annotated[dict[Name, float], Field(max_length=64)]
+Confusion = Annotated[list[Annotated[list[Count], FailFast()]], Field(max_length=10_000), FailFast()]
 BySilo = Annotated[dict[Silo, _T], Field(max_length=MOST_SILOS)]
 
 
@@ -268,8 +269,12 @@ class ModelScores(Document):
 
     scores: Annotated[dict[Name, Score], Field(max_length=64)]
     """Metric's name -> value; NaN where the test images do not define it."""
-    confusion: Annotated[list[Annotated[list[Count], FailFast()]], Field(max_length=10_000), FailFast()]
-    """(C, C) counts of images, or of pixels of masks: row = true class, column = predicted class."""
+    confusion: Confusion
+    """(C, C) counts of images, or of pixels of masks: row = true class, column = what the silo decides at its operating point."""
+    argmax_confusion: Confusion = field(default_factory=list)
+    """The same with the model's likeliest class as the column; empty of masks."""
+    operating_point: Literal["argmax", "prior-corrected", "validation"] = "argmax"
+    """What the silo's operating point comes from. Its temperature and offsets stay in the silo."""
 
 
 @dataclass(frozen=True, kw_only=True)

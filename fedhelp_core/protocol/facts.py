@@ -1,7 +1,7 @@
 """What one step of a run settles for the later ones, as documents: written once, and whoever comes second adopts the first's.
 
-`Run.settle` writes a fact, `Run.fact` reads it. Who is large comes from check, the distillation set from soft_label_prefetch, its
-summary and the candidate from evaluation, the decision from promotion.
+`Run.settle` writes a fact, `Run.fact` reads it. Who is large and how common classes are comes from check, the distillation set from
+soft_label_prefetch, its summary and the candidate from evaluation, the decision from promotion.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Base64Bytes, ConfigDict, FailFast, Field, RootModel
 
 from fedhelp_core.errors import PermanentError
-from fedhelp_core.protocol.documents import Amount, BySilo, Count, Document, Name, Score, Sha256, SiloKind, required_printable
+from fedhelp_core.protocol.documents import Amount, BySilo, Count, Document, Name, Score, Sha256, Share, SiloKind, required_printable
 
 _Prose = Annotated[str, Field(max_length=2**19)]  # reasons of all silos
 _Label = Annotated[str, Field(max_length=10_000)]  # a class as its prompt, or a teacher with its version: the config limits neither
@@ -44,6 +44,16 @@ class Kinds(Fact, RootModel[BySilo[SiloKind]]):
             return self.root[silo]
         except KeyError as e:
             raise PermanentError(f"kinds.json: silo {silo!r} expected, got {', '.join(self.root)[:200] or 'none'}; start the run anew") from e
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassShares(Fact):
+    """How common each class is among all silos' training images: `class_shares.json`. Silos read what the global model has been trained on."""
+
+    fact_name = "class_shares"
+
+    shares: Annotated[list[Share], Field(min_length=2, max_length=10_000), FailFast()]
+    """In the order of the task's classes, as class_shares.pooled_shares has them."""
 
 
 @dataclass(frozen=True, kw_only=True)

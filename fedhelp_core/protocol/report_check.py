@@ -1,13 +1,14 @@
 """Whether what a silo reports can be true: held against the task, against what its check found, and against its own counts.
 
 Evaluations decide about promotion, so nothing in them is taken on trust that can be computed anew. A confusion matrix gives
-accuracy and balanced accuracy. AUROC, Dice and Hausdorff distances need each image's answer, which stays in the hospital:
-those are held to their range alone. Called by check, evaluation and the report.
+accuracy and balanced accuracy. AUROC, calibration, Dice and Hausdorff distances need each image's answer, which stays in the
+hospital: those are held to their range alone. Called by check, evaluation and the report.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -17,7 +18,11 @@ from fedhelp_core.objectives.metrics import accuracy, balanced_accuracy
 from fedhelp_core.protocol.documents import ModelScores, SiloEvaluation, SiloReport
 from fedhelp_core.registry.tasks import TASKS, Metric
 
-_RECOMPUTED = {"balanced_accuracy": balanced_accuracy, "accuracy": accuracy}
+_RECOMPUTED: Mapping[str, Callable[[ModelScores], float]] = {
+    "balanced_accuracy": lambda model: balanced_accuracy(np.asarray(model.confusion, np.int64)),
+    "accuracy": lambda model: accuracy(np.asarray(model.confusion, np.int64)),
+    "argmax_balanced_accuracy": lambda model: balanced_accuracy(np.asarray(model.argmax_confusion, np.int64)),
+}
 _ROUNDING = 1e-9  # two processors may sum in another order
 
 
@@ -52,21 +57,34 @@ def require_credible_evaluation(evaluation: SiloEvaluation, report: SiloReport, 
             f"deployed: one of {', '.join(evaluation.models) or 'no'} models expected, of a {kind} silo's {', '.join(sorted(possible))},"
             f" got {evaluation.deployed!r}")
     for name, model in evaluation.models.items():
-        _require_counts(f"models.{name}.confusion", model, evaluation.test_samples, task)
+        _require_counts(f"models.{name}.confusion", model.confusion, evaluation.test_samples, task)
+        _require_operating_point(f"models.{name}", model, evaluation.test_samples, task)
         _require_scores(f"models.{name}.scores", model, task)
-    if len({tuple(map(sum, model.confusion)) for model in evaluation.models.values()}) > 1:
+    matrices = [matrix for model in evaluation.models.values() for matrix in (model.confusion, model.argmax_confusion) if matrix]
+    if len({tuple(map(sum, matrix)) for matrix in matrices}) > 1:
         raise PermanentError("models: the same test images of each class expected for every model, got different rows' sums")
 
 
-def _require_counts(where: str, model: ModelScores, test_samples: int, task: TaskConfig) -> None:
+def _require_counts(where: str, confusion: list[list[int]], test_samples: int, task: TaskConfig) -> None:
     """A matrix of all classes, with every test image (or pixel of one) in it."""
     classes = len(task.classes)
-    sizes = {len(model.confusion), *map(len, model.confusion)}
+    sizes = {len(confusion), *map(len, confusion)}
     if sizes != {classes}:
         raise PermanentError(f"{where}: {classes} rows of {classes} counts expected, got sides of {sorted(sizes)[:5]}")
     expected = _counted(test_samples, task)
-    if (total := sum(map(sum, model.confusion))) != expected:
+    if (total := sum(map(sum, confusion))) != expected:
         raise PermanentError(f"{where}: counts of {test_samples} test images expected, {expected} in all, got {total}")
+
+
+def _require_operating_point(where: str, model: ModelScores, test_samples: int, task: TaskConfig) -> None:
+    """Counts at argmax beside those at the operating point, the same where that is argmax; of masks there is neither."""
+    if TASKS[task.name].answer == "mask":
+        if model.operating_point != "argmax" or model.argmax_confusion:
+            raise PermanentError(f"{where}.operating_point: none expected of masks, got {model.operating_point!r}")
+        return
+    _require_counts(f"{where}.argmax_confusion", model.argmax_confusion, test_samples, task)
+    if model.operating_point == "argmax" and model.argmax_confusion != model.confusion:
+        raise PermanentError(f"{where}.argmax_confusion: the same as confusion expected where the operating point is argmax, got other counts")
 
 
 def _counted(images: int, task: TaskConfig) -> int:
@@ -81,13 +99,12 @@ def _require_scores(where: str, model: ModelScores, task: TaskConfig) -> None:
     names = [metric.name for metric in metrics]
     if model.scores.keys() != set(names):
         raise PermanentError(f"{where}: {', '.join(names)} expected, got {', '.join(model.scores)[:80] or 'none'}")
-    confusion_CC = np.asarray(model.confusion, np.int64)
     for metric in metrics:
         value, most = model.scores[metric.name], _most(metric, task)
         if not math.isnan(value) and not 0 <= value <= most * (1 + _ROUNDING):
             raise PermanentError(f"{where}.{metric.name}: a number from 0 to {most:g} expected, got {value:g}")
         if metric.name in _RECOMPUTED:
-            counted = _RECOMPUTED[metric.name](confusion_CC)
+            counted = _RECOMPUTED[metric.name](model)
             if not (math.isclose(value, counted, rel_tol=0, abs_tol=_ROUNDING) or (math.isnan(value) and math.isnan(counted))):
                 raise PermanentError(f"{where}.{metric.name}: {counted:.6g} expected, which its own confusion matrix gives, got {value:.6g}")
 

@@ -15,6 +15,10 @@ Answer = Literal["classes", "mask"]
 """What a model answers with: class probabilities of an image, or the foreground probability of every pixel or voxel."""
 
 
+ENOUGH_VALIDATION: Mapping[Answer, int] = {"classes": 10, "mask": 4}
+"""Validation images by which a model is chosen; what fewer say is chance. A class is right or wrong, a mask's score is graded: fewer of them do."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """A score that models are compared by."""
@@ -26,6 +30,8 @@ class Metric:
     larger_is_better: bool = True
     unit: str = ""
     """Of a distance; empty for what lies in [0, 1]."""
+    of_ranks: bool = False
+    """Whether it looks at the order of a model's answers alone, so that no operating point changes it."""
 
     @property
     def most(self) -> float:
@@ -70,8 +76,15 @@ class Task:
         return self.metrics[0]
 
 
+def beside(metrics: Iterable[Metric]) -> Metric | None:
+    """Which of `metrics` tables show beside the main one: what no operating point changes; None where each depends on it."""
+    return next((metric for metric in metrics if metric.of_ranks), None)
+
+
 _CLASSIFICATION = (
-    Metric(name="balanced_accuracy", title="balanced accuracy"), Metric(name="accuracy", title="accuracy"), Metric(name="auroc", title="AUROC"))
+    Metric(name="balanced_accuracy", title="balanced accuracy"), Metric(name="auroc", title="AUROC", of_ranks=True),
+    Metric(name="accuracy", title="accuracy"), Metric(name="argmax_balanced_accuracy", title="balanced accuracy at argmax"),
+    Metric(name="ece", title="ECE", larger_is_better=False), Metric(name="brier", title="Brier score", larger_is_better=False))
 
 
 def _segmentation(unit: str) -> tuple[Metric, ...]:

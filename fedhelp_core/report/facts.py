@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from fedhelp_core.registry.tasks import Metric
+from fedhelp_core.registry.tasks import Metric, beside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class SiloFacts:
     name: str
     kind: str
     training_samples: int | None = None
+    validation_samples: int | None = None
     test_samples: int | None = None
 
 
@@ -52,7 +53,9 @@ class SiloScores:
     models: Mapping[str, Mapping[str, float]]
     """model name ('large' | 'proxy') -> metric -> value; NaN where the metric is undefined."""
     confusion: tuple[tuple[int, ...], ...] | None = None
-    """Counts of the deployed model: row = true class, column = predicted class."""
+    """Counts of the deployed model: row = true class, column = what is decided at the operating point."""
+    operating_point: str = ""
+    """What the deployed model's operating point comes from; '' of masks."""
 
     @property
     def deploys_proxy(self) -> bool:
@@ -155,6 +158,8 @@ class ReportFacts:
     """For example config digest, distillation set, code version, image digest."""
     tracking: Mapping[str, str] = field(default_factory=dict)
     """For example MLflow run, registered model, version, alias."""
+    operating_point: str = ""
+    """What the federation asked operating points to come from; '' of masks."""
     gate: GateFacts | None = None
     aborted: str | None = None
     """Reason, where the run was ended early."""
@@ -166,17 +171,27 @@ class ReportFacts:
         """The score that charts and means go by."""
         return self.metrics[0]
 
+    @property
+    def beside(self) -> Metric | None:
+        """The score that stands beside the main one: what no operating point changes."""
+        return beside(self.metrics)
+
+    def mean_of(self, metric: Metric, *kinds: str) -> float:
+        """Mean of the deployed models' `metric` over the silos of `kinds` (none named: all) that have one."""
+        return mean(self.scores[silo.name].deployed(metric.name) for silo in self.silos
+                    if silo.name in self.scores and (not kinds or silo.kind in kinds))
+
     def small_silos_mean(self) -> float:
         """Mean deployed score of the small silos that have one."""
-        return mean(self.deployed(silo.name) for silo in self.silos if silo.kind == "small")
+        return self.mean_of(self.headline, "small")
 
     def large_silos_mean(self) -> float:
         """Mean deployed score of the large silos that have one."""
-        return mean(self.deployed(silo.name) for silo in self.silos if silo.kind == "large")
+        return self.mean_of(self.headline, "large")
 
     def all_silos_mean(self) -> float:
         """Mean deployed score of all silos that have one."""
-        return mean(self.deployed(silo.name) for silo in self.silos)
+        return self.mean_of(self.headline)
 
     def worst_silo(self) -> tuple[str, float]:
         """Name and deployed score of the silo with the worst score; ('', NaN) without scores."""
@@ -193,18 +208,26 @@ class ReportFacts:
         name = self.headline.name
         return tuple(silo for silo, scores in sorted(self.scores.items()) if self.headline.gain(scores.proxy(name), scores.deployed(name)) > 0)
 
+    def without_own_point(self) -> tuple[str, ...]:
+        """Silos that were to fit their operating point on validation images and had too few."""
+        asked = self.operating_point == "validation"
+        return tuple(silo for silo, scores in sorted(self.scores.items()) if asked and scores.operating_point not in ("", "validation"))
+
     def kind(self, silo: SiloFacts) -> str:
         """Of the silo; and whether a large one has chosen the proxy."""
         scores = self.scores.get(silo.name)
         return "large, deploys the proxy" if scores is not None and len(scores.models) > 1 and scores.deploys_proxy else silo.kind
 
     def advice(self) -> str:
-        """A sentence about silos whose large model is not worth deploying; '' where there are none."""
-        silos = self.behind_proxy()
-        if not silos:
-            return ""
-        return (f"Deploying a large model that scores below the global proxy: {', '.join(silos)}. With ten validation"
-                " images (docs/data.md) such a silo deploys the better of the two.")
+        """Sentences about silos that lack validation images, to choose a model by or to decide by; '' where there are none."""
+        behind, without = self.behind_proxy(), self.without_own_point()
+        said = [
+            f"Deploying a large model that scores below the global proxy: {', '.join(behind)}. With ten validation images (docs/data.md) such a silo"
+            " deploys the better of the two."] if behind else []
+        if without:
+            said.append(f"Too few validation images for an operating point of their own: {', '.join(without)}. They decide by how common classes are"
+                        " in training (docs/algorithm.md).")
+        return " ".join(said)
 
 
 def mean(values: Iterable[float]) -> float:

@@ -79,17 +79,19 @@ def _scores(facts: ReportFacts) -> Mapping[str, Any]:
     metric = facts.headline
     worst_first = sorted(facts.silos, key=lambda silo: _last_if_unknown(metric.gain(facts.deployed(silo.name), 0.0)))
     shown = {silo.name for silo in worst_first[:_MAX_SILOS_IN_CHART]}
+    rules = any(scores.operating_point for scores in facts.scores.values())
     more = [other for other in facts.metrics[1:] if any(
         other.name in scores for silo in facts.scores.values() for scores in silo.models.values())]
-    means = (("small silos, mean", facts.small_silos_mean()), ("large silos, mean", facts.large_silos_mean()),
-             ("all silos, mean", facts.all_silos_mean()))
+    means = (("small silos, mean", ("small",)), ("large silos, mean", ("large",)), ("all silos, mean", ()))
     return {
         "chart": charts.bars(
             [(silo.name, *_pair(facts, silo.name)) for silo in facts.silos if silo.name in shown],
             deployed="model that the silo deploys", other="proxy (global model), where the silo deploys its large model"),
-        "head": ["silo", "kind", "#training images", "#test images", f"#{metric.label}", "#proxy", *(f"#{other.label}" for other in more)],
-        "rows": [*(_score_row(facts, silo, more) for silo in facts.silos[:_MAX_ROWS]),
-                 *([label, "", "", "", number(value), *[""] * (1 + len(more))] for label, value in means)],
+        "head": ["silo", "kind", "#training images", "#test images", f"#{metric.label}", "#proxy", *(f"#{other.label}" for other in more),
+                 *(["operating point"] if rules else [])],
+        "rows": [*([*_score_row(facts, silo, more), *([_decides(facts, silo)] if rules else [])] for silo in facts.silos[:_MAX_ROWS]),
+                 *([label, "", "", "", number(facts.mean_of(metric, *kinds)), "", *(number(facts.mean_of(other, *kinds)) for other in more),
+                    *([""] if rules else [])] for label, kinds in means)],
     }
 
 
@@ -107,6 +109,12 @@ def _score_row(facts: ReportFacts, silo: SiloFacts, more: Sequence[Metric]) -> R
     name = facts.headline.name
     return [silo.name, facts.kind(silo), count(silo.training_samples), count(silo.test_samples), number(scores.deployed(name)),
             number(scores.proxy(name)), *(number(scores.deployed(other.name)) for other in more)]
+
+
+def _decides(facts: ReportFacts, silo: SiloFacts) -> str:
+    """What the silo's operating point comes from, and of how many images."""
+    rule = facts.scores[silo.name].operating_point if silo.name in facts.scores else ""
+    return f"{rule} ({count(silo.validation_samples)} images)" if rule == "validation" else rule
 
 
 def _last_if_unknown(score: float) -> float:

@@ -3,6 +3,7 @@
 Everything lies on the silo's own volume (`state` of silo.yaml):
 
     runs/<run>/round-00007.safetensors   large model, public head, batch norms, optimizer moments after round 7
+    runs/<run>/operating-points.json     how this hospital decides with each of its models, the deployed one first
     runs/<run>/lock                      held by the one process that works on this run here
     cache/                               decoded images, the distillation set
     egress.jsonl                         every object that left, before it left (egress.py)
@@ -14,14 +15,17 @@ Called by work.py. Knows no network.
 from __future__ import annotations
 
 import fcntl
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from fedhelp_core.algorithm.local_update import SiloState
+from fedhelp_core.algorithm.operating_point import OperatingPoint
 from fedhelp_core.disk import atomic_write, disk_errors, sweep
 from fedhelp_core.errors import StateLocked
 from fedhelp_core.weights.file import read_weights, write_weights
@@ -71,6 +75,16 @@ class StateFolder:
                 write_weights(scratch, {name: tensor.numpy() for name, tensor in state.tensors.items()}, _ARCHITECTURE)
             for version in [v for v in self.versions() if v <= state.round][:-_KEPT_VERSIONS]:
                 self._path(version).unlink(missing_ok=True)
+
+    def keep_operating_points(self, points: Mapping[str, OperatingPoint]) -> None:
+        """Write down how the silo decides with each of its models. Nothing else reads it: it is the hospital's own.
+
+        Raises:
+            StorageFull: no space left.
+        """
+        path = self.folder / "operating-points.json"
+        with disk_errors(path), atomic_write(path) as scratch:
+            scratch.write_text(json.dumps({model: asdict(point) for model, point in points.items()}, indent=1), encoding="utf-8")
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
+import numpy as np
 import torch
 
-from fedhelp_core.algorithm.inference import deployed_models
+from fedhelp_core.algorithm.inference import Evaluated, EvaluationData, evaluated_models
 from fedhelp_core.algorithm.local_update import SiloData, UpdateSettings, Weights, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.federation import Federation, federation_in
@@ -25,7 +25,7 @@ from fedhelp_core.disk import disk_errors, require_locks
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
-from fedhelp_core.protocol.facts import Kinds, SoftLabels
+from fedhelp_core.protocol.facts import ClassShares, Kinds, SoftLabels
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.methods import METHOD_PARTS
 from fedhelp_core.silo.egress import LedgeredStore
@@ -69,13 +69,12 @@ class Silo:
     def check(self) -> SiloReport:
         """Decode every image once (and cache that), draw the start model, and report counts and hashes: no image, no name of one."""
         splits = {name: getattr(self.arrays, name) for name in ("training", "validation", "test")}
-        classes = len(self.federation.task.classes)
         start = self._start()
         self.objective.build(self.federation.algorithm.large_model)
         self.run.initialise(start, self.federation.algorithm.proxy_model)
         report = SiloReport(
             silo=self.config.name, samples=SplitSizes(**{name: len(split.labels_N) for name, split in splits.items()}),
-            training_class_counts=torch.bincount(self.arrays.training.labels_N.flatten(), minlength=classes).tolist(),
+            training_class_counts=self._class_counts(),
             test_sha256=_content_digest(self.arrays.test), start_sha256=fingerprint(start, self.federation.algorithm.proxy_model))
         self.run.write_silo_report(report)
         return report
@@ -137,18 +136,29 @@ class Silo:
             return known
         commit = self._latest_commit()
         weights = self.run.global_weights(commit, max_bytes=self.federation.protocol.max_update_bytes)
-        test, validation = self.arrays.test, self.arrays.validation
-        found_models = deployed_models(
-            weights, self.state.before(commit.round + 1), self.settings, images_NCHW=validation.images_NCHW, targets_NK=validation.labels_N)
-        models: dict[Literal["proxy", "large"], ModelScores] = {}
-        for name, model in found_models.items():
-            found = self.settings.objective.scored(model, test.images_NCHW, test.labels_N, self.device)
-            models[name] = ModelScores(scores=found.scores, confusion=found.confusion_CC.tolist())
+        found = evaluated_models(
+            weights, self.state.before(commit.round + 1), self.settings, self.federation.evaluation, self._evaluation_data())
+        if self.objective.decides:
+            self.state.keep_operating_points({name: model.point for name, model in found.items() if model.point is not None})
         evaluation = SiloEvaluation(
             silo=self.config.name, kind=self.settings.kind, round=commit.round, global_sha256=commit.global_sha256,
-            test_samples=len(test.labels_N), test_sha256=_content_digest(test), models=models, deployed=next(iter(found_models)))
+            test_samples=len(self.arrays.test.labels_N), test_sha256=_content_digest(self.arrays.test),
+            models={name: _model_scores(model) for name, model in found.items()}, deployed=next(iter(found)))
         self.run.write_evaluation(evaluation)
         return evaluation
+
+    def _evaluation_data(self) -> EvaluationData:
+        test, validation = self.arrays.test, self.arrays.validation
+        asked = self.objective.decides and self.federation.evaluation.operating_point != "argmax" and self.settings.algorithm.class_weights == "none"
+        shares = np.array(self.run.fact(ClassShares).shares) if asked else None
+        return EvaluationData(
+            test_images_NCHW=test.images_NCHW, test_labels_N=test.labels_N, validation_images_NCHW=validation.images_NCHW,
+            validation_labels_N=validation.labels_N, class_counts_C=self._class_counts(), federation_shares_C=shares)
+
+    def _class_counts(self) -> list[int]:
+        """Training images of each class; of masks, pixels."""
+        counts: list[int] = torch.bincount(self.arrays.training.labels_N.flatten(), minlength=len(self.federation.task.classes)).tolist()
+        return counts
 
     def _start(self) -> Weights:
         """The model that this silo's software draws from the seed."""
@@ -190,6 +200,14 @@ class Silo:
                 self._on_event({"event": "progress", "silo": self.config.name, "round": number, "step": done, "steps": total})
 
         return report
+
+
+def _model_scores(model: Evaluated) -> ModelScores:
+    """What the hub hears of it: scores, counts, and what the operating point comes from."""
+    scored = model.scored
+    return ModelScores(
+        scores=scored.scores, confusion=scored.confusion_CC.tolist(), argmax_confusion=scored.argmax_confusion_CC.tolist(),
+        operating_point=model.point.rule if model.point is not None else "argmax")
 
 
 class _Phases:

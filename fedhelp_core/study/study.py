@@ -1,7 +1,8 @@
 """A study: methods x normalisations x seeds, every combination one `simulate`, each computed once and kept.
 
 `fedhelp simulate` calls `run_study`. A finished cell is one JSON file under `out/cells`, named by what its numbers depend on
-(settings, data, soft labels), so an interrupted study goes on where it was and a wider one computes only what is new.
+(settings, data, soft labels), so an interrupted study goes on where it was and a wider one computes only what is new. Beside it lies what
+the models said of each image (cell_results.py).
 Tables come from table.py, figures from figures.py.
 """
 
@@ -42,6 +43,7 @@ from fedhelp_core.registry.tasks import TASKS, Metric
 from fedhelp_core.silo.work import device_for
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.store.open import open_store
+from fedhelp_core.study.cell_results import results_beside, write_results
 from fedhelp_core.weights.file import fingerprint
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ Silos = Mapping[str, SimulatedSilo]
 LoadSilos = Callable[[], Silos]
 OnRound = Callable[[int], None]
 
-_FORMAT = 1  # of a cell's file; raised when the meaning of its numbers changes
+_FORMAT = 2  # of a cell's file; raised when the meaning of its numbers changes
 SAME_MATHEMATICS = {"fedhelp-symmetric": "fedhelp-no-rank"}
 """Methods that docs/algorithm.md defines as the same computation: done once, shown under both names."""
 
@@ -88,6 +90,8 @@ class CellResult:
     proxy_bytes: int
     """Bytes of weights that all silos together send per round; 0 for `local`."""
     seconds: float
+    images: Path | None = None
+    """Where `cell_results.read_results` finds what the models said of each image."""
 
     @property
     def final_round(self) -> int:
@@ -264,7 +268,7 @@ def read_cell(path: Path) -> CellResult:
         return CellResult(
             cell=Cell(**document["cell"]), kinds=document["kinds"], training_samples=document["training_samples"],
             scores={int(r): _with_nan(scores) for r, scores in document["scores"].items()},
-            proxy_bytes=document["proxy_bytes"], seconds=document["seconds"])
+            proxy_bytes=document["proxy_bytes"], seconds=document["seconds"], images=results_beside(path))
     except (ValueError, KeyError, TypeError) as e:
         raise ConfigError(f"{path}: is not a finished cell of a study ({e}); delete it, and it will be computed again") from e
 
@@ -296,6 +300,7 @@ def _compute(work: _Work, cell: Cell, silos: Silos, on_round: OnRound) -> None:
 
 def _write_cell(path: Path, cell: Cell, silos: Silos, result: SimulationResult, seconds: float, proxy_model: str) -> None:
     """Atomic: a reader, or a study that was killed here, finds the whole file or none."""
+    write_results(results_beside(path), result.evaluated)
     averaged = METHOD_PARTS[cell.method].averaged
     document = {
         "format": _FORMAT,
@@ -314,9 +319,7 @@ def _write_cell(path: Path, cell: Cell, silos: Silos, result: SimulationResult, 
 
 def _cell_digest(federation: Federation, data_digest: str, evaluate_every: int) -> str:
     """Name of a cell: everything that its numbers depend on, and nothing (paths, store, tracking) that they do not."""
-    document = federation.model_dump(mode="json", include={"task", "algorithm", "runtime"})
-    if federation.algorithm.aggregation == "mean":
-        del document["algorithm"]["aggregation"], document["algorithm"]["trim_share"]  # cells that were computed before there was a choice
+    document = federation.model_dump(mode="json", include={"task", "algorithm", "evaluation", "runtime"})
     if TASKS[federation.task.name].dimensions == 2:
         del document["task"]["volume"]  # which only volumes depend on
     document |= {"silos": list(federation.silo_names), "data": data_digest, "evaluate_every": evaluate_every, "format": _FORMAT}

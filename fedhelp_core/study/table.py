@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedhelp_core.registry.tasks import Metric
+from fedhelp_core.registry.tasks import Metric, beside
 from fedhelp_core.study.study import SAME_MATHEMATICS, CellResult, StudyResult
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ class Row:
     all: Spread
     worst: Spread
     """Of each seed's worst silo, whichever it was."""
+    small_beside: Spread | None
+    """Small silos' mean by the score that no operating point changes; None where the task has none."""
     small_other: dict[str, Spread]
     """Small silos' mean by each of the task's other metrics' names."""
     rounds_to: RoundsToScore
@@ -234,6 +236,7 @@ def _row(result: StudyResult, method: str, normalisation: str, target: float) ->
         silos={silo: Spread.of(cell.score(metric, silo) for cell in results) for silo in _silos(result)},
         small=Spread.of(cell.mean(metric, "small") for cell in results), large=Spread.of(cell.mean(metric, "large") for cell in results),
         all=Spread.of(cell.mean(metric) for cell in results), worst=Spread.of(cell.worst(metric) for cell in results),
+        small_beside=Spread.of(cell.mean(rank, "small") for cell in results) if (rank := beside(result.metrics)) is not None else None,
         small_other={other.name: Spread.of(cell.mean(other, "small") for cell in results) for other in others},
         rounds_to=rounds_to(results, metric, target), proxy_bytes=results[0].proxy_bytes, seconds=Spread.of(cell.seconds for cell in results))
 
@@ -260,7 +263,9 @@ def _title(result: StudyResult, normalisation: str) -> str:
 def _headings(result: StudyResult) -> list[str]:
     some = next(iter(result.cells.values()))
     silos = [f"{silo} ({kind}, {some.training_samples[silo]:,})" for silo, kind in some.kinds.items()]
-    return ["method", *silos, "small silos", "large silos", "all", "worst silo", "rounds to score", "sent per round"]
+    rank = beside(result.metrics)
+    return ["method", *silos, "small silos", *([f"small silos ({rank.label})"] if rank is not None else []),
+            "large silos", "all", "worst silo", "rounds to score", "sent per round"]
 
 
 def _cells(row: Row, result: StudyResult) -> list[str]:
@@ -269,7 +274,8 @@ def _cells(row: Row, result: StudyResult) -> list[str]:
     silos = [f"{spread.mean:.3f}" if spread.n else "–" for spread in row.silos.values()]
     twice = row.method == "local" and len(result.normalisations) > 1
     mark = " *" if row.method in SAME_MATHEMATICS else " †" if twice else ""
-    return [row.method + mark, *silos, str(row.small), str(row.large), str(row.all), str(row.worst), str(row.rounds_to), sent]
+    rank = [str(row.small_beside)] if row.small_beside is not None else []
+    return [row.method + mark, *silos, str(row.small), *rank, str(row.large), str(row.all), str(row.worst), str(row.rounds_to), sent]
 
 
 def _notes(result: StudyResult, block: Sequence[Row]) -> str:

@@ -15,7 +15,7 @@ from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
 from fedhelp_core.config.silo import load_silo
 from fedhelp_core.errors import AccessDenied
 from fedhelp_core.protocol.closing import close_round
-from fedhelp_core.protocol.facts import Kinds
+from fedhelp_core.protocol.facts import ClassShares, Kinds
 from fedhelp_core.protocol.lease import Lease, lease_keys
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.protocol.update_check import Terms
@@ -104,6 +104,7 @@ def test_a_run_ends_with_a_key_pair_and_a_policy_for_each_hospital(
     for silo in silos.values():
         silo.check()
     Run(hub, RUN).settle(Kinds(dict(zip(SILOS, ("large", "small", "small"), strict=True))))
+    Run(hub, RUN).settle(ClassShares(shares=[0.125] * 8))
     prefetch(store=URL, endpoint_url=gateway.endpoint, run_id=RUN)
     with Lease(hub, RUN, 60):
         for number in range(1, federation.algorithm.rounds + 1):

@@ -26,7 +26,9 @@ def evaluation(tiny: TinyFederation, **changes: Any) -> bytes:
     document = {
         "silo": "brno", "kind": "small", "round": 1, "global_sha256": tiny.final_sha256("r"), "test_samples": report.samples.test,
         "test_sha256": report.test_sha256, "deployed": "proxy",
-        "models": {"proxy": {"scores": {"balanced_accuracy": 1.0, "accuracy": 1.0, "auroc": 1.0}, "confusion": diagonal}}}
+        "models": {"proxy": {
+            "scores": {"balanced_accuracy": 1.0, "auroc": 1.0, "accuracy": 1.0, "argmax_balanced_accuracy": 1.0, "ece": 0.0, "brier": 0.0},
+            "confusion": diagonal, "argmax_confusion": diagonal, "operating_point": "validation"}}}
     for field, value in changes.items():
         set_field(document, field.replace("__", "."), value)
     return json.dumps(document).encode()
@@ -46,6 +48,8 @@ def test_an_evaluation_that_makes_no_sense_is_left_out_and_the_others_are_scored
         evaluation(tiny, models__proxy__scores__balanced_accuracy=1e300):
             "models.proxy.scores.balanced_accuracy: a number from 0 to 1 expected, got 1e+300",
         evaluation(tiny, models__proxy__scores__accuracy=1e-320): "models.proxy.scores.accuracy: 1 expected, which its own confusion matrix gives",
+        evaluation(tiny, models__proxy__argmax_confusion=[]): "models.proxy.argmax_confusion: 8 rows of 8 counts expected, got sides of [0]",
+        evaluation(tiny, models__proxy__operating_point="mine"): "runs/r/evaluation/brno.json: models.proxy.operating_point: ",
         evaluation(tiny, global_sha256=SHA): "global_sha256: the final model's ",
         evaluation(tiny, test_sha256=SHA): "test_sha256: ",
         evaluation(tiny, kind="large"): "kind: 'small' expected, which this silo's check found, got 'large'",

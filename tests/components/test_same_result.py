@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from fedhelp_core.protocol.facts import ClassShares
 from fedhelp_core.registry.tasks import TASKS
 from tests.tiny import SILOS, Processes, TinyFederation, ended, last_json, succeeded, wait_until
 from tests.tiny_tasks import write_task
@@ -71,7 +73,10 @@ def test_the_other_tasks_end_with_the_same_bits_too_and_are_scored_by_their_own_
     cell = simulated(tiny, processes)
     assert cell["global_sha256"] == compact
     for silo, models in cell["scores"]["2"].items():
-        assert next(iter(models)) == json.loads((tiny.store / "runs" / "compact" / "evaluation" / f"{silo}.json").read_text())["deployed"]
+        evaluation = json.loads((tiny.store / "runs" / "compact" / "evaluation" / f"{silo}.json").read_text())
+        assert next(iter(models)) == evaluation["deployed"]
+        assert models == {name: {metric: None if math.isnan(value) else value for metric, value in model["scores"].items()}
+                          for name, model in evaluation["models"].items()}, "a study's scores are a run's, operating points included"
 
     metric, *others = TASKS[task].metrics
     assert f"demo · {tiny.load().algorithm.method} · {metric.label}" in output
@@ -100,9 +105,13 @@ def test_a_finished_run_goes_to_the_registry_and_its_model_is_loaded_by_alias_in
     assert "registered model" in page and "tiny version 1" in page
 
     # what the prefetch asked and cost: in MLflow as of round 0, in the report, and its set on demand
-    ask = "import sys, mlflow\nrun = mlflow.tracking.MlflowClient(sys.argv[1]).search_runs(['1'])[0]\nprint(run.data.metrics)\n"
+    ask = ("import sys, mlflow\nclient = mlflow.tracking.MlflowClient(sys.argv[1])\nprint(client.search_runs(['1'])[0].data.metrics)\n"
+           "print(client.get_model_version_by_alias('tiny', 'candidate').tags['fedhelp.operating_point'])\n")
     (tmp_path / "metrics.py").write_text(ask, encoding="utf-8")
-    metrics = ast.literal_eval(succeeded(processes.start(sys.executable, tmp_path / "metrics.py", uri)).strip().splitlines()[-1])
+    said, point = succeeded(processes.start(sys.executable, tmp_path / "metrics.py", uri)).strip().splitlines()[-2:]
+    metrics, point = ast.literal_eval(said), json.loads(point)
+    shares = tiny.run("first").fact(ClassShares).shares
+    assert point["rule"] == "prior-corrected" and point["offsets_C"] == [-math.log(share) for share in shares], "the hub fits nothing"
     assert (metrics["soft_labels.images"], metrics["soft_labels.drawn.asked"], metrics["soft_labels.drawn.requests"]) == (12, 12, 1)
     assert metrics["soft_labels.drawn.latency_p95"] > 0
     assert "<td>drawn</td><td class=\"n\">12</td>" in page

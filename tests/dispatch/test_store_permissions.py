@@ -13,7 +13,7 @@ import pytest
 from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
 from fedhelp_core.config.silo import load_silo
 from fedhelp_core.protocol.closing import close_round
-from fedhelp_core.protocol.facts import Kinds
+from fedhelp_core.protocol.facts import ClassShares, Kinds
 from fedhelp_core.protocol.lease import Lease, lease_keys
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.protocol.update_check import Terms
@@ -81,6 +81,7 @@ def test_the_policy_allows_all_that_a_silos_run_asks_for(
     for silo in silos.values():
         silo.check()
     run.settle(Kinds(dict(zip(SILOS, ("large", "small", "small"), strict=True))))
+    run.settle(ClassShares(shares=[0.125] * 8))
     prefetch(store=str(tiny.store), endpoint_url="", run_id=run_id)
     with Lease(run.store, run_id, 60):
         for number in range(1, federation.algorithm.rounds + 1):

@@ -305,3 +305,19 @@ def test_a_plain_loop_of_eq3_to_eq5_gives_the_same_large_silo(data, in_double):
     proxy, large = _plain_large(config, data)
     _close(ours.weights, proxy)
     _close({k.removeprefix("large/"): v for k, v in ours.state.tensors.items() if k.startswith("large/")}, large)
+
+
+@pytest.mark.parametrize("kind", ["small", "large"])
+def test_class_weights_look_at_the_silos_own_training_images(data, kind):
+    """With classes of 3, 3, 2 and 2 images every rule trains another model, and the public step is the same: nothing of its own changes."""
+    found = {how: update(algorithm(class_weights=how), data, kind) for how in ("none", "balanced", "logit-adjusted")}
+    assert not same(found["none"].weights, found["balanced"].weights) and not same(found["none"].weights, found["logit-adjusted"].weights)
+    skewed = SiloData(images_NCHW=data.images_NCHW, labels_N=torch.zeros(10, dtype=torch.int64))
+    assert all(np.isfinite(tensor).all() for how in found for tensor in update(algorithm(class_weights=how), skewed, kind).weights.values())
+
+
+@pytest.mark.parametrize("how", ["balanced", "logit-adjusted"])
+def test_class_weights_are_nothing_where_classes_are_equally_common(how):
+    even = SiloData(images_NCHW=images(8, 1), labels_N=torch.arange(8) % CLASSES)
+    plain, weighted = (update(algorithm(class_weights=rule), even).weights for rule in ("none", how))
+    assert all(np.allclose(plain[name], weighted[name], atol=1e-4) for name in plain)

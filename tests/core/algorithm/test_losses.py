@@ -1,6 +1,7 @@
 """Eq 1-5 against numbers worked out by hand, and the sign, scale and gradient traps of docs/algorithm.md."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -107,3 +108,44 @@ def test_fedprox_pulls_each_weight_back_to_the_global_one():
     (weight * 2).sum().backward()
     losses.proximal_gradient_([weight], [torch.tensor([1.0])], weight=0.5)
     assert weight.grad.item() == pytest.approx(2 + 0.5 * (3 - 1))
+
+
+def test_balanced_loss_weighs_each_image_by_how_rare_its_class_is_in_training():
+    # three images of class 0 and one of class 1: weights 4 / (2 * 3) and 4 / (2 * 1)
+    terms = losses.with_class_weights(losses.CLASSES, "balanced", [3, 1])
+    loss = terms.supervised(logits((LN3, 0.0), (LN3, 0.0)), torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx((2 / 3 * math.log(4 / 3) + 2 * math.log(4)) / 2)
+    alone = terms.supervised(logits((LN3, 0.0)), torch.tensor([1]))
+    assert alone.item() == pytest.approx(2 * math.log(4)), "a batch of rare images alone keeps their weight"
+
+
+def test_balanced_loss_of_all_training_images_is_the_mean_over_classes():
+    terms = losses.with_class_weights(losses.CLASSES, "balanced", [3, 0, 1])
+    answers = logits((LN3, 0.0, -50.0), (0.0, 0.0, -50.0), (0.0, LN3, -50.0), (0.0, LN3, 0.0))
+    each = torch.nn.functional.cross_entropy(answers, torch.tensor([0, 0, 0, 2]), reduction="none")
+    loss = terms.supervised(answers, torch.tensor([0, 0, 0, 2]))
+    assert loss.item() == pytest.approx((each[:3].mean().item() + each[3].item()) / 2)
+
+
+def test_logit_adjusted_loss_adds_the_log_frequencies_in_training_alone():
+    terms = losses.with_class_weights(losses.CLASSES, "logit-adjusted", [3, 1])  # with one image more, spread: 0.7 and 0.3
+    assert terms.supervised(logits((0.0, 0.0)), torch.tensor([1])).item() == pytest.approx(-math.log(0.3))
+    assert terms.supervised(logits((0.0, 0.0)), torch.tensor([0])).item() == pytest.approx(-math.log(0.7))
+    missing = losses.with_class_weights(losses.CLASSES, "logit-adjusted", [4, 0])
+    assert math.isfinite(missing.supervised(logits((0.0, 0.0)), torch.tensor([1])).item())
+
+
+@pytest.mark.parametrize("how", ["balanced", "logit-adjusted"])
+def test_class_weights_change_supervision_and_leave_divergences_and_ranks_as_they_are(how):
+    terms = losses.with_class_weights(losses.CLASSES, how, [3, 1])
+    proxy, large, labels = logits((LN3, 0.0)), logits((0.0, 1.0)), torch.tensor([1])
+    settings = {"temperature": 2.0, "weight": 1.5}
+    ranks = {"rank_weight": 0.2, "top_k": 1, "margin": 0.0}
+    for equation, trained, fixed in ((losses.proxy_loss, proxy, large), (partial(losses.large_loss, **ranks), large, proxy)):
+        changed = equation(trained, fixed, labels, **settings, terms=terms) - equation(trained, fixed, labels, **settings)
+        supervision = terms.supervised(trained, labels) - losses.supervised_loss(trained, labels)
+        assert abs(supervision.item()) > 0.1 and changed.item() == pytest.approx(supervision.item())
+
+
+def test_without_class_weights_the_terms_are_the_papers():
+    assert losses.with_class_weights(losses.CLASSES, "none", [3, 1]) is losses.CLASSES

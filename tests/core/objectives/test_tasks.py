@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update
+from fedhelp_core.algorithm.operating_point import prior_corrected
 from fedhelp_core.algorithm.simulate import SimulatedSilo
 from fedhelp_core.config.algorithm import AlgorithmConfig
 from fedhelp_core.config.federation import Federation, parse_federation
@@ -53,6 +55,13 @@ def test_what_a_file_says_counts_more_than_its_task() -> None:
 def test_a_task_that_cannot_be_is_refused_with_the_reason(task: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         federation(task)
+
+
+@pytest.mark.parametrize("how", ["balanced", "logit-adjusted"])
+def test_class_weights_are_for_classes_not_for_masks(how: str) -> None:
+    assert federation({"name": "pneumonia"}, class_weights=how).algorithm.class_weights == how
+    with pytest.raises(ConfigError, match=f"algorithm.class_weights: 'none' expected for lung-segmentation, .* got '{how}'"):
+        federation({"name": "lung-segmentation", "image_size": 32}, class_weights=how)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -203,6 +212,21 @@ def test_what_is_served_answers_pixels_as_evaluation_does_and_is_exported_for_an
     assert answers.shape == expected.shape
     torch.testing.assert_close(answers, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(answers.sum(dim=1), torch.ones_like(answers[:, 0]))
+
+
+def test_what_is_served_decides_at_its_operating_point() -> None:
+    objective = objective_of(TaskConfig(name="pneumonia", image_size=8))
+    generator = torch.Generator().manual_seed(4)
+    model = objective.build("resnet8", generator).eval()
+    pixels = torch.randint(0, 256, (40, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    answers = objective.probabilities(model, pixels, torch.device("cpu"))
+    middle = answers.median(dim=0).values.double().numpy()  # so that the point splits what argmax does not
+    point = replace(prior_corrected(np.sqrt(middle), classes=2), temperature=2.0)
+    with torch.inference_mode():
+        served = objective.served(model, point)(pixels.float())
+    assert served.argmax(dim=1).tolist() == point.decided(answers.numpy()).tolist()
+    assert 5 < int(served.argmax(dim=1).sum()) < 35
+    torch.testing.assert_close(served.double(), torch.from_numpy(point.calibrated(answers.numpy())), atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow

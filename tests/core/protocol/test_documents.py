@@ -28,7 +28,7 @@ from fedhelp_core.protocol.documents import (
     parse,
     read,
 )
-from fedhelp_core.protocol.facts import Account, Candidate, Kinds, Promotion, SoftLabels, SoftLabelSummary, SummaryExample, TeacherReport
+from fedhelp_core.protocol.facts import Account, Candidate, ClassShares, Kinds, Promotion, SoftLabels, SoftLabelSummary, SummaryExample, TeacherReport
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.local import LocalStore
 from fedhelp_core.weights.header import WeightsSpec
@@ -56,7 +56,7 @@ DOCUMENTS: tuple[Document, ...] = (
         previous_sha256=SHA, created="2026-01-01T00:00:00.000+00:00"),
     Notice(reason="stopped", created="2026-01-01T00:00:00.000+00:00"),
     Sign(counter=1, seconds=2.0, renewed=datetime(2026, 1, 1, tzinfo=UTC)),
-    Kinds({"aachen": "large", "brno": "small"}),
+    Kinds({"aachen": "large", "brno": "small"}), ClassShares(shares=[0.25, 0.75]),
     SoftLabels(
         sha256=SHA, images=12, duplicates=0, asked=12, cached=0, seconds=1.5, classes=5,
         teachers={"drawn": TeacherReport(
@@ -74,7 +74,7 @@ FAULTS: dict[str, Any] = {
     "an object": {"x": {}}, "a list": [[]], "true": True, "a text without end": "x" * 2**21, "a number without end": 10**400,
     "below": -10**400, "deep": "DEEP", "infinite": math.inf, "minus infinite": -math.inf}
 
-STILL_GOOD = {("SiloEvaluation", "confusion", "a list"), ("Commit", "metrics", "an object"),
+STILL_GOOD = {("SiloEvaluation", "confusion", "a list"), ("SiloEvaluation", "argmax_confusion", "a list"), ("Commit", "metrics", "an object"),
               ("Commit", "norms", "an object")}  # as far as the form goes
 
 

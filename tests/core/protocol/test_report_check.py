@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedhelp_core.algorithm.operating_point import prior_corrected
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import PermanentError
 from fedhelp_core.objectives.metrics import classification_scores, confusion_matrix
@@ -22,7 +23,9 @@ BRAIN = TaskConfig.model_validate(
     {"name": "brain-segmentation", "image_size": 8, "volume": {"spacing": 2.0, "patch_size": 8, "window_size": 8}})
 REPORT = SiloReport(
     silo="brno", samples=SplitSizes(training=12, validation=0, test=4), training_class_counts=[7, 5], test_sha256=SHA, start_sha256=SHA)
-TRUE = ModelScores(scores={"balanced_accuracy": 0.75, "accuracy": 0.75, "auroc": 0.5}, confusion=[[1, 1], [0, 2]])
+TRUE = ModelScores(
+    scores={"balanced_accuracy": 0.75, "auroc": 0.5, "accuracy": 0.75, "argmax_balanced_accuracy": 0.5, "ece": 0.25, "brier": 0.125},
+    confusion=[[1, 1], [0, 2]], argmax_confusion=[[0, 2], [0, 2]], operating_point="prior-corrected")
 MASKS = ModelScores(scores={"dice": 0.9, "hausdorff95": 2.5}, confusion=[[200, 6], [0, 50]])
 
 
@@ -36,9 +39,11 @@ def evaluation(model: ModelScores = TRUE, **changes: Any) -> SiloEvaluation:
 def test_what_our_own_metrics_give_is_credible_for_any_answers() -> None:
     generator = np.random.default_rng(1)
     for images in range(12):
-        labels, answers = generator.integers(0, 2, images), generator.random((images, 2))
+        labels, answers = generator.integers(0, 2, images), generator.dirichlet((1, 1), images)
+        point = prior_corrected(np.array([0.25, 0.75]), classes=2)
         model = ModelScores(
-            scores=classification_scores(labels, answers), confusion=confusion_matrix(labels, answers.argmax(axis=1), 2).tolist())
+            scores=classification_scores(labels, answers, point), confusion=confusion_matrix(labels, point.decided(answers), 2).tolist(),
+            argmax_confusion=confusion_matrix(labels, answers.argmax(axis=1), 2).tolist(), operating_point=point.rule)
         report = replace(REPORT, samples=SplitSizes(training=12, validation=0, test=images))
         require_credible_evaluation(evaluation(model, test_samples=images), report, "small", PNEUMONIA)
 
@@ -48,7 +53,9 @@ def test_what_our_own_metrics_give_is_credible_for_any_answers() -> None:
     ({"accuracy": 1.0}, r"scores\.accuracy: 0\.75 expected"), ({"accuracy": math.nan}, r"scores\.accuracy: 0\.75 expected"),
     ({"accuracy": 1e-320}, r"scores\.accuracy: 0\.75 expected"),
     ({"auroc": 1.5}, r"scores\.auroc: a number from 0 to 1 expected"), ({"auroc": -1e308}, r"scores\.auroc: .* got -1e\+308"),
-    ({"sharpe_ratio": 3.0}, r"scores: balanced_accuracy, accuracy, auroc expected, got .*sharpe_ratio")])
+    ({"argmax_balanced_accuracy": 0.75}, r"scores\.argmax_balanced_accuracy: 0\.5 expected, which its own confusion matrix gives"),
+    ({"ece": 1.5}, r"scores\.ece: a number from 0 to 1 expected"), ({"brier": -0.1}, r"scores\.brier: a number from 0 to 1 expected"),
+    ({"sharpe_ratio": 3.0}, r"scores: balanced_accuracy, auroc, accuracy, argmax_balanced_accuracy, ece, brier expected, got ")])
 def test_scores_that_the_counts_do_not_give_are_refused(scores: dict[str, float], message: str) -> None:
     with pytest.raises(PermanentError, match=rf"models\.proxy\.{message}"):
         require_credible_evaluation(evaluation(replace(TRUE, scores={**TRUE.scores, **scores})), REPORT, "small", PNEUMONIA)
@@ -71,10 +78,26 @@ def test_counts_of_other_classes_or_of_more_images_than_there_are_are_refused(co
 
 
 def test_two_models_are_scored_on_the_same_images() -> None:
-    other = ModelScores(scores={"balanced_accuracy": 1.0, "accuracy": 1.0, "auroc": 0.5}, confusion=[[1, 0], [0, 3]])
+    other = replace(TRUE, confusion=[[1, 0], [0, 3]], argmax_confusion=[[0, 1], [0, 3]], scores=dict.fromkeys(TRUE.scores, 1.0) | {
+        "argmax_balanced_accuracy": 0.5})
     with pytest.raises(PermanentError, match="the same test images of each class expected for every model"):
         require_credible_evaluation(
             evaluation(kind="large", models={"proxy": TRUE, "large": other}), REPORT, "large", PNEUMONIA)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"argmax_confusion": []}, r"argmax_confusion: 2 rows of 2 counts expected, got sides of \[0\]"),
+    ({"argmax_confusion": [[0, 2], [0, 3]]}, "argmax_confusion: counts of 4 test images expected, 4 in all, got 5"),
+    ({"operating_point": "argmax"}, "argmax_confusion: the same as confusion expected where the operating point is argmax")])
+def test_counts_at_argmax_stand_beside_those_at_the_operating_point(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PermanentError, match=rf"models\.proxy\.{message}"):
+        require_credible_evaluation(evaluation(replace(TRUE, **changes)), REPORT, "small", PNEUMONIA)
+
+
+@pytest.mark.parametrize("changes", [{"operating_point": "validation"}, {"argmax_confusion": [[200, 6], [0, 50]]}])
+def test_masks_have_no_operating_point(changes: dict[str, Any]) -> None:
+    with pytest.raises(PermanentError, match=r"models\.proxy\.operating_point: none expected of masks"):
+        require_credible_evaluation(evaluation(replace(MASKS, **changes)), REPORT, "small", LUNGS)
 
 
 @pytest.mark.parametrize(("task", "scores", "message"), [

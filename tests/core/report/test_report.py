@@ -176,6 +176,22 @@ def test_a_large_silo_that_deploys_the_proxy_is_said_to_do_so() -> None:
     assert "large, deploys the proxy" in render_report(facts)
 
 
+def test_silos_without_an_operating_point_of_their_own_are_named_and_auroc_stands_beside() -> None:
+    decided = {
+        silo: SiloScores(models={"proxy": {"balanced_accuracy": 0.5, "auroc": auroc}}, operating_point=rule)
+        for silo, auroc, rule in (("a", 0.9, "validation"), ("b", 0.875, "prior-corrected"), ("c", 0.625, "validation"))}
+    facts = minimal(scores=decided, operating_point="validation", silos=(
+        SiloFacts(name="a", kind="large", validation_samples=1200), SiloFacts(name="b", kind="small"), SiloFacts(name="c", kind="small")))
+    out = io.StringIO()
+    Console(file=out, width=200).print(render_summary_table(facts))
+    page = render_report(facts)
+    for text in (" ".join(out.getvalue().split()), page):
+        assert "Too few validation images for an operating point of their own: b. They decide by how common classes are in training" in text
+        assert "AUROC" in text and "0.875" in text and "0.750" in text, "b's, and the small silos' mean"
+    assert "validation (1,200 images)" in page and "prior-corrected" in page
+    assert "Too few" not in render_report(minimal(scores=decided, operating_point="prior-corrected")), "asked for, not fallen back to"
+
+
 def test_terminal_table_prints_brackets_as_text() -> None:
     facts = minimal(silos=(SiloFacts(name="[red]a[/red]", kind="small"),), scores=scored(**{"[red]a[/red]": 0.25}))
     out = io.StringIO()

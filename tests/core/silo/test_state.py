@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from fedhelp_core.algorithm.local_update import SiloState
+from fedhelp_core.algorithm.operating_point import OperatingPoint
 from fedhelp_core.errors import StateLocked, StorageFull, WeightsError
 from fedhelp_core.silo import state as module
 from fedhelp_core.silo.state import StateFolder
@@ -135,3 +138,12 @@ def test_another_process_at_work_is_said_and_its_lock_ends_with_it(folder: State
 def test_an_error_of_the_work_is_not_taken_for_one_of_the_lock(folder: StateFolder) -> None:
     with pytest.raises(PermissionError, match="an image"), folder.locked():
         raise PermissionError(13, "an image")
+
+
+def test_how_the_hospital_decides_is_written_down_for_it_the_deployed_model_first(folder: StateFolder) -> None:
+    point = OperatingPoint(rule="validation", temperature=1.5, offsets_C=(0.25, -0.25), log_prior_C=(-0.5, -1.0))
+    folder.keep_operating_points({"proxy": point, "large": replace(point, temperature=2.0)})
+    found = json.loads((folder.folder / "operating-points.json").read_text(encoding="utf-8"))
+    assert list(found) == ["proxy", "large"]
+    assert found["proxy"] == {"rule": "validation", "temperature": 1.5, "offsets_C": [0.25, -0.25], "log_prior_C": [-0.5, -1.0]}
+    assert folder.versions() == []

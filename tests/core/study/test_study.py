@@ -14,11 +14,14 @@ import torch
 from rich.console import Console
 
 from fedhelp_core.algorithm.local_update import SiloData
+from fedhelp_core.algorithm.operating_point import OperatingPoint
 from fedhelp_core.algorithm.simulate import SimulatedSilo
 from fedhelp_core.config.federation import Federation, parse_federation
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.registry.tasks import TASKS, Metric
 from fedhelp_core.study import study
+from fedhelp_core.study.cell_results import read_results
 from fedhelp_core.study.figures import write_figures
 from fedhelp_core.study.study import Cell, CellResult, StudyResult, planned_cells, read_cell, run_study
 from fedhelp_core.study.table import (
@@ -36,6 +39,7 @@ from fedhelp_core.study.table import (
 )
 
 METRICS = TASKS["melanoma"].metrics
+OTHERS = ("argmax_balanced_accuracy", "ece", "brier")
 SILOS = {"a": ("large", 12), "b": ("small", 6), "c": ("small", 4)}
 
 
@@ -70,8 +74,9 @@ def fake_cell(method: str, normalisation: str, seed: int, by_round: dict[int, tu
     scores = {}
     for at, (a, b, c) in by_round.items():
         models = {
-            name: {"proxy": {"balanced_accuracy": v, "accuracy": v / 2, "auroc": v / 4}} for name, v in {"a": a, "b": b, "c": c}.items()}
-        models["a"] = {"large": models["a"]["proxy"], "proxy": {"balanced_accuracy": 0.1, "accuracy": 0.1, "auroc": 0.1}}
+            name: {"proxy": {"balanced_accuracy": v, "auroc": v / 4, "accuracy": v / 2} | dict.fromkeys(OTHERS, 0.5)}
+            for name, v in {"a": a, "b": b, "c": c}.items()}
+        models["a"] = {"large": models["a"]["proxy"], "proxy": dict.fromkeys((metric.name for metric in METRICS), 0.1)}
         scores[at] = models
     cell = Cell(method=method, normalisation=normalisation, seed=seed)
     return CellResult(
@@ -211,7 +216,8 @@ def test_curve_is_the_small_silos_mean_by_round(result: StudyResult) -> None:
 def test_tables_are_readable_everywhere(result: StudyResult, tmp_path: Path) -> None:
     write_tables(result, tmp_path)
     text = (tmp_path / "table.md").read_text()
-    assert "| fedhelp | 0.800 | 0.600 | 0.500 | 0.550 ±0.071 | 0.800 ±0.000 |" in text
+    assert "| small silos | small silos (AUROC) | large silos |" in text
+    assert "| fedhelp | 0.800 | 0.600 | 0.500 | 0.550 ±0.071 | 0.138 ±0.018 | 0.800 ±0.000 |" in text
     assert "at least 0.495" in text
     lines = list(csv.DictReader(io.StringIO((tmp_path / "scores.csv").read_text())))
     assert len(lines) == 3 * 2 * 3
@@ -257,5 +263,35 @@ def test_where_less_is_better_the_worst_is_the_most_and_less_wins(result: StudyR
 
 def test_a_tasks_other_scores_have_a_table_of_their_own(result: StudyResult) -> None:
     text = markdown(result)
-    assert "| normalisation | method | accuracy | AUROC |" in text
-    assert "| silo | fedavg | 0.275 ±0.035 | 0.138 ±0.018 |" in text
+    assert "| normalisation | method | AUROC | accuracy | balanced accuracy at argmax | ECE | Brier score |" in text
+    assert "| silo | fedavg | 0.138 ±0.018 | 0.275 ±0.035 | 0.500 ±0.000 | 0.500 ±0.000 | 0.500 ±0.000 |" in text
+
+
+def test_what_models_said_of_each_image_lies_beside_the_cell_and_gives_its_scores(federation: Federation, tmp_path: Path) -> None:
+    one = federation.override(**{"algorithm.rounds": 1})
+    found = run_study(one, methods=["fedhelp"], seeds=[1], out=tmp_path, load=tiny_silos).cell("fedhelp", "silo", 1)
+    assert found.images is not None
+    results = read_results(found.images)
+    assert {silo: list(models) for silo, models in results.items()} == {silo: list(models) for silo, models in found.scores[1].items()}
+    objective = objective_of(one.task)
+    for silo, models in results.items():
+        for model, arrays in models.items():
+            assert arrays["test/labels"].tolist() == [0, 1, 2] * 3 and arrays["test/probabilities"].shape == (9, 3)
+            point = OperatingPoint(rule="prior-corrected", temperature=float(arrays["point/temperature"]),
+                                   offsets_C=tuple(arrays["point/offsets"]), log_prior_C=tuple(arrays["point/log_prior"]))
+            test = {name.removeprefix("test/"): rows for name, rows in arrays.items() if name.startswith("test/")}
+            assert objective.scores_of(test, point).scores == found.scores[1][silo][model]
+
+
+def test_equal_numbers_give_an_equal_file_of_results(federation: Federation, tmp_path: Path) -> None:
+    one = federation.override(**{"algorithm.rounds": 1})
+    paths = [run_study(one, methods=["fedavg"], seeds=[1], out=tmp_path / name, load=tiny_silos).cell("fedavg", "silo", 1).images for name in "ab"]
+    first, second = (path.read_bytes() for path in paths if path is not None)
+    assert first == second
+
+
+def test_another_operating_point_is_another_cell(federation: Federation, tmp_path: Path) -> None:
+    one = federation.override(**{"algorithm.rounds": 1})
+    for rule in ("argmax", "prior-corrected"):
+        run_study(one.override(**{"evaluation.operating_point": rule}), methods=["fedavg"], seeds=[1], out=tmp_path, load=tiny_silos)
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 2

@@ -1,0 +1,35 @@
+"""How common a hospital's classes are, for losses and decisions that take skewed classes into account. NumPy; no images, counts alone.
+
+Called by losses.py in training, by operating_point.py and by check, which pools what the hospitals counted. Shapes: K hospitals, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Shares = npt.NDArray[np.float64]
+
+
+def prior_of(counts_C: Sequence[int]) -> Shares:
+    """Class frequencies with one more image spread over all classes, so that none is impossible: (n_c + 1/C) / (n + 1)."""
+    counts = np.asarray(counts_C, np.float64)
+    prior: Shares = (counts + 1 / len(counts)) / (counts.sum() + 1)
+    return prior
+
+
+def shares_of_classes(counts_C: Sequence[int]) -> Shares:
+    """Class frequencies n_c / n. Of a class without an image nobody can tell: it has the largest share there is, and is never favoured."""
+    return _without_gaps(np.asarray(counts_C, np.float64) / max(sum(counts_C), 1))
+
+
+def pooled_shares(counts_KC: Sequence[Sequence[int]], weights_K: Sequence[float]) -> Shares:
+    """What the averaged model has seen: the hospitals' class frequencies, in the shares `weights_K` that their updates have in Eq 7."""
+    counts = np.asarray(counts_KC, np.float64)
+    return _without_gaps(np.asarray(weights_K) @ (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)))
+
+
+def _without_gaps(shares_C: Shares) -> Shares:
+    return np.where(shares_C > 0, shares_C, shares_C.max() or 1.0)  # 1: of a hospital that trains nothing, all classes alike
