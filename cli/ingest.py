@@ -29,8 +29,8 @@ _EVERY = 10.0  # seconds between lines where nobody watches a terminal
 
 
 def ingest_and_print(
-    layout: str, folder: Path, options: Options, *, task: str | None, out: Path | None, drop_leaked: Side | None, drop_unusable: bool,
-    sample: int | None, dry_run: bool,
+    layout: str, folder: Path, options: Options, *, task: str | None, out: Path | None, drop_leaked: Side | None, keep_leaked: bool,
+    drop_unusable: bool, sample: int | None, dry_run: bool,
 ) -> None:
     """Look at the data set in `folder`, print what it holds, write datalists, report and pages of pictures below `out`.
 
@@ -50,7 +50,9 @@ def ingest_and_print(
         return
     console = Console(stderr=True)
     with _Looking(console) as looking:
-        ingested = ingest(hospitals, config, drop_leaked=drop_leaked, drop_unusable=drop_unusable, sample=sample, progress=looking.progress)
+        ingested = ingest(
+            hospitals, config, drop_leaked=drop_leaked, keep_leaked=keep_leaked, drop_unusable=drop_unusable, sample=sample,
+            progress=looking.progress)
     _print_report(ingested.report)
     write_report(out, ingested.report)
     looked = list(_looked(hospitals, ingested))

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from fedhelp_core.algorithm.batches import Rows, to_input
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, Weights, large_model_of, proxy_with
 from fedhelp_core.registry.methods import METHOD_PARTS
+from fedhelp_core.registry.tasks import ENOUGH_VALIDATION
 
-ENOUGH = 10
-"""Validation images; what fewer say is chance."""
 _BATCH_PIXELS = 2**18  # a batch's images: large enough to keep the arithmetic busy, small enough for any GPU that trains
 
 
@@ -26,7 +25,7 @@ def deployed_models(
     """The models this silo evaluates, the one it deploys first: `proxy`, and in a large silo its own `large`.
 
     A large silo deploys its large model, as in the paper, unless the proxy has the better score on the silo's validation images,
-    of which there have to be at least ENOUGH (docs/decisions/0014). Test images have no say.
+    of which there have to be at least ENOUGH_VALIDATION (docs/decisions/0014). Test images have no say.
 
     Args:
         global_weights: The round's proxy.
@@ -39,7 +38,7 @@ def deployed_models(
     if settings.kind != "large" or not METHOD_PARTS[settings.algorithm.method].large_model:
         return {"proxy": proxy}
     large = large_model_of(state, settings)
-    if len(targets_NK) >= ENOUGH:
+    if len(targets_NK) >= ENOUGH_VALIDATION["mask" if targets_NK.ndim > 1 else "classes"]:
         metric = settings.objective.headline
         ours, theirs = (settings.objective.scored(model, images_NCHW, targets_NK, settings.device).scores[metric.name] for model in (large, proxy))
         if metric.gain(theirs, ours) > 0:  # never where one is undefined

@@ -15,6 +15,10 @@ Answer = Literal["classes", "mask"]
 """What a model answers with: class probabilities of an image, or the foreground probability of every pixel or voxel."""
 
 
+ENOUGH_VALIDATION: Mapping[Answer, int] = {"classes": 10, "mask": 4}
+"""Validation images by which a model is chosen; what fewer say is chance. A class is right or wrong, a mask's score is graded: fewer of them do."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """A score that models are compared by."""

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fedhelp_core.algorithm.batches import to_input
-from fedhelp_core.algorithm.inference import ENOUGH, deployed_models
+from fedhelp_core.algorithm.inference import deployed_models
 from fedhelp_core.algorithm.local_update import CPU, SiloState, UpdateSettings, initial_weights
 from fedhelp_core.config.algorithm import AlgorithmConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.objectives.open import objective_of
+from fedhelp_core.registry.tasks import ENOUGH_VALIDATION
 
 TASK = TaskConfig(classes=("x", "y"), image_size=8)
 ALGORITHM = AlgorithmConfig(method="fedhelp", proxy_model="resnet8", large_model="resnet14", rank_top_k=1)
@@ -43,7 +44,7 @@ def test_a_large_silo_deploys_what_is_better_on_its_validation_images(better: st
     assert set(deployed(LARGE, IMAGES, labels)) == {"large", "proxy"}
 
 
-@pytest.mark.parametrize("images", [0, 1, ENOUGH - 1])
+@pytest.mark.parametrize("images", [0, 1, ENOUGH_VALIDATION["classes"] - 1])
 def test_with_too_few_validation_images_it_deploys_its_large_model(images: int) -> None:
     assert deployed(LARGE, IMAGES[:images], answers_of("proxy")[:images]) == ["large", "proxy"]
 
