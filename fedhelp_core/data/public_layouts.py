@@ -22,6 +22,7 @@ from fedhelp_core.data import fed_isic, fed_ixi
 from fedhelp_core.data.chest_xray import FOLDERS
 from fedhelp_core.data.csv_files import head_of
 from fedhelp_core.data.datalist import Manifest, as_published, manifest_from, with_validation
+from fedhelp_core.data.medmnist import MedMnist, read_medmnist
 from fedhelp_core.data.names import is_text, not_text, plain
 from fedhelp_core.data.own_csv import COLUMNS, Reading, read_own_csv
 from fedhelp_core.data.sharing import dealt, skewed
@@ -48,6 +49,8 @@ class Options:
     """How many times as large the largest of them is as the smallest; None: as in the paper."""
     images_each: tuple[int, ...] = ()
     """Their images for training and validation; the rest is left out."""
+    unpacked: Path = Path("images")
+    """Folder for the images of an archive: the datalists name files."""
     test_only: bool = False
     """All images are for the test: the hospital trains nothing."""
     silos: tuple[str, ...] = ()
@@ -57,7 +60,7 @@ class Options:
 
     def given(self) -> set[str]:
         """Names of the options that were given."""
-        return {name for name in self.__dataclass_fields__ if getattr(self, name) not in (None, (), {}, False)}
+        return {name for name in self.__dataclass_fields__ if name != "unpacked" and getattr(self, name) not in (None, (), {}, False)}
 
     @property
     def hands(self) -> tuple[float, ...]:
@@ -103,6 +106,8 @@ class Layout:
     find: _Find
     hands: tuple[float, ...] = ()
     """Sizes of the hospitals that it is dealt out to where nobody says others."""
+    archive: Callable[[Path, Options], MedMnist] | None = None
+    """Opens the archive whose images have to be written as files, and that names task and classes."""
 
 
 def hospitals_of(layout: str, folder: Path, task: TaskConfig, options: Options) -> dict[str, Hospital]:
@@ -266,6 +271,19 @@ def _own_csv(folder: Path, task: TaskConfig, options: Options) -> dict[str, Hosp
         for theirs, one in listed.items()}
 
 
+def _archive(folder: Path, options: Options) -> MedMnist:
+    found = [options.images] if options.images else sorted(folder.glob("*.npz"))
+    if len(found) != 1:
+        said = ", ".join(path.name for path in found) or "none"
+        raise DataError(f"{folder}: one .npz of MedMNIST expected in it, found {said}; give its path with --images")
+    return read_medmnist(found[0])
+
+
+def _medmnist(folder: Path, _task: TaskConfig, options: Options) -> dict[str, Hospital]:
+    archive = _archive(folder, options)
+    return {"hospital-0": Hospital(manifest_from(str(archive.path), archive.items(options.unpacked)))}
+
+
 LAYOUTS: Mapping[str, Layout] = {
     "fed-isic2019": Layout(
         holds="Fed-ISIC2019: a folder of <image>.jpg and FLamby's split CSV (image, target, center, fold); a silo a center", task="melanoma",
@@ -282,6 +300,9 @@ LAYOUTS: Mapping[str, Layout] = {
     "volumes-and-masks": Layout(
         holds="volumes in images/ and masks/: a folder of DICOM slices or a NIfTI file for each subject; silos by --sizes", task="brain-segmentation",
         answer="mask", options=frozenset({"images", "masks", "test_fraction"}), find=_volumes),
+    "medmnist": Layout(
+        holds="MedMNIST: one .npz with train, val and test _images and _labels; a silo, or dealt out by --silos N, --sizes", task="pneumonia",
+        answer="classes", options=frozenset({"images"}), find=_medmnist, archive=_archive),
     "csv": Layout(
         holds="a hospital's own CSV (image, label or mask, perhaps split, patient, lesion, hospital) and the images it lists", task="melanoma",
         answer=None, options=frozenset({"csv", "columns", "test_fraction"}), find=_own_csv),

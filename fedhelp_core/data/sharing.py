@@ -1,8 +1,8 @@
 """Dealing out a data set that knows no hospitals: which subject is whose. Called by the layouts, by `ingest` and by the phantoms.
 
 Subjects (patients or lesions, where names or lists tell them) are dealt out whole, in the order of the hash of their names: the same names give
-the same hands on every machine. Training subjects follow the given sizes, class by class; validation and test subjects are dealt evenly, so
-that a small hospital's score means something.
+the same hands on every machine. Subjects for training and validation follow the given sizes, class by class; those for the test are dealt evenly,
+so that a small hospital's score means something.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Parts = Mapping[str, Sequence[Item]]
 
 
 def owners(subjects: Iterable[str], sizes: Sequence[float], split: str) -> dict[str, int]:
-    """Subject -> number of its hospital. Everybody gets at least one where there are enough; the rest follow `sizes` in training."""
+    """Subject -> number of its hospital. Everybody gets at least one where there are enough; the rest follow `sizes`, but for the test."""
     assert split in SPLITS
     dealt = sorted(set(subjects), key=_by_hash)
-    counts = hand_sizes(len(dealt), sizes if split == "training" else [1.0] * len(sizes))
+    counts = hand_sizes(len(dealt), [1.0] * len(sizes) if split == "test" else sizes)
     hands = [number for number, count in enumerate(counts) for _ in range(count)]
     return dict(zip(dealt, hands, strict=True))
 

@@ -202,7 +202,7 @@ def test_a_csv_that_cannot_be_used_is_one_sentence(rows: str, options: dict[str,
 
 @pytest.mark.parametrize(("layout", "folder", "task", "options", "said"), [
     ("dicom", "isic", MELANOMA, {}, "layout 'dicom': one of fed-isic2019, chest-xray"),
-    ("chest-xray", "chest", PNEUMONIA, {"prefixes": ("A",)}, "--prefixes: layout chest-xray does not take it; it takes --images-each, --silos, --sizes"),
+    ("chest-xray", "chest", PNEUMONIA, {"prefixes": ("A",)}, "--prefixes: layout chest-xray does not take it; it takes --images-each, --silos"),
     ("chest-xray", "chest", LUNGS, {}, "layout chest-xray has no answers of the kind that lung-segmentation needs"),
     ("chest-xray", "isic", PNEUMONIA, {}, "train|val|test / NORMAL|PNEUMONIA expected"),
     ("chest-xray", "nowhere", PNEUMONIA, {}, "no such folder; give the folder that holds the paediatric chest X-rays"),
