@@ -128,15 +128,20 @@ _LAYOUTS_HELP = """
 \b
 Layouts, and what FOLDER holds
   fed-isic2019        a folder of <image>.jpg and FLamby's split CSV (image, target, center, fold); silos center-0 ...
-  chest-xray          train|val|test / NORMAL|PNEUMONIA / *.jpeg, dealt out to six silos (--sizes: to others), hospital-0 ...
-  pictures-and-masks  images/ and masks/ of the same names; silos by the beginnings of names (--prefixes) or dealt out (--sizes)
+  chest-xray          train|val|test / NORMAL|PNEUMONIA / *.jpeg, dealt out to six silos hospital-0 ...
+  pictures-and-masks  images/ and masks/ of the same names; one silo, or by the beginnings of names (--prefixes)
   fed-ixi             IXI002-Guys-0828/T1/*.nii.gz and /label/*.nii.gz, and FLamby's split CSV; silos guys, hh, iop
-  volumes-and-masks   images/ and masks/ with a folder of DICOM slices or a NIfTI file for each subject (--sizes: several silos)
-  csv                 a hospital's own list: image,label (or mask) and perhaps split,patient,hospital; paths relative to FOLDER
+  volumes-and-masks   images/ and masks/ with a folder of DICOM slices or a NIfTI file for each subject
+  medmnist            one <set>.npz of MedMNIST, whose images are written to OUT/images; flat or solid, grey or in colour
+  csv                 a hospital's own list: image,label (or mask) and perhaps split,patient,lesion,hospital; paths relative to FOLDER
+\b
+One hospital's images are dealt out to several by --silos N, --sizes or --images-each, whichever the layout.
 \b
 Examples
   fedhelp data ingest fed-isic2019 /data/fed_isic2019 --out examples/data/melanoma
   fedhelp data ingest pictures-and-masks /data/lungs --prefixes CHNCXR,MCUCXR,JPCLN --out examples/data/lung-segmentation
+  fedhelp data ingest chest-xray /data/chest_xray --images-each 400,130,60,40,24,16 --out examples/data/pneumonia
+  fedhelp data ingest csv /data/nih --task pneumonia --test-only --out examples/data/external
   fedhelp data ingest csv /data/ward7 --task pneumonia --columns image=File,label=Diagnosis,patient=MRN --silos charite
 """
 
