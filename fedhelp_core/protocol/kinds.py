@@ -19,7 +19,7 @@ def resolve_kinds(federation: Federation, training_samples: Mapping[str, int]) -
     """
     idle = [name for name, count in training_samples.items() if not count]
     if idle:
-        raise ConfigError(f"silos: {', '.join(idle)}: no training image, so no part in a run; take them out of `silos` and only test models there")
+        raise ConfigError(f"silos: {', '.join(idle)}: no training image (data.test_only in silo.yaml), so no part in a run; take them out of `silos`")
     declared = {silo.name: silo.kind for silo in federation.silos}
     undecided = sorted((n for n, kind in declared.items() if kind == "auto"), key=lambda n: (-training_samples[n], n))
     large = set(undecided[: federation.algorithm.large_silos])
