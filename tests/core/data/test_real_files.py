@@ -44,6 +44,18 @@ def sizes(found: SiloArrays) -> tuple[int, int, int]:
     return len(found.training.labels_N), len(found.validation.labels_N), len(found.test.labels_N)
 
 
+def rows_in(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 @pytest.fixture
 def few_chests(tmp_path: Path) -> Path:
     """40 images of each class of training, the published validation images and 12 of each class of the test."""
@@ -82,16 +94,12 @@ def test_no_patient_of_the_published_chest_xrays_is_in_two_splits() -> None:
 @pytest.fixture
 def few_of_nih(tmp_path: Path) -> Path:
     """The first images of each class of the list, and the images that it names."""
-    with open(real("pneumonia-nih") / "list.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_in(real("pneumonia-nih") / "list.csv")
     kept = [row for label in ("normal", "pneumonia") for row in [row for row in rows if row["label"] == label][:24]]
     for row in kept:
         (tmp_path / "nih" / row["image"]).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(real("pneumonia-nih") / row["image"], tmp_path / "nih" / row["image"])
-    with open(tmp_path / "nih" / "list.csv", "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(kept)
+    write_rows(tmp_path / "nih" / "list.csv", kept)
     return tmp_path / "nih"
 
 
@@ -114,18 +122,14 @@ def test_medmnist_is_dealt_out(tmp_path: Path) -> None:
 @pytest.fixture
 def few_lesions(tmp_path: Path) -> Path:
     """Thirty rows of each of the published split's hospitals, and the picture that is in training and in test."""
-    with open(real("skin") / "split.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_in(real("skin") / "split.csv")
     kept = [row for center in "12345" for fold, most in (("train", 20), ("test", 10))
             for row in [row for row in rows if (row["center"], row["fold"]) == (center, fold)][:most]]
     kept += [row for row in rows if row["image"] in ("ISIC_0029938", "ISIC_0024777") and row not in kept]
     (tmp_path / "skin" / "images").mkdir(parents=True)
     for row in kept:
         shutil.copy(real("skin") / "images" / f"{row['image']}.jpg", tmp_path / "skin" / "images")
-    with open(tmp_path / "skin" / "split.csv", "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(kept)
+    write_rows(tmp_path / "skin" / "split.csv", kept)
     return tmp_path / "skin"
 
 
