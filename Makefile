@@ -8,6 +8,9 @@ UV := $(shell command -v uv 2>/dev/null || echo $(CURDIR)/.uv/bin/uv)
 RUN := $(UV) run --frozen --no-sync
 DEMO ?= demo
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
+ifdef DATA  # a folder of real images, for the tests that take some (tests/core/data/test_real_files.py says what it holds)
+export FEDHELP_REALDATA := $(abspath $(DATA))
+endif
 
 .PHONY: help setup run simulate simulate-tasks simulate-steps test test-all test-cluster kills attack coverage check charts docs docs-serve format bench bench-peers fuzz-files images requirements cluster cluster-down e2e clean
 
@@ -32,7 +35,7 @@ simulate-steps: setup ## FedAvg with as many optimizer steps as FedHelp takes (n
 
 ##@ Develop
 TEST_PROCESSES ?= 2
-test: setup check ## Lint, types, layers, then all tests that need no Kubernetes (a quarter of an hour)
+test: setup check ## Lint, types, layers, then all tests that need no Kubernetes (a quarter of an hour); DATA=<folder>: with real images too
 	@$(RUN) python tests/cluster/build.py helm >/dev/null
 	@$(RUN) pytest tests --ignore tests/cluster -m "not e2e and not long" -n $(TEST_PROCESSES)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -29,8 +31,8 @@ _EVERY = 10.0  # seconds between lines where nobody watches a terminal
 
 
 def ingest_and_print(
-    layout: str, folder: Path, options: Options, *, task: str | None, out: Path | None, drop_leaked: Side | None, drop_unusable: bool,
-    sample: int | None, dry_run: bool,
+    layout: str, folder: Path, options: Options, *, task: str | None, out: Path | None, drop_leaked: Side | None, keep_leaked: bool,
+    drop_unusable: bool, sample: int | None, dry_run: bool,
 ) -> None:
     """Look at the data set in `folder`, print what it holds, write datalists, report and pages of pictures below `out`.
 
@@ -39,18 +41,25 @@ def ingest_and_print(
         DataError: the data cannot be used as they are; the report says more.
     """
     entry = layout_called(layout)
-    config = TaskConfig(name=_known_task(task or entry.task), image_size=_SIDE)
-    out = (out or Path("data") / config.name).resolve()
     try:
+        archive = entry.archive(folder.resolve(), options) if entry.archive is not None else None
+        named = _known_task(task or (archive.task if archive else entry.task))
+        config = TaskConfig.model_validate({"name": named, "image_size": _SIDE, **({"classes": archive.classes} if archive else {})})
+        out = (out or Path("data") / config.name).resolve()
+        options = replace(options, unpacked=out / "images")
         hospitals = hospitals_of(layout, folder.resolve(), config, options)
     except DataError as e:
         raise DataError([_in_words_of_this_command(problem) for problem in e.problems]) from e
     if dry_run:
         _print_plan(hospitals, config, out)
         return
+    if archive is not None:
+        archive.unpack(options.unpacked)
     console = Console(stderr=True)
     with _Looking(console) as looking:
-        ingested = ingest(hospitals, config, drop_leaked=drop_leaked, drop_unusable=drop_unusable, sample=sample, progress=looking.progress)
+        ingested = ingest(
+            hospitals, config, drop_leaked=drop_leaked, keep_leaked=keep_leaked, drop_unusable=drop_unusable, sample=sample,
+            progress=looking.progress)
     _print_report(ingested.report)
     write_report(out, ingested.report)
     looked = list(_looked(hospitals, ingested))
@@ -60,6 +69,8 @@ def ingest_and_print(
     if ingested.unseen:
         console.print(f"a sample: {ingested.unseen:,} images were not looked at", highlight=False)
     paths = write_silos(out, ingested, config)
+    if config.classes != TASKS[config.name].classes:
+        print(f"write in federation.yaml: task: {{name: {config.name}, classes: {json.dumps(config.classes)}}}")
     print(f"{out}: {len(paths)} silos; name {paths[0].parent}/<silo>.yaml as silo_config in federation.yaml: {', '.join(ingested.manifests)}")
 
 

@@ -128,15 +128,20 @@ _LAYOUTS_HELP = """
 \b
 Layouts, and what FOLDER holds
   fed-isic2019        a folder of <image>.jpg and FLamby's split CSV (image, target, center, fold); silos center-0 ...
-  chest-xray          train|val|test / NORMAL|PNEUMONIA / *.jpeg, dealt out to six silos (--sizes: to others), hospital-0 ...
-  pictures-and-masks  images/ and masks/ of the same names; silos by the beginnings of names (--prefixes) or dealt out (--sizes)
+  chest-xray          train|val|test / NORMAL|PNEUMONIA / *.jpeg, dealt out to six silos hospital-0 ...
+  pictures-and-masks  images/ and masks/ of the same names; one silo, or by the beginnings of names (--prefixes)
   fed-ixi             IXI002-Guys-0828/T1/*.nii.gz and /label/*.nii.gz, and FLamby's split CSV; silos guys, hh, iop
-  volumes-and-masks   images/ and masks/ with a folder of DICOM slices or a NIfTI file for each subject (--sizes: several silos)
-  csv                 a hospital's own list: image,label (or mask) and perhaps split,patient,hospital; paths relative to FOLDER
+  volumes-and-masks   images/ and masks/ with a folder of DICOM slices or a NIfTI file for each subject
+  medmnist            one <set>.npz of MedMNIST, whose images are written to OUT/images; flat or solid, grey or in colour
+  csv                 a hospital's own list: image,label (or mask) and perhaps split,patient,lesion,hospital; paths relative to FOLDER
+\b
+One hospital's images are dealt out to several by --silos N, --sizes or --images-each, whichever the layout.
 \b
 Examples
   fedhelp data ingest fed-isic2019 /data/fed_isic2019 --out examples/data/melanoma
   fedhelp data ingest pictures-and-masks /data/lungs --prefixes CHNCXR,MCUCXR,JPCLN --out examples/data/lung-segmentation
+  fedhelp data ingest chest-xray /data/chest_xray --images-each 400,130,60,40,24,16 --out examples/data/pneumonia
+  fedhelp data ingest csv /data/nih --task pneumonia --test-only --out examples/data/external
   fedhelp data ingest csv /data/ward7 --task pneumonia --columns image=File,label=Diagnosis,patient=MRN --silos charite
 """
 
@@ -149,26 +154,37 @@ Examples
 @click.option("--drop-leaked", type=click.Choice(["training", "test"]),
               help="Where the same image (or patient) is in training and in test, leave it out of this side; without it that is refused.")
 @click.option("--drop-unusable", is_flag=True, help="Leave out files that cannot be used, and say which; without it they are refused.")
-@click.option("--silos", default="", metavar="NAMES",
-              help="Names for the hospitals, comma-separated: THEIRS=yours, e.g. Mitte=mitte; those that the data set does not name by their order.")
+@click.option("--published-split", is_flag=True,
+              help="Keep the data set's own split although the same image, patient or lesion is in training and in test; the report says how many.")
+@click.option("--silos", default="", metavar="NAMES|N",
+              help="Names for the hospitals, comma-separated: THEIRS=yours, e.g. Mitte=mitte; those that the data set does not name by their order."
+                   " A number: deal one hospital's images out to so many, as unequal as the paper's.")
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of images (fed-ixi: of subjects), where it is not found below FOLDER.")
 @click.option("--masks", type=click.Path(path_type=Path), help="Folder of masks, where it is not FOLDER/masks.")
 @click.option("--split-csv", type=click.Path(path_type=Path), help="FLamby's split CSV, where it is not found below FOLDER.")
+@click.option("--lesions", type=click.Path(path_type=Path),
+              help="Layout fed-isic2019: CSV that says which images show one lesion (image_id, lesion_id), where it is not beside the others.")
 @click.option("--csv", "own_csv", type=click.Path(path_type=Path), help="Layout csv: the list, where it is not the only CSV in FOLDER.")
 @click.option("--columns", default="", metavar="OURS=YOURS,...", help="Layout csv: what your columns are called.")
 @click.option("--prefixes", default="", help="Layout pictures-and-masks: how each hospital's file names begin, comma-separated.")
-@click.option("--sizes", default="", help="Relative sizes of the hospitals that a set without any is dealt out to, comma-separated.")
+@click.option("--sizes", default="", help="Relative sizes of the hospitals that one hospital's images are dealt out to, comma-separated.")
+@click.option("--skew", type=click.FloatRange(1), metavar="RATIO",
+              help="With --silos N: how many times as large the largest hospital is as the smallest; default: the paper's 28.")
+@click.option("--images-each", default="", metavar="N,N,...",
+              help="Deal out so many images for training and validation to each hospital; the rest is left out, the test images are dealt evenly.")
+@click.option("--test-only", is_flag=True, help="All images are for the test: a hospital that trains nothing.")
 @click.option("--test-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True),
               help="Share of the images held out for the test, where the data set has no split of its own; default 0.2.")
 @click.option("--validation-fraction", type=click.FloatRange(0, 1, max_open=True),
-              help="Share of the others held out for validation; default 0, of fed-isic2019 0.1.")
+              help="Share of the training images set aside for validation; default: a fifth or so, where a hospital has fewer than ten.")
 @click.option("--sample", type=click.IntRange(1), help="Look at about so many images of each hospital; default: all of them, in full.")
 @click.option("--dry-run", is_flag=True, help="Print the silos, their counts and what would be written; open no image, write nothing.")
 @_with_exit_codes
 def ingest(
     layout: str, folder: Path, out: Path | None, task: str | None, drop_leaked: Any, drop_unusable: bool, silos: str, images: Path | None,
     masks: Path | None, split_csv: Path | None, own_csv: Path | None, columns: str, prefixes: str, sizes: str, test_fraction: float | None,
-    validation_fraction: float | None, sample: int | None, dry_run: bool,
+    validation_fraction: float | None, sample: int | None, dry_run: bool, published_split: bool, lesions: Path | None, skew: float | None,
+    images_each: str, test_only: bool,
 ) -> None:
     """Turn a data set into a checked MONAI datalist and a silo.yaml for each hospital, with a report of what it holds.
 
@@ -180,11 +196,19 @@ def ingest(
     from fedhelp_cli.ingest import ingest_and_print
     from fedhelp_core.data.public_layouts import Options
 
+    if drop_leaked and published_split:
+        raise click.UsageError("--drop-leaked, --published-split: one changes the split, the other keeps it; give one of them")
+    count = int(silos) if silos.strip().isdecimal() else None
+    if count == 0:
+        raise click.UsageError("--silos 0: names, or a number from 1 expected")
+    each = tuple(map(int, _positive_numbers("--images-each", images_each)))
     options = Options(
-        images=images, masks=masks, split_csv=split_csv, csv=own_csv, columns=_texts(columns), prefixes=tuple(_list(prefixes)),
-        sizes=_positive_numbers(sizes), silos=tuple(_list(silos)), test_fraction=test_fraction, validation_fraction=validation_fraction)
+        images=images, masks=masks, split_csv=split_csv, lesions=lesions, csv=own_csv, columns=_texts(columns), prefixes=tuple(_list(prefixes)),
+        sizes=_positive_numbers("--sizes", sizes), count=count, skew=skew, images_each=each,
+        silos=() if count else tuple(_list(silos)), test_only=test_only, test_fraction=test_fraction, validation_fraction=validation_fraction)
     ingest_and_print(
-        layout, folder, options, task=task, out=out, drop_leaked=drop_leaked, drop_unusable=drop_unusable, sample=sample, dry_run=dry_run)
+        layout, folder, options, task=task, out=out, drop_leaked=drop_leaked, keep_leaked=published_split, drop_unusable=drop_unusable,
+        sample=sample, dry_run=dry_run)
 
 
 @data.command(epilog=_EXIT_CODES)
@@ -411,13 +435,13 @@ def _texts(text: str) -> dict[str, str]:
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 
 
-def _positive_numbers(text: str) -> tuple[float, ...]:
+def _positive_numbers(option: str, text: str) -> tuple[float, ...]:
     try:
         numbers = tuple(float(part) for part in _list(text))
     except ValueError:
         numbers = (0.0,)
     if any(not 0 < number < float("inf") for number in numbers):
-        raise click.UsageError(f"--sizes {text}: positive numbers expected, e.g. 9930,3163,2691")
+        raise click.UsageError(f"{option} {text}: positive numbers expected, e.g. 9930,3163,2691")
     return numbers
 
 

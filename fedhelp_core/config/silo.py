@@ -11,19 +11,30 @@ from fedhelp_core.config.files import read_yaml, with_absolute_paths
 from fedhelp_core.config.section import Section, SiloName, validated
 from fedhelp_core.errors import ConfigError
 
+PAPER_SIZES = (9930, 3163, 2691, 1807, 655, 351)
+"""Fed-ISIC2019's training images, the paper's skew."""
 
-class FedIsicData(Section):
+
+class _Layout(Section):
+    """What every public data set's layout has."""
+
+    validation_fraction: float | None = Field(None, ge=0, lt=1)
+    """Share of the training images of each class that is set aside for validation, whole patients at a time, beside the set's own validation
+    images; null: a fifth or so where the set has fewer than ten of them (docs/data.md); 0: none."""
+
+
+class FedIsicData(_Layout):
     """Fed-ISIC2019's own layout: a JPEG folder and FLamby's split CSV."""
 
     layout: Literal["fed-isic2019"]
     images: Path
     """Folder of <image>.jpg files."""
     split_csv: Path
-    """CSV with columns image, target, center, fold, fold2."""
+    """CSV with columns image, target, center, fold, fold2, perhaps lesion or patient."""
     center: int = Field(ge=0)
     """Which rows are this hospital's."""
-    validation_fraction: float = Field(0.1, ge=0, lt=1)
-    """Share of the training fold held out, chosen by hash of the image name."""
+    lesions: Path | None = None
+    """CSV with columns image_id, lesion_id, as HAM10000_metadata.csv; null: only the split CSV says which images show the same."""
 
 
 class DatalistData(Section):
@@ -33,6 +44,8 @@ class DatalistData(Section):
     datalist: Path
     root: Path | None = None
     """Folder that image paths are relative to; null: the datalist's folder."""
+    test_only: bool = False
+    """Whether the hospital trains nothing: it may have test images alone, and no run that trains takes it in."""
 
 
 class Share(Section):
@@ -43,7 +56,7 @@ class Share(Section):
 
     number: int = Field(ge=0)
     """This hospital's place in `sizes`, from 0."""
-    sizes: tuple[Annotated[float, Field(gt=0)], ...] = Field((9930, 3163, 2691, 1807, 655, 351), min_length=1, max_length=1000)
+    sizes: tuple[Annotated[float, Field(gt=0)], ...] = Field(PAPER_SIZES, min_length=1, max_length=1000)
     """Relative sizes of all hospitals; default: Fed-ISIC2019's training sets, the paper's skew."""
 
     @model_validator(mode="after")
@@ -53,7 +66,7 @@ class Share(Section):
         return self
 
 
-class ChestXrayData(Section):
+class ChestXrayData(_Layout):
     """Paediatric chest X-rays in their own layout: train|val|test / NORMAL|PNEUMONIA / *.jpeg, shared out to hospitals."""
 
     layout: Literal["chest-xray"]
@@ -62,10 +75,10 @@ class ChestXrayData(Section):
     share: Share
 
 
-class PicturesAndMasks(Section):
+class PicturesAndMasks(_Layout):
     """Grey pictures in one folder and their masks in another, as the public lung sets are published, shared out to hospitals.
 
-    The mask of `<name>.png` is `<name>.png` or `<name>_mask.png`. Test and validation pictures are chosen by the hash of their names.
+    The mask of `<name>.png` is `<name>.png` or `<name>_mask.png`. Test pictures are chosen by the hash of their names.
     """
 
     layout: Literal["pictures-and-masks"]
@@ -79,11 +92,9 @@ class PicturesAndMasks(Section):
     """Which part is this hospital's; null: all of it."""
     test_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the pictures held out for the test."""
-    validation_fraction: float = Field(0.0, ge=0, lt=1)
-    """Share of the others held out for validation."""
 
 
-class FedIxiData(Section):
+class FedIxiData(_Layout):
     """Fed-IXI's own layout: a folder a subject (IXI002-Guys-0828) with T1/*.nii.gz and label/*.nii.gz, and FLamby's split CSV."""
 
     layout: Literal["fed-ixi"]
@@ -93,8 +104,6 @@ class FedIxiData(Section):
     """CSV with columns Patient ID and Split (train or test)."""
     hospital: Literal["Guys", "HH", "IOP"]
     """Which subjects are this hospital's."""
-    validation_fraction: float = Field(0.0, ge=0, lt=1)
-    """Share of the training subjects held out, chosen by hash of the subject."""
 
 
 class SiloConfig(Section):
@@ -107,7 +116,7 @@ class SiloConfig(Section):
     """Folder on the silo's own volume: large model, heads, optimizer, caches, egress ledger."""
 
 
-_SILO_PATHS = ("data.images", "data.split_csv", "data.datalist", "data.root", "data.masks", "state")
+_SILO_PATHS = ("data.images", "data.split_csv", "data.lesions", "data.datalist", "data.root", "data.masks", "state")
 
 
 def load_silo(path: str | Path) -> SiloConfig:

@@ -25,6 +25,8 @@ from fedhelp_core.data.names import Finder, plain
 from fedhelp_core.data.picture_files import BITS
 from fedhelp_core.data.pictures_and_masks import read_pictures_and_masks
 from fedhelp_core.data.problems import told
+from fedhelp_core.data.setting_aside import set_aside
+from fedhelp_core.data.sharing import dealt
 from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.errors import ConfigError, DataError
 from fedhelp_core.registry.tasks import TASKS
@@ -47,7 +49,15 @@ class Manifest:
     pixel_bits: int | None = None
     """How many bits are in use in the 16-bit pictures; None: as many as the largest pixel of all of them needs."""
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What was converted in reading lists, and what was left alone, for people to look at."""
+    """What was converted in reading lists, what was left alone and what was set aside for validation, for people to look at."""
+    subjects: Mapping[Path, str] = field(default_factory=dict, compare=False)
+    """Image -> the patient or lesion that it shows, where names or lists tell: images of one subject stay together."""
+    aside: frozenset[Path] = field(default=frozenset(), compare=False)
+    """Images set aside for validation, which the data set itself has in training."""
+    splits_told: bool = field(default=True, compare=False)
+    """Whether the list itself says which images are for validation, if only that there are none."""
+    test_only: bool = field(default=False, compare=False)
+    """Whether the hospital trains nothing."""
 
     def splits(self) -> Iterator[tuple[str, tuple[Item, ...]]]:
         """Name and items of each split."""
@@ -102,33 +112,61 @@ def _other_classes(found: Manifest, task: TaskConfig) -> Iterator[str]:
                " write task.classes in the layout's order")
 
 
+def with_validation(found: Manifest, fraction: float | None = None) -> Manifest:
+    """`found` with a share of its training images set aside for validation, as `setting_aside` says."""
+    training, validation = set_aside(found.training, found.validation, found.subjects, fraction)
+    moved = len(validation) - len(found.validation)
+    note = f"{found.source}: {moved:,} of {len(found.training):,} training images are set aside for validation (docs/data.md)"
+    aside = frozenset(item.image for item in validation[len(found.validation):])
+    return replace(found, training=training, validation=validation, aside=aside, notes=(*found.notes, *([note] if moved else [])))
+
+
 def read_layout(data: FedIsicData | DatalistData | ChestXrayData | PicturesAndMasks | FedIxiData, *, masks: bool | None = None) -> Manifest:
-    """What the layout holds; `problems` says what cannot be used. `masks` as in `read_datalist`.
+    """The silo's images, with enough of them for validation; `problems` says what cannot be used. `masks` as in `read_datalist`.
+
+    Raises:
+        DataError: a file or folder that all of it hangs on.
+    """
+    found = as_published(data, masks=masks)
+    if isinstance(data, DatalistData):
+        return found if found.splits_told else with_validation(found)
+    share = getattr(data, "share", None)
+    if share is not None:
+        parts = dealt(dict(found.splits()), found.subjects, share.sizes)[share.number]
+        found = replace(found, source=f"{found.source}, share {share.number}", **parts)
+    return with_validation(found, data.validation_fraction)
+
+
+def as_published(data: FedIsicData | DatalistData | ChestXrayData | PicturesAndMasks | FedIxiData, *, masks: bool | None = None) -> Manifest:
+    """What the layout holds, dealt out to nobody and in its own splits; `problems` says what cannot be used. `masks` as in `read_datalist`.
 
     Raises:
         DataError: a file or folder that all of it hangs on.
     """
     if isinstance(data, FedIsicData):
-        training, validation, test, problems = read_fed_isic(data)
-        found = Manifest(f"{data.split_csv}, center {data.center}", training, validation, test, tuple(problems))
+        parts, subjects, problems = read_fed_isic(data)
+        found = manifest_from(f"{data.split_csv}, center {data.center}", parts, problems, subjects=subjects)
         return replace(found, numbered=TASKS["melanoma"].classes)
     if isinstance(data, ChestXrayData):
-        parts, problems, notes = read_chest_xray(data)
-        return replace(manifest_from(f"{data.root}, share {data.share.number}", parts, problems, notes), numbered=TASKS["pneumonia"].classes)
+        parts, subjects, problems, notes = read_chest_xray(data.root)
+        return replace(manifest_from(str(data.root), parts, problems, notes, subjects), numbered=TASKS["pneumonia"].classes)
     if isinstance(data, PicturesAndMasks):
         parts, problems, notes = read_pictures_and_masks(data)
         return manifest_from(str(data.images), parts, problems, notes)
     if isinstance(data, FedIxiData):
-        parts, problems = read_fed_ixi(data)
-        return manifest_from(f"{data.root}, hospital {data.hospital}", parts, problems)
+        parts, subjects, problems = read_fed_ixi(data)
+        return manifest_from(f"{data.root}, hospital {data.hospital}", parts, problems, subjects=subjects)
     return read_datalist(data, masks=masks)
 
 
 def manifest_from(
     source: str, parts: Mapping[str, tuple[Item, ...]], problems: Sequence[str] = (), notes: Sequence[str] = (),
+    subjects: Mapping[Path, str] | None = None,
 ) -> Manifest:
     """A manifest of split -> items."""
-    return Manifest(source, parts.get("training", ()), parts.get("validation", ()), parts.get("test", ()), tuple(problems), notes=tuple(notes))
+    return Manifest(
+        source, parts.get("training", ()), parts.get("validation", ()), parts.get("test", ()), tuple(problems), notes=tuple(notes),
+        subjects=subjects or {})
 
 
 def read_datalist(data: DatalistData, *, masks: bool | None = None) -> Manifest:
@@ -163,7 +201,9 @@ def read_datalist(data: DatalistData, *, masks: bool | None = None) -> Manifest:
     if bits is not None and bits not in BITS:
         problems.append(f"{data.datalist}: pixel_bits should be one of {', '.join(map(str, BITS))}, got {str(bits)[:80]}")
         bits = None
-    return replace(manifest_from(str(data.datalist), splits, problems), classes=tuple(classes), pixel_bits=bits)
+    return replace(
+        manifest_from(str(data.datalist), splits, problems), classes=tuple(classes), pixel_bits=bits, splits_told="validation" in document,
+        test_only=data.test_only)
 
 
 def write_datalist(path: Path, manifest: Manifest, *, root: Path) -> None:
@@ -237,9 +277,20 @@ def _problems_of(manifest: Manifest, classes: int) -> Iterator[str]:
         if len(found) > 1:
             counts = ", ".join(f"{n}x in {name}" for name, n in Counter(found).items())
             yield f"{manifest.source}: {path.name} is listed {counts}; an image may be listed once, or the test split measures nothing"
+    split_of: dict[str, set[str]] = {}
+    for name, items in manifest.splits():
+        for item in items:
+            if item.image in manifest.subjects:
+                split_of.setdefault(manifest.subjects[item.image], set()).add(name)
+    torn = [subject for subject, splits in split_of.items() if len(splits) > 1]
+    if torn:
+        yield (f"{manifest.source}: {len(torn)} patients or lesions are in more than one split, the first {torn[0]}; a test on what was trained on"
+               " measures memory: take the set in with fedhelp data ingest, which leaves them out of one side")
     if manifest.problems:
         return  # what could not be read explains what is missing
-    if len(manifest.training) < 2:
+    if manifest.test_only and manifest.training:
+        yield f"{manifest.source}: no training image expected of a hospital that trains nothing (data.test_only), got {len(manifest.training)}"
+    if len(manifest.training) < 2 and not manifest.test_only:
         yield f"{manifest.source}: at least 2 training images expected, got {len(manifest.training)}"
     if not manifest.test:
         yield f"{manifest.source}: at least 1 test image expected, got none"

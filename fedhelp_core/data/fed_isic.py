@@ -1,8 +1,7 @@
 """Fed-ISIC2019's own layout: a folder of <image>.jpg and FLamby's split CSV (image, target, center, fold, fold2).
 
-Called by `datalist.manifest_of`. The real folder is read unchanged; further columns are ignored. The benchmark has no
-validation fold, so a share of the training fold is held out, chosen by the hash of the image's name: the same images are
-held out on every machine, and adding images moves none.
+Called by `datalist.manifest_of`. The real folder is read unchanged; further columns are ignored, but for `patient` and `lesion`, which say
+which images show the same. FLamby's file has neither: of HAM10000's images HAM10000_metadata.csv (lesion_id, image_id) tells.
 """
 
 from __future__ import annotations
@@ -13,18 +12,19 @@ from fedhelp_core.config.silo import FedIsicData
 from fedhelp_core.data.csv_files import Row, Table
 from fedhelp_core.data.items import Item
 from fedhelp_core.data.names import Finder
-from fedhelp_core.data.sharing import share_of_name
 from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.errors import DataError
 
 COLUMNS = ("image", "target", "center", "fold", "fold2")
 _NEEDED = COLUMNS[:4]
+_SUBJECTS = ("patient", "lesion")  # a patient may have several lesions
+_LESIONS = {"image": "image_id", "lesion": "lesion_id"}
+METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata")
+"""What HAM10000 and FLamby call the table of its lesions."""
 
-Splits = tuple[tuple[Item, ...], tuple[Item, ...], tuple[Item, ...], list[str]]
 
-
-def read_fed_isic(data: FedIsicData) -> Splits:
-    """(training, validation, test, problems) of one center, in the CSV's order.
+def read_fed_isic(data: FedIsicData) -> tuple[dict[str, tuple[Item, ...]], dict[Path, str], list[str]]:
+    """Split -> items of one center, in the CSV's order; image -> the patient or lesion that it shows, where one is told; what is wrong.
 
     Raises:
         DataError: no CSV, no folder, a column is missing, or the center has no row.
@@ -32,7 +32,9 @@ def read_fed_isic(data: FedIsicData) -> Splits:
     if not data.images.is_dir():
         raise DataError(f"{data.images}: no such folder of images; correct data.images in silo.yaml")
     rows = _rows_of_center(data)
-    splits: dict[str, list[Item]] = {"training": [], "validation": [], "test": []}
+    lesions = _lesions(data.lesions) if data.lesions else {}
+    splits: dict[str, list[Item]] = {"training": [], "test": []}
+    subjects: dict[Path, str] = {}
     problems: list[str] = []
     finder = Finder()
     for line, row, wrong in rows:
@@ -45,14 +47,14 @@ def read_fed_isic(data: FedIsicData) -> Splits:
         except Unusable as e:
             problems.append(f"{where}: {e}")
             continue
-        if row["fold"] == "test":
-            splits["test"].append(item)
-        elif row["fold"] == "train":
-            held_out = share_of_name(row["image"]) < data.validation_fraction
-            splits["validation" if held_out else "training"].append(item)
-        else:
+        if row["fold"] not in ("train", "test"):
             problems.append(f"{where}: fold should be train or test, got {row['fold']!r}")
-    return tuple(splits["training"]), tuple(splits["validation"]), tuple(splits["test"]), problems
+            continue
+        splits["test" if row["fold"] == "test" else "training"].append(item)
+        subject = next((row[column] for column in _SUBJECTS if row.get(column)), "") or lesions.get(row["image"], "")
+        if subject:
+            subjects[item.image] = subject
+    return {split: tuple(items) for split, items in splits.items()}, subjects, problems
 
 
 def centers_in(split_csv: Path) -> list[int]:
@@ -77,8 +79,18 @@ def _rows_of_center(data: FedIsicData) -> list[tuple[int, Row, str | None]]:
 
 def _rows(split_csv: Path) -> list[tuple[int, Row, str | None]]:
     """The same of every row."""
-    names = {name: name for name in COLUMNS}
+    names = {name: name for name in (*COLUMNS, *_SUBJECTS)}
     return list(Table(split_csv, names, needed=_NEEDED, what="split CSV", next_step="correct data.split_csv in silo.yaml").rows())
+
+
+def _lesions(path: Path) -> dict[str, str]:
+    """Image -> its lesion.
+
+    Raises:
+        DataError: no such CSV, or a column is missing.
+    """
+    table = Table(path, _LESIONS, needed=tuple(_LESIONS), what="CSV of lesions", next_step="correct data.lesions in silo.yaml")
+    return {row["image"]: row["lesion"] for _, row, _ in table.rows()}
 
 
 def _item(row: Row, images: Path, finder: Finder) -> Item:

@@ -12,7 +12,6 @@ from pathlib import Path
 from fedhelp_core.config.silo import FedIxiData
 from fedhelp_core.data.csv_files import Table
 from fedhelp_core.data.items import SPLITS, Item
-from fedhelp_core.data.sharing import share_of_name
 from fedhelp_core.errors import DataError
 
 PATIENT, SPLIT = "Patient ID", "Split"
@@ -20,8 +19,8 @@ _SUBJECT = re.compile(r"^IXI(\d+)-(Guys|HH|IOP)(-\w+)?$")
 _NIFTI = (".nii.gz", ".nii")
 
 
-def read_fed_ixi(data: FedIxiData) -> tuple[dict[str, tuple[Item, ...]], list[str]]:
-    """Split -> this hospital's items, by subject; and what is wrong.
+def read_fed_ixi(data: FedIxiData) -> tuple[dict[str, tuple[Item, ...]], dict[Path, str], list[str]]:
+    """Split -> this hospital's items, by subject; image -> its subject; and what is wrong.
 
     Raises:
         DataError: no folder, no CSV, or no subject of this hospital.
@@ -30,6 +29,7 @@ def read_fed_ixi(data: FedIxiData) -> tuple[dict[str, tuple[Item, ...]], list[st
         raise DataError(f"{data.root}: no such folder of subjects; correct data.root in silo.yaml")
     split = _splits(data.split_csv)
     found: dict[str, list[Item]] = {name: [] for name in SPLITS}
+    subjects: dict[Path, str] = {}
     problems = []
     for folder in sorted(p for p in data.root.iterdir() if p.is_dir()):
         name = _SUBJECT.match(folder.name)
@@ -38,17 +38,12 @@ def read_fed_ixi(data: FedIxiData) -> tuple[dict[str, tuple[Item, ...]], list[st
         image, mask = _only_file(folder / "T1"), _only_file(folder / "label")
         problems += [one for one in (image, mask) if isinstance(one, str)]
         if isinstance(image, Path) and isinstance(mask, Path):
-            found[_place(data, folder.name, split[int(name.group(1))])].append(Item(image, mask=mask))
+            found["test" if split[int(name.group(1))] == "test" else "training"].append(Item(image, mask=mask))
+            subjects[image] = folder.name
     if not problems and not any(found.values()):
         raise DataError(
             f"{data.root}: no subject folder like IXI002-{data.hospital}-0828 that {data.split_csv.name} lists; correct data.root or data.hospital")
-    return {name: tuple(items) for name, items in found.items()}, problems
-
-
-def _place(data: FedIxiData, subject: str, split: str) -> str:
-    if split == "test":
-        return "test"
-    return "validation" if share_of_name(subject) < data.validation_fraction else "training"
+    return {name: tuple(items) for name, items in found.items()}, subjects, problems
 
 
 def _only_file(folder: Path) -> Path | str:

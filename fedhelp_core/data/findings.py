@@ -32,8 +32,10 @@ class DataReport:
     """Silo -> what the data set calls it, where it has a name."""
     bits: Mapping[str, int | None] = field(default_factory=dict)
     """Silo -> how many bits are in use in its 16-bit pictures."""
+    leaks_kept: bool = False
+    """Whether the data set's own split was kept although something is in more than one part of it."""
     notes: tuple[str, ...] = ()
-    """What was converted in reading lists, and what was left alone."""
+    """What was converted in reading lists, what was left alone, and what was set aside for validation."""
 
     def called(self, silo: str) -> str:
         """The silo, with the data set's own name for it."""
@@ -79,6 +81,8 @@ def remarks(report: DataReport) -> Iterator[str]:
             yield from _about_classes(silo, report.task.classes, {split: {seen.item.label for seen in found} for split, found in kept.items()})
         everything = [seen for found in kept.values() for seen in found]
         yield from remarks_about(silo, everything, report.bits.get(silo))
+    if report.leaks_kept:
+        yield from _about_leaks(report.groups)
     within = [group for group in report.groups if not group.leaks]
     if within:
         yield f"{len(within)} pictures are there more than once in the same split, such as {within[0].places[0]} = {within[0].places[1]}"
@@ -110,6 +114,14 @@ def _about_classes(silo: str, classes: Sequence[str], found: Mapping[str, set[in
     for split in ("validation", "test"):
         if len(found[split]) == 1:
             yield f"silo {silo}: {split} has images of {classes[next(iter(found[split]))]} alone; AUROC is undefined there"
+
+
+def _about_leaks(groups: Sequence[Group]) -> Iterator[str]:
+    leaking = [group for group in groups if group.leaks]
+    known = {place.key for group in leaking if "test" in group.splits for place in group.places if place.split == "test"}
+    if leaking:
+        yield (f"the published split is kept although it leaks: {len(known):,} test images show a picture, patient or lesion that is in training or"
+               f" validation too, so their score is of memory; such as {leaking[0].places[0]} = {leaking[0].places[1]}")
 
 
 def _split(report: DataReport, silo: str, split: str) -> dict[str, Any]:

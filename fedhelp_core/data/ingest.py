@@ -30,7 +30,7 @@ from fedhelp_core.data.problems import told
 from fedhelp_core.data.public_layouts import Hospital
 from fedhelp_core.data.reading import bits_in_use
 from fedhelp_core.disk import disk_errors
-from fedhelp_core.errors import ConfigError, DataError, listed
+from fedhelp_core.errors import ConfigError, DataError
 
 _THUMBNAILS = 8  # a silo
 Progress = Callable[[str, int, int], None]
@@ -38,7 +38,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Ingested:
-    """What is left of each silo, the report, and why nothing may be made of it."""
+    """What is left of each silo, the report, and why nothing may be made of it: a list for people, no longer than one can read."""
 
     manifests: Mapping[str, Manifest]
     report: DataReport
@@ -48,7 +48,7 @@ class Ingested:
 
 
 def ingest(
-    hospitals: Mapping[str, Hospital], task: TaskConfig, *, drop_leaked: Side | None = None, drop_unusable: bool = False,
+    hospitals: Mapping[str, Hospital], task: TaskConfig, *, drop_leaked: Side | None = None, keep_leaked: bool = False, drop_unusable: bool = False,
     sample: int | None = None, progress: Progress | None = None,
 ) -> Ingested:
     """Open every image (of each silo `sample`, if given) and decide. `progress` is called with (silo, images looked at, images in all)."""
@@ -58,21 +58,22 @@ def ingest(
     usable = [place for place in places if not place.seen.problem]
     unusable = [f"silo {silo}: {problem}" for silo, one in hospitals.items() for problem in one.manifest.problems]
     unusable += [f"silo {place.silo}: {place.seen.problem}" for place in places if place.seen.problem]
-    groups = groups_of(usable, {silo: one.patients for silo, one in hospitals.items()})
+    hospitals, usable = _put_back(hospitals, usable)
+    groups = groups_of(usable, _subjects(hospitals))
     gone = dropped_from(drop_leaked, groups) if drop_leaked else set()
     kept = [place for place in usable if place.key not in gone]
     gone |= {place.key for place in places if place.seen.problem}
     manifests = {
         silo: replace(_left(silo, one.manifest, gone), classes=task.classes, pixel_bits=bits[silo]) for silo, one in hospitals.items()}
     refused = [] if drop_unusable else _refused_for_files(unusable)
-    refused += [] if drop_leaked else _refused_for_leaks(groups)
+    refused += [] if drop_leaked or keep_leaked else _refused_for_leaks(groups)
     if not refused:
         refused += _refused_for_what_is_left(manifests, task)
     report = DataReport(
         task=task, silos=tuple(hospitals), places=tuple(kept), groups=tuple(groups), unusable=tuple(unusable),
         dropped=tuple(str(place) for place in usable if place.key in gone), refused=tuple(refused),
         origins={silo: one.origin for silo, one in hospitals.items() if one.origin}, bits=bits,
-        notes=tuple(dict.fromkeys(note for one in hospitals.values() for note in one.manifest.notes)))
+        leaks_kept=keep_leaked and not drop_leaked, notes=tuple(dict.fromkeys(note for one in hospitals.values() for note in one.manifest.notes)))
     unseen = sum(len(all_items(one.manifest)) - len(all_items(looked[silo])) for silo, one in hospitals.items())
     return Ingested(manifests, report, tuple(refused), unseen)
 
@@ -97,9 +98,10 @@ def write_silos(out: Path, ingested: Ingested, task: TaskConfig) -> list[Path]:
         DataError: something is refused, or cannot be read back.
     """
     if ingested.refused:
-        raise DataError(listed(ingested.refused))
+        raise DataError(ingested.refused)
     root = _common_folder(ingested.manifests.values())
-    documents = {silo: _silo_yaml(silo, root, ingested.report.origins.get(silo, "")) for silo in ingested.manifests}
+    documents = {
+        silo: _silo_yaml(silo, root, ingested.report.origins.get(silo, ""), manifest.test_only) for silo, manifest in ingested.manifests.items()}
     paths = {silo: out / "silos" / f"{silo}.yaml" for silo in documents}
     for silo, path in paths.items():
         if path.exists() and path.read_text(encoding="utf-8") != documents[silo]:
@@ -118,6 +120,32 @@ def write_silos(out: Path, ingested: Ingested, task: TaskConfig) -> list[Path]:
 def all_items(manifest: Manifest) -> list[Item]:
     """The items of all splits."""
     return [item for _, items in manifest.splits() for item in items]
+
+
+def _put_back(hospitals: Mapping[str, Hospital], places: Sequence[Place]) -> tuple[Mapping[str, Hospital], list[Place]]:
+    """Images that were set aside although a copy of them, or their subject, is in training go back there."""
+    found = list(places)
+    subjects = _subjects(hospitals)
+    aside = {silo: set(one.manifest.aside) for silo, one in hospitals.items()}
+    while back := {
+            (place.silo, place.seen.item.image) for group in groups_of(found, subjects) if "training" in group.splits
+            for place in group.places if place.split == "validation" and place.seen.item.image in aside[place.silo]}:
+        found = [replace(place, split="training") if (place.silo, place.seen.item.image) in back else place for place in found]
+        for silo, image in back:
+            aside[silo].remove(image)
+    return {silo: replace(one, manifest=_without_aside(one.manifest, aside[silo])) for silo, one in hospitals.items()}, found
+
+
+def _without_aside(manifest: Manifest, aside: Set[Path]) -> Manifest:
+    """`manifest` with `aside` alone set aside."""
+    back = tuple(item for item in manifest.validation if item.image in manifest.aside - aside)
+    return replace(
+        manifest, training=manifest.training + back, validation=tuple(item for item in manifest.validation if item not in back),
+        aside=frozenset(aside)) if back else manifest
+
+
+def _subjects(hospitals: Mapping[str, Hospital]) -> dict[Path, str]:
+    return {image: subject for one in hospitals.values() for image, subject in one.manifest.subjects.items()}
 
 
 def _looked_at(looked: Mapping[str, Manifest], task: TaskConfig, bits: Mapping[str, int | None], progress: Progress) -> list[Place]:
@@ -144,7 +172,7 @@ def _shown(items: Sequence[Item]) -> list[Item]:
 def _left(silo: str, manifest: Manifest, gone: Set[tuple[str, str, Path]]) -> Manifest:
     """`manifest` without what is `gone`, in its own order; its problems have been listed."""
     parts = {split: tuple(item for item in items if (silo, split, item.image) not in gone) for split, items in manifest.splits()}
-    return manifest_from(manifest.source, parts)
+    return replace(manifest_from(manifest.source, parts), test_only=manifest.test_only)
 
 
 def _refused_for_files(unusable: Sequence[str]) -> list[str]:
@@ -153,8 +181,9 @@ def _refused_for_files(unusable: Sequence[str]) -> list[str]:
 
 def _refused_for_leaks(groups: Sequence[Group]) -> list[str]:
     leaks = [str(group) for group in groups if group.leaks]
-    advice = "a test on what was trained on measures memory: say which side to take these from with --drop-leaked training or --drop-leaked test"
-    return [*listed(leaks), advice] if leaks else []
+    advice = ("a test on what was trained on measures memory: say which side to take these from with --drop-leaked training or --drop-leaked test,"
+              " or keep the split as it was published with --published-split")
+    return [*told(leaks), advice] if leaks else []
 
 
 def _refused_for_what_is_left(manifests: Mapping[str, Manifest], task: TaskConfig) -> list[str]:
@@ -164,7 +193,7 @@ def _refused_for_what_is_left(manifests: Mapping[str, Manifest], task: TaskConfi
             require_usable(silo, manifest, task)
         except DataError as e:
             problems += e.problems
-    return problems
+    return told(problems)
 
 
 def _common_folder(manifests: Iterable[Manifest]) -> Path:
@@ -172,16 +201,16 @@ def _common_folder(manifests: Iterable[Manifest]) -> Path:
     return Path(os.path.commonpath([path.parent for path in files]))
 
 
-def _silo_yaml(silo: str, root: Path, origin: str) -> str:
-    document = {
-        "version": 1, "name": silo, "data": {"layout": "datalist", "datalist": f"../datalists/{silo}.json", "root": str(root)}, "state": silo}
+def _silo_yaml(silo: str, root: Path, origin: str, test_only: bool) -> str:
+    data = {"layout": "datalist", "datalist": f"../datalists/{silo}.json", "root": str(root), **({"test_only": True} if test_only else {})}
+    document = {"version": 1, "name": silo, "data": data, "state": silo}
     called = f"# In the data set it is called {' '.join(origin.split())}.\n" if origin and origin != silo else ""
     head = "# What this hospital knows about itself. Never leaves it. Made by fedhelp data ingest.\n"
     return head + called + yaml.safe_dump(document, sort_keys=False)
 
 
 def _require_same(silo: str, manifest: Manifest, datalist: Path, root: Path, task: TaskConfig) -> None:
-    data = DatalistData(layout="datalist", datalist=datalist, root=root)
+    data = DatalistData(layout="datalist", datalist=datalist, root=root, test_only=manifest.test_only)
     again = manifest_of(SiloConfig(name=silo, data=data, state=datalist.parent), task)
     if replace(again, source=manifest.source) != manifest:
         raise DataError(f"{datalist}: does not read back as it was written; are its files being changed?")

@@ -1,4 +1,4 @@
-"""The same picture, or the same patient, in more than one place: whether a test would measure memory. Called by `ingest`."""
+"""The same picture, or the same subject (patient, lesion), in more than one place: whether a test would measure memory. Called by `ingest`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Place:
 class Group:
     """Items that show the same."""
 
-    what: Literal["picture", "patient"]
+    what: Literal["picture", "patient or lesion"]
     key: str
     places: tuple[Place, ...]
 
@@ -59,21 +59,21 @@ class Group:
         return f"the same {self.what} is in {' and '.join(split for split in SPLITS if split in self.splits)}: {shown}"
 
 
-def groups_of(places: Iterable[Place], patients: Mapping[str, Mapping[Path, str]]) -> list[Group]:
-    """Pictures that are there more than once, and patients that are in more than one split; in the order of their first place.
+def groups_of(places: Iterable[Place], subjects: Mapping[Path, str]) -> list[Group]:
+    """Pictures that are there more than once, and subjects that are in more than one split; in the order of their first place.
 
-    `patients`: silo -> image -> patient, where a list tells.
+    `subjects`: image -> its patient or lesion, where names or lists tell.
     """
     pictures: dict[str, list[Place]] = {}
-    people: dict[tuple[str, str], list[Place]] = {}
+    known: dict[str, list[Place]] = {}
     for place in places:
         pictures.setdefault(place.seen.content, []).append(place)
-        patient = patients.get(place.silo, {}).get(place.seen.item.image)
-        if patient is not None:
-            people.setdefault((place.silo, patient), []).append(place)
+        subject = subjects.get(place.seen.item.image)
+        if subject is not None:
+            known.setdefault(subject, []).append(place)
     same = [Group("picture", content, tuple(found)) for content, found in pictures.items() if len(found) > 1]
-    known = [Group("patient", patient, tuple(found)) for (_, patient), found in people.items()]
-    return [*same, *(group for group in known if group.leaks)]
+    torn = [Group("patient or lesion", subject, tuple(found)) for subject, found in known.items() if len({place.split for place in found}) > 1]
+    return [*same, *(group for group in torn if len({place.seen.item.image for place in group.places}) > 1)]
 
 
 def dropped_from(side: Side, groups: Sequence[Group]) -> set[tuple[str, str, Path]]:

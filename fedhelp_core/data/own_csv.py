@@ -3,9 +3,9 @@
     image,label,split,patient,hospital
     2024/0001.jpg,nevus,training,P17,charite
 
-`label` is the class, by name or number; tasks with masks take `mask`, the mask's path, instead. `split`, `patient` and `hospital` may be
-missing: then patients (images, where there are none) are put into splits by the hash of their names, and all images are one hospital's.
-Further columns are ignored.
+`label` is the class, by name or number; tasks with masks take `mask`, the mask's path, instead. `split`, `patient`, `lesion` and `hospital` may
+be missing: then patients (lesions, images, where there are none) are held out for the test by the hash of their names, and all images are one
+hospital's. Further columns are ignored.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.csv_files import Row, Table
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.data.names import Finder, plain
-from fedhelp_core.data.sharing import split_of_name
+from fedhelp_core.data.sharing import is_test
 from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.errors import DataError
 from fedhelp_core.registry.tasks import TASKS
 
-COLUMNS = ("image", "label", "mask", "split", "patient", "hospital")
+COLUMNS = ("image", "label", "mask", "split", "patient", "lesion", "hospital")
 _SPLIT_WORDS = {"train": "training", "training": "training", "val": "validation", "valid": "validation", "validation": "validation",
                 "test": "test", "testing": "test"}
 
@@ -34,7 +34,8 @@ class Listed:
     """What the rows of one hospital say."""
 
     splits: dict[str, list[Item]] = field(default_factory=lambda: {name: [] for name in SPLITS})
-    patients: dict[Path, str] = field(default_factory=dict)
+    subjects: dict[Path, str] = field(default_factory=dict)
+    """Image -> its patient, else its lesion, else itself as the list writes it."""
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -49,7 +50,6 @@ class Reading:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Our name of a column -> the CSV's, where it is another."""
     test_fraction: float = 0.2
-    validation_fraction: float = 0.0
     finder: Finder = field(default_factory=Finder)
 
 
@@ -76,13 +76,13 @@ def read_own_csv(path: Path, reading: Reading) -> dict[str, Listed]:
             continue
         listed = hospitals.setdefault(row.get("hospital", ""), Listed())
         try:
-            item, split = _item(row, answer, reading), _split(row, reading)
+            item, subject = _item(row, answer, reading), row.get("patient") or row.get("lesion") or row["image"]
+            split = _split(row, subject, reading)
         except Unusable as e:
             listed.problems.append(f"{path}: line {line}: {e}")
             continue
         listed.splits[split].append(item)
-        if row.get("patient"):
-            listed.patients[item.image] = row["patient"]
+        listed.subjects[item.image] = subject if subject == row["image"] or "hospital" not in row else f"{row['hospital']}/{subject}"
     if nameless and not hospitals:
         raise DataError(nameless[:1] if len(nameless) == 1 else [*nameless[:1], f"{path}: {len(nameless) - 1} more rows like it"])
     if hospitals:
@@ -123,10 +123,10 @@ def _label(text: str, classes: Sequence[str]) -> int:
     return int(digits[1])
 
 
-def _split(row: Row, reading: Reading) -> str:
+def _split(row: Row, subject: str, reading: Reading) -> str:
     if "split" in row:
         split = _SPLIT_WORDS.get(row["split"].casefold())
         if split is None:
             raise Unusable(f"split should be training, validation or test, got {row['split']!r}")
         return split
-    return split_of_name(row.get("patient") or row["image"], test=reading.test_fraction, validation=reading.validation_fraction)
+    return "test" if is_test(subject, reading.test_fraction) else "training"

@@ -1,7 +1,7 @@
 """Grey pictures in one folder, masks in another: how the public lung sets are published. Called by `datalist.manifest_of`.
 
-The sets know neither hospitals nor splits: names decide, by their hash, so that the same pictures fall to the same hospital and
-split on every machine.
+The sets know neither hospitals nor splits: names decide, by their hash, so that the same pictures are held out for the test on every machine, and
+sharing.py deals them out.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from fedhelp_core.config.silo import PicturesAndMasks
 from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.data.names import files_in, plain
 from fedhelp_core.data.picture_files import SUFFIXES
-from fedhelp_core.data.sharing import owners, split_of_name
+from fedhelp_core.data.sharing import is_test
 from fedhelp_core.errors import DataError
 
 _MASK_SUFFIXES = (".png",)
 
 
 def read_pictures_and_masks(data: PicturesAndMasks) -> tuple[dict[str, tuple[Item, ...]], list[str], list[str]]:
-    """Split -> this hospital's items, by name; what is wrong; what was left alone.
+    """Split -> items, by name; what is wrong; what was left alone.
 
     Raises:
         DataError: a folder is missing, or has no picture of this prefix.
@@ -33,18 +33,12 @@ def read_pictures_and_masks(data: PicturesAndMasks) -> tuple[dict[str, tuple[Ite
     if not paths:
         beginning = f" whose name begins with {data.prefix!r}" if data.prefix else ""
         raise DataError(f"{data.images}: no picture ({', '.join(SUFFIXES)}){beginning}; correct data.images or data.prefix in silo.yaml")
-    split = {name: split_of_name(Path(name).stem, test=data.test_fraction, validation=data.validation_fraction) for name in paths}
     found: dict[str, list[Item]] = {name: [] for name in SPLITS}
-    for part in SPLITS:
-        members = [name for name in paths if split[name] == part]
-        owner = owners(members, data.share.sizes, part) if data.share is not None else {}
-        for name in members:
-            if data.share is not None and owner[name] != data.share.number:
-                continue
-            stem = Path(name).stem
-            mask = masks.get(stem) or masks.get(f"{stem}_mask")
-            if mask is None:
-                problems.append(f"{paths[name]}: has no mask {stem}.png or {stem}_mask.png in {data.masks}; add it, or remove the picture")
-            else:
-                found[part].append(Item(paths[name], mask=mask))
+    for name, path in paths.items():
+        stem = Path(name).stem
+        mask = masks.get(stem) or masks.get(f"{stem}_mask")
+        if mask is None:
+            problems.append(f"{path}: has no mask {stem}.png or {stem}_mask.png in {data.masks}; add it, or remove the picture")
+        else:
+            found["test" if is_test(stem, data.test_fraction) else "training"].append(Item(path, mask=mask))
     return {name: tuple(items) for name, items in found.items()}, [*problems, *more_problems], [*notes, *more_notes]

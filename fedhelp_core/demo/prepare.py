@@ -25,7 +25,7 @@ from fedhelp_core.demo.tasks import DrawnTask, drawn_task
 from fedhelp_core.disk import atomic_write
 from fedhelp_core.errors import ConfigError
 
-_FORMAT = "fedhelp-demo/3"
+_FORMAT = "fedhelp-demo/4"
 
 Progress = Callable[[str], None]
 

@@ -37,8 +37,7 @@ class DrawnTask:
 
 
 def _melanoma_data(number: int) -> dict[str, object]:
-    return {"layout": "fed-isic2019", "images": "../data/images", "split_csv": "../data/train_test_split.csv", "center": number,
-            "validation_fraction": 0.0}  # nothing is tuned in the demo, and every training image counts
+    return {"layout": "fed-isic2019", "images": "../data/images", "split_csv": "../data/train_test_split.csv", "center": number}
 
 
 def _lung_data(number: int) -> dict[str, object]:

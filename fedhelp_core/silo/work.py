@@ -67,7 +67,15 @@ class Silo:
         return self._arrays
 
     def check(self) -> SiloReport:
-        """Decode every image once (and cache that), draw the start model, and report counts and hashes: no image, no name of one."""
+        """Decode every image once (and cache that), draw the start model, and report counts and hashes: no image, no name of one.
+
+        Raises:
+            ConfigError: the silo trains nothing.
+            DataError: its images cannot be used.
+        """
+        if not len(self.arrays.training.labels_N):
+            said = f"silo {self.config.name}: no training image (data.test_only in silo.yaml), so no part in a run; take it out of `silos`"
+            raise ConfigError(said, public=said)
         splits = {name: getattr(self.arrays, name) for name in ("training", "validation", "test")}
         start = self._start()
         self.objective.build(self.federation.algorithm.large_model)

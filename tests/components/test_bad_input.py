@@ -188,6 +188,15 @@ def nothing_to_federate(scene: Scene) -> tuple[int, str]:
     return scene.check(scene.make(algorithm__method="local"))
 
 
+@case(FAILED, r"silo aachen: check failed: no training image \(data\.test_only in silo\.yaml\), so no part in a run; take it out of `silos`")
+def silo_that_only_tests(scene: Scene) -> tuple[int, str]:
+    tiny = scene.make()
+    image = next((tiny.drawn / "data" / "images").glob("*.jpg"))
+    (tiny.folder / "list.json").write_text(f'{{"test": [{{"image": "{image.name}", "label": 0}}]}}', encoding="utf-8")
+    tiny.write_silo("aachen", data={"layout": "datalist", "datalist": "list.json", "root": str(image.parent), "test_only": True})
+    return scene.check(tiny)
+
+
 @case(CONFIG, r".*federation\.yaml: store\.url: a folder, file:///folder or s3://bucket/prefix expected, got 'ftp://x/y'")
 def store_of_no_kind(scene: Scene) -> tuple[int, str]:
     return scene.check(scene.make(store__url="ftp://x/y"))

@@ -157,10 +157,14 @@ def test_silo_yaml_is_one_that_the_worker_takes(variant: str, render: Render, tm
 
 _LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # layout -> (values of `data`, the `data` of silo.yaml)
-    "datalist": ({"datalist": "lists/a.json"}, {"datalist": "/data/lists/a.json", "root": None}),
+    "datalist": ({"datalist": "lists/a.json"}, {"datalist": "/data/lists/a.json", "root": None, "test_only": False}),
     "fed-isic2019": (
-        {"center": 3}, {"images": "/data/images", "split_csv": "/data/train_test_split.csv", "center": 3, "validation_fraction": 0.1}),
-    "chest-xray": ({"share": {"number": 0, "sizes": [3, 1]}}, {"root": "/data", "share": {"number": 0, "sizes": [3.0, 1.0]}}),
+        {"center": 3, "lesions": "HAM10000_metadata.csv"},
+        {"images": "/data/images", "split_csv": "/data/train_test_split.csv", "center": 3, "lesions": "/data/HAM10000_metadata.csv",
+         "validation_fraction": None}),
+    "chest-xray": (
+        {"share": {"number": 0, "sizes": [3, 1]}, "validationFraction": 0.1},
+        {"root": "/data", "share": {"number": 0, "sizes": [3.0, 1.0]}, "validation_fraction": 0.1}),
     "pictures-and-masks": (
         {"masks": "marks", "prefix": "JPCLN", "testFraction": 0.5, "validationFraction": 0.25},
         {"images": "/data/images", "masks": "/data/marks", "prefix": "JPCLN", "share": None, "test_fraction": 0.5, "validation_fraction": 0.25}),

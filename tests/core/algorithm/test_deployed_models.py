@@ -60,7 +60,7 @@ def test_a_large_silo_deploys_what_is_better_on_its_validation_images(better: st
     assert set(deployed(LARGE, IMAGES, labels)) == {"large", "proxy"}
 
 
-@pytest.mark.parametrize("images", [0, 1, ENOUGH - 1])
+@pytest.mark.parametrize("images", [0, 1, ENOUGH_VALIDATION["classes"] - 1])
 def test_with_too_few_validation_images_it_deploys_its_large_model(images: int) -> None:
     assert deployed(LARGE, IMAGES[:images], answers_of("proxy")[:images]) == ["large", "proxy"]
 

@@ -54,7 +54,8 @@ def test_a_patients_images_are_never_parted(drawn: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("name", "patient"), [
-    ("person12_bacteria_46.jpeg", "person12"), ("person12_virus_46.jpeg", "person12"), ("IM-0115-0001.jpeg", "IM-0115"),
+    ("person12_bacteria_46.jpeg", "person12_bacteria"), ("person12_virus_46.jpeg", "person12_virus"),
+    ("person447_virus_921_1.jpeg", "person447_virus"), ("IM-0543-0001-0002.jpeg", "IM-0543"), ("IM-0115-0001.jpeg", "IM-0115"),
     ("NORMAL2-IM-1427-0001.jpeg", "NORMAL2-IM-1427"), ("other.jpeg", "other.jpeg"),
 ])
 def test_the_patient_is_read_from_the_sets_own_names(name: str, patient: str) -> None:

@@ -157,7 +157,7 @@ def test_a_hospitals_own_csv_is_read_by_name_or_number_with_commas_or_semicolons
 def test_without_a_split_patients_are_dealt_whole(own: Path) -> None:
     rows = "".join(f"{n}.jpeg,{n % 2},p{n // 2}\n" for n in range(20))
     one = listed(own, "image,label,patient\n" + rows, test_fraction=0.5, silos=("charite",))["charite"]
-    patients = {split: {one.patients[item.image] for item in getattr(one.manifest, split)} for split in SPLITS}
+    patients = {split: {one.manifest.subjects[item.image] for item in getattr(one.manifest, split)} for split in SPLITS}
     assert patients["training"]
     assert patients["test"]
     assert not patients["training"] & patients["test"]
@@ -202,7 +202,7 @@ def test_a_csv_that_cannot_be_used_is_one_sentence(rows: str, options: dict[str,
 
 @pytest.mark.parametrize(("layout", "folder", "task", "options", "said"), [
     ("dicom", "isic", MELANOMA, {}, "layout 'dicom': one of fed-isic2019, chest-xray"),
-    ("chest-xray", "chest", PNEUMONIA, {"prefixes": ("A",)}, "--prefixes: layout chest-xray does not take it; it takes --silos, --sizes"),
+    ("chest-xray", "chest", PNEUMONIA, {"prefixes": ("A",)}, "--prefixes: layout chest-xray does not take it; it takes --images-each, --silos"),
     ("chest-xray", "chest", LUNGS, {}, "layout chest-xray has no answers of the kind that lung-segmentation needs"),
     ("chest-xray", "isic", PNEUMONIA, {}, "train|val|test / NORMAL|PNEUMONIA expected"),
     ("chest-xray", "nowhere", PNEUMONIA, {}, "no such folder; give the folder that holds the paediatric chest X-rays"),
@@ -268,7 +268,7 @@ def test_a_patient_in_training_and_test_is_refused(own: Path) -> None:
     rows = [f"{n}.jpeg,{n % 2},{'test' if n > 9 else 'train'},p{1 if n == 12 else n}\n" for n in range(20)]
     hospitals = listed(own, "image,label,split,patient\n" + "".join(rows))
     found = ingest(hospitals, PNEUMONIA)
-    assert found.refused[0] == "the same patient is in training and test: hospital-0 training 1.jpeg = hospital-0 test 12.jpeg"
+    assert found.refused[0] == "the same patient or lesion is in training and test: hospital-0 training 1.jpeg = hospital-0 test 12.jpeg"
     dropped = ingest(hospitals, PNEUMONIA, drop_leaked="test").manifests["hospital-0"]
     assert len(dropped.training) == 10
     assert len(dropped.test) == 9
