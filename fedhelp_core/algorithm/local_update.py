@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -150,7 +150,20 @@ def local_update(
     large = settings.kind == "large" and parts.large_model
     trainer = _LargeTrainer if large else _SmallTrainer
     with kernels(settings.precision, settings.device):
+        if round_number == 1 and parts.soft_labels and settings.algorithm.public_start_steps:
+            global_weights, state = _started_from_public(global_weights, data, settings, large=large)
         return trainer(global_weights, state, data, settings, round_number).run(progress)
+
+
+def _started_from_public(global_weights: Weights, data: SiloData, settings: UpdateSettings, *, large: bool) -> tuple[Weights, SiloState]:
+    """Eq 2 before the first round: where every silo starts, and the state it starts with.
+
+    Batches come from the server's generator, so all silos start from the same weights, as if the hub had taken these steps.
+    """
+    trainer = _SmallTrainer(global_weights, SiloState.empty(), data, replace(settings, silo="server", kind="small"), 0)
+    trainer.learn_from_public(settings.algorithm.public_start_steps)
+    kept = {name: tensor for name, tensor in trainer.kept().items() if not large or name.startswith("normalisation/")}
+    return travelling_weights(trainer.proxy, settings.algorithm), SiloState(round=0, tensors=kept)
 
 
 class _Trainer:
@@ -271,9 +284,14 @@ class _SmallTrainer(_Trainer):
 
     def step(self, images_BCHW: Tensor, labels_B: Tensor) -> dict[str, Tensor]:
         found = {"private_loss": self._private_step(images_BCHW, labels_B)}
-        if self.public is not None:
-            found["public_loss"] = torch.stack([self._public_step(*next(self.public)) for _ in range(self.algorithm.public_steps)]).mean()
+        if self.public is not None and self.algorithm.public_steps:
+            found["public_loss"] = self.learn_from_public(self.algorithm.public_steps)
         return found
+
+    def learn_from_public(self, steps: int) -> Tensor:
+        """`steps` of Eq 2; their mean loss."""
+        assert self.public is not None
+        return torch.stack([self._public_step(*next(self.public)) for _ in range(steps)]).mean()
 
     def _private_step(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         """Eq 1, with FedProx's pull where the method asks for it."""

@@ -39,8 +39,10 @@ class AlgorithmConfig(Section):
     """Private images per step; paper."""
     public_batch_size: int = Field(4, ge=2, le=65536)
     """Public images per step of Eq 2; paper."""
-    public_steps: int = Field(1, ge=1, le=10_000)
+    public_steps: int = Field(1, ge=0, le=10_000)
     """Public batches of Eq 2 after each private batch; paper: 1."""
+    public_start_steps: int = Field(0, ge=0, le=1_000_000)
+    """Public batches of Eq 2 before the first round, the same in every silo; paper: 0."""
     optimizer: OptimizerConfig = OptimizerConfig()
     persist_optimizer: bool = True
     """Keep Adam's moments in the silo from round to round."""

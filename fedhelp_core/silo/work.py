@@ -184,7 +184,8 @@ class Silo:
         if self._data is None:
             training = self.arrays.training
             data = SiloData(images_NCHW=training.images_NCHW, labels_N=training.labels_N)
-            if self.settings.kind == "small" and METHOD_PARTS[self.federation.algorithm.method].soft_labels:
+            algorithm = self.federation.algorithm
+            if METHOD_PARTS[algorithm.method].soft_labels and (self.settings.kind == "small" or algorithm.public_start_steps):
                 data = with_public_set(data, self.run, self.config.state / "cache")
             self._data = data
         return self._data
