@@ -12,7 +12,7 @@ ifdef DATA  # a folder of real images, for the tests that take some (tests/core/
 export FEDHELP_REALDATA := $(abspath $(DATA))
 endif
 
-.PHONY: help setup run simulate simulate-tasks simulate-steps test test-all test-cluster kills attack coverage check charts docs docs-serve format bench bench-peers fuzz-files images requirements cluster cluster-down e2e clean
+.PHONY: help reproduce setup run simulate simulate-tasks simulate-steps test test-all test-cluster kills attack coverage check charts docs docs-serve format bench bench-peers fuzz-files images requirements cluster cluster-down e2e clean
 
 ##@ Use
 run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (two to four minutes, five the first time)
@@ -80,6 +80,11 @@ format: setup ## Sort imports and apply ruff's safe fixes
 FUZZ_FILES ?= 10000
 fuzz-files: setup ## Files of every format with bytes changed: refused or read rightly (FUZZ_FILES=...; some five minutes)
 	@$(RUN) python -m tests.core.data.mutations --count $(FUZZ_FILES)
+
+OUT ?= build/reproduce
+reproduce: setup ## The compared methods on real images: DATA=folder of the sets (docs/reproduce); resumable, hours (ONLY=pneumonia, SEEDS=1,2)
+	@test -n "$(DATA)" || { echo "make reproduce: DATA=<folder of the real sets> expected; docs/reproduce/README.md says which they are"; exit 10; }
+	@$(UV) run --frozen --group reproduce python -m benchmarks.reproduce "$(DATA)" --out "$(OUT)" $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(NATURAL),--natural "$(NATURAL)")
 
 bench: setup ## The figures of docs/benchmarks.md, side by side with their yardsticks
 	@$(RUN) python -m benchmarks

@@ -14,6 +14,7 @@ from fedhelp_core.config.silo import PAPER_SIZES
 from fedhelp_core.data.leakage import Side
 from fedhelp_core.data.public_layouts import Options
 
+_AS_PUBLISHED = Options()
 _FIFTIETH = tuple(max(8, round(size / 50)) for size in PAPER_SIZES)  # 199, 63, 54, 36, 13, 8
 _TEACHERS_HOSPITAL = 1000  # images that it has to be asked about, and as many that its teacher learnt from
 _WITH_VALIDATION = 1.25  # a fifth of a hospital's images is set aside
@@ -28,7 +29,7 @@ class Source:
     """Below DATA."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Options that name files, relative to the folder."""
-    options: Options = Options()
+    options: Options = _AS_PUBLISHED
     drop_leaked: Side | None = None
 
     def options_in(self, data: Path) -> Options:
@@ -60,7 +61,7 @@ class RealSet:
 
 
 _CLASSIFICATION: Mapping[str, object] = {
-    "rounds": 20, "proxy_model": "resnet8", "large_model": "resnet20", "large_silos": 2, "batch_size": 4, "public_batch_size": 32}
+    "rounds": 12, "proxy_model": "resnet8", "large_model": "resnet20", "large_silos": 2, "batch_size": 4, "public_batch_size": 32}
 
 _CHEST = Source(layout="chest-xray", folder="pneumonia", drop_leaked="training", options=Options(
     images_each=tuple(round(size * _WITH_VALIDATION) for size in (*_FIFTIETH, 2 * _TEACHERS_HOSPITAL))))

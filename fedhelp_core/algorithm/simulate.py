@@ -19,12 +19,15 @@ from fedhelp_core.algorithm.objective import Objective
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.registry.methods import METHOD_PARTS
 
+GUEST = "guest"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedSilo:
     """A silo's data in memory; shapes as in SiloData."""
 
     kind: str
+    """'small' or 'large'; or 'guest': a hospital outside the federation, which trains nothing and is scored with the global model."""
     training: SiloData
     test_images_NCHW: Tensor
     test_labels_N: Tensor
@@ -68,10 +71,10 @@ def simulate(
         name: UpdateSettings(
             algorithm=algorithm, objective=objective, seed=seed, silo=name, kind=silos[name].kind, device=device,
             precision=federation.runtime.precision)
-        for name in federation.silo_names
+        for name in (*federation.silo_names, *(name for name, silo in silos.items() if silo.kind == GUEST))
     }
     weights = initial_weights(algorithm, objective, seed=seed)
-    states = {name: SiloState.empty() for name in federation.silo_names}
+    states = {name: SiloState.empty() for name in settings}
     data = _evaluation_data(federation, objective, silos)
     evaluated: dict[str, dict[ModelName, Evaluated]] = {}
     history: list[RoundFacts] = []
@@ -79,7 +82,7 @@ def simulate(
         results: dict[str, LocalResult] = {}
         for name in federation.silo_names:
             results[name] = local_update(weights, states[name], silos[name].training, settings[name], round_number=number)
-        states = {name: result.state for name, result in results.items()}
+        states |= {name: result.state for name, result in results.items()}
         if METHOD_PARTS[algorithm.method].averaged:
             shares = shares_of([r.samples for r in results.values()], algorithm.weighting)
             weights = average_arrays([r.weights for r in results.values()], shares, rule_of(algorithm))

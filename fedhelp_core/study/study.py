@@ -29,7 +29,7 @@ import torch
 from fedhelp_core.algorithm.batches import Rows
 from fedhelp_core.algorithm.local_update import SiloData
 from fedhelp_core.algorithm.randomness import fix_arithmetic
-from fedhelp_core.algorithm.simulate import RoundFacts, SimulatedSilo, SimulationResult, simulate
+from fedhelp_core.algorithm.simulate import GUEST, RoundFacts, SimulatedSilo, SimulationResult, simulate
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.config.silo import load_silo
 from fedhelp_core.data.arrays import load_silo_arrays
@@ -83,7 +83,7 @@ class CellResult:
 
     cell: Cell
     kinds: dict[str, str]
-    """silo -> 'large' | 'small'."""
+    """silo -> 'large' | 'small' | 'guest'."""
     training_samples: dict[str, int]
     scores: dict[int, dict[str, dict[str, dict[str, float]]]]
     """evaluated round -> silo -> model (the deployed one first) -> metric's name -> value; NaN where undefined."""
@@ -104,14 +104,15 @@ class CellResult:
         return next(iter(models.values()))[metric.name]
 
     def mean(self, metric: Metric, kind: str | None = None, *, at: int | None = None) -> float:
-        """Mean over the silos of `kind` (None: all) that have a score; NaN without any."""
-        values = [self.score(metric, silo, at=at) for silo, its_kind in self.kinds.items() if kind in (None, its_kind)]
+        """Mean over the silos of `kind` (None: all but guests) that have a score; NaN without any."""
+        silos = [silo for silo, its_kind in self.kinds.items() if its_kind == kind or (kind is None and its_kind != GUEST)]
+        values = [self.score(metric, silo, at=at) for silo in silos]
         finite = [v for v in values if math.isfinite(v)]
         return sum(finite) / len(finite) if finite else math.nan
 
     def worst(self, metric: Metric) -> float:
-        """The worst score of any silo after the last round; NaN without any."""
-        return metric.worst(self.score(metric, silo) for silo in self.kinds)
+        """The worst score of any silo but guests after the last round; NaN without any."""
+        return metric.worst(self.score(metric, silo) for silo, kind in self.kinds.items() if kind != GUEST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +202,12 @@ def federation_of(federation: Federation, cell: Cell) -> Federation:
         "algorithm.method": cell.method, "algorithm.normalisation": cell.normalisation, "runtime.seed": cell.seed})
 
 
-def load_simulated_silos(federation: Federation, *, distillation_sha256: str | None = None) -> dict[str, SimulatedSilo]:
+def load_simulated_silos(
+    federation: Federation, *, distillation_sha256: str | None = None, guests: Mapping[str, Path] | None = None,
+) -> dict[str, SimulatedSilo]:
     """Every `process` silo's decoded images, and beside them the federation's distillation set, where one is named.
+
+    `guests`: name -> silo.yaml of hospitals that train nothing.
 
     Raises:
         ConfigError: a silo is dispatched elsewhere, so its data is not on this machine.
@@ -217,6 +222,8 @@ def load_simulated_silos(federation: Federation, *, distillation_sha256: str | N
     arrays = {
         name: load_silo_arrays(config, federation.task) for name, config in zip(federation.silo_names, configs, strict=True)}
     kinds = resolve_kinds(federation, {name: len(found.training.labels_N) for name, found in arrays.items()})
+    for name, path in (guests or {}).items():
+        arrays[name], kinds[name] = load_silo_arrays(load_silo(path), federation.task), GUEST
     public: dict[str, Rows] = {}
     if distillation_sha256:
         store = open_store(federation.store.url, endpoint_url=federation.store.endpoint_url)

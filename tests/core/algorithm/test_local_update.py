@@ -11,6 +11,7 @@ from fedhelp_core.algorithm.local_update import (
     SiloData,
     SiloState,
     UpdateSettings,
+    _started_from_public,
     initial_weights,
     large_model_of,
     local_update,
@@ -121,6 +122,50 @@ def test_a_public_set_shorter_than_the_private_one_is_cycled(data):
         images_NCHW=data.images_NCHW, labels_N=data.labels_N,
         public_images_MCHW=data.public_images_MCHW[:3], public_probabilities_MP=data.public_probabilities_MP[:3])
     assert update(algorithm(), short).metrics["public_loss"] > 0
+
+
+@pytest.mark.parametrize("normalisation", ["shared", "silo"])
+def test_every_silo_starts_from_the_same_steps_on_public_images(data, normalisation):
+    """Eq 2 before the first round, written out: the server's batches, the private head and the running statistics untouched."""
+    config = algorithm(normalisation=normalisation, public_start_steps=5, public_batch_size=4)
+    proxy = build_model("resnet8", outputs=CLASSES, generator=generator_for(7, "server", 0, "proxy"))
+    head = build_public_head(proxy, outputs=PUBLIC_CLASSES, generator=generator_for(7, "server", 0, "public_head"))
+    model = torch.nn.Sequential(proxy.backbone, head).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4, fused=True)
+    generator, order = generator_for(7, "server", 0, "public"), []
+    for _ in range(5):
+        if not order:
+            order = list(torch.split(torch.randperm(9, generator=generator), 4))
+        chosen = order.pop(0)
+        optimizer.zero_grad()
+        with running_statistics_untouched(model):
+            logits = model((data.public_images_MCHW[chosen].float() / 255 - 0.5) / 0.25)
+        functional.kl_div(logits.log_softmax(1), data.public_probabilities_MP[chosen], reduction="batchmean").backward()
+        optimizer.step()
+    expected = proxy.state_dict()
+
+    for kind in ("small", "large"):
+        started, state = _started_from_public(start(config), data, silo(config, kind), large=kind == "large")
+        found = {name: torch.from_numpy(array) for name, array in started.items()}
+        found |= {name.removeprefix("normalisation/"): t for name, t in state.tensors.items() if name.startswith("normalisation/")}
+        assert found.keys() == expected.keys()
+        off = torch.cat([(found[name].double() - expected[name].double()).abs().flatten() for name in expected])
+        assert (off < 2e-5).double().mean() > 0.999  # Adam makes a step of a gradient's rounding error where the gradient is next to zero
+    assert not any(name.startswith(("public_head/", "optimizer")) for name in state.tensors)  # a large silo has no use for them
+
+
+def test_the_start_on_public_images_is_taken_once(data):
+    plain, started = algorithm(), algorithm(public_start_steps=3)
+    first = update(started, data)
+    assert not same(first.weights, update(plain, data).weights)
+    assert same(
+        update(started, data, round_number=2, state=first.state, weights=first.weights).weights,
+        update(plain, data, round_number=2, state=first.state, weights=first.weights).weights)
+    assert same(update(algorithm(method="fedavg", public_start_steps=3), data).weights, update(algorithm(method="fedavg"), data).weights)
+
+
+def test_public_images_may_come_at_the_start_alone(data):
+    assert "public_loss" not in update(algorithm(public_start_steps=3, public_steps=0), data).metrics
 
 
 def test_public_batches_never_move_the_running_statistics_of_the_backbone(data):
