@@ -176,12 +176,20 @@ class Federation(Section):
         if self.uses_public_set and self.public_set is None:
             problems.append(f"public_set: method {self.algorithm.method!r} learns from soft labels, so public_set.images and public_set.teachers are"
                             " needed (or choose method: fedhelp-no-api)")
-        if self.public_set is not None and TASKS[self.task.name].answer == "classes":
-            problems += [f"public_set.teachers.{number}.classes: at least 2 expected where teachers name classes, got {teacher.classes}"
-                         for number, teacher in enumerate(self.public_set.teachers) if teacher.classes < 2]
+        problems += self._teachers_that_do_not_fit()
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _teachers_that_do_not_fit(self) -> list[str]:
+        """One that names no classes, or whose masks are of another grid than the task's."""
+        teachers = list(enumerate(self.public_set.teachers if self.public_set is not None else ()))
+        if TASKS[self.task.name].answer == "classes":
+            return [f"public_set.teachers.{number}.classes: at least 2 expected where teachers name classes, got {teacher.classes}"
+                    for number, teacher in teachers if teacher.classes < 2]
+        side = self.task.image_size
+        return [f"public_set.teachers.{number}.image_size: masks are learnt pixel by pixel, so task.image_size ({side}) expected, got"
+                f" {teacher.image_size}; leave it out" for number, teacher in teachers if teacher.image_size not in (None, side)]
 
     def _models_that_do_not_fit(self) -> list[str]:
         """A model that does not know this task's images, or an image with sides that it cannot be trained on."""

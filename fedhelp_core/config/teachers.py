@@ -61,9 +61,11 @@ class TeacherConfig(Section):
     uri: str
     """MLflow model URI (models:/… or a folder), or http(s)://host/v2/models/<model>."""
     version: str = "1"
-    """Asked again only when this or `prompts` changes."""
+    """Asked again only when this, `image_size` or `prompts` changes."""
     classes: int = Field(ge=1)
     """C_pub: number of probabilities per image; of masks per pixel, background first (1: the foreground's alone)."""
+    image_size: int | None = Field(None, ge=8, le=1024)
+    """Side in pixels of the images that it is asked about; null: `task.image_size`, which masks keep to."""
     prompts: tuple[str, ...] = ()
     """Zero-shot prompts that the server was set up with, one per class; also the classes' names."""
     output: Literal["probabilities", "logits"] = "probabilities"

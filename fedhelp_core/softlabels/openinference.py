@@ -164,7 +164,7 @@ class OpenInferenceTeacher:
         if any(side > 0 and side != want for side, want in zip(found, sides, strict=True)):
             size = " x ".join(str(side) for side in sides)
             unit = "pixels" if len(sides) == 2 else "voxels"
-            raise self._unusable(f"a model of images of {size} {unit} (task.image_size)", f"{datatype} of shape {shape}")
+            raise self._unusable(f"a model of images of {size} {unit} (the teacher's or the task's image_size)", f"{datatype} of shape {shape}")
         return channels_first, shape[1] if channels_first else shape[-1]
 
     def _output(self, metadata: dict[str, Any], question: Question) -> str:

@@ -2,7 +2,8 @@
 
 Called by the soft_label_prefetch component and by `fedhelp simulate`. Exactly once per (image content, preprocessing,
 teacher name, version, prompts, classes, output): killed, resumed, overlapping and reordered public sets ask for unseen images
-only, and a second run makes no request. Shards ask side by side, each about its share of the images; whoever comes last
+only, and a second run makes no request. A teacher that wants larger images than the task sees them at its own size: those that it
+was never asked about are read once more. Shards ask side by side, each about its share of the images; whoever comes last
 builds the set. Shapes: N images, C the teachers' classes.
 """
 
@@ -21,14 +22,14 @@ from fedhelp_core import telemetry
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.config.teachers import PublicSetConfig, TeacherConfig
 from fedhelp_core.data.public import preparation_of
-from fedhelp_core.errors import ConfigError, TeacherError
+from fedhelp_core.errors import ConfigError, DataError, TeacherError
 from fedhelp_core.protocol.facts import TeacherReport
 from fedhelp_core.softlabels.asking import Asking, Progress, prepared
 from fedhelp_core.softlabels.distillation_set import write_distillation_set
 from fedhelp_core.softlabels.ledger import Ledger
 from fedhelp_core.softlabels.open import open_teacher
-from fedhelp_core.softlabels.public_images import PublicImages, read_public_images
-from fedhelp_core.softlabels.teachers import Question, Teacher, TeacherIdentity
+from fedhelp_core.softlabels.public_images import PublicImages, in_shard, read_public_images
+from fedhelp_core.softlabels.teachers import Question, Teacher, TeacherIdentity, seen_by
 from fedhelp_core.store.base import Store
 
 Say = Callable[[Progress], None]
@@ -60,7 +61,7 @@ def prefetch(
     Args:
         store: Holds the ledger and gets the set.
         public: The images, and the teachers.
-        task: How images are prepared, for teachers and for training, and what is asked about them.
+        task: How images are prepared, for teachers (but for their own `image_size`) and for training, and what is asked about them.
         run: Whose account the requests go to; '': this call's own.
         shard: (number from 1, of how many): ask about this shard's images only, and build no set.
         progress: Called after every answer.
@@ -69,6 +70,7 @@ def prefetch(
     Raises:
         ConfigError: teachers of different class counts or with the same name; a budget is used up (ledger.BudgetReached).
         DataError: the public images cannot be used.
+        StorageFull: no room for them, decoded, in $TMPDIR.
         TeacherError: an answer cannot be used, or the model was exchanged; nothing of it was recorded.
         TeacherUnavailable: a teacher does not answer; what it answered before is kept, run again to go on.
     """
@@ -76,13 +78,17 @@ def prefetch(
     run = run or f"unnamed-{secrets.token_hex(8)}"
     clients = list(teachers) if teachers is not None else [open_teacher(config) for config in public.teachers]
     configs = [client.config for client in clients]
-    preparation, question = preparation_of(task), Question.of(task)
-    classes = _agreed_classes(configs, least=1 if question.masks else 2)
-    images = read_public_images(public.images, preparation, layout=public.layout, shard=shard)
-    identities = [TeacherIdentity.of(config, preparation.words, question) for config in configs]
+    classes = _agreed_classes(configs, least=1 if Question.of(task).masks else 2)
+    images = read_public_images(public.images, preparation_of(task), layout=public.layout, wanted=in_shard(shard))
+    looks = [seen_by(config, task) for config in configs]
+    identities = [TeacherIdentity.of(config, preparation_of(look).words, Question.of(look)) for config, look in zip(configs, looks, strict=True)]
     ledgers = [Ledger(store, identity) for identity in identities]
-    for client, ledger in zip(clients, ledgers, strict=True):
-        ask_unseen(client, ledger, images, question, run=run, shards=shard[1] if shard else 1, progress=progress)
+    for look in dict.fromkeys(looks):
+        asked = [(client, ledger) for client, ledger, own in zip(clients, ledgers, looks, strict=True) if own == look]
+        unseen = {image for _, ledger in asked for image in images.hashes if image not in ledger}
+        shown = images if look == task or not unseen else _read_again(public, look, unseen)
+        for client, ledger in asked:
+            ask_unseen(client, ledger, shown, Question.of(look), run=run, shards=shard[1] if shard else 1, progress=progress)
     sha256 = ""
     if shard is None:
         shares = [config.weight / sum(c.weight for c in configs) for config in configs]
@@ -94,6 +100,14 @@ def prefetch(
         distillation_set_sha256=sha256, images=len(images.hashes), duplicates=images.duplicates,
         asked=sum(r.asked for r in reports.values()), cached=sum(r.cached for r in reports.values()),
         seconds=time.monotonic() - started, classes=classes, teachers=reports)
+
+
+def _read_again(public: PublicSetConfig, task: TaskConfig, unseen: set[str]) -> PublicImages:
+    """The images with these sha256 as `task` prepares them."""
+    images = read_public_images(public.images, preparation_of(task), layout=public.layout, wanted=unseen.__contains__)
+    if len(images.hashes) < len(unseen):
+        raise DataError(f"public_set.images: {len(unseen) - len(images.hashes)} images in {public.images} changed while they were read; run again")
+    return images
 
 
 def ask_unseen(

@@ -1,4 +1,4 @@
-"""The public images: read from where they lie and prepared as the task's private ones, each once.
+"""The public images: read from where they lie and prepared as the task's private ones are.
 
 Called by `prefetch` alone. An image is known by the sha256 of its content, so renaming, moving or copying it changes nothing.
 Prepared pixels wait in a temporary file ($TMPDIR), not in memory. Shapes: N images, C channels, S the side in pixels or voxels.
@@ -49,7 +49,7 @@ class PublicImages:
 
 
 def read_public_images(
-    images: Path, preparation: Preparation, *, layout: str = "folder", shard: tuple[int, int] | None = None,
+    images: Path, preparation: Preparation, *, layout: str = "folder", wanted: Wanted = lambda _: True,
 ) -> PublicImages:
     """Prepare every public image.
 
@@ -57,7 +57,7 @@ def read_public_images(
         images: Folder or file of the images.
         preparation: The task's.
         layout: What `images` is, as in `config.PublicSetConfig`.
-        shard: (number from 1, of how many): only images whose content falls to this shard, the others are not decoded; None: all.
+        wanted: Whether the image with this sha256 is read; the others are not decoded.
 
     Raises:
         DataError: none there, or some that cannot be decoded, all of them listed.
@@ -68,7 +68,7 @@ def read_public_images(
         slots: dict[str, int] = {}
         read = chosen = 0
         problems = []
-        for image in _prepared(open_sources(images, layout, preparation), preparation.threads, _wanted_by(shard)):
+        for image in _prepared(open_sources(images, layout, preparation), preparation.threads, wanted):
             read += 1
             if image.problem:
                 problems.append(image.problem)
@@ -100,7 +100,8 @@ def shard_of(image: str, shards: int) -> int:
     return int(image[:8], 16) % shards + 1
 
 
-def _wanted_by(shard: tuple[int, int] | None) -> Wanted:
+def in_shard(shard: tuple[int, int] | None) -> Wanted:
+    """Images whose content falls to this shard (number from 1, of how many); None: all."""
     return lambda image: shard is None or shard_of(image, shard[1]) == shard[0]
 
 

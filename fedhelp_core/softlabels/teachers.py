@@ -78,6 +78,11 @@ class Question:
         return (classes, *self.sides) if self.masks else (classes,)
 
 
+def seen_by(teacher: TeacherConfig, task: TaskConfig) -> TaskConfig:
+    """The task as this teacher sees its images: at its own `image_size`, where it has one."""
+    return task if teacher.image_size is None else task.model_copy(update={"image_size": teacher.image_size})
+
+
 class Teacher(Protocol):
     """Anything that can be asked about a batch of images, from several threads at once."""
 

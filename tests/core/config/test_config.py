@@ -114,6 +114,11 @@ BAD_FEDERATIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "teacher of no class": (
         {"public_set.teachers.0.classes": 0},
         ("public_set.teachers.0.classes ('teacher'): ", "greater than or equal to 1", "got 0")),
+    "teacher of tiny images": (
+        {"public_set.teachers.0.image_size": 4}, ("public_set.teachers.0.image_size ('teacher'): ", "greater than or equal to 8", "got 4")),
+    "masks of another size than the task's": (
+        {"task": {"name": "lung-segmentation", "image_size": 64}, "public_set.teachers.0.image_size": 128},
+        ("public_set.teachers.0.image_size: ", "pixel by pixel", "task.image_size (64) expected", "got 128")),
     "teacher without weight": ({"public_set.teachers.0.weight": 0}, ("public_set.teachers.0.weight ('teacher'): ", "greater than 0", "got 0")),
     "version as number": ({"public_set.teachers.0.version": 2}, ("public_set.teachers.0.version ('teacher'): ", "string", "got 2")),
     "teacher's kind": (

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fedhelp_core.errors import DataError
-from fedhelp_core.softlabels.public_images import read_public_images, shard_of
+from fedhelp_core.softlabels.public_images import in_shard, read_public_images, shard_of
 from tests.core.softlabels.helpers import PICTURES, SIDE, draw, pictures, shades_of
 
 
@@ -99,10 +99,10 @@ class TestPublicImages:
         broken.write_bytes(b"no image")
         mine = shard_of(hashlib.sha256(b"no image").hexdigest(), 3)
         with pytest.raises(DataError, match=r"broken\.png: cannot be read as an image"):
-            read_public_images(tmp_path, PICTURES, shard=(mine, 3))
-        others = [read_public_images(tmp_path, PICTURES, shard=(number, 3)) for number in range(1, 4) if number != mine]
+            read_public_images(tmp_path, PICTURES, wanted=in_shard((mine, 3)))
+        others = [read_public_images(tmp_path, PICTURES, wanted=in_shard((number, 3))) for number in range(1, 4) if number != mine]
         assert all(images.hashes and not images.duplicates for images in others)
         broken.unlink()
         whole = read_public_images(tmp_path, PICTURES)
-        parts = [read_public_images(tmp_path, PICTURES, shard=(number, 3)) for number in range(1, 4)]
+        parts = [read_public_images(tmp_path, PICTURES, wanted=in_shard((number, 3))) for number in range(1, 4)]
         assert sorted(image for part in parts for image in part.hashes) == list(whole.hashes)

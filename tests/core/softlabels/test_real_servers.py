@@ -85,7 +85,8 @@ def test_kserve_is_asked_for_masks(ks: ModelServer, local: Store, tmp_path: Path
 @pytest.mark.parametrize("name", ["ml", "ks"])
 def test_what_real_metadata_rule_out_is_refused_before_anything_is_asked(name: str, request: pytest.FixtureRequest) -> None:
     server: ModelServer = request.getfixturevalue(name)
-    with pytest.raises(TeacherError, match=r"expected a model of images of 16 x 16 pixels \(task.image_size\), got UINT8 of shape"):
+    wanted = r"expected a model of images of 16 x 16 pixels \(the teacher's or the task's image_size\), got UINT8 of shape"
+    with pytest.raises(TeacherError, match=wanted):
         teacher_at(server).prepare(about(2 * SIDE))
     with pytest.raises(TeacherError, match=r"expected an output of 3 classes per image, got 'scores' of shape \[-1, 2\]"):
         teacher_at(server, classes=3).prepare(ABOUT)
