@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,10 +122,14 @@ def _not_loaded(where: str, why: str) -> TeacherError:
         " that what the model's requirements.txt lists is installed here")
 
 
-def save_pyfunc_from_code(folder: Path, *, code: Path, artifacts: Mapping[str, Path], settings: Mapping[str, Any]) -> None:
+def save_pyfunc_from_code(
+    folder: Path, *, code: Path, artifacts: Mapping[str, Path], settings: Mapping[str, Any], modules: Sequence[Path] = (),
+    requirements: Sequence[str] = (),
+) -> None:
     """Write an MLflow model into `folder` (new or empty) that runs the file `code`, which finds `artifacts` and `settings` in its context.
 
-    No pickle: the model is its source and its files, both copied.
+    No pickle: the model is its source and its files, both copied. `modules`: files that `code` may import once the model is loaded;
+    `requirements`: what it needs beside MLflow and NumPy.
 
     Raises:
         PermanentError: MLflow refuses, e.g. since the folder has something in it.
@@ -136,4 +140,5 @@ def save_pyfunc_from_code(folder: Path, *, code: Path, artifacts: Mapping[str, P
 
         mlflow.pyfunc.save_model(
             folder, python_model=str(code), artifacts={name: str(path) for name, path in artifacts.items()}, model_config=dict(settings),
-            conda_env=_environment(f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}"))
+            code_paths=[str(path) for path in modules],
+            conda_env=_environment(f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}", *requirements))

@@ -1,0 +1,1 @@
+"""Studies on real images: `make reproduce` and what it measures with."""
