@@ -21,12 +21,13 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.config.teachers import PublicSetConfig, TeacherConfig
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import DataError, TeacherError
+from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.softlabels.open import open_teacher
 from fedhelp_core.softlabels.prefetch import prefetch
 from fedhelp_core.softlabels.public_images import read_public_images
 from fedhelp_core.softlabels.teachers import Question
 from fedhelp_core.store.open import open_store
-from tests.core.softlabels.helpers import rows_by_shade
+from tests.core.softlabels.helpers import in_memory
 from tests.core.softlabels.model_servers import NoEnvironment, environment, free_ports, serving
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "teachers" / "efficientnet"
@@ -114,8 +115,8 @@ class TestNetwork:
         assert (report.classes, report.asked) == (1000, 4)
         images = read_public_images(tmp_path, preparation_of(SEEN))
         expected = EfficientNetLite0().probabilities(images.pixels(range(4)))
-        found = np.array(list(rows_by_shade(store, report.distillation_set_sha256).values()))
-        np.testing.assert_allclose(np.sort(found, axis=0), np.sort(expected, axis=0), atol=1e-3)
+        _, found = in_memory(load_distillation_set(store, report.distillation_set_sha256))
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-3)
 
     def test_a_hospitals_head_answers_with_its_classes(self, tmp_path: Path) -> None:
         labelled = drawn(tmp_path, count=40)
@@ -130,7 +131,7 @@ class TestNetwork:
     def test_another_size_is_refused_with_the_next_step(self, tmp_path: Path) -> None:
         client = open_teacher(natural_teacher(tmp_path / "model"))
         client.prepare(Question.of(SEEN))
-        with pytest.raises(TeacherError, match="colour images of 224 x 224 pixels expected.*set the teacher's image_size to 224"):
+        with pytest.raises(TeacherError, match=r"colour images of 224 x 224 pixels expected.*set the teacher's image_size to 224"):
             client.ask(np.zeros((1, 32, 32, 3), np.uint8), request_id="")
 
     def test_features_are_those_before_imagenets_classes(self, tmp_path: Path) -> None:
