@@ -76,14 +76,18 @@ def measure(peer: Peer, python: Path) -> tuple[list[float], float]:
     with tempfile.TemporaryDirectory(prefix="fedhelp-bench-") as folder:
         job = shutil.copytree(Path(__file__).with_name(peer.job), Path(folder) / "job")
         started = time.time()
-        _run([str(python.absolute()), peer.script, str(CLIENTS), str(ROUNDS), folder], cwd=job, folder=Path(folder))
+        run_to_its_end([str(python.absolute()), peer.script, str(CLIENTS), str(ROUNDS), folder], cwd=job, folder=Path(folder))
         times = [float(line) for line in (Path(folder) / peer.times).read_text(encoding="utf-8").split()]
     return [after - before for before, after in itertools.pairwise(times[1:])], times[1] - started
 
 
-def _run(command: list[str], *, cwd: Path, folder: Path) -> None:
-    """To its end, then its whole process group is gone."""
-    environment = os.environ | {
+def run_to_its_end(command: list[str], *, cwd: Path, folder: Path, timeout: float = TIMEOUT_S, **variables: str) -> None:
+    """`command` with a log in `folder`, to its end; then its whole process group is gone. `variables`: of its environment.
+
+    Raises:
+        CalledProcessError, TimeoutExpired: its last messages are on standard error.
+    """
+    environment = os.environ | variables | {
         "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0", "FLWR_HOME": str(folder / "flwr"), "PATH": f"{Path(command[0]).parent}{os.pathsep}{os.environ['PATH']}"}
     log = folder / "log.txt"
@@ -91,7 +95,7 @@ def _run(command: list[str], *, cwd: Path, folder: Path) -> None:
         process = subprocess.Popen(
             command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            code = process.wait(timeout=TIMEOUT_S)
+            code = process.wait(timeout=timeout)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
