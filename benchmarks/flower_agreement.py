@@ -128,7 +128,7 @@ def page(found: list[Compared], federation: Federation, silos: dict[str, Simulat
         "# FedAvg beside Flower's", "",
         f"{len(silos)} hospitals with {images} training images, {federation.task.name}, {federation.task.image_size} pixels, {algorithm.proxy_model},"
         f" {algorithm.rounds} rounds.",
-        f"{FLOWER.requirements[0]} has a training loop of its own, the same arrays, first weights, order of batches and Adam.",
+        f"Flower ({FLOWER.requirements[0]}) has a training loop of its own, the same arrays, first weights, order of batches and Adam.",
         "Both weight hospitals by their images. The scores are means over the hospitals' test images, by the same code.",
         "The third score is FedHelp's with means in float32, as Flower's are: the difference that rounding alone makes.", "",
         "```console", command, "```", "",
