@@ -104,7 +104,7 @@ def flowers_rounds(federation: Federation, silos: dict[str, SimulatedSilo], star
                        for round_number in range(1, algorithm.rounds + 1)]}), encoding="utf-8")
         run_to_its_end(
             [str(python.absolute()), str(Path(__file__).parent / "peers" / FLOWER.job / FLOWER.script), name], cwd=folder, folder=folder,
-            timeout=TIMEOUT_S, PYTHONPATH=str(ROOT))
+            timeout=TIMEOUT_S, PYTHONPATH=str(ROOT), RAY_worker_niceness="0")  # its 15 is never run on a busy machine
         return [_read(folder / f"round-{number}.npz", start) for number in range(1, algorithm.rounds + 1)]
 
 
@@ -128,7 +128,7 @@ def page(found: list[Compared], federation: Federation, silos: dict[str, Simulat
         "# FedAvg beside Flower's", "",
         f"{len(silos)} hospitals with {images} training images, {federation.task.name}, {federation.task.image_size} pixels, {algorithm.proxy_model},"
         f" {algorithm.rounds} rounds.",
-        f"{FLOWER.requirements[0]} has a training loop of its own, the same arrays, first weights, order of batches and Adam.",
+        f"Flower ({FLOWER.requirements[0]}) has a training loop of its own, the same arrays, first weights, order of batches and Adam.",
         "Both weight hospitals by their images. The scores are means over the hospitals' test images, by the same code.",
         "The third score is FedHelp's with means in float32, as Flower's are: the difference that rounding alone makes.", "",
         "```console", command, "```", "",
