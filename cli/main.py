@@ -252,15 +252,15 @@ def show(federation: Path, run_id: str | None, sha256: str | None, examples: int
 
 @main.command("compile", epilog=_EXIT_CODES)
 @click.option("--pipeline", type=click.Choice(["fedhelp", "fedhelp-compact"]), default="fedhelp", show_default=True)
-@click.option("--federation", type=click.Path(dir_okay=False, path_type=Path), help="Bake this file's settings in as the form's defaults.")
+@click.option("--federation", type=click.Path(dir_okay=False, path_type=Path), help="A node for each silo of this file, and its settings as the form's defaults.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the YAML; default: <pipeline>.yaml")
 @_with_exit_codes
 def compile_(pipeline: str, federation: Path | None, output: Path | None) -> None:
     """Write a pipeline as YAML for the Kubeflow UI or API."""
-    defaults = _form_defaults(federation) if federation else None  # before kfp takes its seconds: the file may be wrong
+    defaults, silos = _form_and_silos(federation) if federation else ({}, ())  # before kfp takes its seconds: the file may be wrong
     from fedhelp_pipelines.compile import compiled
 
-    text = compiled(pipeline, defaults)
+    text = compiled(pipeline, defaults, silos)
     path = output or Path(f"{pipeline}.yaml")
     path.write_text(text, encoding="utf-8")
     from fedhelp_cli.commands import quoted
@@ -272,17 +272,21 @@ def compile_(pipeline: str, federation: Path | None, output: Path | None) -> Non
 @click.argument("packages", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--endpoint", required=True, envvar="KF_PIPELINES_ENDPOINT", help="Kubeflow Pipelines API, e.g. http://localhost:8888.")
 @click.option("--namespace", help="Namespace (profile) that keeps the pipelines, where Kubeflow is multi-user; default: shared by all.")
+@click.option("--federation", type=click.Path(dir_okay=False, path_type=Path),
+              help="Without PACKAGES: a node for each silo of this file, and its settings as the form's defaults.")
 @click.option("--remove", is_flag=True, help="Take the pipelines out again, with all their versions. Runs that were started stay.")
 @_with_exit_codes
-def register(packages: tuple[Path, ...], endpoint: str, namespace: str | None, remove: bool) -> None:
+def register(packages: tuple[Path, ...], endpoint: str, namespace: str | None, federation: Path | None, remove: bool) -> None:
     """Put pipelines into Kubeflow's UI.
 
     PACKAGES are compiled pipelines, each registered under its file's name; default: both of this product's. A version is named
-    by its content, so that the same content again changes nothing.
+    by its content, so that the same content again changes nothing, and other silos are another version.
     """
+    if packages and federation is not None:
+        raise click.UsageError("--federation: is for this product's own pipelines; PACKAGES are compiled already")
     from fedhelp_cli.register import register_with_kubeflow
 
-    register_with_kubeflow(packages, endpoint=endpoint, namespace=namespace, remove=remove)
+    register_with_kubeflow(packages, endpoint=endpoint, namespace=namespace, remove=remove, federation=federation)
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -379,11 +383,12 @@ def rollback(federation: Path) -> None:
     click.echo(by_hand.rollback(federation))
 
 
-def _form_defaults(federation: Path) -> dict[str, Any]:
+def _form_and_silos(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     from fedhelp_cli.run_form import offered_form_of
     from fedhelp_core.config.federation import load_federation
 
-    return offered_form_of(load_federation(federation), source=str(federation))
+    federation = load_federation(path)
+    return offered_form_of(federation, source=str(path)), federation.silo_names
 
 
 def _file_or_demo(federation: Path | None, demo: Path | None, task: str | None) -> Path:

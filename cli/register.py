@@ -8,14 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedhelp_cli.kubeflow_endpoint import kubeflow_errors, require_address
+from fedhelp_cli.run_form import offered_form_of
+from fedhelp_core.config.federation import load_federation
 from fedhelp_core.errors import ConfigError
 
 TOKEN_VARIABLE = "KF_PIPELINES_SA_TOKEN_PATH"
 _ADVICE = "where Kubeflow is multi-user, set pipelines.tokenAudience and pipelines.namespace in the chart's values"
 
 
-def register_with_kubeflow(packages: Sequence[Path], *, endpoint: str, namespace: str | None, remove: bool) -> None:
-    """Register the compiled pipelines at `packages`, or this product's own where there are none.
+def register_with_kubeflow(
+    packages: Sequence[Path], *, endpoint: str, namespace: str | None, remove: bool, federation: Path | None = None,
+) -> None:
+    """Register the compiled pipelines at `packages`, or this product's own where there are none, those with `federation`'s settings and silos.
 
     Raises:
         ConfigError: a package that is no compiled pipeline, an endpoint that is no address.
@@ -24,11 +28,13 @@ def register_with_kubeflow(packages: Sequence[Path], *, endpoint: str, namespace
     require_address(endpoint)
     for package in packages:
         _require_pipeline(package)
+    known = load_federation(federation) if federation is not None else None
+    defaults = offered_form_of(known, source=str(federation)) if known is not None else {}
     from fedhelp_pipelines.register import Registry, own_packages  # kfp takes seconds to import: after what is found wrong without it
 
     with tempfile.TemporaryDirectory() as folder, kubeflow_errors(endpoint, wish="register pipelines", advice=_ADVICE):
         registry = Registry(endpoint, namespace, token_path=os.environ.get(TOKEN_VARIABLE))
-        for package in packages or own_packages(Path(folder)):
+        for package in packages or own_packages(Path(folder), defaults, known.silo_names if known is not None else ()):
             name = package.stem
             if remove:
                 print(f"pipeline {name}: {'removed' if registry.remove(name) else 'was not there'}")

@@ -40,7 +40,8 @@ def submit_to_kubeflow(
         JobFailed: the run was waited for and failed.
     """
     require_address(endpoint)
-    arguments = {"federation": federation, "run_id": run_id, **_filled_form(federation, checked_settings(settings), compile_here)}
+    form, silos = _filled_form(federation, checked_settings(settings), compile_here)
+    arguments = {"federation": federation, "run_id": run_id, **form}
     if dry_run:
         version = "compiled here" if compile_here else "the newest registered"
         request = {"endpoint": endpoint, "pipeline": pipeline, "version": version, "experiment": experiment, "namespace": namespace,
@@ -53,7 +54,7 @@ def submit_to_kubeflow(
         with tempfile.TemporaryDirectory() as folder, kubeflow_errors(endpoint, wish="start the run", advice=_ADVICE):
             started = start(
                 pipeline, arguments, Path(folder) if compile_here else None, endpoint=endpoint, experiment=experiment, namespace=namespace,
-                service_account=service_account)
+                service_account=service_account, silos=silos)
     except NotRegistered as e:
         raise NotFound(
             f"Kubeflow endpoint {endpoint}: no version of pipeline {pipeline!r} is registered; install the hub's chart, register one"
@@ -71,19 +72,19 @@ def submit_to_kubeflow(
         raise JobFailed(f"run {started} ended as {state}; look at {endpoint}/#/runs/details/{started}")
 
 
-def _filled_form(source: str, settings: Mapping[str, Any], compile_here: bool) -> dict[str, Any]:
-    """All of the form, by the federation at `source` with `settings` on top; `settings` alone where that is out of sight, which is said."""
+def _filled_form(source: str, settings: Mapping[str, Any], compile_here: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """All of the form, by the federation at `source` with `settings` on top, and its silos; `settings` alone where that is out of sight, which is said."""
     try:
         federation = _seen_here(source)
     except _OutOfSight as e:
         _say_what_replaces(source, settings, str(e), compile_here)
-        return dict(settings)
+        return dict(settings), ()
     if unseen := _only_here(federation):
         raise ConfigError(
             f"{source}: no pod sees {unseen}: give silos dispatch kubernetes or manifestwork and a store s3://bucket/prefix, or run it on this"
             f" machine: fedhelp run {quoted(source)}")
     changed = federation.override(**{FIELDS[parameter]: value for parameter, value in settings.items()})
-    return offered_form_of(changed, source=source)
+    return offered_form_of(changed, source=source), federation.silo_names
 
 
 def _only_here(federation: Federation) -> str:

@@ -94,13 +94,16 @@ def _shown(default: Any) -> str:
 
 
 def pipelines() -> dict[str, str]:
-    """File name -> compiled pipeline, as the hub's chart carries them. The image is the product's own name, whatever the environment says."""
+    """File name -> compiled pipeline, as the hub's chart carries them. The image is the product's own name, whatever the environment says.
+
+    Each has a task that stands for the federation's silos: the chart's template puts one for each in its place.
+    """
     for variable in ("FEDHELP_HUB_IMAGE", "FEDHELP_SILO_IMAGE"):
         os.environ.pop(variable, None)
     from fedhelp_pipelines.compile import compiled
-    from fedhelp_pipelines.graphs import PIPELINES
+    from fedhelp_pipelines.graphs import PIPELINES, SILO
 
-    return {f"{name}.yaml": compiled(name) for name in PIPELINES}
+    return {f"{name}.yaml": compiled(name, silos=[SILO]) for name in PIPELINES}
 
 
 def form() -> str:

@@ -1,12 +1,13 @@
-"""Pipelines as YAML that Kubeflow accepts: kfp's compiler, menus for enumerations, a federation's own settings as defaults.
+"""Pipelines as YAML that Kubeflow accepts: kfp's compiler, menus for enumerations, a federation's own settings and silos.
 
-Called by `fedhelp compile` and `fedhelp submit`. Imports kfp, PyYAML and the standard library only.
+Called by `fedhelp compile`, `fedhelp register`, `fedhelp submit` and helm/generate.py. Imports kfp, PyYAML and the standard library only.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import yaml
 from kfp import compiler
 
 from fedhelp_components.check.form import LITERALS
-from fedhelp_pipelines.graphs import PIPELINES
+from fedhelp_pipelines.graphs import NODES, PIPELINES, SILO
+
+MOST_NODES = 50
+"""Silos that get a node of their own. Above that all are in the loop: nobody reads such a graph, and its Workflow has to fit into etcd."""
 
 
-def compiled(name: str, defaults: Mapping[str, Any] | None = None) -> str:
-    """Pipeline `name` as YAML text; `defaults` replace the form's by parameter name.
+def compiled(name: str, defaults: Mapping[str, Any] | None = None, silos: Sequence[str] = ()) -> str:
+    """Pipeline `name` as YAML text; `defaults` replace the form's by parameter name, and each of `silos` gets a node of its own.
 
     Raises:
         KeyError: `name` is not one of PIPELINES, or a default is not a parameter of the form.
@@ -32,4 +36,22 @@ def compiled(name: str, defaults: Mapping[str, Any] | None = None) -> str:
         form[parameter]["literals"] = values
     for parameter, value in (defaults or {}).items():
         form[parameter]["defaultValue"] = value
+    for key, task in _tasks(spec):
+        task["taskInfo"]["name"] = NODES[name].get(key, key)
+    _give_nodes(spec["root"]["dag"]["tasks"], silos if len(silos) <= MOST_NODES else ())
     return yaml.safe_dump_all([spec, *platform], sort_keys=False, width=160)
+
+
+def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and task of every DAG of the pipeline."""
+    for component in (spec["root"], *spec["components"].values()):
+        yield from component.get("dag", {}).get("tasks", {}).items()
+
+
+def _give_nodes(tasks: dict[str, Any], silos: Sequence[str]) -> None:
+    """A task per silo in place of the one that stands for all, as the hub's chart does it; check leaves the others to the loop."""
+    pattern = tasks.pop("silo-training", None)
+    silos = silos if pattern is not None else ()
+    tasks["check"]["inputs"]["parameters"]["nodes"] = {"runtimeValue": {"constant": list(silos)}}
+    if pattern is not None:
+        tasks |= {f"train-{silo}": json.loads(json.dumps(pattern).replace(SILO, silo)) for silo in silos}

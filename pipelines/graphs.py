@@ -1,5 +1,7 @@
 """The two pipelines over the same components: `fedhelp` (a node per silo) and `fedhelp-compact` (all silos in one task).
 
+In `fedhelp` task `silo-training` stands for every silo that is known when the graph is compiled: compile.py, or the hub's chart,
+puts one for each in its place. Loop `hospitals` trains the silos of a file that a run names itself.
 Imports kfp and the components' specs alone, so that the graphs compile on a machine without PyTorch. Called by compile.py
 and local.py. With the same parameters both give bit-identical models on the CPU.
 """
@@ -14,6 +16,7 @@ from fedhelp_components.check.component import check
 from fedhelp_components.check.form import FIELDS
 from fedhelp_components.evaluation.component import evaluation
 from fedhelp_components.federation.component import federation as federation_task
+from fedhelp_components.left_out.component import left_out
 from fedhelp_components.promotion.component import promotion
 from fedhelp_components.silo_training.component import silo_training
 from fedhelp_components.soft_label_prefetch.component import soft_label_prefetch
@@ -27,11 +30,14 @@ _KUBECONFIG_FOLDER = "/etc/fedhelp-kubeconfig"
 _STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION")
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
+SILO = "HOSPITAL"
+"""In place of a silo's name in the task that stands for all silos that are known. No silo can be called so."""
+
 Where = dict[str, Any]
 Prefetch = Callable[[Where, Any], Any]
 """(where the run is, the shares of the public images) -> the task that ends with the distillation set."""
 Training = Callable[[Where, Any, Any], Any]
-"""(where the run is, the silos' names, the prefetch task) -> sha256 of the final model."""
+"""(where the run is, silos that have no node of their own, the prefetch task) -> sha256 of the final model."""
 
 
 def _in_hub(task: Any, *, cached: bool = False) -> Any:
@@ -58,7 +64,7 @@ def _asked_in_shards(where: Where, shards: Any) -> Any:
     """A node per share beside each other, then one that builds the set; with one share the first builds it and the last finds it."""
     with dsl.ParallelFor(shards) as shard:
         asked = _asking(**where, shard=shard)
-    return _asking(**where, asked=dsl.Collected(asked.outputs["Output"])).set_display_name("distillation-set")
+    return _asking(**where, asked=dsl.Collected(asked.outputs["Output"]))
 
 
 def _asked_in_one_task(where: Where, _shards: Any) -> Any:
@@ -66,6 +72,7 @@ def _asked_in_one_task(where: Where, _shards: Any) -> Any:
 
 
 def _one_node_per_silo(where: Where, silos: Any, prefetched: Any) -> Any:
+    _in_hub(silo_training(**where, silo=SILO).after(prefetched))
     with dsl.ParallelFor(silos) as silo:
         _in_hub(silo_training(**where, silo=silo).after(prefetched))
     return _in_hub(aggregation(**where).after(prefetched)).outputs["Output"]
@@ -123,12 +130,14 @@ def _graph(prefetch: Prefetch, train: Training) -> Callable[..., str]:
         """
         parameters = locals()
         form = {name: parameters[name] for name in FIELDS}
-        checked = _in_hub(check(federation=federation, run_id=run_id, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, **form))
+        checked = _in_hub(check(federation=federation, run_id=run_id, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, nodes=[SILO], **form))
         where = {name: checked.outputs[name] for name in ("store", "endpoint_url", "run")}
         prefetched = prefetch(where, checked.outputs["shards"])
-        global_sha256 = train(where, checked.outputs["silos"], prefetched)
+        global_sha256 = train(where, checked.outputs["in_loop"], prefetched)
         evaluated = _in_hub(evaluation(**where, global_sha256=global_sha256))
-        decided = _in_hub(promotion(**where, model_version=evaluated.outputs["Output"]))
+        with dsl.If(evaluated.outputs["left_out"] != ""):
+            _in_hub(left_out(**where, silos=evaluated.outputs["left_out"]))
+        decided = _in_hub(promotion(**where, model_version=evaluated.outputs["model_version"]))
         decision: str = decided.output
         return decision
 
@@ -140,5 +149,16 @@ fedhelp = dsl.pipeline(name="fedhelp", description="FedHelp with a node per silo
 fedhelp_compact = dsl.pipeline(
     name="fedhelp-compact", description="FedHelp with all rounds in one task: for hundreds of silos, and for one machine.")(
     _graph(_asked_in_one_task, _one_task))
+
+NODES = {
+    "fedhelp": {
+        "for-loop-1": "shares of the public images", "soft-label-prefetch": "ask teachers", "soft-label-prefetch-2": "distillation set",
+        "silo-training": f"train {SILO}", "for-loop-2": "hospitals", "silo-training-2": "train", "condition-3": "hospitals left out", "left-out": "left out",
+    },
+    "fedhelp-compact": {
+        "soft-label-prefetch": "distillation set", "federation": "train all hospitals", "condition-1": "hospitals left out", "left-out": "left out",
+    },
+}
+"""Task -> what the UI calls its node, where kfp's own name is not how people read it."""
 
 PIPELINES = {"fedhelp": fedhelp, "fedhelp-compact": fedhelp_compact}

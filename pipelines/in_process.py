@@ -12,6 +12,7 @@ from pathlib import Path
 from fedhelp_components.check.__main__ import start
 from fedhelp_components.evaluation.__main__ import run as evaluate
 from fedhelp_components.federation.__main__ import run as federate
+from fedhelp_components.left_out.__main__ import run as tell_left_out
 from fedhelp_components.promotion.__main__ import run as decide
 from fedhelp_components.soft_label_prefetch.__main__ import run as ask_teachers
 from fedhelp_core.config.federation import Federation
@@ -33,6 +34,9 @@ def run_in_process(federation: Federation, run_id: str, artifacts: Path) -> str:
         federate(**where, progress_file=str(artifacts / "progress.md"))
     with _named("evaluation"):
         evaluated = evaluate(**where, report_file=str(artifacts / "report.html"))
+    if evaluated.left_out:
+        with _named("left_out"):
+            tell_left_out(**where, silos=", ".join(evaluated.left_out), reasons_file=str(artifacts / "left_out.md"))
     with _named("promotion"):
         return decide(**where, model_version=evaluated.model_version)
 

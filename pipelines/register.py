@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kfp.client import ServiceAccountTokenVolumeCredentials
 from kfp_server_api import V2beta1Pipeline
@@ -16,11 +18,11 @@ from fedhelp_pipelines.graphs import PIPELINES
 _PAGE = 100
 
 
-def own_packages(folder: Path) -> list[Path]:
-    """This product's pipelines, compiled into `folder`."""
+def own_packages(folder: Path, defaults: Mapping[str, Any], silos: Sequence[str]) -> list[Path]:
+    """This product's pipelines, compiled into `folder` with a form that opens as `defaults` say and a node for each of `silos`."""
     paths = [folder / f"{name}.yaml" for name in PIPELINES]
     for path in paths:
-        path.write_text(compiled(path.stem), encoding="utf-8")
+        path.write_text(compiled(path.stem, defaults, silos), encoding="utf-8")
     return paths
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,26 @@ class NotRegistered(LookupError):
 
 def start(
     pipeline: str, arguments: Mapping[str, Any], scratch: Path | None, *, endpoint: str, experiment: str, namespace: str | None,
-    service_account: str | None = None,
+    service_account: str | None = None, silos: Sequence[str] = (),
 ) -> str:
     """The id of the run that was started; its pods use `service_account` (default: Kubeflow's).
 
-    `scratch`: a folder to compile the pipeline into; None: the newest registered version runs, with the images and volumes that it names.
+    `scratch`: a folder to compile the pipeline into, with a node for each of `silos`; None: the newest registered version runs, with the images and volumes that it names.
 
     Raises:
         NotRegistered: there is no such version.
     """
     client = kubeflow_client(endpoint, namespace)
-    what = _compiled_into(scratch, pipeline) if scratch is not None else _newest_version(client, pipeline, namespace)
+    what = _compiled_into(scratch, pipeline, silos) if scratch is not None else _newest_version(client, pipeline, namespace)
     group = client.create_experiment(name=experiment, namespace=namespace)
     run = client.run_pipeline(
         group.experiment_id, f"{pipeline} {datetime.now(UTC):%Y-%m-%d %H-%M-%S}", params=dict(arguments), service_account=service_account, **what)
     return str(run.run_id)
 
 
-def _compiled_into(folder: Path, pipeline: str) -> dict[str, str]:
+def _compiled_into(folder: Path, pipeline: str, silos: Sequence[str]) -> dict[str, str]:
     package = folder / f"{pipeline}.yaml"
-    package.write_text(compiled(pipeline), encoding="utf-8")
+    package.write_text(compiled(pipeline, silos=silos), encoding="utf-8")
     return {"pipeline_package_path": str(package)}
 
 

@@ -6,14 +6,14 @@ from fedhelp_components.images import HUB_IMAGE
 
 
 @dsl.component(base_image=HUB_IMAGE, install_kfp_package=False)
-def aggregation(store: str, endpoint_url: str, run: str, progress: dsl.Output[dsl.Markdown]) -> str:
+def aggregation(store: str, endpoint_url: str, run: str, rounds: dsl.Output[dsl.Markdown]) -> str:
     """Close round after round: wait for the silos' updates, check them, average them (Eq 7), commit.
 
     Args:
         store: Where the run's objects are.
         endpoint_url: S3 endpoint other than AWS, or blank.
         run: Run id.
-        progress: One line a round: who took part, losses, seconds.
+        rounds: One line a round: who took part, losses, seconds.
 
     Returns:
         sha256 of the final global model.
@@ -22,4 +22,4 @@ def aggregation(store: str, endpoint_url: str, run: str, progress: dsl.Output[ds
     from fedhelp_core.processes import task
 
     with task("aggregation"):
-        return aggregate(store=store, endpoint_url=endpoint_url, run_id=run, progress_file=progress.path)
+        return aggregate(store=store, endpoint_url=endpoint_url, run_id=run, progress_file=rounds.path)

@@ -12,6 +12,7 @@ def check(
     federation: str,
     run_id: str,
     job_id: str,
+    nodes: list,
     method: str,
     normalisation: str,
     rounds: int,
@@ -27,13 +28,14 @@ def check(
     min_silos: int,
     round_deadline: float,
     promotion_mode: str,
-) -> NamedTuple("Checked", [("store", str), ("endpoint_url", str), ("run", str), ("silos", list), ("shards", list)]):  # type: ignore[valid-type]
+) -> NamedTuple("Checked", [("store", str), ("endpoint_url", str), ("run", str), ("in_loop", list), ("shards", list)]):  # type: ignore[valid-type]
     """Validate the federation's file and every silo's data before anything expensive starts, and freeze the run.
 
     Args:
         federation: Path or s3:// URL of federation.yaml.
         run_id: Name of the run; blank: the pipeline job's id. The same name again goes on with that run.
         job_id: The pipeline job's id.
+        nodes: Silos that have a node of their own in this graph.
         method: FedHelp, a compared method, or an ablation.
         normalisation: Whether batch norms stay in the silo.
         rounds: Federated rounds.
@@ -51,7 +53,7 @@ def check(
         promotion_mode: Gate or manual.
 
     Returns:
-        Where the run's objects are, its id, its silos, and the shares in which its teachers are asked.
+        Where the run's objects are, its id, its silos that have no node of their own, and the shares in which its teachers are asked.
     """
     from fedhelp_components.check.__main__ import run_form
     from fedhelp_core.processes import task
@@ -66,4 +68,4 @@ def check(
                 "min_silos": min_silos, "round_deadline": round_deadline, "promotion_mode": promotion_mode,
             },
         )
-        return (checked.store, checked.endpoint_url, checked.run, checked.silos, checked.shards)
+        return (checked.store, checked.endpoint_url, checked.run, [silo for silo in checked.silos if silo not in nodes], checked.shards)

@@ -15,14 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedhelp_components.evaluation.candidate import register_candidate
+from fedhelp_components.evaluation.left_out import silos_left_out
 from fedhelp_components.evaluation.report import evaluation_of, write_report
 from fedhelp_components.evaluation.soft_labels import keep_summary
 from fedhelp_components.session import Session, dispatcher_for, open_session, run_component, say
 from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation
-from fedhelp_core.protocol.facts import Candidate
+from fedhelp_core.protocol.facts import Candidate, LeftOut
 from fedhelp_core.registry.tasks import TASKS, Metric
+from fedhelp_dispatch.request import Outcome
 from fedhelp_dispatch.supervisor import require_none_failed, run_everywhere, unanswered
+
+_WIDEST_LABEL = 12  # letters: eight such columns fit into the UI's side panel
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Evaluated:
     classes: list[str]
     confusion: list[list[int]]
     model_version: str
+    left_out: dict[str, str]
+    """Silo -> which rounds it missed, or why it was not evaluated."""
 
 
 def run(*, store: str, endpoint_url: str, run_id: str, report_file: str = "") -> Evaluated:
@@ -44,15 +50,22 @@ def run(*, store: str, endpoint_url: str, run_id: str, report_file: str = "") ->
     """
     session = open_session(store, run_id, endpoint_url)
     final = final_commit(session)
-    evaluations = evaluate_silos(session, final)
-    metrics = summary(evaluations, TASKS[session.federation.task.name].metrics)
-    version = register_candidate(session, final, evaluations, metrics)
+    evaluations, failed = evaluate_silos(session, final)
+    commits = (session.run.commit(number) for number in range(1, final.round + 1))
+    left_out = silos_left_out(
+        [commit for commit in commits if commit is not None], {silo: outcome.reason for silo, outcome in failed.items()},
+        session.federation.silo_names)
+    session.run.note(LeftOut(left_out))
+    metrics = {**summary(evaluations, TASKS[session.federation.task.name].metrics), "silos_left_out": float(len(left_out))}
+    version = register_candidate(session, final, evaluations, metrics, tuple(left_out))
     session.run.settle(Candidate(version=version, global_sha256=final.global_sha256, metrics=metrics))
     say(", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     confusion = summed_confusion(evaluations, len(session.federation.task.classes))
+    for silo, reason in left_out.items():
+        say(f"left out: {silo}: {reason}")
     keep_summary(session.run)
     write_report(session.store, run_id, session.federation, Path(report_file) if report_file else None)
-    return Evaluated(metrics, list(session.federation.task.classes), confusion, version)
+    return Evaluated(metrics, list(session.federation.task.classes), confusion, version, left_out)
 
 
 def final_commit(session: Session) -> Commit:
@@ -68,8 +81,8 @@ def final_commit(session: Session) -> Commit:
     return commit
 
 
-def evaluate_silos(session: Session, final: Commit) -> dict[str, SiloEvaluation]:
-    """Evaluations of the final model by silo; those that are there already are not asked for again, and a silo that cannot answer is left out.
+def evaluate_silos(session: Session, final: Commit) -> tuple[dict[str, SiloEvaluation], dict[str, Outcome]]:
+    """Evaluations of the final model by silo, and how it ended where there is none; those that are there already are not asked for again.
 
     Raises:
         JobFailed, RetryableError: fewer than the federation's quorum could evaluate.
@@ -97,7 +110,7 @@ def evaluate_silos(session: Session, final: Commit) -> dict[str, SiloEvaluation]
         require_none_failed(failed, "evaluation")
     for silo, outcome in failed.items():
         say(f"silo {silo}: left out of the evaluation: {outcome.reason}")
-    return evaluations
+    return evaluations, failed
 
 
 def summary(evaluations: Mapping[str, SiloEvaluation], metrics: Sequence[Metric]) -> dict[str, float]:
@@ -131,6 +144,11 @@ def summed_confusion(evaluations: Mapping[str, SiloEvaluation], classes: int) ->
             for j, count in enumerate(row):
                 total[i][j] += count
     return total
+
+
+def narrow(classes: Sequence[str]) -> list[str]:
+    """Names of classes that leave a confusion matrix as wide as Kubeflow's panel: numbered where a long one is cut."""
+    return [name if len(name) <= _WIDEST_LABEL else f"{number} {name[:_WIDEST_LABEL - 3]}…" for number, name in enumerate(classes)]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Needs PyTorch (the silo image). What the version says of itself is in its tags: 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.tracking.runs import Tracker
 
 
-def register_candidate(session: Session, final: Commit, evaluations: Mapping[str, SiloEvaluation], metrics: dict[str, float]) -> str:
+def register_candidate(
+    session: Session, final: Commit, evaluations: Mapping[str, SiloEvaluation], metrics: dict[str, float], left_out: Sequence[str] = (),
+) -> str:
     """Log the global model and register it with alias `candidate`; the version. Doing it again finds the same version."""
     federation = session.federation
     point = operating_point_for_others(session)
@@ -54,6 +56,7 @@ def register_candidate(session: Session, final: Commit, evaluations: Mapping[str
             "fedhelp.distillation_set_sha256": _distillation_sha256(session),
             "fedhelp.code_version": VERSION,
             "fedhelp.participants": ",".join(final.participants),
+            "fedhelp.left_out": ",".join(left_out),
             "fedhelp.scores": json.dumps(silo_scores(evaluations, TASKS[federation.task.name].headline), sort_keys=True),
         })
 

@@ -6,7 +6,7 @@ from fedhelp_components.images import HUB_IMAGE
 
 
 @dsl.component(base_image=HUB_IMAGE, install_kfp_package=False)
-def federation(store: str, endpoint_url: str, run: str, distillation_set: str, progress: dsl.Output[dsl.Markdown]) -> str:
+def federation(store: str, endpoint_url: str, run: str, distillation_set: str, rounds: dsl.Output[dsl.Markdown]) -> str:
     """All rounds in one task: supervise every silo and aggregate (the compact form of silo_training beside aggregation).
 
     Args:
@@ -14,7 +14,7 @@ def federation(store: str, endpoint_url: str, run: str, distillation_set: str, p
         endpoint_url: S3 endpoint other than AWS, or blank.
         run: Run id.
         distillation_set: sha256 that soft_label_prefetch returned; orders the two.
-        progress: One line a round: who took part, losses, seconds.
+        rounds: One line a round: who took part, losses, seconds.
 
     Returns:
         sha256 of the final global model.
@@ -23,4 +23,4 @@ def federation(store: str, endpoint_url: str, run: str, distillation_set: str, p
     from fedhelp_core.processes import task
 
     with task("federation"):
-        return federate(store=store, endpoint_url=endpoint_url, run_id=run, progress_file=progress.path)
+        return federate(store=store, endpoint_url=endpoint_url, run_id=run, progress_file=rounds.path)

@@ -16,10 +16,10 @@ def silo_training(store: str, endpoint_url: str, run: str, silo: str) -> str:
         silo: The silo's name.
 
     Returns:
-        'trained', or 'left out: ' and the reason.
+        'trained', 'left out: ' and the reason, or 'not in this run: ' and its silos.
     """
     from fedhelp_components.silo_training.__main__ import run as train
     from fedhelp_core.processes import task
 
     with task("silo_training"):
-        return train(store=store, endpoint_url=endpoint_url, run_id=run, silo=silo)
+        return train(store=store, endpoint_url=endpoint_url, run_id=run, silo=silo, fixed_node=True)

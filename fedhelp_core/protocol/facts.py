@@ -1,7 +1,7 @@
 """What one step of a run settles for the later ones, as documents: written once, and whoever comes second adopts the first's.
 
 `Run.settle` writes a fact, `Run.fact` reads it. Who is large and how common classes are comes from check, the distillation set from
-soft_label_prefetch, its summary and the candidate from evaluation, the decision from promotion.
+soft_label_prefetch, its summary, the candidate and who was left out from evaluation, the decision from promotion.
 """
 
 from __future__ import annotations
@@ -167,6 +167,13 @@ class Candidate(Fact):
     global_sha256: Sha256
     metrics: dict[Name, Score]
     """NaN where no silo's test images define one."""
+
+
+class LeftOut(Fact, RootModel[BySilo[_Prose]]):
+    """Which silos missed rounds or the evaluation, and why, for people: `left_out.json`. An evaluation that is run again replaces it."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    fact_name: ClassVar[str] = "left_out"
 
 
 @dataclass(frozen=True, kw_only=True)

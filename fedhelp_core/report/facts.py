@@ -160,6 +160,8 @@ class ReportFacts:
     """For example MLflow run, registered model, version, alias."""
     operating_point: str = ""
     """What the federation asked operating points to come from; '' of masks."""
+    silos_left_out: Mapping[str, str] = field(default_factory=dict)
+    """Silo -> which rounds it missed, or why it was not evaluated."""
     gate: GateFacts | None = None
     aborted: str | None = None
     """Reason, where the run was ended early."""

@@ -30,7 +30,7 @@ from tests.images.built import built_image, contained
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 RUN, SILO = "smoke", "amsterdam"
-HUB_COMPONENTS = ("check", "aggregation", "federation", "promotion", "silo_training")
+HUB_COMPONENTS = ("check", "aggregation", "federation", "left_out", "promotion", "silo_training")
 
 
 @pytest.fixture(scope="session")

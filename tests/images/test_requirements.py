@@ -106,7 +106,7 @@ def test_the_build_uses_the_same_uv_as_the_makefile() -> None:
 class TestHub:
     def test_it_runs_everything_but_what_needs_pytorch(self) -> None:
         assert components(image_names.SILO_IMAGE) == ["evaluation", "soft_label_prefetch"]
-        assert components(image_names.HUB_IMAGE) == ["aggregation", "check", "federation", "promotion", "silo_training"]
+        assert components(image_names.HUB_IMAGE) == ["aggregation", "check", "federation", "left_out", "promotion", "silo_training"]
 
     def test_it_has_every_package_that_its_components_and_dispatchers_import(self, graph: grimp.ImportGraph) -> None:
         entries = [f"fedhelp_components.{name}.__main__" for name in components(image_names.HUB_IMAGE)]

@@ -35,7 +35,11 @@ _FEDERATION = {
 _COMPILE = """
 import json, sys
 from fedhelp_pipelines.compile import compiled
-print(json.dumps({"yaml": {name: compiled(name) for name in sys.argv[1:]}, "modules": sorted(sys.modules)}))
+print(json.dumps({
+    "yaml": {name: compiled(name) for name in sys.argv[1:]},
+    "with silos": {name: compiled(name, silos=("charite", "nord")) for name in sys.argv[1:]},
+    "with too many": compiled("fedhelp", silos=[f"h{number}" for number in range(51)]),
+    "modules": sorted(sys.modules)}))
 """
 
 _CLI = """
@@ -168,14 +172,61 @@ def test_fedhelp_has_a_node_per_silo_beside_aggregation(spec_of: Callable[[str],
     tasks = dict(spec_of("fedhelp")["root"]["dag"]["tasks"])
     tasks.pop("for-loop-1")  # the shards
     loop = tasks.pop("for-loop-2")
-    assert set(tasks) == {"check", "soft-label-prefetch-2", "aggregation", "evaluation", "promotion"}
-    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--check-silos"}
-    assert set(spec_of("fedhelp")["components"]["comp-for-loop-2"]["dag"]["tasks"]) == {"silo-training"}
+    assert set(tasks) == {"check", "soft-label-prefetch-2", "aggregation", "evaluation", "condition-3", "promotion"}
+    assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--check-in_loop"}
+    assert set(spec_of("fedhelp")["components"]["comp-for-loop-2"]["dag"]["tasks"]) == {"silo-training-2"}
     # beside, not after, each other: they meet in the store
     assert set(loop["dependentTasks"]) == {"check", "soft-label-prefetch-2"}
     assert set(tasks["aggregation"]["dependentTasks"]) == {"check", "soft-label-prefetch-2"}
     assert "aggregation" in tasks["evaluation"]["dependentTasks"]
     assert "evaluation" in tasks["promotion"]["dependentTasks"]
+
+
+def nodes_of(spec: dict[str, Any]) -> dict[str, str]:
+    """Task of the first page -> what its node is called."""
+    return {name: task["taskInfo"]["name"] for name, task in spec["root"]["dag"]["tasks"].items()}
+
+
+def test_every_known_silo_has_a_node_with_its_name_and_check_leaves_the_others_to_the_loop(
+    compilations: list[dict[str, Any]], spec_of: Callable[[str], dict[str, Any]],
+) -> None:
+    spec = next(iter(yaml.safe_load_all(compilations[0]["with silos"]["fedhelp"])))
+    tasks = spec["root"]["dag"]["tasks"]
+    assert nodes_of(spec) == nodes_of(spec_of("fedhelp")) | {"train-charite": "train charite", "train-nord": "train nord"}
+    assert tasks["check"]["inputs"]["parameters"]["nodes"] == {"runtimeValue": {"constant": ["charite", "nord"]}}
+    assert tasks["for-loop-2"]["taskInfo"]["name"] == "hospitals"
+    for silo in ("charite", "nord"):
+        task = tasks[f"train-{silo}"]
+        assert task["inputs"]["parameters"]["silo"] == {"runtimeValue": {"constant": silo}}
+        assert task["dependentTasks"] == tasks["for-loop-2"]["dependentTasks"]
+        assert spec["components"][task["componentRef"]["name"]]["executorLabel"] == "exec-silo-training"
+    assert "HOSPITAL" not in compilations[0]["with silos"]["fedhelp"]
+
+
+def test_more_silos_than_anybody_reads_and_all_of_the_compact_pipeline_have_no_nodes_of_their_own(
+    compilations: list[dict[str, Any]], spec_of: Callable[[str], dict[str, Any]],
+) -> None:
+    assert compilations[0]["with too many"] == compilations[0]["yaml"]["fedhelp"]
+    assert compilations[0]["with silos"]["fedhelp-compact"] == compilations[0]["yaml"]["fedhelp-compact"]
+    assert "train all hospitals" in nodes_of(spec_of("fedhelp-compact")).values()
+
+
+def test_no_two_nodes_of_a_page_have_the_same_name(spec: dict[str, Any]) -> None:
+    pages = [component["dag"]["tasks"] for component in [spec["root"], *spec["components"].values()] if "dag" in component]
+    for page in pages:
+        artifacts = [
+            name for task in page.values()
+            for name in spec["components"][task["componentRef"]["name"]].get("outputDefinitions", {}).get("artifacts", {})]
+        names = [*(task["taskInfo"]["name"] for task in page.values()), *artifacts]
+        assert len(set(names)) == len(names), names
+
+
+def test_a_node_that_names_the_hospitals_left_out_runs_only_where_there_are_some(spec: dict[str, Any]) -> None:
+    (name, node), = [(name, task) for name, task in spec["root"]["dag"]["tasks"].items() if task["taskInfo"]["name"] == "hospitals left out"]
+    assert node["triggerPolicy"] == {"condition": "inputs.parameter_values['pipelinechannel--evaluation-left_out'] != ''"}
+    inner = spec["components"][node["componentRef"]["name"]]["dag"]["tasks"]
+    assert {name: task["taskInfo"]["name"] for name, task in inner.items()} == {"left-out": "left out"}
+    assert name not in spec["root"]["dag"]["tasks"]["promotion"]["dependentTasks"]  # skipped, it must not take promotion with it
 
 
 def test_fedhelp_asks_teachers_in_shards_beside_each_other_and_builds_the_set_after_them(spec_of: Callable[[str], dict[str, Any]]) -> None:
@@ -192,7 +243,7 @@ def test_fedhelp_asks_teachers_in_shards_beside_each_other_and_builds_the_set_af
 
 def test_fedhelp_compact_has_all_rounds_in_one_task(spec_of: Callable[[str], dict[str, Any]]) -> None:
     tasks = spec_of("fedhelp-compact")["root"]["dag"]["tasks"]
-    assert set(tasks) == {"check", "soft-label-prefetch", "federation", "evaluation", "promotion"}
+    assert set(tasks) == {"check", "soft-label-prefetch", "federation", "evaluation", "condition-1", "promotion"}
     assert set(tasks["federation"]["dependentTasks"]) == {"check", "soft-label-prefetch"}
     assert "federation" in tasks["evaluation"]["dependentTasks"]
 

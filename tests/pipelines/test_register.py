@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from fedhelp_cli.main import main
@@ -43,6 +44,25 @@ def test_this_products_own_pipelines_are_registered_without_a_package(kubeflow: 
     assert register(kubeflow).exit_code == 0
 
     assert {p["display_name"] for p in kubeflow.pipelines.values()} == {"fedhelp", "fedhelp-compact"}
+
+
+def test_other_silos_are_another_version(kubeflow: Kubeflow, tmp_path: Path) -> None:
+    path = tmp_path / "federation.yaml"
+    for silos in (("aachen", "berlin"), ("aachen", "berlin"), ("aachen", "berlin", "celle")):
+        path.write_text(yaml.safe_dump({
+            "name": "demo", "store": {"url": "s3://bucket/demo"}, "algorithm": {"method": "fedavg"},
+            "silos": [{"name": name, "dispatch": {"kind": "kubernetes"}} for name in silos]}), encoding="utf-8")
+        assert register(kubeflow, "--federation", path).exit_code == 0
+
+    assert len(kubeflow.names("fedhelp")) == 2
+    assert len(kubeflow.names("fedhelp-compact")) == 1  # it draws no silo
+
+
+def test_a_federation_beside_packages_is_refused(package: Path) -> None:
+    result = register("http://localhost:8888", package, "--federation", package)
+
+    assert result.exit_code == 2
+    assert "PACKAGES are compiled already" in result.output
 
 
 def test_removing_takes_versions_and_pipeline_and_may_be_repeated(kubeflow: Kubeflow, package: Path) -> None:

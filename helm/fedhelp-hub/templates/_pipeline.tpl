@@ -1,6 +1,6 @@
 {{/*
 A compiled pipeline, made ready for this installation. Takes {"root": $, "name": "fedhelp"}; gives JSON
-{"pipelineSpec": ..., "platformSpec": ...} with this release's images, a form that shows the federation's own settings, and the
+{"pipelineSpec": ..., "platformSpec": ...} with this release's images, a node for each of the federation's silos (HOSPITAL stands for them), a form that shows the federation's own settings, and the
 public images mounted where tasks read them.
 */}}
 {{- define "hub.pipeline" -}}
@@ -19,6 +19,22 @@ public images mounted where tasks read them.
 {{- end -}}
 {{- $_ := set $field "defaultValue" $value -}}
 {{- end -}}
+{{- $tasks := $spec.root.dag.tasks -}}
+{{- $silos := list -}}
+{{- range $root.Values.federation.silos -}}
+{{- $silos = append $silos .name -}}
+{{- end -}}
+{{- $silos = gt (len $silos) 50 | ternary list $silos -}} {{/* fedhelp_pipelines.compile has the same bound */}}
+{{- $nodes := list -}}
+{{- with get $tasks "train-HOSPITAL" -}}
+{{- $nodes = $silos -}}
+{{- $pattern := toJson . -}}
+{{- $_ := unset $tasks "train-HOSPITAL" -}}
+{{- range $silos -}}
+{{- $_ := set $tasks (printf "train-%s" .) ($pattern | replace "HOSPITAL" . | fromJson) -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $tasks.check.inputs.parameters "nodes" (dict "runtimeValue" (dict "constant" $nodes)) -}}
 {{- with $root.Values.publicImages.claimName -}}
 {{- $folder := ($root.Values.federation.public_set | default dict).images | required "publicImages.claimName: federation.public_set.images must say where the public images are mounted, such as /public" -}}
 {{- $mount := dict "mountPath" $folder "constant" . "pvcNameParameter" (dict "runtimeValue" (dict "constant" .)) -}}

@@ -96,7 +96,7 @@ def test_a_job_that_kueue_admits_evicts_and_admits_again_ends_in_the_same_model(
         assert wait_for(lambda: any(one.task == "check" and one.ended is not None for one in run.tasks), 300, pause=0.2)
         kueue.hold("gpus")
         job_of(south, "queued", "train")
-        pod = run.task("silo-training", "south").pod
+        pod = run.task("train-south").pod
         assert wait_for(lambda: held in log_of(world, pod), 120, pause=1), log_of(world, pod)
         kueue.release("gpus")
         world.wait_for_round("queued", 1)
@@ -132,7 +132,7 @@ def test_a_run_whose_hub_pods_were_killed_goes_on_where_it_was_when_it_is_starte
 def kill_hub_in_round_2(world: World, run_id: str) -> None:
     with running(world, run_id) as run:
         world.wait_for_round(run_id, 1)
-        pods = [run.task("aggregation").pod, run.task("silo-training", "north").pod]
+        pods = [run.task("aggregation").pod, run.task("train-north").pod]
         world.node.cluster.kubectl("-n", HUB_NAMESPACE, "delete", "pod", *pods, "--grace-period=0", "--force", "--ignore-not-found")
 
 

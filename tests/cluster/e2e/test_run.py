@@ -24,7 +24,7 @@ def test_the_model_is_the_simulations_bit_for_bit(world: World, finished: GraphR
 
 
 def test_the_hospitals_are_trained_side_by_side_between_prefetch_and_evaluation(world: World, finished: GraphRun) -> None:
-    silos = [finished.task("silo-training", hospital.name) for hospital in world.hospitals]
+    silos = [finished.task(f"train-{hospital.name}") for hospital in world.hospitals]
     together = [*silos, finished.task("aggregation")]
     in_order = [finished.task(name) for name in ("check", "soft-label-prefetch", "evaluation", "promotion")]
     assert in_order[0].ended <= in_order[1].started and in_order[2].ended <= in_order[3].started
