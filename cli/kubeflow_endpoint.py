@@ -13,8 +13,8 @@ from fedhelp_core.printable import one_line
 _BEHIND_A_LOGIN = "give an address behind it, such as http://localhost:8888 with: kubectl port-forward -n kubeflow service/ml-pipeline 8888:8888"
 
 
-def require_address(endpoint: str) -> None:
-    """Nothing where `endpoint` is an http or https address.
+def require_address(endpoint: str, *, option: str = "--endpoint") -> None:
+    """Nothing where `endpoint`, given as `option`, is an http or https address.
 
     Raises:
         ConfigError: it is not.
@@ -25,7 +25,7 @@ def require_address(endpoint: str) -> None:
     except ValueError:  # a port that is no number, brackets that do not close
         usable = False
     if not usable:
-        raise ConfigError(f"--endpoint: an address such as http://localhost:8888 expected, with http:// or https://, got {endpoint!r}")
+        raise ConfigError(f"{option}: an address such as http://localhost:8888 expected, with http:// or https://, got {endpoint!r}")
 
 
 @contextmanager

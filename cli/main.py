@@ -292,6 +292,7 @@ def register(packages: tuple[Path, ...], endpoint: str, namespace: str | None, f
 @main.command(epilog=_EXIT_CODES)
 @click.argument("federation")
 @click.option("--endpoint", required=True, envvar="KF_PIPELINES_ENDPOINT", help="Kubeflow Pipelines API, e.g. http://localhost:8888.")
+@click.option("--ui", envvar="KF_PIPELINES_UI_ENDPOINT", help="Kubeflow's UI, for the run's page; default: the endpoint, where it serves pages.")
 @click.option("--pipeline", type=click.Choice(["fedhelp", "fedhelp-compact"]), default="fedhelp", show_default=True)
 @click.option("--experiment", default="fedhelp", show_default=True, help="Kubeflow experiment.")
 @click.option("--namespace", help="Namespace (profile) of the experiment, where Kubeflow is multi-user.")
@@ -304,7 +305,7 @@ def register(packages: tuple[Path, ...], endpoint: str, namespace: str | None, f
 @click.option("--dry-run", is_flag=True, help="Print the request instead of sending it.")
 @_with_exit_codes
 def submit(
-    federation: str, endpoint: str, pipeline: str, experiment: str, namespace: str | None, service_account: str | None, run_id: str,
+    federation: str, endpoint: str, ui: str | None, pipeline: str, experiment: str, namespace: str | None, service_account: str | None, run_id: str,
     settings: tuple[str, ...], compile_here: bool, wait: bool, dry_run: bool,
 ) -> None:
     """Start a pipeline on a Kubeflow endpoint. FEDERATION is the path or s3:// URL that the cluster sees.
@@ -318,7 +319,7 @@ def submit(
 
     submit_to_kubeflow(
         federation, endpoint=endpoint, pipeline=pipeline, experiment=experiment, namespace=namespace, run_id=run_id,
-        settings=_pairs(settings), wait=wait, dry_run=dry_run, service_account=service_account, compile_here=compile_here)
+        settings=_pairs(settings), wait=wait, dry_run=dry_run, service_account=service_account, compile_here=compile_here, ui=ui)
 
 
 @main.command(epilog=_EXIT_CODES)

@@ -29,9 +29,11 @@ class _OutOfSight(Exception):
 
 def submit_to_kubeflow(
     federation: str, *, endpoint: str, pipeline: str, experiment: str, namespace: str | None, run_id: str, settings: Mapping[str, Any],
-    wait: bool, dry_run: bool, service_account: str | None = None, compile_here: bool = False,
+    wait: bool, dry_run: bool, service_account: str | None = None, compile_here: bool = False, ui: str | None = None,
 ) -> None:
     """Start the registered `pipeline`, or one compiled here, with its form filled in by the file and `settings`; print where to look.
+
+    `ui`: address of Kubeflow's UI; None: `endpoint`, where that serves pages.
 
     Raises:
         NotFound: `pipeline` is not registered there.
@@ -40,6 +42,8 @@ def submit_to_kubeflow(
         JobFailed: the run was waited for and failed.
     """
     require_address(endpoint)
+    if ui is not None:
+        require_address(ui, option="--ui")
     form, silos = _filled_form(federation, checked_settings(settings), compile_here)
     arguments = {"federation": federation, "run_id": run_id, **form}
     if dry_run:
@@ -59,17 +63,26 @@ def submit_to_kubeflow(
         raise NotFound(
             f"Kubeflow endpoint {endpoint}: no version of pipeline {pipeline!r} is registered; install the hub's chart, register one"
             f" (fedhelp register --endpoint {quoted(endpoint)}), or add --compile; {_ADVICE}") from e
-    print(f"run {started} started: {endpoint}/#/runs/details/{started}")
+    page = _page_of(started.run, ui or (endpoint if started.serves_ui else None))
+    print(f"run {started.run} started; see it at {page}")
     if not wait:
         return
     try:
         with kubeflow_errors(endpoint, wish="look at the run", advice=_ADVICE):
             state = wait_for(
-                started, endpoint=endpoint, namespace=namespace, on_state=lambda state: print(f"run {started}: {state}", flush=True))
+                started.run, endpoint=endpoint, namespace=namespace, on_state=lambda state: print(f"run {started.run}: {state}", flush=True))
     except StoreUnavailable as e:
-        raise StoreUnavailable(f"{e}; run {started} was started, and goes on unwatched") from e
+        raise StoreUnavailable(f"{e}; run {started.run} was started, and goes on unwatched") from e
     if state != "SUCCEEDED":
-        raise JobFailed(f"run {started} ended as {state}; look at {endpoint}/#/runs/details/{started}")
+        raise JobFailed(f"run {started.run} ended as {state}; look at {page}")
+
+
+def _page_of(run: str, ui: str | None) -> str:
+    """Where people see the run: the API server itself answers 404 to every page."""
+    page = f"#/runs/details/{run}"
+    if ui is not None:
+        return f"{ui.rstrip('/')}/{page}"
+    return f"http://localhost:8080/{page} after: kubectl port-forward -n kubeflow service/ml-pipeline-ui 8080:80 (or give the UI's address as --ui)"
 
 
 def _filled_form(source: str, settings: Mapping[str, Any], compile_here: bool) -> tuple[dict[str, Any], tuple[str, ...]]:

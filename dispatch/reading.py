@@ -72,6 +72,8 @@ def why_waiting(
         return Waiting(reason=by, since=reading.since)
     if reading.phase == "ending":
         return Waiting(reason="its Job is being deleted", since=reading.since)
+    if _has_succeeded(job, pods):
+        return None
     alive = [pod for pod in pods if pod.get("status", {}).get("phase") in (None, "Pending", "Running")]
     if alive:
         return _why_pod_waits(newest(alive), reading)
@@ -83,6 +85,14 @@ def why_waiting(
     if pods:
         return Waiting(reason="its pod has ended; the Job starts another", since=reading.since)
     return Waiting(reason="no pod yet", since=reading.since)
+
+
+def _has_succeeded(job: Object, pods: Sequence[Object]) -> bool:
+    """Whether its work is done although the Job does not say so yet: it does not wait for a pod that it had."""
+    status = job.get("status", {})
+    uncounted = (status.get("uncountedTerminatedPods") or {}).get("succeeded")
+    ended = any(pod.get("status", {}).get("phase") == "Succeeded" for pod in pods)
+    return ended or bool(uncounted) or int(status.get("succeeded") or 0) > 0 or condition(status, "SuccessCriteriaMet") is not None
 
 
 def _why_queued(workloads: Sequence[Object] | None) -> str:

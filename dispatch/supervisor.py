@@ -91,7 +91,7 @@ class Supervisor:
         outcome = work.outcome()
         if outcome is not None:
             self._work = None
-            self._waits.over(self._silo.name)
+            self._waits.ended(self._silo.name, outcome)
             if not self._stopping:
                 self._judge(outcome, latest.round + 1 if latest is not None else 0)
             return
@@ -182,8 +182,15 @@ class Waits:
             self._said[silo] = waiting.reason
             self._say(f"silo {silo}: waiting: {waiting}")
 
+    def ended(self, silo: str, outcome: Outcome) -> None:
+        """The silo's work has ended. Of work that was given up while it waited, whoever gives it up says so."""
+        if outcome.done:
+            self.over(silo)
+        else:
+            self._said.pop(silo, None)
+
     def over(self, silo: str) -> None:
-        """The silo's work runs or has ended."""
+        """The silo's work runs or is done."""
         if self._said.pop(silo, None) is not None:
             self._say(f"silo {silo}: waits no longer ({datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ})")
 
@@ -331,7 +338,7 @@ def run_everywhere(
                     else:
                         waits.report(silo, work.waiting())
                     continue
-                waits.over(silo)
+                waits.ended(silo, outcome)
                 del working[silo]
                 if not outcome.done and again(silo, outcome):
                     working[silo] = dispatcher.start(requests[silo])

@@ -63,3 +63,12 @@ def pipelines_named(client: Client, name: str, namespace: str | None) -> list[An
     """The pipelines called `name` of a namespace (None: those that all share), as kfp's API describes them."""
     wanted = json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
     return list(client.list_pipelines(filter=wanted, namespace=namespace).pipelines or [])
+
+
+def serves_ui(client: Client, endpoint: str) -> bool:
+    """Whether pages are found at `endpoint` beside the API that `client` asks there."""
+    try:
+        client._healthz_api.api_client.rest_client.pool_manager.request("GET", f"{endpoint.rstrip('/')}/")
+    except NotKubeflow:
+        return True
+    return False

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from kfp import Client
 
-from fedhelp_pipelines.client import kubeflow_client, pipelines_named
+from fedhelp_pipelines.client import kubeflow_client, pipelines_named, serves_ui
 from fedhelp_pipelines.compile import compiled
 
 _ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED", "ERROR")
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run of Kubeflow."""
+
+    run: str
+    serves_ui: bool
+    """Whether the endpoint that was asked shows people the run too: the UI passes the API on, the API server knows no pages."""
 
 
 class NotRegistered(LookupError):
@@ -23,8 +35,8 @@ class NotRegistered(LookupError):
 def start(
     pipeline: str, arguments: Mapping[str, Any], scratch: Path | None, *, endpoint: str, experiment: str, namespace: str | None,
     service_account: str | None = None, silos: Sequence[str] = (),
-) -> str:
-    """The id of the run that was started; its pods use `service_account` (default: Kubeflow's).
+) -> Started:
+    """The run that was started; its pods use `service_account` (default: Kubeflow's).
 
     `scratch`: a folder to compile the pipeline into, with a node for each of `silos`; None: the newest registered version runs, with the images and volumes that it names.
 
@@ -33,10 +45,11 @@ def start(
     """
     client = kubeflow_client(endpoint, namespace)
     what = _compiled_into(scratch, pipeline, silos) if scratch is not None else _newest_version(client, pipeline, namespace)
-    group = client.create_experiment(name=experiment, namespace=namespace)
-    run = client.run_pipeline(
-        group.experiment_id, f"{pipeline} {datetime.now(UTC):%Y-%m-%d %H-%M-%S}", params=dict(arguments), service_account=service_account, **what)
-    return str(run.run_id)
+    with redirect_stdout(io.StringIO()):  # kfp's client prints pages of the API server, which has none
+        group = client.create_experiment(name=experiment, namespace=namespace)
+        run = client.run_pipeline(
+            group.experiment_id, f"{pipeline} {datetime.now(UTC):%Y-%m-%d %H-%M-%S}", params=dict(arguments), service_account=service_account, **what)
+    return Started(str(run.run_id), serves_ui=serves_ui(client, endpoint))
 
 
 def _compiled_into(folder: Path, pipeline: str, silos: Sequence[str]) -> dict[str, str]:

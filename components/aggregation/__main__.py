@@ -17,9 +17,11 @@ from fedhelp_core.errors import NotFound
 from fedhelp_core.protocol.closing import close_round
 from fedhelp_core.protocol.documents import Commit
 from fedhelp_core.protocol.facts import SoftLabels
+from fedhelp_core.protocol.run import Run
 from fedhelp_core.protocol.update_check import Terms
 from fedhelp_core.registry.methods import METHOD_PARTS
 from fedhelp_core.softlabels.report import numbers
+from fedhelp_core.store.waiting import Poller
 from fedhelp_core.tracking.runs import AsyncTracker
 from fedhelp_core.weights.check import check_weights_file
 
@@ -32,7 +34,36 @@ def run(*, store: str, endpoint_url: str, run_id: str, progress_file: str = "") 
         RunAborted: another party ended the run.
     """
     session = open_session(store, run_id, endpoint_url)
+    wait_for_supervisors(session)
     return close_rounds(session, progress_file=progress_file).global_sha256
+
+
+def wait_for_supervisors(session: Session) -> None:
+    """Until every silo has been asked to start: its node may be minutes behind this one, and a round's deadline is the silo's own time.
+
+    At most as long as a round may last; who has not come by then is late in that round, too.
+
+    Raises:
+        RunAborted: another party ended the run.
+    """
+    run, federation = session.run, session.federation
+    latest = run.latest_commit()
+    number = 1 if latest is None else latest.round + 1
+    until = time.monotonic() + federation.protocol.round_deadline
+    poller = Poller(run.store)
+    pending = list(federation.silo_names) if number <= federation.algorithm.rounds else []
+    while True:
+        run.raise_if_aborted()
+        pending = [silo for silo in pending if not _supervised(run, silo, number)]
+        if not pending or time.monotonic() >= until:
+            return
+        poller.pause(until=until)
+
+
+def _supervised(run: Run, silo: str, number: int) -> bool:
+    """Whether somebody has asked the silo to start, or has given it up, or it has answered already."""
+    keys = (run.keys.lease(silo), run.keys.absence(silo, number), run.keys.update(silo, number))
+    return any(run.store.size(key) is not None for key in keys)
 
 
 def close_rounds(session: Session, *, progress_file: str = "") -> Commit:

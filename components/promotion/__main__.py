@@ -31,6 +31,8 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
         champion = registry.champion(name)
         if champion == model_version:
             outcome, decision = "promoted", f"{name} version {model_version} is the champion already"
+        elif champion is not None and registry.same_weights(name, model_version, champion):
+            outcome, decision = "kept", f"{name} version {model_version} has the same weights as the champion, version {champion}, which stays it"
         else:
             verdict = gate(
                 candidate, registry.scores_of(name, champion) if champion else None, metric,

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     import torch
 
 RUN_TAG = "fedhelp.run"
-_MODEL_TAG = "fedhelp.global_sha256"
-_IDENTITY_TAGS = (RUN_TAG, _MODEL_TAG)  # what makes two model versions the same
+MODEL_TAG = "fedhelp.global_sha256"
+_IDENTITY_TAGS = (RUN_TAG, MODEL_TAG)  # what makes two model versions the same
 
 
 def registered_version(client: Any, name: str, tags: Mapping[str, str]) -> str | None:
     """The version of `name` that has the identity in `tags`; None if there is none or `tags` has no identity."""
     if not all(key in tags for key in _IDENTITY_TAGS):
         return None
-    query = f"name = '{name}' and tags.`{_MODEL_TAG}` = '{tags[_MODEL_TAG]}'"
+    query = f"name = '{name}' and tags.`{MODEL_TAG}` = '{tags[MODEL_TAG]}'"
     same = [int(v.version) for v in client.search_model_versions(query) if all(v.tags.get(key) == tags[key] for key in _IDENTITY_TAGS)]
     return str(min(same)) if same else None
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import NotFound, PermanentError
-from fedhelp_core.tracking.models import RUN_TAG
+from fedhelp_core.tracking.models import MODEL_TAG, RUN_TAG
 from fedhelp_core.tracking.server import client_of, mlflow_errors, tracking_uri
 
 CANDIDATE = "candidate"
@@ -98,6 +98,17 @@ class Registry:
         with mlflow_errors(self._uri):
             run: str | None = self._version(name, version).tags.get(RUN_TAG)
         return run
+
+    def same_weights(self, name: str, one: str, other: str) -> bool:
+        """Whether two versions hold the same model, by what evaluation noted of each.
+
+        Raises:
+            NotFound: no such version.
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        with mlflow_errors(self._uri):
+            noted = [self._version(name, version).tags.get(MODEL_TAG) for version in (one, other)]
+        return noted[0] is not None and noted[0] == noted[1]
 
     def promote(self, name: str, version: str | None) -> Promoted:
         """Make `version` (None: the candidate) champion and remember the one before it.

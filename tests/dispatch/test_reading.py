@@ -76,7 +76,11 @@ QUOTA = (
                     " requests.nvidia.com/gpu=2); it starts when other work has ended, or ask the hospital for more quota", since=NOW)),
     (job(), [ended(30)], [], Waiting(reason="its pod has ended; the Job starts another", since=STARTED)),
     (job(), [], [], Waiting(reason="no pod yet", since=STARTED)),
-], ids=["runs", "kueue", "suspended", "no gpu", "image", "secret", "starting", "quota", "between pods", "new"])
+    (job({"startTime": STARTED, "succeeded": 1}), [], [], None),
+    (job({"startTime": STARTED, "uncountedTerminatedPods": {"succeeded": ["uid"]}}), [], [], None),
+    (job({"startTime": STARTED, "conditions": [{"type": "SuccessCriteriaMet", "status": "True"}]}), [], [], None),
+    (job(), [{"metadata": {"name": "p"}, "status": {"phase": "Succeeded"}}], [], None),
+], ids=["runs", "kueue", "suspended", "no gpu", "image", "secret", "starting", "quota", "between pods", "new", "counted", "not counted yet", "about to be complete", "its pod succeeded"])
 def test_why_work_waits_and_since_when(found: Any, pods: Any, events: Any, expected: Waiting | None) -> None:
     assert why_waiting(found, pods, events) == expected
 

@@ -22,6 +22,7 @@ class Kubeflow(ThreadingHTTPServer):
         self.runs: list[dict[str, Any]] = []
         self.tokens: set[str] = set()
         self.refuse: int | None = None
+        self.serves_ui = False
         self.state: str | None = "SUCCEEDED"
         """Of every run; None: the server cannot say."""
 
@@ -49,6 +50,15 @@ class _Handler(BaseHTTPRequestHandler):
         content = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _page(self) -> None:
+        """The UI's, which also passes the API on; the API server itself has none."""
+        content = b"<!doctype html><title>Kubeflow Pipelines</title>" if self.server.serves_ui else b"404 page not found\n"
+        self.send_response(200 if self.server.serves_ui else 404)
+        self.send_header("Content-Type", "text/html" if self.server.serves_ui else "text/plain")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -87,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
             form: Message = message_from_bytes(f"Content-Type: {self.headers['Content-Type']}\n\n".encode() + body)
             assert b"pipelineInfo" in next(iter(form.get_payload())).get_payload(decode=True)  # type: ignore[union-attr, arg-type, operator]
             self._answer(made)
+        elif self.command == "GET" and url.path == "/":
+            self._page()
         elif self.command == "GET":  # pipelines/<id>/versions, one a page
             found = list(server.versions[parts[1]].values())
             if query.get("sort_by") == "created_at desc":

@@ -58,7 +58,7 @@ sys.exit(code)
 def python(program: str, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FEDHELP_")}
     return subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=cwd, env={**clean, **environment}, timeout=60)
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=cwd, env={**clean, **environment}, timeout=600)
 
 
 @pytest.fixture(scope="module")

@@ -175,6 +175,21 @@ def test_a_pipeline_can_be_compiled_here(kubeflow: Kubeflow, federation: str) ->
     assert run["runtime_config"]["parameters"]["rounds"] == 3
 
 
+@pytest.mark.parametrize(("serves_ui", "arguments", "page"), [
+    (True, [], "{endpoint}/#/runs/details/r0"),
+    (False, ["--ui", "https://kubeflow.example/pipeline/"], "https://kubeflow.example/pipeline/#/runs/details/r0"),
+    (False, [], "http://localhost:8080/#/runs/details/r0 after: kubectl port-forward -n kubeflow service/ml-pipeline-ui 8080:80"
+                " (or give the UI's address as --ui)"),
+])
+def test_the_page_that_is_named_is_one_of_the_ui(serves_ui: bool, arguments: list[str], page: str, kubeflow: Kubeflow, federation: str) -> None:
+    kubeflow.add("fedhelp")
+    kubeflow.serves_ui = serves_ui
+
+    result = submit(federation, *arguments, endpoint=kubeflow.address)
+
+    assert result.stdout == f"run r0 started; see it at {page.format(endpoint=kubeflow.address)}\n"
+
+
 @pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
 def test_a_run_that_did_not_succeed_is_named(state: str, kubeflow: Kubeflow, federation: str) -> None:
     kubeflow.add("fedhelp")

@@ -22,10 +22,13 @@ import numpy as np
 import pytest
 import torch
 
+from fedhelp_components.promotion.__main__ import run as decide
 from fedhelp_core.config.federation import Federation, parse_federation
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StoreUnavailable, TeacherError
 from fedhelp_core.models.build import build_model
+from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.store.open import open_store
 from fedhelp_core.tracking.gate import gate
 from fedhelp_core.tracking.models import load_pyfunc, save_pyfunc_from_code
 from fedhelp_core.tracking.registry import Registry
@@ -509,6 +512,20 @@ class TestRegistry:
         with pytest.raises(NotFound, match="no champion was there before version 1"):
             registry.rollback("tiny")
         assert registry.champion("tiny") == "1"
+
+    def test_the_champions_weights_trained_again_are_the_same_model_and_not_promoted(self, federation: Federation) -> None:
+        registry, client = add_versions(federation, json.dumps(SCORES), json.dumps(SCORES), json.dumps(SCORES)), client_of(tracking_uri(federation))
+        for version, sha256 in (("1", "a" * 64), ("2", "a" * 64), ("3", "b" * 64)):
+            client.set_model_version_tag("tiny", version, "fedhelp.global_sha256", sha256)
+        registry.promote("tiny", "1")
+        gated = federation.override(**{"tracking.registered_model": "tiny", "promotion.mode": "gate"})
+        Run(open_store(gated.store.url), "again").freeze(gated.to_yaml())
+
+        said = decide(store=gated.store.url, endpoint_url="", run_id="again", model_version="2")
+
+        assert said == "tiny version 2 has the same weights as the champion, version 1, which stays it"
+        assert registry.champion("tiny") == "1"
+        assert not registry.same_weights("tiny", "1", "3")
 
     def test_promoting_twice_changes_nothing(self, federation: Federation) -> None:
         registry = add_versions(federation, "{}", "{}")
