@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fedhelp_cli.commands import quoted
-from fedhelp_components.check.__main__ import ask_silos, check_silos, missing_teachers, raise_all, static_problems
+from fedhelp_components.check.__main__ import ask_silos, check_silos, missing_teachers, problems_of, problems_of_looking, raise_all
 from fedhelp_components.session import say
-from fedhelp_core.config.federation import Federation, load_federation
+from fedhelp_core.config.federation import Federation, is_values_of_chart, load_federation
 from fedhelp_core.config.silo import SiloConfig, load_silo
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.datalist import manifest_of
@@ -24,7 +24,7 @@ from fedhelp_core.data.ingest import all_items, sampled
 from fedhelp_core.data.inspection import look_at
 from fedhelp_core.data.problems import told
 from fedhelp_core.data.reading import bits_in_use
-from fedhelp_core.errors import ConfigError, DataError, FedHelpError
+from fedhelp_core.errors import AccessDenied, ConfigError, DataError, FedHelpError
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.report.picture_page import Looked, write_picture_pages
 from fedhelp_core.store.open import open_store
@@ -33,7 +33,10 @@ _NAMED = 10  # silos that are listed by name
 
 
 def check_and_print(path: Path, changes: Mapping[str, Any], *, sample: int | None = None) -> None:
-    """Check the federation at `path` with `changes`. `sample`: look at about so many images of each silo, not at all.
+    """Check the federation at `path` with `changes`.
+
+    Values of the hub's chart name folders of its pods and a store with its own credentials: what of these is not found here is told, and no fault.
+    `sample`: look at about so many images of each silo, not at all.
 
     Raises:
         ConfigError: the file is wrong, or several things are (every problem listed).
@@ -41,7 +44,9 @@ def check_and_print(path: Path, changes: Mapping[str, Any], *, sample: int | Non
         FedHelpError: the only problem.
     """
     federation = load_federation(path).override(**changes)
-    problems = static_problems(federation) + missing_teachers(federation)
+    problems, from_here = problems_of(federation), problems_of_looking(federation) + missing_teachers(federation)
+    if not is_values_of_chart(path):
+        problems, from_here = problems + from_here, []  # a run of this file looks from here, too
     unusable = _problems_of_images(federation, sample)
     problems += unusable
     if not unusable and sample is None:
@@ -51,7 +56,13 @@ def check_and_print(path: Path, changes: Mapping[str, Any], *, sample: int | Non
             problems.append(e)
     elsewhere = [silo.name for silo in federation.silos_in_clusters]
     if elsewhere:
-        problems += _what_clusters_refuse(federation)
+        refused = _what_clusters_refuse(federation)
+        unseen_there = [problem for problem in refused if from_here_alone(problem)] if is_values_of_chart(path) else []
+        from_here += unseen_there
+        problems += [problem for problem in refused if problem not in unseen_there]
+    for problem in from_here:
+        for line in str(problem).splitlines():
+            say(f"cannot be seen from this machine, a run's pods may well see it: {line}")
     if problems and all(isinstance(problem, DataError) for problem in problems):
         raise DataError([line for problem in problems for line in str(problem).splitlines()])
     raise_all(problems)
@@ -63,6 +74,11 @@ def check_and_print(path: Path, changes: Mapping[str, Any], *, sample: int | Non
         unseen += ["whether every public image can be decoded", "what the teachers answer"]
     if unseen:
         print(f"Not looked at yet: {'; '.join(unseen)}. A run does that before it trains.")
+
+
+def from_here_alone(problem: FedHelpError) -> bool:
+    """Whether a cluster's refusal is of this machine's account, which is not the one that runs have."""
+    return isinstance(problem, AccessDenied)
 
 
 def _problems_of_images(federation: Federation, sample: int | None) -> list[FedHelpError]:

@@ -19,6 +19,7 @@ from fedhelp_cli.run_form import checked_settings, default_form, offered_form_of
 from fedhelp_components.check.form import FIELDS
 from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.errors import ConfigError, FedHelpError, JobFailed, NotFound, StoreUnavailable
+from fedhelp_core.printable import without_passwords
 
 _ADVICE = "where Kubeflow is multi-user, give your profile's --namespace"
 
@@ -44,7 +45,7 @@ def submit_to_kubeflow(
     require_address(endpoint)
     if ui is not None:
         require_address(ui, option="--ui")
-    form, silos = _filled_form(federation, checked_settings(settings), compile_here)
+    form, seen = _filled_form(federation, checked_settings(settings), compile_here)
     arguments = {"federation": federation, "run_id": run_id, **form}
     if dry_run:
         version = "compiled here" if compile_here else "the newest registered"
@@ -58,13 +59,16 @@ def submit_to_kubeflow(
         with tempfile.TemporaryDirectory() as folder, kubeflow_errors(endpoint, wish="start the run", advice=_ADVICE):
             started = start(
                 pipeline, arguments, Path(folder) if compile_here else None, endpoint=endpoint, experiment=experiment, namespace=namespace,
-                service_account=service_account, silos=silos)
+                service_account=service_account, silos=seen.silo_names if seen is not None else ())
     except NotRegistered as e:
         raise NotFound(
             f"Kubeflow endpoint {endpoint}: no version of pipeline {pipeline!r} is registered; install the hub's chart, register one"
             f" (fedhelp register --endpoint {quoted(endpoint)}), or add --compile; {_ADVICE}") from e
     page = _page_of(started.run, ui or (endpoint if started.serves_ui else None))
     print(f"run {started.run} started; see it at {page}")
+    if seen is not None and seen.tracking.uri:
+        print(f"its rounds appear in MLflow at {without_passwords(seen.tracking.uri)}, experiment {seen.tracking.experiment}; its check node says"
+              " the address")
     if not wait:
         return
     try:
@@ -85,19 +89,19 @@ def _page_of(run: str, ui: str | None) -> str:
     return f"http://localhost:8080/{page} after: kubectl port-forward -n kubeflow service/ml-pipeline-ui 8080:80 (or give the UI's address as --ui)"
 
 
-def _filled_form(source: str, settings: Mapping[str, Any], compile_here: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """All of the form, by the federation at `source` with `settings` on top, and its silos; `settings` alone where that is out of sight, which is said."""
+def _filled_form(source: str, settings: Mapping[str, Any], compile_here: bool) -> tuple[dict[str, Any], Federation | None]:
+    """All of the form, by the federation at `source` with `settings` on top, and that; `settings` alone where that is out of sight, which is said."""
     try:
         federation = _seen_here(source)
     except _OutOfSight as e:
         _say_what_replaces(source, settings, str(e), compile_here)
-        return dict(settings), ()
+        return dict(settings), None
     if unseen := _only_here(federation):
         raise ConfigError(
             f"{source}: no pod sees {unseen}: give silos dispatch kubernetes or manifestwork and a store s3://bucket/prefix, or run it on this"
             f" machine: fedhelp run {quoted(source)}")
     changed = federation.override(**{FIELDS[parameter]: value for parameter, value in settings.items()})
-    return offered_form_of(changed, source=source), federation.silo_names
+    return offered_form_of(changed, source=source), federation
 
 
 def _only_here(federation: Federation) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ from fedhelp_core.processes import exit_code_of
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
+from fedhelp_core.tracking.server import is_server, tracking_uri
 from fedhelp_dispatch.request import Dispatcher
 from fedhelp_dispatch.routing import RoutingDispatcher
 
@@ -53,6 +55,19 @@ def logs_folder(federation: Federation, run_id: str) -> Path:
     """Where this machine keeps the workers' logs of a run: beside a local store, else in $FEDHELP_LOGS or the working folder."""
     store = federation.store.folder
     return (Path(os.environ.get("FEDHELP_LOGS", "fedhelp-logs")) if store is None else store / "logs") / run_id
+
+
+@contextmanager
+def ends_in_mlflow(federation: Federation, run_id: str) -> Iterator[None]:
+    """A run that an error or a signal ends in here has ended in MLflow's server, too; aggregation sees to that itself."""
+    try:
+        yield
+    except BaseException as e:
+        if is_server(tracking_uri(federation)):
+            from fedhelp_core.tracking.runs import end_run
+
+            end_run(federation, run_id, "FAILED" if isinstance(e, Exception) else "KILLED")
+        raise
 
 
 def say(message: str) -> None:

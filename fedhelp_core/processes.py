@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -24,19 +25,40 @@ from fedhelp_core.places import settle_user
 from fedhelp_core.printable import printable, printable_lines
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
+TERMINATION_LOG = Path("/dev/termination-log")
+_LONGEST_MESSAGE = 4096  # bytes; Kubernetes keeps no more
 _NOBODY_READS = 141  # what shells say of a program that SIGPIPE ended
 
 
 @contextmanager
-def task(component: str) -> Iterator[None]:
-    """Around a kfp component's body: an error ends the process with its sentence and exit code, not a traceback."""
+def task(component: str) -> Iterator[Callable[[str], None]]:
+    """Around a kfp component's body: an error ends the process with its sentence and exit code, not a traceback.
+
+    Gives what takes the task's own sentence. It, or the error's, is the log's last line and Kubernetes' termination message.
+    """
+    told: list[str] = []
     if threading.current_thread() is threading.main_thread():
         ends_on_sigterm()
     settle_user()
     try:
-        yield
+        yield told.append
     except Exception as e:
-        sys.exit(_exit_code_after(e, component, lambda known: print_error(known, component)))
+        sys.exit(_exit_code_after(e, component, lambda known: _end_with_error(known, component)))
+    for sentence in told:
+        print(printable(sentence), flush=True)
+        _leave_message(sentence)
+
+
+def _end_with_error(error: FedHelpError, component: str) -> None:
+    _leave_message("\n".join(error_lines(error)))
+    print_error(error, component)
+
+
+def _leave_message(text: str) -> None:
+    """Where Kubernetes reads why a container ended, for `kubectl describe` and the UI; nothing outside of a pod."""
+    if TERMINATION_LOG.exists():
+        with suppress(OSError):
+            TERMINATION_LOG.write_bytes(text.encode()[:_LONGEST_MESSAGE])
 
 
 def exit_code_of(

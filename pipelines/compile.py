@@ -38,6 +38,7 @@ def compiled(name: str, defaults: Mapping[str, Any] | None = None, silos: Sequen
         form[parameter]["defaultValue"] = value
     for key, task in _tasks(spec):
         task["taskInfo"]["name"] = NODES[name].get(key, key)
+    spec["pipelineInfo"]["description"] += "\n\n" + _table(form)
     _give_nodes(spec["root"]["dag"]["tasks"], silos if len(silos) <= MOST_NODES else ())
     return yaml.safe_dump_all([spec, *platform], sort_keys=False, width=160)
 
@@ -46,6 +47,16 @@ def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and task of every DAG of the pipeline."""
     for component in (spec["root"], *spec["components"].values()):
         yield from component.get("dag", {}).get("tasks", {}).items()
+
+
+def _table(form: Mapping[str, Any]) -> str:
+    """The form's fields as Markdown, as the form sorts them: it shows no descriptions itself."""
+    rows = [f"| {name} | {_shown(field.get('defaultValue'))} | {field['description']} |" for name, field in sorted(form.items())]
+    return "\n".join(["| field | as it opens | meaning |", "| --- | --- | --- |", *rows])
+
+
+def _shown(value: Any) -> str:
+    return "blank" if value == "" else str(value)
 
 
 def _give_nodes(tasks: dict[str, Any], silos: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ MLFLOW_SECRET = "fedhelp-mlflow"
 KUBECONFIG_SECRET = "fedhelp-kubeconfig"
 TEACHERS_SECRET, TEACHERS_FOLDER = "fedhelp-teachers", "/etc/fedhelp-teachers"
 _KUBECONFIG_FOLDER = "/etc/fedhelp-kubeconfig"
+_HUB_KEYS = ("FEDHELP_PUSHGATEWAY", "FEDHELP_SERVICE_ACCOUNT", "FEDHELP_STORE_ENDPOINT")
 _STORE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION")
 _MLFLOW_KEYS = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
@@ -44,7 +45,7 @@ def _in_hub(task: Any, *, cached: bool = False) -> Any:
     """`task` with what chart fedhelp-hub puts beside it, where that exists: federation.yaml, credentials, kubeconfig."""
     kubernetes.use_config_map_as_volume(task, config_map_name=FEDERATION_CONFIG_MAP, mount_path="/etc/fedhelp", optional=True)
     kubernetes.use_config_map_as_env(
-        task, config_map_name=FEDERATION_CONFIG_MAP, config_map_key_to_env={"FEDHELP_PUSHGATEWAY": "FEDHELP_PUSHGATEWAY"}, optional=True)
+        task, config_map_name=FEDERATION_CONFIG_MAP, config_map_key_to_env={key: key for key in _HUB_KEYS}, optional=True)
     kubernetes.use_secret_as_volume(task, secret_name=KUBECONFIG_SECRET, mount_path=_KUBECONFIG_FOLDER, optional=True)
     task.set_env_variable("KUBECONFIG", f"{_KUBECONFIG_FOLDER}/config")
     task.set_env_variable("FEDHELP_TRUST", "/etc/fedhelp/trust.json")  # where there is none, nothing that a federation.yaml names is trusted
@@ -130,7 +131,9 @@ def _graph(prefetch: Prefetch, train: Training) -> Callable[..., str]:
         """
         parameters = locals()
         form = {name: parameters[name] for name in FIELDS}
-        checked = _in_hub(check(federation=federation, run_id=run_id, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, nodes=[SILO], **form))
+        checked = _in_hub(check(
+            federation=federation, run_id=run_id, job_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, job_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER, nodes=[SILO],
+            **form))
         where = {name: checked.outputs[name] for name in ("store", "endpoint_url", "run")}
         prefetched = prefetch(where, checked.outputs["shards"])
         global_sha256 = train(where, checked.outputs["in_loop"], prefetched)

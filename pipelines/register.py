@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kfp.client import ServiceAccountTokenVolumeCredentials
 from kfp_server_api import V2beta1Pipeline
 
@@ -46,11 +47,12 @@ class Registry:
 
     def register(self, package: Path, name: str) -> Registered:
         """Upload the compiled pipeline at `package` as a version of pipeline `name`, unless its content is there: the version is named by it."""
+        said = str(next(iter(yaml.safe_load_all(package.read_text(encoding="utf-8"))))["pipelineInfo"].get("description", ""))
         version = f"{name}-{hashlib.sha256(package.read_bytes()).hexdigest()[:12]}"
-        pipeline = self._find(name) or self._create(name)
+        pipeline = self._find(name) or self._create(name, said.partition("\n\n")[0])
         if version in self._versions(pipeline):
             return Registered(name, version, new=False)
-        self._client.upload_pipeline_version(str(package), pipeline_version_name=version, pipeline_id=pipeline)
+        self._client.upload_pipeline_version(str(package), pipeline_version_name=version, pipeline_id=pipeline, description=said)
         return Registered(name, version, new=True)
 
     def remove(self, name: str) -> bool:
@@ -67,9 +69,9 @@ class Registry:
         found = pipelines_named(self._client, name, self._namespace)
         return str(found[0].pipeline_id) if found else None
 
-    def _create(self, name: str) -> str:
-        """An empty pipeline. kfp's own upload_pipeline would add a first version called like the pipeline, whatever its content."""
-        pipeline = V2beta1Pipeline(display_name=name, namespace=self._namespace)
+    def _create(self, name: str, description: str) -> str:
+        """An empty pipeline; the UI's list shows `description` on one line. kfp's own upload_pipeline would add a first version called like the pipeline, whatever its content."""
+        pipeline = V2beta1Pipeline(display_name=name, description=description, namespace=self._namespace)
         return str(self._client._pipelines_api.pipeline_service_create_pipeline(pipeline=pipeline).pipeline_id)
 
     def _versions(self, pipeline: str) -> dict[str, str]:

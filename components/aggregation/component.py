@@ -21,5 +21,7 @@ def aggregation(store: str, endpoint_url: str, run: str, rounds: dsl.Output[dsl.
     from fedhelp_components.aggregation.__main__ import run as aggregate
     from fedhelp_core.processes import task
 
-    with task("aggregation"):
-        return aggregate(store=store, endpoint_url=endpoint_url, run_id=run, progress_file=rounds.path)
+    with task("aggregation") as ends_with:
+        sha256 = aggregate(store=store, endpoint_url=endpoint_url, run_id=run, progress_file=rounds.path)
+        ends_with(f"all rounds are closed; the global model is {sha256[:12]}")
+        return sha256

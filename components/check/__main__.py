@@ -18,11 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedhelp_components.check.account import account_problems
 from fedhelp_components.check.form import FIELDS
-from fedhelp_components.session import dispatcher_for, end, say
+from fedhelp_components.session import dispatcher_for, end, ends_in_mlflow, say
 from fedhelp_core.algorithm.averaging import shares_of
 from fedhelp_core.algorithm.class_shares import pooled_shares
-from fedhelp_core.config.federation import Federation, load_federation
+from fedhelp_core.config.federation import Federation, checked_value, default_of, load_federation
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.config.trust import require_trusted
@@ -30,7 +31,8 @@ from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, DataError, FedHelpError, NotFound, PermanentError
 from fedhelp_core.places import require_temporary_folder
 from fedhelp_core.protocol.documents import SiloReport
-from fedhelp_core.protocol.facts import ClassShares, Kinds
+from fedhelp_core.protocol.facts import ClassShares, Kinds, Tracked
+from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.protocol.kinds import resolve_kinds
 from fedhelp_core.protocol.report_check import require_credible_report
 from fedhelp_core.protocol.run import Run
@@ -38,8 +40,11 @@ from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.softlabels.image_sources import open_sources
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
-from fedhelp_core.tracking.server import require_usable, tracking_uri
+from fedhelp_core.tracking.server import is_server, require_usable, tracking_uri
 from fedhelp_dispatch.supervisor import require_none_failed, run_everywhere, unanswered
+
+ENDPOINT_VARIABLE = "FEDHELP_STORE_ENDPOINT"
+"""The S3 endpoint of the store that the hub's chart names."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,16 @@ class Checked:
     """Shares of the public images that teachers are asked about beside each other, such as 1/2 and 2/2."""
 
 
-def run(*, federation: str, run_id: str, settings: Mapping[str, Any]) -> Checked:
-    """Check everything; see the module's docstring.
+@dataclass(frozen=True)
+class Shown:
+    """What Kubeflow calls the run that this check is a task of."""
+
+    name: str
+    job: str
+
+
+def run(*, federation: str, run_id: str, settings: Mapping[str, Any], shown: Shown | None = None) -> Checked:
+    """Check everything; see the module's docstring. `shown`: the run of Kubeflow that the run in MLflow is named by.
 
     Raises:
         ConfigError: the file or the settings are wrong (every problem listed).
@@ -64,10 +77,10 @@ def run(*, federation: str, run_id: str, settings: Mapping[str, Any]) -> Checked
         FedHelpError: the store, the public images or another single thing is wrong.
     """
     config = read_federation(federation)
-    return start(_formed(config, settings) if settings else config, run_id)
+    return start(_formed(config, settings) if settings else config, run_id, shown)
 
 
-def start(config: Federation, run_id: str) -> Checked:
+def start(config: Federation, run_id: str, shown: Shown | None = None) -> Checked:
     """`run` for a federation that was read already."""
     require_trusted(config)  # before anything that it names is opened
     raise_all(static_problems(config))
@@ -75,8 +88,26 @@ def start(config: Federation, run_id: str) -> Checked:
     started = Run(store, run_id)
     started.freeze(config.to_yaml())
     started.clear_abort()
-    check_silos(config, store, started)
+    say_where_it_is_seen(config, started, shown)
+    with ends_in_mlflow(config, run_id):
+        check_silos(config, store, started)
     return Checked(config.store.url, config.store.endpoint_url or "", run_id, list(config.silo_names), shards_of(config))
+
+
+def say_where_it_is_seen(config: Federation, run: Run, shown: Shown | None) -> None:
+    """The run's page in MLflow, where rounds appear as they close; nothing where MLflow is a file, and no more than a warning where it is away."""
+    uri = tracking_uri(config)
+    if not is_server(uri):
+        return
+    from fedhelp_core.tracking.runs import announce
+
+    try:
+        address = announce(config, run.run_id, name=shown.name if shown else "", tags={"fedhelp.kubeflow_run": shown.job} if shown else {})
+    except FedHelpError as e:
+        say(f"the run cannot be shown in MLflow for now, and goes on: {e}")
+        return
+    run.note(Tracked(address=address))
+    say(f"rounds appear in MLflow as they close: {address}")
 
 
 def _formed(config: Federation, settings: Mapping[str, Any]) -> Federation:
@@ -95,9 +126,41 @@ def shards_of(config: Federation) -> list[str]:
     return [f"{number}/{total}" for number in range(1, total + 1)]
 
 
-def run_form(federation: str, run_id: str, form: Mapping[str, Any]) -> Checked:
-    """`run` with the pipeline's form, by its parameters' own names."""
-    return run(federation=federation, run_id=run_id, settings={FIELDS[name]: value for name, value in form.items()})
+def run_form(federation: str, run_id: str, form: Mapping[str, Any], shown: Shown | None = None) -> Checked:
+    """`run` with the pipeline's form, by its parameters' own names.
+
+    Raises:
+        ConfigError: fields of the form that are wrong by themselves, before anything is opened, and all that `run` raises.
+    """
+    form = checked_form(run_id, form)
+    return run(federation=federation, run_id=run_id, settings={FIELDS[name]: value for name, value in form.items()}, shown=shown)
+
+
+def checked_form(run_id: str, form: Mapping[str, Any]) -> dict[str, Any]:
+    """`form` as the federation's fields take its values.
+
+    Raises:
+        ConfigError: every field that is wrong, by the name that the form shows.
+    """
+    problems = [f"the run's form: field run_id: {problem}" for problem in _problems_of_run_id(run_id)] + account_problems()
+    checked: dict[str, Any] = {}
+    for name, value in form.items():
+        whole = isinstance(value, float) and value.is_integer() and isinstance(default_of(FIELDS[name]), int)  # Kubeflow's numbers have one type
+        try:
+            checked[name] = checked_value(FIELDS[name], int(value) if whole else value, source=f"the run's form: field {name}")
+        except ConfigError as e:
+            problems.extend(e.problems)
+    if problems:
+        raise ConfigError(problems)
+    return checked
+
+
+def _problems_of_run_id(run_id: str) -> list[str]:
+    try:
+        RunKeys(run_id)
+    except PermanentError as e:
+        return [str(e)]
+    return []
 
 
 def check_silos(config: Federation, store: Store, run: Run) -> None:
@@ -174,9 +237,20 @@ def read_federation(source: str) -> Federation:
 
 
 def downloaded(url: str) -> bytes:
-    """The object at s3:// URL `url`, of at most 1 MiB (credentials from the environment)."""
+    """The object at s3:// URL `url`, of at most 1 MiB (credentials from the environment).
+
+    It is asked for where the hub's chart says that its own store is, or else at AWS: a URL cannot say.
+    """
     folder, _, name = url.rpartition("/")
-    return open_store(folder).get(name, 2**20)
+    endpoint = os.environ.get(ENDPOINT_VARIABLE) or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    try:
+        return open_store(folder, endpoint_url=endpoint).get(name, 2**20)
+    except FedHelpError as e:
+        if endpoint is None:
+            e.add_note(
+                f"the run's form: field federation: {url} was asked for at AWS; where it is in another S3, set federation.store.endpoint_url in the"
+                " hub's values, or AWS_ENDPOINT_URL")
+        raise
 
 
 def federation_in(body: bytes, source: str) -> Federation:
@@ -192,10 +266,15 @@ def federation_in(body: bytes, source: str) -> Federation:
 
 def static_problems(config: Federation) -> list[FedHelpError]:
     """What can be found to be wrong without asking a silo or a teacher. Writes to the store and removes what it wrote."""
+    return problems_of(config) + problems_of_looking(config)
+
+
+def problems_of_looking(config: Federation) -> list[FedHelpError]:
+    """What of `static_problems` depends on where one looks from: folders, credentials, the way to the store."""
     looks: list[Callable[[], object]] = [require_temporary_folder, lambda: _require_store(config)]
     if config.uses_public_set and config.public_set is not None:
         looks.append(partial(_require_public_images, config.public_set, config.task))
-    return problems_of(config) + _problems_of_looking(looks)
+    return _problems_of(looks)
 
 
 def problems_of(config: Federation) -> list[FedHelpError]:
@@ -206,10 +285,10 @@ def problems_of(config: Federation) -> list[FedHelpError]:
     if config.silos_in_clusters and config.store.folder is not None:
         found.append(ConfigError(
             f"store.url: silo {config.silos_in_clusters[0].name!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix"))
-    return found + _problems_of_looking([lambda: require_usable(tracking_uri(config))])
+    return found + _problems_of([lambda: require_usable(tracking_uri(config))])
 
 
-def _problems_of_looking(looks: Sequence[Callable[[], object]]) -> list[FedHelpError]:
+def _problems_of(looks: Sequence[Callable[[], object]]) -> list[FedHelpError]:
     found: list[FedHelpError] = []
     for look in looks:
         try:

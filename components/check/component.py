@@ -12,6 +12,7 @@ def check(
     federation: str,
     run_id: str,
     job_id: str,
+    job_name: str,
     nodes: list,
     method: str,
     normalisation: str,
@@ -35,6 +36,7 @@ def check(
         federation: Path or s3:// URL of federation.yaml.
         run_id: Name of the run; blank: the pipeline job's id. The same name again goes on with that run.
         job_id: The pipeline job's id.
+        job_name: The pipeline job's name, which the run's page in MLflow gets.
         nodes: Silos that have a node of their own in this graph.
         method: FedHelp, a compared method, or an ablation.
         normalisation: Whether batch norms stay in the silo.
@@ -55,10 +57,10 @@ def check(
     Returns:
         Where the run's objects are, its id, its silos that have no node of their own, and the shares in which its teachers are asked.
     """
-    from fedhelp_components.check.__main__ import run_form
+    from fedhelp_components.check.__main__ import Shown, run_form
     from fedhelp_core.processes import task
 
-    with task("check"):
+    with task("check") as ends_with:
         checked = run_form(
             federation, run_id or job_id,
             {
@@ -67,5 +69,7 @@ def check(
                 "distillation_weight": distillation_weight, "rank_weight": rank_weight, "weighting": weighting, "seed": seed,
                 "min_silos": min_silos, "round_deadline": round_deadline, "promotion_mode": promotion_mode,
             },
+            Shown(name=job_name, job=job_id),
         )
+        ends_with(f"run {checked.run}: {len(checked.silos)} silos have checked their data")
         return (checked.store, checked.endpoint_url, checked.run, [silo for silo in checked.silos if silo not in nodes], checked.shards)

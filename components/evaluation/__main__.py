@@ -18,7 +18,7 @@ from fedhelp_components.evaluation.candidate import register_candidate
 from fedhelp_components.evaluation.left_out import silos_left_out
 from fedhelp_components.evaluation.report import evaluation_of, write_report
 from fedhelp_components.evaluation.soft_labels import keep_summary
-from fedhelp_components.session import Session, dispatcher_for, open_session, run_component, say
+from fedhelp_components.session import Session, dispatcher_for, ends_in_mlflow, open_session, run_component, say
 from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation
 from fedhelp_core.protocol.facts import Candidate, LeftOut
@@ -49,6 +49,11 @@ def run(*, store: str, endpoint_url: str, run_id: str, report_file: str = "") ->
         NotFound: the last round is not committed yet.
     """
     session = open_session(store, run_id, endpoint_url)
+    with ends_in_mlflow(session.federation, run_id):
+        return _evaluate(session, run_id, report_file)
+
+
+def _evaluate(session: Session, run_id: str, report_file: str) -> Evaluated:
     final = final_commit(session)
     evaluations, failed = evaluate_silos(session, final)
     commits = (session.run.commit(number) for number in range(1, final.round + 1))

@@ -35,9 +35,10 @@ def evaluation(
     from fedhelp_components.evaluation.__main__ import run as evaluate
     from fedhelp_core.processes import task
 
-    with task("evaluation"):
+    with task("evaluation") as ends_with:
         done = evaluate(store=store, endpoint_url=endpoint_url, run_id=run, report_file=report.path)
         for name, value in done.metrics.items():
             scores.log_metric(name, value)
         confusion_matrix.log_confusion_matrix(narrow(done.classes), done.confusion)
+        ends_with(f"version {done.model_version} is registered as candidate; silos left out: {len(done.left_out)}")
         return (done.model_version, ", ".join(done.left_out))

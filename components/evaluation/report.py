@@ -15,7 +15,7 @@ from fedhelp_core.config.federation import Federation
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation, SplitSizes
-from fedhelp_core.protocol.facts import Candidate, Fact, Kinds, LeftOut, Promotion, SoftLabels, SoftLabelSummary, TeacherReport
+from fedhelp_core.protocol.facts import Candidate, Fact, Kinds, LeftOut, Promotion, SoftLabels, SoftLabelSummary, TeacherReport, Tracked
 from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.protocol.report_check import require_credible_evaluation
 from fedhelp_core.protocol.run import Run
@@ -53,7 +53,7 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
     commits = _commits(run)
     algorithm = federation.algorithm
     soft_labels = _soft_labels(run)
-    candidate, left_out = _fact(run, Candidate), _fact(run, LeftOut)
+    candidate, left_out, tracked = _fact(run, Candidate), _fact(run, LeftOut), _fact(run, Tracked)
     final = commits[-1] if commits else None
     return ReportFacts(
         run_id=run_id, federation=federation.name, method=algorithm.method, normalisation=algorithm.normalisation,
@@ -66,7 +66,9 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
             "config sha256": federation.digest(), **({} if soft_labels else {"distillation set": "none used"}), "FedHelp's version": VERSION,
             "global model one round before, sha256": (final.previous_sha256 or "") if final else "",
         },
-        tracking={"registered model": f"{federation.registered_name} version {candidate.version}"} if candidate else {},
+        tracking={
+            **({"MLflow": tracked.address} if tracked else {}),
+            **({"registered model": f"{federation.registered_name} version {candidate.version}"} if candidate else {})},
         operating_point=federation.evaluation.operating_point if TASKS[federation.task.name].answer == "classes" else "",
         silos_left_out=left_out.root if left_out else {}, gate=_gate(run), aborted=run.abort_reason(), finished_at=final.created if final else None)
 

@@ -22,5 +22,7 @@ def federation(store: str, endpoint_url: str, run: str, distillation_set: str, r
     from fedhelp_components.federation.__main__ import run as federate
     from fedhelp_core.processes import task
 
-    with task("federation"):
-        return federate(store=store, endpoint_url=endpoint_url, run_id=run, progress_file=rounds.path)
+    with task("federation") as ends_with:
+        sha256 = federate(store=store, endpoint_url=endpoint_url, run_id=run, progress_file=rounds.path)
+        ends_with(f"all rounds are closed; the global model is {sha256[:12]}")
+        return sha256

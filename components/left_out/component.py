@@ -22,5 +22,7 @@ def left_out(store: str, endpoint_url: str, run: str, silos: str, reasons: dsl.O
     from fedhelp_components.left_out.__main__ import run as tell
     from fedhelp_core.processes import task
 
-    with task("left_out"):
-        return tell(store=store, endpoint_url=endpoint_url, run_id=run, silos=silos, reasons_file=reasons.path)
+    with task("left_out") as ends_with:
+        told = tell(store=store, endpoint_url=endpoint_url, run_id=run, silos=silos, reasons_file=reasons.path)
+        ends_with(told)
+        return told

@@ -21,5 +21,7 @@ def promotion(store: str, endpoint_url: str, run: str, model_version: str) -> st
     from fedhelp_components.promotion.__main__ import run as decide
     from fedhelp_core.processes import task
 
-    with task("promotion"):
-        return decide(store=store, endpoint_url=endpoint_url, run_id=run, model_version=model_version)
+    with task("promotion") as ends_with:
+        decision = decide(store=store, endpoint_url=endpoint_url, run_id=run, model_version=model_version)
+        ends_with(f"promotion: {decision}")
+        return decision

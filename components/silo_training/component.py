@@ -21,5 +21,7 @@ def silo_training(store: str, endpoint_url: str, run: str, silo: str) -> str:
     from fedhelp_components.silo_training.__main__ import run as train
     from fedhelp_core.processes import task
 
-    with task("silo_training"):
-        return train(store=store, endpoint_url=endpoint_url, run_id=run, silo=silo, fixed_node=True)
+    with task("silo_training") as ends_with:
+        how = train(store=store, endpoint_url=endpoint_url, run_id=run, silo=silo, fixed_node=True)
+        ends_with(f"silo {silo}: {how}")
+        return how

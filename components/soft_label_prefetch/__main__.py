@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fedhelp_components.session import open_session, run_component, say
+from fedhelp_components.session import ends_in_mlflow, open_session, run_component, say
 from fedhelp_core import telemetry
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.protocol.facts import SoftLabels
@@ -47,8 +47,9 @@ def run(*, store: str, endpoint_url: str, run_id: str, shard: str = "") -> str:
     from fedhelp_core.softlabels.prefetch import prefetch
 
     try:
-        report = prefetch(
-            session.store, federation.public_set, federation.task, run=run_id, shard=part, progress=said_now_and_then())
+        with ends_in_mlflow(federation, run_id):
+            report = prefetch(
+                session.store, federation.public_set, federation.task, run=run_id, shard=part, progress=said_now_and_then())
     finally:
         telemetry.push_if_configured(telemetry.PREFETCH + (f"_{part[0]}" if part else ""), run_id)  # shards must not hide each other
     for line in described(report):

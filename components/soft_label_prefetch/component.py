@@ -24,8 +24,9 @@ def soft_label_prefetch(store: str, endpoint_url: str, run: str, teachers: dsl.O
     from fedhelp_components.soft_label_prefetch.__main__ import run as ask_teachers
     from fedhelp_core.processes import task
 
-    with task("soft_label_prefetch"):
+    with task("soft_label_prefetch") as ends_with:
         sha256 = ask_teachers(store=store, endpoint_url=endpoint_url, run_id=run, shard=shard)
         for name, value in figures_of(store, endpoint_url, run).items():
             teachers.log_metric(name, value)
+        ends_with(f"distillation set {sha256[:12]} is ready" if sha256 else f"share {shard} is asked" if shard else "no soft labels are needed")
         return sha256

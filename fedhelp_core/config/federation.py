@@ -282,10 +282,23 @@ def load_federation(path: str | Path) -> Federation:
     """
     path = Path(path)
     document = read_yaml(path)
-    if isinstance(document.get("federation"), dict) and "silos" not in document:  # values of the hub's chart
+    if _of_chart(document):
         document = document["federation"]
     document = with_absolute_paths(document, path.parent, _FEDERATION_PATHS)
     return parse_federation(with_changed(document, _FEDERATION_FILES, lambda file: template_in(Path(file), source=str(path))), source=str(path))
+
+
+def is_values_of_chart(path: str | Path) -> bool:
+    """Whether the file holds values of the hub's chart, whose paths are those of its pods.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    return _of_chart(read_yaml(Path(path)))
+
+
+def _of_chart(document: Mapping[str, Any]) -> bool:
+    return isinstance(document.get("federation"), dict) and "silos" not in document
 
 
 def parse_federation(document: Any, *, source: str) -> Federation:

@@ -177,6 +177,15 @@ class LeftOut(Fact, RootModel[BySilo[_Prose]]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tracked(Fact):
+    """Where people see the run in MLflow: `tracked.json`. A check that is run again replaces it."""
+
+    fact_name = "tracked"
+
+    address: Annotated[str, Field(max_length=2000), AfterValidator(required_printable)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Promotion(Fact):
     """What the gate decided: `promotion.json`."""
 

@@ -200,6 +200,33 @@ class Tracker:
         return self._opened
 
 
+def announce(federation: Federation, run_id: str, *, name: str, tags: Mapping[str, str]) -> str:
+    """Make MLflow's run of `run_id`, called `name` (blank: the run id) and with `tags`, before there is anything to log; its page's address.
+
+    Raises:
+        StoreUnavailable: MLflow was not reached, or cannot answer now.
+        AccessDenied: it refuses us.
+    """
+    uri = tracking_uri(federation)
+    with mlflow_errors(uri):
+        run = _MlflowRun.find_or_create(uri, federation, run_id)
+        run.set_tags({**tags, **({"mlflow.runName": name} if name else {})})
+        return f"{without_passwords(uri).rstrip('/')}/#/experiments/{run.experiment}/runs/{run.id}"
+
+
+def end_run(federation: Federation, run_id: str, status: str) -> None:
+    """Mark MLflow's run as FAILED or KILLED, where there is one. Best effort: what ends the run is worth more than this.
+
+    `run_id` may go on later, which marks it as running again.
+    """
+    uri = tracking_uri(federation)
+    try:
+        with mlflow_errors(uri):
+            _MlflowRun.find_or_create(uri, federation, run_id).end(status)
+    except FedHelpError as e:
+        _log.warning("run %s: not marked as %s in MLflow: %s", run_id, status, e)
+
+
 class _Round(NamedTuple):
     """What is to be logged of one round; `at` in milliseconds since 1970."""
 
@@ -214,6 +241,7 @@ class _MlflowRun:
     def __init__(self, client: Any, run: Any) -> None:
         self.client = client
         self.id: str = run.info.run_id
+        self.experiment: str = run.info.experiment_id
         self._steps_of: dict[str, set[int]] = {}
 
     @classmethod

@@ -48,6 +48,11 @@ def tracking_uri(federation: Federation) -> str:
     return uri
 
 
+def is_server(uri: str) -> bool:
+    """Whether MLflow has pages there, for people."""
+    return uri.startswith(("http://", "https://"))
+
+
 def require_usable(uri: str) -> None:
     """Nothing where MLflow may be at `uri`, as far as can be told without importing it: a SQLite file that is there is looked into.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -82,3 +83,23 @@ def test_a_federation_that_numbers_classes_otherwise_than_the_layout_is_refused(
     done = typed(make_tiny(task__classes=[*classes[1:], classes[0]]))
     assert done.exit_code == DATA, done.output
     assert "the layout numbers classes" in done.output
+
+
+def test_values_of_the_hubs_chart_are_told_apart_what_is_wrong_and_what_cannot_be_seen_from_here(tmp_path: Path) -> None:
+    values = {"federation": {
+        "name": "demo", "store": {"url": str(tmp_path / "store")}, "task": {"classes": ["x", "y"], "image_size": 32}, "algorithm": {"rank_top_k": 1},
+        "public_set": {"images": "/public-of-a-pod", "teachers": [
+            {"name": "t", "kind": "openinference", "uri": "http://teacher.models/v2/models/t", "classes": 2}]},
+        "silos": [{"name": "aachen", "dispatch": {"kind": "process", "silo_config": str(tmp_path / "none.yaml")}}]}}
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    alone = tmp_path / "federation.yaml"
+    alone.write_text(yaml.safe_dump(values["federation"]), encoding="utf-8")
+
+    as_values, as_file = (CliRunner().invoke(main, ["check", str(file), "--sample", "1"]) for file in (path, alone))
+
+    (unseen,) = [line for line in as_values.output.splitlines() if "/public-of-a-pod" in line]
+    assert unseen.startswith("cannot be seen from this machine, a run's pods may well see it: ")
+    (wrong,) = [line for line in as_file.output.splitlines() if "/public-of-a-pod" in line]
+    assert wrong.startswith("fedhelp check: error: ")
+    assert "none.yaml" in as_values.output and as_values.exit_code != 0

@@ -259,6 +259,33 @@ def test_public_images_are_mounted_where_federation_yaml_says(render: Render) ->
     assert {(m["constant"], m["mountPath"]) for m in mounts.values()} == {("public-images", "/public")}
 
 
+def test_check_is_told_which_account_the_hospitals_know_and_where_the_store_is(render: Render) -> None:
+    data = render(HUB, "shared-cluster").one("ConfigMap", "fedhelp-federation")["data"]
+
+    assert (data["FEDHELP_SERVICE_ACCOUNT"], data["FEDHELP_STORE_ENDPOINT"]) == ("fedhelp-runs", "http://minio.storage:9000")
+
+
+@pytest.mark.parametrize("names", [["charite"], ["charite", "nord", "sued"]])
+def test_every_silo_of_the_values_has_a_node_as_the_product_compiles_it(names: list[str], render: Render) -> None:
+    silos = [{"name": name, "dispatch": {"kind": "kubernetes"}} for name in names]
+    tasks = uploaded(render(HUB, "shared-cluster", {"federation": {"silos": silos}}))[0]["root"]["dag"]["tasks"]
+    carried = yaml.safe_load((HUB / "files" / "pipelines" / "fedhelp.yaml").read_text().partition("\n---\n")[0])
+    pattern = json.dumps(carried["root"]["dag"]["tasks"]["train-HOSPITAL"])
+
+    assert {name: task for name, task in tasks.items() if name.startswith("train-")} == {
+        f"train-{name}": json.loads(pattern.replace("HOSPITAL", name)) for name in names}
+    assert tasks["check"]["inputs"]["parameters"]["nodes"] == {"runtimeValue": {"constant": names}}
+    assert {name for name in tasks if not name.startswith("train-")} == {*carried["root"]["dag"]["tasks"]} - {"train-HOSPITAL"}
+
+
+def test_more_silos_than_anybody_reads_are_left_to_the_loop(render: Render) -> None:
+    silos = [{"name": f"h{number}", "dispatch": {"kind": "kubernetes"}} for number in range(51)]
+    tasks = uploaded(render(HUB, "shared-cluster", {"federation": {"silos": silos}}))[0]["root"]["dag"]["tasks"]
+
+    assert not [name for name in tasks if name.startswith("train-")]
+    assert tasks["check"]["inputs"]["parameters"]["nodes"] == {"runtimeValue": {"constant": []}}
+
+
 def test_a_kubernetes_native_kubeflow_gets_resources_instead_of_a_job(render: Render) -> None:
     objects = render(HUB, "kubernetes-native")
     version = objects.one("PipelineVersion")
@@ -305,7 +332,8 @@ def test_the_pushgateway_reaches_every_task(render: Render) -> None:
 
     assert objects.one("ConfigMap", "fedhelp-federation")["data"]["FEDHELP_PUSHGATEWAY"] == "pushgateway.monitoring:9091"
     for settings in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
-        assert settings["configMapAsEnv"][0]["keyToEnv"] == [{"configMapKey": "FEDHELP_PUSHGATEWAY", "envVar": "FEDHELP_PUSHGATEWAY"}]
+        assert settings["configMapAsEnv"][0]["keyToEnv"] == [
+            {"configMapKey": key, "envVar": key} for key in ("FEDHELP_PUSHGATEWAY", "FEDHELP_SERVICE_ACCOUNT", "FEDHELP_STORE_ENDPOINT")]
 
 
 def test_the_notes_say_the_next_step() -> None:

@@ -92,7 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(made)
         elif (self.command, *parts) == ("POST", "pipelines", "upload_version"):
             versions = server.versions[query["pipelineid"]]
-            made = {"pipeline_id": query["pipelineid"], "pipeline_version_id": f"v{len(versions)}", "display_name": query["name"]}
+            made = {"pipeline_id": query["pipelineid"], "pipeline_version_id": f"v{len(versions)}", "display_name": query["name"],
+                    "description": query.get("description", "")}
             versions[made["pipeline_version_id"]] = made
             form: Message = message_from_bytes(f"Content-Type: {self.headers['Content-Type']}\n\n".encode() + body)
             assert b"pipelineInfo" in next(iter(form.get_payload())).get_payload(decode=True)  # type: ignore[union-attr, arg-type, operator]

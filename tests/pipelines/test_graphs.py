@@ -157,6 +157,7 @@ def test_every_parameter_of_the_form_reaches_check(spec: dict[str, Any]) -> None
     inputs = spec["root"]["dag"]["tasks"]["check"]["inputs"]["parameters"]
     for name in ("federation", "run_id", *FIELDS):
         assert inputs[name] == {"componentInputParameter": name}
+    assert inputs["job_name"] == {"runtimeValue": {"constant": "{{$.pipeline_job_name}}"}}
     assert inputs["job_id"] == {"runtimeValue": {"constant": "{{$.pipeline_job_uuid}}"}}
 
 

@@ -9,6 +9,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from fedhelp_cli.main import main
+from fedhelp_components.check.form import FIELDS
 from fedhelp_core.errors import AccessDenied, ConfigError, StoreUnavailable
 from tests.http_server import LOGIN_PAGE, answering
 from tests.pipelines.kubeflow import Kubeflow
@@ -44,6 +45,12 @@ def test_this_products_own_pipelines_are_registered_without_a_package(kubeflow: 
     assert register(kubeflow).exit_code == 0
 
     assert {p["display_name"] for p in kubeflow.pipelines.values()} == {"fedhelp", "fedhelp-compact"}
+    for identity, pipeline in kubeflow.pipelines.items():
+        (version,) = kubeflow.versions[identity].values()
+        line, _, table = version["description"].partition("\n\n")
+        assert pipeline["description"] == line and line.startswith("FedHelp with ") and "\n" not in line  # a cell of the UI's list
+        assert "| rounds | 50 | Federated rounds R. |" in table
+        assert all(f"\n| {name} | " in table for name in ("federation", "run_id", *FIELDS))
 
 
 def test_other_silos_are_another_version(kubeflow: Kubeflow, tmp_path: Path) -> None:

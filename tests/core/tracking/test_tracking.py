@@ -32,7 +32,7 @@ from fedhelp_core.store.open import open_store
 from fedhelp_core.tracking.gate import gate
 from fedhelp_core.tracking.models import load_pyfunc, save_pyfunc_from_code
 from fedhelp_core.tracking.registry import Registry
-from fedhelp_core.tracking.runs import AsyncTracker, Tracker
+from fedhelp_core.tracking.runs import AsyncTracker, Tracker, announce, end_run
 from fedhelp_core.tracking.server import client_of, sqlite_path, tracking_uri
 
 _KILLED_AMID_MIGRATIONS = """
@@ -493,6 +493,22 @@ class TestErrors:
         blocked = federation.override(**{"tracking.uri": "sqlite:////proc/nowhere/mlflow.db"})
         with pytest.raises((AccessDenied, StoreUnavailable), match="/proc/nowhere"):
             Tracker.for_run(blocked, "r").log_final({"a": 0.5})
+
+
+class TestWhatPeopleSeeFirst:
+    def test_the_run_is_there_before_its_first_round_and_named_as_kubeflow_names_it(self, federation: Federation) -> None:
+        address = announce(federation, "r", name="fedhelp 2026-03-01", tags={"fedhelp.kubeflow_run": "4711"})
+
+        (run,) = runs_of(federation, "r")
+        assert address.endswith(f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}")
+        assert (run.info.run_name, run.data.tags["fedhelp.kubeflow_run"], run.info.status) == ("fedhelp 2026-03-01", "4711", "RUNNING")
+
+    def test_a_run_that_was_stopped_is_no_longer_running(self, federation: Federation) -> None:
+        announce(federation, "r", name="", tags={})
+        end_run(federation, "r", "KILLED")
+
+        (run,) = runs_of(federation, "r")
+        assert (run.info.run_name, run.info.status) == ("r", "KILLED")
 
 
 class TestRegistry:
