@@ -252,7 +252,8 @@ def show(federation: Path, run_id: str | None, sha256: str | None, examples: int
 
 @main.command("compile", epilog=_EXIT_CODES)
 @click.option("--pipeline", type=click.Choice(["fedhelp", "fedhelp-compact"]), default="fedhelp", show_default=True)
-@click.option("--federation", type=click.Path(dir_okay=False, path_type=Path), help="A node for each silo of this file, and its settings as the form's defaults.")
+@click.option("--federation", type=click.Path(dir_okay=False, path_type=Path),
+              help="A node for each silo of this file, and its settings as the form's defaults.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the YAML; default: <pipeline>.yaml")
 @_with_exit_codes
 def compile_(pipeline: str, federation: Path | None, output: Path | None) -> None:

@@ -51,12 +51,8 @@ def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _table(form: Mapping[str, Any]) -> str:
     """The form's fields as Markdown, as the form sorts them: it shows no descriptions itself."""
-    rows = [f"| {name} | {_shown(field.get('defaultValue'))} | {field['description']} |" for name, field in sorted(form.items())]
-    return "\n".join(["| field | as it opens | meaning |", "| --- | --- | --- |", *rows])
-
-
-def _shown(value: Any) -> str:
-    return "blank" if value == "" else str(value)
+    rows = [f"| {name} | {field['description']} |" for name, field in sorted(form.items())]
+    return "\n".join(["| field | meaning |", "| --- | --- |", *rows])
 
 
 def _give_nodes(tasks: dict[str, Any], silos: Sequence[str]) -> None:

@@ -156,7 +156,8 @@ fedhelp_compact = dsl.pipeline(
 NODES = {
     "fedhelp": {
         "for-loop-1": "shares of the public images", "soft-label-prefetch": "ask teachers", "soft-label-prefetch-2": "distillation set",
-        "silo-training": f"train {SILO}", "for-loop-2": "hospitals", "silo-training-2": "train", "condition-3": "hospitals left out", "left-out": "left out",
+        "silo-training": f"train {SILO}", "for-loop-2": "hospitals", "silo-training-2": "train",
+        "condition-3": "hospitals left out", "left-out": "left out",
     },
     "fedhelp-compact": {
         "soft-label-prefetch": "distillation set", "federation": "train all hospitals", "condition-1": "hospitals left out", "left-out": "left out",

@@ -70,7 +70,10 @@ class Registry:
         return str(found[0].pipeline_id) if found else None
 
     def _create(self, name: str, description: str) -> str:
-        """An empty pipeline; the UI's list shows `description` on one line. kfp's own upload_pipeline would add a first version called like the pipeline, whatever its content."""
+        """An empty pipeline; the UI's list shows `description` on one line.
+
+        kfp's own upload_pipeline would add a first version called like the pipeline, whatever its content.
+        """
         pipeline = V2beta1Pipeline(display_name=name, description=description, namespace=self._namespace)
         return str(self._client._pipelines_api.pipeline_service_create_pipeline(pipeline=pipeline).pipeline_id)
 

@@ -38,7 +38,8 @@ def start(
 ) -> Started:
     """The run that was started; its pods use `service_account` (default: Kubeflow's).
 
-    `scratch`: a folder to compile the pipeline into, with a node for each of `silos`; None: the newest registered version runs, with the images and volumes that it names.
+    `scratch`: a folder to compile the pipeline into, with a node for each of `silos`; None: the newest registered version
+    runs, with the images and volumes that it names.
 
     Raises:
         NotRegistered: there is no such version.

@@ -33,9 +33,13 @@ def test_a_task_that_went_well_ends_with_its_sentence(message: Path, capsys: pyt
 
 
 def test_a_task_that_failed_ends_with_the_errors_sentence(message: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended, processes.task("check") as ends_with:
-        ends_with("all is well")
-        raise ConfigError("rounds: 1 expected, got 0")
+    def fails() -> None:
+        with processes.task("check") as ends_with:
+            ends_with("all is well")
+            raise ConfigError("rounds: 1 expected, got 0")
+
+    with pytest.raises(SystemExit) as ended:
+        fails()
 
     assert ended.value.code == ConfigError.exit_code
     captured = capsys.readouterr()

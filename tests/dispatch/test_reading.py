@@ -80,7 +80,8 @@ QUOTA = (
     (job({"startTime": STARTED, "uncountedTerminatedPods": {"succeeded": ["uid"]}}), [], [], None),
     (job({"startTime": STARTED, "conditions": [{"type": "SuccessCriteriaMet", "status": "True"}]}), [], [], None),
     (job(), [{"metadata": {"name": "p"}, "status": {"phase": "Succeeded"}}], [], None),
-], ids=["runs", "kueue", "suspended", "no gpu", "image", "secret", "starting", "quota", "between pods", "new", "counted", "not counted yet", "about to be complete", "its pod succeeded"])
+], ids=["runs", "kueue", "suspended", "no gpu", "image", "secret", "starting", "quota", "between pods", "new",
+        "counted", "not counted yet", "about to be complete", "its pod succeeded"])
 def test_why_work_waits_and_since_when(found: Any, pods: Any, events: Any, expected: Waiting | None) -> None:
     assert why_waiting(found, pods, events) == expected
 

@@ -47,7 +47,7 @@ def images_in(node: object) -> Iterator[str]:
 
 
 def test_the_variants() -> None:
-    assert VARIANTS == ["kubernetes-native", "multi-user", "shared-cluster"]
+    assert VARIANTS == ["kubernetes-native", "multi-user", "shared-cluster", "standalone"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -20,6 +20,7 @@ from fedhelp_components.check.form import FIELDS, LITERALS
 from fedhelp_core.config.algorithm import AlgorithmConfig, Normalisation
 from fedhelp_core.config.federation import Federation, PromotionConfig, parse_federation
 from fedhelp_core.registry.methods import METHODS
+from tests.pipelines.contract import FOLDER, contract_of
 
 HEAVY = ("torch", "mlflow", "boto3", "matplotlib", "monai", "kubernetes")
 COMMANDS = ("run", "simulate", "data", "softlabels", "compile", "register", "submit", "check", "jobs", "promote", "rollback")
@@ -329,3 +330,20 @@ def test_every_option_is_documented() -> None:
         for option in command.params:
             if isinstance(option, click.Option) and not isinstance(option.type, click.Choice):
                 assert option.help, f"fedhelp {name} {option.opts[0]}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_form_nodes_volumes_and_secrets_are_the_ones_that_others_rely_on(name: str, compilations: list[dict[str, Any]]) -> None:
+    """Whoever changes one on purpose writes it down: python -m tests.pipelines.contract."""
+    known = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert contract_of(compilations[0]["with silos"][name]) == known
+
+
+def test_the_operating_guide_describes_every_node_and_artifact_by_its_name() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
+    section = guide[guide.index("### What one sees"):guide.index("### Kinds of Kubeflow")]
+    for name in NAMES:
+        for page in yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["pages"].values():
+            for node, found in page.items():
+                for word in (node.replace("nord", "charite"), *found.get("artifacts", ())):
+                    assert f"`{word}`" in section or word == "reasons", (name, word)

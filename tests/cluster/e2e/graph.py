@@ -136,7 +136,9 @@ class GraphRun:
             wanted = source["taskOutputParameter"]
             return outputs[wanted["producerTask"]][wanted["outputParameterKey"]]
         constant = source["runtimeValue"]["constant"]
-        return constant.replace("{{$.pipeline_job_uuid}}", self.id).replace("{{$.pipeline_job_name}}", f"run {self.id}") if isinstance(constant, str) else constant
+        if not isinstance(constant, str):
+            return constant
+        return constant.replace("{{$.pipeline_job_uuid}}", self.id).replace("{{$.pipeline_job_name}}", f"run {self.id}")
 
     def _run_component(self, name: str, component: Mapping[str, Any], parameters: Values, item: str) -> Values:
         if "dag" in component:
