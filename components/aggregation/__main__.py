@@ -41,7 +41,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, progress_file: str = "") 
 def wait_for_supervisors(session: Session) -> None:
     """Until every silo has been asked to start: its node may be minutes behind this one, and a round's deadline is the silo's own time.
 
-    At most as long as a round may last; who has not come by then is late in that round, too.
+    At most half as long as a round may last: silos that are there give their hub up after two rounds' deadlines without a commit.
 
     Raises:
         RunAborted: another party ended the run.
@@ -49,7 +49,7 @@ def wait_for_supervisors(session: Session) -> None:
     run, federation = session.run, session.federation
     latest = run.latest_commit()
     number = 1 if latest is None else latest.round + 1
-    until = time.monotonic() + federation.protocol.round_deadline
+    until = time.monotonic() + federation.protocol.round_deadline / 2
     poller = Poller(run.store)
     pending = list(federation.silo_names) if number <= federation.algorithm.rounds else []
     while True:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from fedhelp_components.evaluation.__main__ import narrow
 from fedhelp_components.evaluation.left_out import silos_left_out
 from fedhelp_components.evaluation.report import facts_of_run
 from fedhelp_components.left_out.__main__ import run as tell
+from fedhelp_components.silo_training.__main__ import run as train
+from fedhelp_core.errors import ConfigError
 from fedhelp_core.protocol.documents import Commit
 from fedhelp_core.protocol.facts import LeftOut
 from fedhelp_core.report.page import render_report
@@ -51,3 +55,14 @@ def test_who_was_left_out_stands_in_a_table_and_in_the_reports_first_lines(make_
 
 def test_classes_with_long_names_keep_a_confusion_matrix_narrow() -> None:
     assert narrow(["nevus", "squamous cell carcinoma"]) == ["nevus", "1 squamous …"]
+
+
+def test_a_node_that_the_graph_has_for_a_silo_of_another_file_ends_well(make_tiny: Callable[..., TinyFederation]) -> None:
+    tiny = make_tiny(algorithm__method="fedavg")
+    federation = tiny.load()
+    tiny.run("r").freeze(federation.to_yaml())
+    where = {"store": str(tiny.store), "endpoint_url": "", "run_id": "r", "silo": "zurich"}
+
+    assert train(**where, fixed_node=True) == f"not in this run: its federation.yaml lists {', '.join(federation.silo_names)}"
+    with pytest.raises(ConfigError, match="silo 'zurich' is not in run 'r'"):
+        train(**where)
