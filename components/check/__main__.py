@@ -142,7 +142,7 @@ def checked_form(run_id: str, form: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: every field that is wrong, by the name that the form shows.
     """
-    problems = [f"the run's form: field run_id: {problem}" for problem in _problems_of_run_id(run_id)] + account_problems()
+    problems = [f"the run's form: field run_id: {problem}" for problem in _problems_of_run_id(run_id)]
     checked: dict[str, Any] = {}
     for name, value in form.items():
         whole = isinstance(value, float) and value.is_integer() and isinstance(default_of(FIELDS[name]), int)  # Kubeflow's numbers have one type
@@ -274,7 +274,8 @@ def problems_of_looking(config: Federation) -> list[FedHelpError]:
     looks: list[Callable[[], object]] = [require_temporary_folder, lambda: _require_store(config)]
     if config.uses_public_set and config.public_set is not None:
         looks.append(partial(_require_public_images, config.public_set, config.task))
-    return _problems_of(looks)
+    by_account = any(silo.dispatch.kind == "kubernetes" and silo.dispatch.context is None for silo in config.silos)
+    return [*map(ConfigError, account_problems() if by_account else ()), *_problems_of(looks)]
 
 
 def problems_of(config: Federation) -> list[FedHelpError]:

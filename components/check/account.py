@@ -1,4 +1,7 @@
-"""Whether a run has the account that the hospitals were told of: the form's field for it is blank by default. Called by check."""
+"""Whether a run has the account that the hospitals were told of: the form's field for it is blank by default.
+
+Called by check where a hospital in this cluster knows the hub by that account.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ ACCOUNT_VARIABLE = "FEDHELP_SERVICE_ACCOUNT"
 TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
-def account_problems(token: Path = TOKEN) -> list[str]:
+def account_problems() -> list[str]:
     """One sentence where this pod's account is another than the chart's; [] where it is the same, or not known."""
     wanted = os.environ.get(ACCOUNT_VARIABLE)
-    account = _account_of(token)
+    account = _account_of(TOKEN)
     if not wanted or account is None or account == wanted:
         return []
     return [f"the run's form: field Service account: {wanted} expected, which the hospitals were told of, but this run has {account!r};"

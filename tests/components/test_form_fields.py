@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from fedhelp_components.check import __main__ as check_main
+from fedhelp_components.check import account as account_module
 from fedhelp_components.check.account import account_problems
+from fedhelp_core.config.federation import parse_federation
 from fedhelp_core.errors import ConfigError, FedHelpError
 
 NOWHERE = "/no/federation/here.yaml"
@@ -41,14 +43,21 @@ def test_whole_numbers_may_come_as_kubeflow_writes_numbers() -> None:
 def test_a_blank_service_account_is_said_once_and_not_for_every_hospital(
     account: str, problems: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(account_module, "TOKEN", tmp_path / "token")
+    assert account_problems() == []  # no pod
     payload = base64.urlsafe_b64encode(json.dumps({"sub": f"system:serviceaccount:fedhelp:{account}"}).encode()).decode().rstrip("=")
     (tmp_path / "token").write_text(f"e30.{payload}.c2ln")
-    assert account_problems(tmp_path / "token") == []  # no chart says which it should be
+    assert account_problems() == []  # no chart says which it should be
     monkeypatch.setenv("FEDHELP_SERVICE_ACCOUNT", "fedhelp-runs")
-    found = account_problems(tmp_path / "token")
+    found = account_problems()
     assert len(found) == problems
     assert all(said.startswith("the run's form: field Service account: fedhelp-runs expected") and "pipeline-runner" in said for said in found)
-    assert account_problems(tmp_path / "none") == []
+    here = {"kind": "kubernetes"}
+    for silos, said in (([here, here], found), ([{**here, "context": "nord"}, {**here, "context": "sued"}], [])):
+        federation = parse_federation({
+            "name": "demo", "store": {"url": str(tmp_path / "store")}, "algorithm": {"method": "fedavg"},
+            "silos": [{"name": f"h{number}", "dispatch": dispatch} for number, dispatch in enumerate(silos)]}, source="test")
+        assert [str(problem) for problem in check_main.problems_of_looking(federation)] == said  # hospitals elsewhere know another account
 
 
 def test_a_federation_in_another_s3_is_asked_for_where_the_chart_says(monkeypatch: pytest.MonkeyPatch) -> None:
