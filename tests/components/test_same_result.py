@@ -146,9 +146,10 @@ def test_a_champion_is_replaced_by_gate_and_by_hand_and_every_command_says_what_
     assert "tiny version 1 is not the champion, version 2 is (when the run ended: tiny version 1 became the champion" in again
     assert "champion is again version 1" in said("rollback")
 
-    promoted = said("run", "--run-id", "third")  # the first one's model: no better, no worse
-    assert "tiny version 3 became the champion" in promoted and f"fedhelp rollback {tiny.path}" in promoted
-    assert "Roll back" in said("run", "--run-id", "third")
+    assert "tiny version 3 has the same weights as the champion, version 1, which stays it" in said("run", "--run-id", "same")
+    promoted = said("run", "--run-id", "third", "--set", "runtime.seed=7")  # no better, no worse
+    assert "tiny version 4 became the champion" in promoted and f"fedhelp rollback {tiny.path}" in promoted
+    assert "Roll back" in said("run", "--run-id", "third", "--set", "runtime.seed=7")
     assert "champion is again version 1" in said("rollback")
     assert "Roll back" not in said("run", "--run-id", "first")
 
