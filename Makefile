@@ -83,7 +83,7 @@ fuzz-files: setup ## Files of every format with bytes changed: refused or read r
 
 OUT ?= build/reproduce
 reproduce: setup ## The compared methods on real images: DATA=folder of the sets (docs/reproduce); resumable, hours (ONLY=pneumonia, SEEDS=1,2)
-	@test -n "$(DATA)" || { echo "make reproduce: DATA=<folder of the real sets> expected; docs/reproduce/README.md says which they are"; exit 10; }
+	@test -n "$(DATA)" || { echo "make reproduce: DATA=<folder of the real sets> expected; docs/reproduce/real-images.md says which they are"; exit 10; }
 	@$(UV) run --frozen --group reproduce python -m benchmarks.reproduce "$(DATA)" --out "$(OUT)" $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(NATURAL),--natural "$(NATURAL)")
 
 bench: setup ## The figures of docs/benchmarks.md, side by side with their yardsticks

@@ -23,9 +23,7 @@ from benchmarks.reproduce.sets import SETS
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import FedHelpError
 from fedhelp_core.registry.methods import METHOD_PARTS
-from fedhelp_core.softlabels.prefetch import prefetch
-from fedhelp_core.store.open import open_store
-from fedhelp_core.study.study import load_simulated_silos, run_study
+from fedhelp_core.study.study import load_simulated_silos, prefetched, run_study
 
 NORMALISATIONS = ("silo", "shared")
 _EVALUATE_EVERY = 3
@@ -34,19 +32,20 @@ _EVALUATE_EVERY = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compute what is missing, and write the pages."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder of the real sets, one a subfolder (docs/reproduce/README.md)")
+    parser.add_argument("data", type=Path, help="folder of the real sets, one a subfolder (docs/reproduce/real-images.md)")
     parser.add_argument("--out", type=Path, default=Path("build/reproduce"), help="cells, teachers and pages; default: build/reproduce")
     parser.add_argument("--only", default=",".join(SETS), help=f"sets, comma-separated; default: {','.join(SETS)}")
-    parser.add_argument("--seeds", default="1,2,3,4,5", help="comma-separated; default: 1,2,3,4,5")
+    parser.add_argument("--seeds", type=_numbers, default="1,2,3,4,5", help="comma-separated; default: 1,2,3,4,5")
     parser.add_argument("--normalisations", default=",".join(NORMALISATIONS), help="default: silo,shared")
-    parser.add_argument("--rows", type=int, default=None, help="only so many rows, the reference and the compared ones first; default: all")
-    parser.add_argument("--workers", type=int, default=2, help="simulations side by side, a thread each; default: 2")
+    parser.add_argument("--rows", type=_positive, default=None, help="only so many rows, the reference and the compared ones first; default: all")
+    parser.add_argument("--workers", type=_positive, default=2, help="simulations side by side, a thread each; default: 2")
     parser.add_argument("--natural", type=Path, default=None, help="folder of CIFAR-10's binary files, for the row of natural images")
     parser.add_argument("--full", action="store_true", help="all training images; takes days without a GPU")
     given = parser.parse_args(arguments)
-    unknown = [name for name in given.only.split(",") if name not in SETS]
-    if unknown:
-        parser.error(f"--only: one of {', '.join(SETS)} expected, got {unknown[0]!r}")
+    for option, known in (("only", SETS), ("normalisations", NORMALISATIONS)):
+        unknown = [name for name in getattr(given, option).split(",") if name not in known]
+        if unknown:
+            parser.error(f"--{option}: one of {', '.join(known)} expected, got {unknown[0]!r}")
     try:
         for name in given.only.split(","):
             study = prepare(SETS[name], given.data, given.out, natural=given.natural, full=given.full)
@@ -57,8 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"whole numbers, comma-separated, expected, got {text!r}") from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1 expected, got {text!r}")
+    return int(text)
+
+
 def _run(study: Prepared, given: argparse.Namespace) -> None:
-    seeds = [int(seed) for seed in given.seeds.split(",")]
     plain = study.federation()
     batches = _batches_of_small(study, plain)
     epochs = equal_epochs(batches, plain.algorithm.rounds) if study.study.teacher_hospital else 1
@@ -67,7 +78,7 @@ def _run(study: Prepared, given: argparse.Namespace) -> None:
     todo = [(row, normalisation) for normalisation in given.normalisations.split(",") for row in rows]
     started = time.monotonic()
     for number, (row, normalisation) in enumerate(todo):
-        found.append(_computed(study, row, normalisation, seeds, given.workers))
+        found.append(_computed(study, row, normalisation, given.seeds, given.workers))
         spent = time.monotonic() - started
         left = spent / (number + 1) * (len(todo) - number - 1)
         print(f"{study.study.name}: row {number + 1} of {len(todo)}, {row.name}, {normalisation}: {found[-1].line()};"
@@ -78,18 +89,12 @@ def _run(study: Prepared, given: argparse.Namespace) -> None:
 def _computed(study: Prepared, row: Row, normalisation: str, seeds: Sequence[int], workers: int) -> RowResult:
     parts = METHOD_PARTS[row.method]  # type: ignore[index]
     federation = study.federation(row.teacher, **row.settings, **{"algorithm.method": row.method})
-    sha256 = _asked(federation) if parts.soft_labels else None
+    sha256 = prefetched(federation) if parts.soft_labels else None
     guests = dict(study.outside) if normalisation == "shared" and parts.averaged else {}
     result = run_study(
         federation, methods=[row.method], seeds=seeds, normalisations=[normalisation], out=study.folder, workers=workers,
         evaluate_every=_EVALUATE_EVERY, load=partial(load_simulated_silos, federation, distillation_sha256=sha256, guests=guests))
     return RowResult(row=row, normalisation=normalisation, seeds=tuple(seeds), cells=tuple(result.row(row.method, normalisation)))
-
-
-def _asked(federation: Federation) -> str:
-    assert federation.public_set is not None
-    store = open_store(federation.store.url, endpoint_url=federation.store.endpoint_url)
-    return prefetch(store, federation.public_set, federation.task).distillation_set_sha256
 
 
 def _batches_of_small(study: Prepared, federation: Federation) -> list[int]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.reproduce.prepare import Prepared
 from benchmarks.reproduce.results import Difference, RowResult, difference
-from fedhelp_core.disk import atomic_write
+from fedhelp_core.disk import atomic_write, disk_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,15 +35,16 @@ Table = tuple[str, list[str], list[list[str]]]
 
 def write_pages(study: Prepared, rows: Sequence[RowResult], folder: Path) -> None:
     """All pages of what was computed so far."""
-    tables = [table for normalisation in dict.fromkeys(row.normalisation for row in rows) for table in _tables(study, rows, normalisation)]
+    blocks = {name: [row for row in rows if row.normalisation == name] for name in dict.fromkeys(row.normalisation for row in rows)}
+    differences = {name: _differences(study, these) for name, these in blocks.items()}
+    tables = [table for name, these in blocks.items() for table in _tables(these, differences[name], name)]
     _write(folder / "scores.csv", _csv(_score_lines(rows)))
-    _write(folder / "differences.csv", _csv(_difference_lines(study, rows)))
+    _write(folder / "differences.csv", _csv(_difference_lines(differences)))
     _write(folder / "tables.md", "\n".join(_markdown(table) for table in tables))
     _write(folder / "report.html", _html(study, rows, tables))
 
 
-def _tables(study: Prepared, rows: Sequence[RowResult], normalisation: str) -> list[Table]:
-    these = [row for row in rows if row.normalisation == normalisation]
+def _tables(these: Sequence[RowResult], differences: Sequence[Difference], normalisation: str) -> list[Table]:
     names = {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "dice": "Dice"}
     small, large, guests = (these[0].hospitals(kind) for kind in ("small", "large", "guest"))
     metrics = these[0].metrics()
@@ -59,7 +60,6 @@ def _tables(study: Prepared, rows: Sequence[RowResult], normalisation: str) -> l
             f"{row.mean('ece', small):.3f}" if "auroc" in metrics else "–", f"{row.seconds():.0f}"])
     title = f"Mean over {len(these[0].seeds)} seeds, normalisation {normalisation}"
     found = [(title, headings, cells)]
-    differences = _differences(study, these)
     if differences:
         found.append((
             f"{these[0].row.name} minus another method, small silos, normalisation {normalisation}",
@@ -88,13 +88,12 @@ def _score_lines(rows: Sequence[RowResult]) -> Iterable[Sequence[object]]:
                        *(_number(found.get(name, math.nan)) for name in scores)]
 
 
-def _difference_lines(study: Prepared, rows: Sequence[RowResult]) -> Iterable[Sequence[object]]:
+def _difference_lines(differences: Mapping[str, Sequence[Difference]]) -> Iterable[Sequence[object]]:
     yield ["normalisation", "against", "score", "difference", "patients_low", "patients_high", "seeds_low", "seeds_high", "better_in", "seeds"]
-    for normalisation in dict.fromkeys(row.normalisation for row in rows):
-        these = [row for row in rows if row.normalisation == normalisation]
-        for d in _differences(study, these):
+    for normalisation, found in differences.items():
+        for d in found:
             yield [normalisation, d.against.row.name, d.metric, _number(d.mean), _number(d.over_patients.low), _number(d.over_patients.high),
-                   _number(d.over_seeds.low), _number(d.over_seeds.high), d.better_in, len(these[0].seeds)]
+                   _number(d.over_seeds.low), _number(d.over_seeds.high), d.better_in, len(d.against.seeds)]
 
 
 def _number(value: float) -> str:
@@ -124,7 +123,7 @@ def _html(study: Prepared, rows: Sequence[RowResult], tables: Sequence[Table]) -
 
 
 def figures(rows: Sequence[RowResult]) -> Mapping[str, Figure]:
-    """Bars by hospital as in the paper's Figure 1, and curves by round and by processor second."""
+    """Bars by hospital as in the paper's Figure 1, and curves by round and by the seconds that a run took."""
     from matplotlib.figure import Figure
 
     found: dict[str, Figure] = {}
@@ -154,7 +153,7 @@ def figures(rows: Sequence[RowResult]) -> Mapping[str, Figure]:
         rounds.set_xlabel("round")
         rounds.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
         time.set_title("small silos, by time")
-        time.set_xlabel("seconds of one core")
+        time.set_xlabel("seconds")
         found[normalisation] = figure
     return found
 
@@ -169,6 +168,7 @@ def _svg(figure: Figure) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as scratch:
+            scratch.write_text(text, encoding="utf-8")

@@ -1,11 +1,12 @@
 """A real set made ready: hospitals' lists, the teacher's images, and a federation that `run_study` takes. Nothing of the set is changed.
 
-    OUT/<set>/silos/*.yaml, datalists/*.json, report.html   what `fedhelp data ingest` writes
-    OUT/<set>/public/                                       copies of the images that the teacher is asked about
-    OUT/<set>/teachers/<name>/                              MLflow models, and labelled.json of what the field's learnt from
-    OUT/<set>/store/                                        the teachers' answers
+    OUT/<set>/hospitals/   what `fedhelp data ingest` writes: silos/*.yaml, datalists/*.json, report.html
+    OUT/<set>/outside/     the same of hospitals that train nothing
+    OUT/<set>/public/      copies of the images that the teacher is asked about
+    OUT/<set>/teachers/    MLflow models, and field.json: what the field's learnt from
+    OUT/<set>/store/       the teachers' answers
 
-Called by __main__.py. Every step is done once, and appears whole or not at all.
+Called by __main__.py. Every step is done once.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fedhelp_core.data.datalist import Manifest
 from fedhelp_core.data.ingest import all_items, ingest, write_silos
 from fedhelp_core.data.public_layouts import Hospital, hospitals_of
 from fedhelp_core.data.sharing import share_of_name, subject_of, taken
-from fedhelp_core.disk import atomic_write
+from fedhelp_core.disk import atomic_write, disk_errors
 from fedhelp_core.errors import DataError
 from fedhelp_core.report.data_page import write_report
 
@@ -83,7 +84,7 @@ def prepare(study: RealSet, data: Path, out: Path, *, natural: Path | None = Non
     if study.share < 1 and not full:
         taking_part = {name: replace(one, manifest=_smaller(one.manifest, study.share)) for name, one in taking_part.items()}
     outside = {name: next(iter(_hospitals(study, source, data).values())) for name, source in study.outside.items()}
-    silos = _written(folder, taking_part, study.hospitals, study, say)
+    silos = _written(folder / "hospitals", taking_part, study.hospitals, study, say)
     guests = _written(folder / "outside", outside, Source(layout="", folder=""), study, say) if outside else {}
     teachers = _teachers(study, hospitals, folder, natural, say)
     everybody = {**taking_part, **outside}
@@ -94,7 +95,7 @@ def prepare(study: RealSet, data: Path, out: Path, *, natural: Path | None = Non
 
 def _hospitals(study: RealSet, source: Source, data: Path) -> dict[str, Hospital]:
     if not (data / source.folder).is_dir():
-        raise DataError(f"{data / source.folder}: no such folder; DATA is where the real sets lie (docs/reproduce/README.md)")
+        raise DataError(f"{data / source.folder}: no such folder; DATA is where the real sets lie (docs/reproduce/real-images.md)")
     return hospitals_of(source.layout, (data / source.folder).resolve(), _task(study), source.options_in(data.resolve()))
 
 
@@ -137,7 +138,7 @@ def _teachers(study: RealSet, hospitals: Mapping[str, Hospital], folder: Path, n
         asked = [item for item in items if item not in set(labelled)]
         public = folder / "public"
         if not public.exists():
-            with atomic_write(public) as scratch:
+            with disk_errors(public), atomic_write(public) as scratch:
                 scratch.mkdir()
                 for number, item in enumerate(asked):
                     shutil.copyfile(item.image, scratch / f"{number:05}{item.image.suffix}")

@@ -1,4 +1,4 @@
-"""The compared rows: each a method with settings of its own, so that methods meet at one local epoch, at equal steps and at equal time.
+"""The compared rows: each a method with settings of its own, so that methods meet at one local epoch and at equal steps.
 
 Read by __main__.py. `fedhelp` here is the study's default (docs/decisions/0024): Eq 2 before the first round, and then beside every private batch.
 """
@@ -26,7 +26,7 @@ class Row:
     """Changes of the federation's `algorithm`."""
     teacher: str = FIELD
     compared: bool = False
-    """Whether FedHelp is held against it: the same optimizer steps or more, and the same processor time or more."""
+    """Whether FedHelp is held against it: small silos take at least as many optimizer steps."""
 
 
 def rows_of(study: RealSet, *, natural: bool, epochs: int) -> Sequence[Row]:

@@ -1,7 +1,7 @@
 """The real sets as federations: which hospitals, whose images made the field's teacher, who is asked from outside, and the settings.
 
 Read by prepare.py. Every set is what `fedhelp data ingest` makes of the published files. Sizes are scaled down for two cores; `--full` takes all
-training images. Sources and licences: docs/reproduce/README.md.
+training images. Sources and licences: docs/reproduce/real-images.md.
 """
 
 from __future__ import annotations

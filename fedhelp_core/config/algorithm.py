@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from fedhelp_core.config.section import Section
-from fedhelp_core.registry.methods import Method
+from fedhelp_core.registry.methods import METHOD_PARTS, Method
 
 Normalisation = Literal["shared", "silo"]
 Aggregation = Literal["mean", "median", "trimmed-mean"]
@@ -82,4 +82,7 @@ class AlgorithmConfig(Section):
     def _fields_fit_together(self) -> Self:
         if self.aggregation != "mean" and self.weighting != "uniform":
             raise ValueError(f"weighting: aggregation {self.aggregation!r} takes every silo alike, so 'uniform' expected, got {self.weighting!r}")
+        if not self.public_steps and not self.public_start_steps and METHOD_PARTS[self.method].soft_labels:
+            raise ValueError(f"public_steps: with 0 here and in public_start_steps method {self.method!r} learns nothing from soft labels;"
+                             " at least 1 in one of them expected, or method 'fedhelp-no-api'")
         return self

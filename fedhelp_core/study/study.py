@@ -176,7 +176,7 @@ def run_study(
     federations = {cell: federation_of(federation, cell) for cell in planned}
     if load is None:
         soft_labels = any(METHOD_PARTS[cell.method].soft_labels for cell in planned)
-        sha256 = distillation_sha256 or (_prefetched(federation) if soft_labels else None)
+        sha256 = distillation_sha256 or (prefetched(federation) if soft_labels else None)
         load = partial(load_simulated_silos, federation, distillation_sha256=sha256)
     fix_arithmetic(federation.runtime.threads)  # volumes are resampled with PyTorch
     silos = load()
@@ -239,8 +239,8 @@ def load_simulated_silos(
     }
 
 
-def _prefetched(federation: Federation) -> str:
-    """The federation's distillation set: teachers are asked about what the store's ledger does not know yet."""
+def prefetched(federation: Federation) -> str:
+    """sha256 of the federation's distillation set: teachers are asked about what the store's ledger does not know yet."""
     from fedhelp_core.softlabels.prefetch import prefetch
 
     assert federation.public_set is not None  # the schema demands it of methods that learn from soft labels

@@ -366,3 +366,10 @@ def test_class_weights_are_nothing_where_classes_are_equally_common(how):
     even = SiloData(images_NCHW=images(8, 1), labels_N=torch.arange(8) % CLASSES)
     plain, weighted = (update(algorithm(class_weights=rule), even).weights for rule in ("none", how))
     assert all(np.allclose(plain[name], weighted[name], atol=1e-4) for name in plain)
+
+
+def test_a_method_of_soft_labels_that_would_never_take_a_public_step_is_refused():
+    with pytest.raises(ValueError, match="learns nothing from soft labels"):
+        algorithm(public_steps=0)
+    assert algorithm(public_steps=0, public_start_steps=1).public_steps == 0
+    assert algorithm(public_steps=0, method="fedavg").public_steps == 0

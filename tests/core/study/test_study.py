@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fedhelp_core.algorithm.local_update import SiloData
 from fedhelp_core.algorithm.operating_point import OperatingPoint
-from fedhelp_core.algorithm.simulate import SimulatedSilo
+from fedhelp_core.algorithm.simulate import GUEST, SimulatedSilo
 from fedhelp_core.config.federation import Federation, parse_federation
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.objectives.open import objective_of
@@ -295,3 +295,18 @@ def test_another_operating_point_is_another_cell(federation: Federation, tmp_pat
     for rule in ("argmax", "prior-corrected"):
         run_study(one.override(**{"evaluation.operating_point": rule}), methods=["fedavg"], seeds=[1], out=tmp_path, load=tiny_silos)
     assert len(list((tmp_path / "cells").glob("*.json"))) == 2
+
+
+def test_a_guest_is_scored_with_the_global_model_and_changes_nothing(federation: Federation, tmp_path: Path) -> None:
+    silos = tiny_silos()
+    empty = SiloData(images_NCHW=torch.empty((0, 3, 8, 8), dtype=torch.uint8), labels_N=torch.empty(0, dtype=torch.int64))
+    guest = SimulatedSilo(
+        kind=GUEST, training=empty, test_images_NCHW=silos["b"].test_images_NCHW, test_labels_N=silos["b"].test_labels_N)
+    alone, visited = (
+        run_study(federation, methods=["fedhelp"], seeds=[1], normalisations=["shared"], out=tmp_path / name, load=lambda found=found: found)
+        .cell("fedhelp", "shared", 1) for name, found in (("alone", silos), ("visited", {**silos, "outside": guest})))
+    assert {silo: visited.scores[2][silo] for silo in silos} == alone.scores[2]
+    assert visited.scores[2]["outside"]["proxy"]["auroc"] == visited.scores[2]["b"]["proxy"]["auroc"]  # the same model, the same images
+    for metric in METRICS:
+        assert visited.mean(metric) == pytest.approx(alone.mean(metric), nan_ok=True)
+        assert visited.worst(metric) == pytest.approx(alone.worst(metric), nan_ok=True)
