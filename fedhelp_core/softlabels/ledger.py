@@ -91,6 +91,7 @@ class Ledger:
         self._unanswered: set[int] = set()
         self._failed: set[int] = set()
         self._last = 0
+        self._gaps: set[int] = set()  # numbers below _last that no listed object has: not written yet, or missed while they were
         self._kept: OrderedDict[int, NDArray[Any]] = OrderedDict()
         self._served_version: str | None = None
         self._read_card()
@@ -113,6 +114,7 @@ class Ledger:
             self._failed = {int(match[2]) for match, _ in listed if match[1] == "failures"}
             self._unanswered = sent - set(self._answered)
             self._last = max(self._last, *sent, *keys, 0)
+            self._gaps = set(range(1, self._last)) - sent - set(self._answered)
 
     # ---- asking
 
@@ -134,10 +136,11 @@ class Ledger:
         body = json.dumps({"batch": batch_sha(hashes), "images": len(hashes), "run": run}, sort_keys=True).encode()
         while True:
             with self._lock:
-                number = self._last + 1
+                number = min(self._gaps, default=self._last + 1)
                 if highest is not None and number > highest:
                     raise BudgetReached(f"teacher {self._teacher.name!r}: the budget is used up")
-                self._last = number
+                self._gaps.discard(number)
+                self._last = max(self._last, number)
             if self._store.put_new(self._key("requests", number), body):
                 with self._lock:
                     self._unanswered.add(number)
@@ -162,14 +165,17 @@ class Ledger:
             self._failed.add(number)
 
     def highest_number(self, budget: TeacherBudget, *, batch_size: int) -> int | None:
-        """The number that no later request may exceed, so that whoever else asks too, the budget holds; None without one."""
-        account = self.account(budget)
+        """The number that no later request may exceed, so that whoever else asks too, the budget holds; None without one.
+
+        A listing is no moment: others write while it is read. So a number that is missing in it counts as one still to be asked.
+        """
+        account, asked = self.account(budget), self._last - len(self._gaps)
         limits = []
         if budget.max_requests is not None:
-            limits.append(self._last + budget.max_requests - account.requests - account.in_doubt - account.unusable)
+            limits.append(asked + budget.max_requests - account.requests - account.in_doubt - account.unusable)
         full = budget.price_per_request + batch_size * budget.price_per_image
         if budget.max_cost is not None and full > 0:
-            limits.append(self._last + int((budget.max_cost - account.cost) / full + 1e-9))
+            limits.append(asked + int((budget.max_cost - account.cost) / full + 1e-9))
         return min(limits) if limits else None
 
     # ---- reading

@@ -86,3 +86,22 @@ def test_a_used_up_budget_stops_nobody_who_asks_nothing(local: Store, tmp_path: 
     teacher = CountingTeacher(capped(max_requests=0))
     assert run(local, public, teacher).cached == len(SHADES)
     assert teacher.requests == []
+
+
+def test_a_request_that_a_listing_misses_because_it_is_written_meanwhile_counts(
+    local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    public = draw(tmp_path / "public", *SHADES)
+    run(local, public, CountingTeacher(capped(max_requests=2)), shard=(1, 2))
+    whole = local.list
+
+    def halfway(prefix: str) -> list[str]:
+        """Request 1 and its answer appear after their folders were read, request 2's were there already."""
+        return [key for key in whole(prefix) if "/00000001" not in key]
+
+    assert len([key for key in whole("softlabels/ledger/") if "/requests/" in key]) == 2
+    monkeypatch.setattr(local, "list", halfway)
+    teacher = CountingTeacher(capped(max_requests=2))
+    with pytest.raises(BudgetReached):
+        run(local, public, teacher)
+    assert teacher.requests == []
