@@ -20,7 +20,6 @@ from benchmarks.reproduce.prepare import Prepared, prepare
 from benchmarks.reproduce.results import RowResult
 from benchmarks.reproduce.rows import Row, equal_epochs, rows_of
 from benchmarks.reproduce.sets import SETS
-from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import FedHelpError
 from fedhelp_core.registry.methods import METHOD_PARTS
 from fedhelp_core.study.study import load_simulated_silos, prefetched, run_study
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("data", type=Path, help="folder of the real sets, one a subfolder (docs/reproduce/real-images.md)")
     parser.add_argument("--out", type=Path, default=Path("build/reproduce"), help="cells, teachers and pages; default: build/reproduce")
     parser.add_argument("--only", default=",".join(SETS), help=f"sets, comma-separated; default: {','.join(SETS)}")
-    parser.add_argument("--seeds", type=_numbers, default="1,2,3,4,5", help="comma-separated; default: 1,2,3,4,5")
+    parser.add_argument("--seeds", type=numbers, default="1,2,3,4,5", help="comma-separated; default: 1,2,3,4,5")
     parser.add_argument("--normalisations", default=",".join(NORMALISATIONS), help="default: silo,shared")
     parser.add_argument("--rows", type=_positive, default=None, help="only so many rows, the reference and the compared ones first; default: all")
     parser.add_argument("--workers", type=_positive, default=2, help="simulations side by side, a thread each; default: 2")
@@ -56,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
+    """Whole numbers, comma-separated: an option's."""
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
@@ -71,14 +71,14 @@ def _positive(text: str) -> int:
 
 def _run(study: Prepared, given: argparse.Namespace) -> None:
     plain = study.federation()
-    batches = _batches_of_small(study, plain)
+    batches = batches_of_small(study)
     epochs = equal_epochs(batches, plain.algorithm.rounds) if study.study.teacher_hospital else 1
     rows = rows_of(study.study, natural="natural" in study.teachers, epochs=epochs)[: given.rows]
     found: list[RowResult] = []
     todo = [(row, normalisation) for normalisation in given.normalisations.split(",") for row in rows]
     started = time.monotonic()
     for number, (row, normalisation) in enumerate(todo):
-        found.append(_computed(study, row, normalisation, given.seeds, given.workers))
+        found.append(computed(study, row, normalisation, given.seeds, given.workers))
         spent = time.monotonic() - started
         left = spent / (number + 1) * (len(todo) - number - 1)
         print(f"{study.study.name}: row {number + 1} of {len(todo)}, {row.name}, {normalisation}: {found[-1].line()};"
@@ -86,7 +86,8 @@ def _run(study: Prepared, given: argparse.Namespace) -> None:
         write_pages(study, found, given.out / study.study.name)
 
 
-def _computed(study: Prepared, row: Row, normalisation: str, seeds: Sequence[int], workers: int) -> RowResult:
+def computed(study: Prepared, row: Row, normalisation: str, seeds: Sequence[int], workers: int) -> RowResult:
+    """One row; cells that are there are not computed again."""
     parts = METHOD_PARTS[row.method]  # type: ignore[index]
     federation = study.federation(row.teacher, **row.settings, **{"algorithm.method": row.method})
     sha256 = prefetched(federation) if parts.soft_labels else None
@@ -97,7 +98,9 @@ def _computed(study: Prepared, row: Row, normalisation: str, seeds: Sequence[int
     return RowResult(row=row, normalisation=normalisation, seeds=tuple(seeds), cells=tuple(result.row(row.method, normalisation)))
 
 
-def _batches_of_small(study: Prepared, federation: Federation) -> list[int]:
+def batches_of_small(study: Prepared) -> list[int]:
+    """Private batches of an epoch, of each small silo."""
+    federation = study.federation()
     silos = load_simulated_silos(federation)
     return [math.ceil(len(one.training.labels_N) / federation.algorithm.batch_size) for one in silos.values() if one.kind == "small"]
 

@@ -29,6 +29,8 @@ _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .6rem;border-bottom:1px solid #ddd;text-align:right}"
     "td:first-child,th:first-child{text-align:left}svg{max-width:100%}")
+_HOSPITALS = {"small": "small silos", "large": "large silos", "guest": "hospitals that train nothing"}
+DIFFERENCE = ("difference", "patients_low", "patients_high", "seeds_low", "seeds_high")
 Table = tuple[str, list[str], list[list[str]]]
 """Title, headings, cells."""
 
@@ -38,10 +40,10 @@ def write_pages(study: Prepared, rows: Sequence[RowResult], folder: Path) -> Non
     blocks = {name: [row for row in rows if row.normalisation == name] for name in dict.fromkeys(row.normalisation for row in rows)}
     differences = {name: _differences(study, these) for name, these in blocks.items()}
     tables = [table for name, these in blocks.items() for table in _tables(these, differences[name], name)]
-    _write(folder / "scores.csv", _csv(_score_lines(rows)))
-    _write(folder / "differences.csv", _csv(_difference_lines(differences)))
-    _write(folder / "tables.md", "\n".join(_markdown(table) for table in tables))
-    _write(folder / "report.html", _html(study, rows, tables))
+    write_csv(folder / "scores.csv", _score_lines(rows))
+    write_csv(folder / "differences.csv", _difference_lines(differences))
+    write_text(folder / "tables.md", "\n".join(_markdown(table) for table in tables))
+    write_text(folder / "report.html", _html(study, rows, tables))
 
 
 def _tables(these: Sequence[RowResult], differences: Sequence[Difference], normalisation: str) -> list[Table]:
@@ -49,7 +51,7 @@ def _tables(these: Sequence[RowResult], differences: Sequence[Difference], norma
     small, large, guests = (these[0].hospitals(kind) for kind in ("small", "large", "guest"))
     metrics = these[0].metrics()
     headings = ["method", *(f"small, {names[m]}" for m in metrics), *(f"worst small, {names[m]}" for m in metrics[:1]),
-                *(f"large, {names[m]}" for m in metrics), *(f"{guest}, {names[m]}" for guest in guests for m in metrics), "ECE", "s a run"]
+                *(f"large, {names[m]}" for m in metrics), *(f"{guest}, {names[m]}" for guest in guests for m in metrics), "ECE", "processor s"]
     cells = []
     for row in these:
         own_guests = row.hospitals("guest")
@@ -57,23 +59,26 @@ def _tables(these: Sequence[RowResult], differences: Sequence[Difference], norma
             row.row.name, *(f"{row.mean(m, small):.3f}" for m in metrics), f"{row.worst(metrics[0], small):.3f}",
             *(f"{row.mean(m, large):.3f}" for m in metrics),
             *(f"{row.mean(m, [guest]):.3f}" if guest in own_guests else "–" for guest in guests for m in metrics),
-            f"{row.mean('ece', small):.3f}" if "auroc" in metrics else "–", f"{row.seconds():.0f}"])
+            f"{row.mean('ece', small):.3f}" if "auroc" in metrics else "–", f"{row.processor_seconds():.0f}"])
     title = f"Mean over {len(these[0].seeds)} seeds, normalisation {normalisation}"
     found = [(title, headings, cells)]
-    if differences:
-        found.append((
-            f"{these[0].row.name} minus another method, small silos, normalisation {normalisation}",
-            ["against", "score", "difference", "95 % over patients", "95 % over seeds", "ahead in"],
-            [[d.against.row.name, names[d.metric], f"{d.mean:+.3f}", str(d.over_patients), str(d.over_seeds),
-              f"{d.better_in} of {len(these[0].seeds)}"] for d in differences]))
+    compared = ["against", "score", "difference", "95 % over patients", "95 % over seeds", "ahead in"]
+    for kind, hospitals in _HOSPITALS.items():
+        lines = [
+            [d.against.row.name, names[d.metric], f"{d.mean:+.3f}", str(d.over_patients), str(d.over_seeds),
+             f"{d.better_in} of {len(d.against.seeds)}"]
+            for d in differences if d.kind == kind]
+        if lines:
+            found.append((f"{these[0].row.name} minus another method, {hospitals}, normalisation {normalisation}", compared, lines))
     return found
 
 
 def _differences(study: Prepared, these: Sequence[RowResult]) -> list[Difference]:
     """Of the reference, which is the first row of each normalisation."""
     reference, *others = these
-    small = reference.hospitals("small")
-    return [difference(reference, other, metric, small, study.patients) for metric in reference.metrics() for other in others]
+    return [
+        difference(reference, other, kind, metric, study.patients) for kind in _HOSPITALS for metric in reference.metrics()
+        for other in others if other.hospitals(kind)]
 
 
 def _score_lines(rows: Sequence[RowResult]) -> Iterable[Sequence[object]]:
@@ -85,25 +90,31 @@ def _score_lines(rows: Sequence[RowResult]) -> Iterable[Sequence[object]]:
             for hospital, models in cell.scores[cell.final_round].items():
                 deployed, found = next(iter(models.items()))
                 yield [row.row.name, row.normalisation, seed, hospital, cell.kinds[hospital], cell.training_samples[hospital], deployed,
-                       *(_number(found.get(name, math.nan)) for name in scores)]
+                       *(number_text(found.get(name, math.nan)) for name in scores)]
 
 
 def _difference_lines(differences: Mapping[str, Sequence[Difference]]) -> Iterable[Sequence[object]]:
-    yield ["normalisation", "against", "score", "difference", "patients_low", "patients_high", "seeds_low", "seeds_high", "better_in", "seeds"]
+    yield ["normalisation", "hospitals", "against", "score", *DIFFERENCE, "better_in", "seeds"]
     for normalisation, found in differences.items():
         for d in found:
-            yield [normalisation, d.against.row.name, d.metric, _number(d.mean), _number(d.over_patients.low), _number(d.over_patients.high),
-                   _number(d.over_seeds.low), _number(d.over_seeds.high), d.better_in, len(d.against.seeds)]
+            yield [normalisation, d.kind, d.against.row.name, d.metric, *difference_cells(d), d.better_in, len(d.against.seeds)]
 
 
-def _number(value: float) -> str:
+def difference_cells(d: Difference) -> list[str]:
+    """Under the headings DIFFERENCE."""
+    return [number_text(value) for value in (d.mean, d.over_patients.low, d.over_patients.high, d.over_seeds.low, d.over_seeds.high)]
+
+
+def number_text(value: float) -> str:
+    """As it stands in the CSV files; NaN is empty."""
     return "" if math.isnan(value) else f"{value:.4f}"
 
 
-def _csv(lines: Iterable[Sequence[object]]) -> str:
+def write_csv(path: Path, lines: Iterable[Sequence[object]]) -> None:
+    """In one step; the same lines give the same bytes."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()
+    write_text(path, text.getvalue())
 
 
 def _markdown(table: Table) -> str:
@@ -118,12 +129,12 @@ def _html(study: Prepared, rows: Sequence[RowResult], tables: Sequence[Table]) -
         head = "".join(f"<th>{html.escape(text)}</th>" for text in headings)
         body = "".join("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in cells)
         parts.append(f"<h2>{html.escape(title)}</h2><table><tr>{head}</tr>{body}</table>")
-    parts += [_svg(figure) for figure in figures(rows).values()]
+    parts += [svg(figure) for figure in figures(rows).values()]
     return f"<!doctype html><meta charset=utf-8><title>{html.escape(study.study.title)}</title><style>{_STYLE}</style>{''.join(parts)}\n"
 
 
 def figures(rows: Sequence[RowResult]) -> Mapping[str, Figure]:
-    """Bars by hospital as in the paper's Figure 1, and curves by round and by the seconds that a run took."""
+    """Bars by hospital as in the paper's Figure 1, and curves by round and by processor seconds."""
     from matplotlib.figure import Figure
 
     found: dict[str, Figure] = {}
@@ -143,7 +154,7 @@ def figures(rows: Sequence[RowResult]) -> Mapping[str, Figure]:
                 sum(next(iter(cell.scores[step][name].values()))[metric] for cell in row.cells for name in small) / len(row.cells) / len(small)
                 for step in steps]
             rounds.plot(steps, heights, marker=".")
-            time.plot([step * row.seconds() / steps[-1] for step in steps], heights, marker=".")
+            time.plot([step * row.processor_seconds() / steps[-1] for step in steps], heights, marker=".")
         bars.set_xticks(range(len(hospitals)), hospitals, rotation=30, ha="right")
         low = min(row.mean(metric, [name]) for row in shown for name in hospitals)
         bars.set_ylim(bottom=max(0.0, math.floor(low * 10) / 10 - 0.1))
@@ -152,13 +163,14 @@ def figures(rows: Sequence[RowResult]) -> Mapping[str, Figure]:
         rounds.set_title("small silos, by round")
         rounds.set_xlabel("round")
         rounds.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[attr-defined]
-        time.set_title("small silos, by time")
-        time.set_xlabel("seconds")
+        time.set_title("small silos, by processor time")
+        time.set_xlabel("processor seconds")
         found[normalisation] = figure
     return found
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The same figure gives the same text."""
     import matplotlib
 
     text = io.StringIO()
@@ -167,7 +179,8 @@ def _svg(figure: Figure) -> str:
     return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """In one step."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as scratch:

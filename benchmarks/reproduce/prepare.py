@@ -19,7 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.reproduce.sets import RealSet, Source
+from examples.teachers.efficientnet.save import Labelled
 from fedhelp_core.config.federation import Federation, parse_federation
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.datalist import Manifest
@@ -123,6 +126,33 @@ def _written(folder: Path, hospitals: Mapping[str, Hospital], source: Source, st
     return paths
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeachersImages:
+    """The images of the hospital that takes no part: half of its patients' are labelled for the teacher, it is asked about the others'."""
+
+    labelled: Labelled
+    asked: Labelled
+
+
+def teachers_images(study: RealSet, data: Path, *, full: bool = False) -> TeachersImages:
+    """Of a set that has such a hospital."""
+    return _divided(study, _hospitals(study, study.full_hospitals if full else study.hospitals, data)[study.teacher_hospital].manifest)
+
+
+def _divided(study: RealSet, whole: Manifest) -> TeachersImages:
+    items = all_items(whole)
+    learnt = [share_of_name(f"teacher/{subject_of(item, whole.subjects)}") < 0.5 for item in items]
+
+    def labelled(chosen: list[Any]) -> Labelled:
+        return Labelled(
+            images=tuple(item.image for item in chosen), labels_N=np.array([item.label for item in chosen]),
+            patients=tuple(subject_of(item, whole.subjects) for item in chosen), classes=_task(study).classes)
+
+    return TeachersImages(
+        labelled=labelled([item for item, known in zip(items, learnt, strict=True) if known]),
+        asked=labelled([item for item, known in zip(items, learnt, strict=True) if not known]))
+
+
 def _teachers(study: RealSet, hospitals: Mapping[str, Hospital], folder: Path, natural: Path | None, say: Say) -> dict[str, dict[str, Any]]:
     """The federation's `public_set` by teacher."""
     from benchmarks.reproduce.teacher import hospital_teacher, natural_teacher
@@ -132,34 +162,21 @@ def _teachers(study: RealSet, hospitals: Mapping[str, Hospital], folder: Path, n
         teacher = natural_teacher(folder / "teachers" / NATURAL)
         found[NATURAL] = {"images": str(natural), "layout": "cifar10", "teachers": [teacher.model_dump(mode="json")]}
     if study.teacher_hospital:
-        whole = hospitals[study.teacher_hospital].manifest
-        items = all_items(whole)
-        labelled = [item for item in items if share_of_name(f"teacher/{subject_of(item, whole.subjects)}") < 0.5]
-        asked = [item for item in items if item not in set(labelled)]
+        images = _divided(study, hospitals[study.teacher_hospital].manifest)
         public = folder / "public"
         if not public.exists():
             with disk_errors(public), atomic_write(public) as scratch:
                 scratch.mkdir()
-                for number, item in enumerate(asked):
-                    shutil.copyfile(item.image, scratch / f"{number:05}{item.image.suffix}")
+                for number, image in enumerate(images.asked.images):
+                    shutil.copyfile(image, scratch / f"{number:05}{image.suffix}")
         where = folder / "teachers" / FIELD
         if not (where / "MLmodel").exists():
-            say(f"{study.name}: the field's teacher learns from {len(labelled):,} images of {study.teacher_hospital}")
+            say(f"{study.name}: the field's teacher learns from {len(images.labelled.images):,} images of {study.teacher_hospital}")
             shutil.rmtree(where, ignore_errors=True)
-            teacher, fit = hospital_teacher(where, _labelled(labelled, whole, _task(study).classes))
+            teacher, fit = hospital_teacher(where, images.labelled)
             (folder / "teachers" / "field.json").write_text(json.dumps({
-                "labelled": len(labelled), "asked": len(asked), "cross_validated_auroc": round(fit.auroc, 4),
+                "labelled": len(images.labelled.images), "asked": len(images.asked.images), "cross_validated_auroc": round(fit.auroc, 4),
                 "teacher": teacher.model_dump(mode="json")}))
         config = json.loads((folder / "teachers" / "field.json").read_text())["teacher"]
         found[FIELD] = {"images": str(public), "layout": "folder", "teachers": [config]}
     return found
-
-
-def _labelled(items: list[Any], manifest: Manifest, classes: tuple[str, ...]) -> Any:
-    import numpy as np
-
-    from benchmarks.reproduce.teacher import Labelled
-
-    return Labelled(
-        images=tuple(item.image for item in items), labels_N=np.array([item.label for item in items]),
-        patients=tuple(subject_of(item, manifest.subjects) for item in items), classes=classes)

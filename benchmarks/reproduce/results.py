@@ -77,9 +77,9 @@ class RowResult:
             for found in self.images]
         return np.mean(np.stack(per_seed), axis=0)  # type: ignore[no-any-return]
 
-    def seconds(self) -> float:
-        """Median over seeds."""
-        return statistics.median(cell.seconds for cell in self.cells)
+    def processor_seconds(self) -> float:
+        """Of a run, the median over seeds."""
+        return statistics.median(cell.processor_seconds for cell in self.cells)
 
     def line(self) -> str:
         """For the terminal."""
@@ -92,6 +92,8 @@ class Difference:
     """FedHelp minus another row."""
 
     against: RowResult
+    kind: str
+    """Of which hospitals: small, large or guest."""
     metric: str
     mean: float
     better_in: int
@@ -99,11 +101,12 @@ class Difference:
     over_seeds: Interval
 
 
-def difference(reference: RowResult, other: RowResult, metric: str, hospitals: Sequence[str], patients: Patients) -> Difference:
-    """Paired by seed and by patient."""
+def difference(reference: RowResult, other: RowResult, kind: str, metric: str, patients: Patients) -> Difference:
+    """Paired by seed and by patient: the mean over the hospitals of a kind."""
+    hospitals = reference.hospitals(kind)
     by_seed = [a - b for a, b in zip(reference.by_seed(metric, hospitals), other.by_seed(metric, hospitals), strict=True)]
     return Difference(
-        against=other, metric=metric, mean=_mean(by_seed), better_in=sum(value > 0 for value in by_seed),
+        against=other, kind=kind, metric=metric, mean=_mean(by_seed), better_in=sum(value > 0 for value in by_seed),
         over_patients=percentile_interval(reference.draws(metric, hospitals, patients) - other.draws(metric, hospitals, patients)),
         over_seeds=seeds_interval(by_seed))
 

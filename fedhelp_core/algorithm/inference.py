@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from fedhelp_core.config.federation import EvaluationConfig
 from fedhelp_core.registry.methods import METHOD_PARTS
 
 _BATCH_PIXELS = 2**18  # a batch's images: large enough to keep the arithmetic busy, small enough for any GPU that trains
+_CHANCE = 0.05  # of replacing a large model that is as good as the proxy
 
 ModelName = Literal["proxy", "large"]
 
@@ -61,8 +63,8 @@ def evaluated_models(
 ) -> dict[ModelName, Evaluated]:
     """The models of a silo, the one it deploys first: `proxy`, and in a large silo its own `large`. Test images have no say in anything but scores.
 
-    A large silo deploys its large model, as in the paper, unless the proxy has the better score on the silo's validation images at each
-    model's own operating point. For that there have to be enough of them (EvaluationConfig.enough_validation, docs/decisions/0014).
+    A large silo deploys its large model, as in the paper, unless the proxy is better on the silo's validation images, each model at its own
+    operating point, by more than chance. For that there have to be enough of them (EvaluationConfig.enough_validation, docs/decisions/0014).
 
     Args:
         global_weights: The round's proxy.
@@ -95,13 +97,21 @@ def _models(global_weights: Weights, state: SiloState, settings: UpdateSettings)
 
 
 def _deployed(found: dict[ModelName, Evaluated], settings: UpdateSettings) -> ModelName:
-    """The one with the better validation score, where there is a choice and images to choose by; else the paper's."""
-    objective = settings.objective
-    scores = {
-        name: objective.scores_of(model.validation, model.point).scores[objective.headline.name]
-        for name, model in found.items() if model.validation is not None}
-    proxy_is_better = len(scores) > 1 and objective.headline.gain(scores["proxy"], scores["large"]) > 0  # never where one is undefined
-    return "proxy" if proxy_is_better else next(iter(found))
+    """The paper's, unless there is a choice and the proxy is surely better on the validation images."""
+    merits = {
+        name: settings.objective.merits(model.validation, model.point) for name, model in found.items() if model.validation is not None}
+    return "proxy" if len(merits) > 1 and _surely_positive(merits["proxy"] - merits["large"]) else next(iter(found))
+
+
+def _surely_positive(differences_N: npt.NDArray[np.float64]) -> bool:
+    """Whether their mean is above 0 by a one-sided paired t-test at 5 %."""
+    from scipy.special import stdtrit  # a quarter of a second, and only a large silo comes here
+
+    images = len(differences_N)
+    if images < 2:
+        return False
+    error = differences_N.std(ddof=1) / math.sqrt(images)
+    return bool(differences_N.mean() > stdtrit(images - 1, 1 - _CHANCE) * error)
 
 
 def _operating_point(

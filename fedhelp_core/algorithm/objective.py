@@ -80,5 +80,8 @@ class Objective(Protocol):
     def scores_of(self, results: Results, point: OperatingPoint | None = None) -> Scored:
         """The scores of these images, decided at `point`; None: at argmax."""
 
+    def merits(self, results: Results, point: OperatingPoint | None = None) -> npt.NDArray[np.float64]:
+        """How well a model did on each image (N,): the mean is the headline score."""
+
     def scored(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Scored:
         """`scores_of` its results, at argmax."""

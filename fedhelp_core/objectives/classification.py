@@ -5,6 +5,8 @@ Shapes: N images, C classes.
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -91,6 +93,14 @@ class Classification:
         decided_N = (point or likeliest(self.outputs)).decided(answers_NC)
         at_point, at_argmax = (confusion_matrix(labels_N, found_N, self.outputs) for found_N in (decided_N, answers_NC.argmax(axis=1)))
         return Scored(classification_scores(labels_N, answers_NC, point), at_point, at_argmax)
+
+    def merits(self, results: Results, point: OperatingPoint | None = None) -> npt.NDArray[np.float64]:
+        """Whether it is decided rightly, weighted so that the mean is balanced accuracy."""
+        labels_N = results["labels"]
+        per_class = np.bincount(labels_N, minlength=self.outputs)
+        right_N = (point or likeliest(self.outputs)).decided(results["probabilities"]) == labels_N
+        merits_N: npt.NDArray[np.float64] = right_N * len(labels_N) / ((per_class > 0).sum() * per_class[labels_N])
+        return merits_N
 
     def scored(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Scored:
         """`scores_of` at argmax."""

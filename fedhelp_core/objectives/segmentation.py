@@ -178,6 +178,11 @@ class Segmentation:
         means = {name: _mean(results[name].tolist()) for name in ("dice", "hausdorff95")}
         return Scored(means, results["confusion"].sum(axis=0))
 
+    def merits(self, results: Results, point: OperatingPoint | None = None) -> npt.NDArray[np.float64]:
+        """Dice."""
+        dice_N: npt.NDArray[np.float64] = results["dice"]
+        return dice_N
+
     def scored(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Scored:
         """`scores_of` its results."""
         return self.scores_of(self.results(model, images_NCHW, targets_NK, device))

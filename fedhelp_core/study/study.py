@@ -53,7 +53,7 @@ Silos = Mapping[str, SimulatedSilo]
 LoadSilos = Callable[[], Silos]
 OnRound = Callable[[int], None]
 
-_FORMAT = 2  # of a cell's file; raised when the meaning of its numbers changes
+_FORMAT = 3  # of a cell's file; raised when the meaning of its numbers changes
 SAME_MATHEMATICS = {"fedhelp-symmetric": "fedhelp-no-rank"}
 """Methods that docs/algorithm.md defines as the same computation: done once, shown under both names."""
 
@@ -89,7 +89,8 @@ class CellResult:
     """evaluated round -> silo -> model (the deployed one first) -> metric's name -> value; NaN where undefined."""
     proxy_bytes: int
     """Bytes of weights that all silos together send per round; 0 for `local`."""
-    seconds: float
+    processor_seconds: float
+    """Of the whole simulation, all threads."""
     images: Path | None = None
     """Where `cell_results.read_results` finds what the models said of each image."""
 
@@ -275,7 +276,7 @@ def read_cell(path: Path) -> CellResult:
         return CellResult(
             cell=Cell(**document["cell"]), kinds=document["kinds"], training_samples=document["training_samples"],
             scores={int(r): _with_nan(scores) for r, scores in document["scores"].items()},
-            proxy_bytes=document["proxy_bytes"], seconds=document["seconds"], images=results_beside(path))
+            proxy_bytes=document["proxy_bytes"], processor_seconds=document["processor_seconds"], images=results_beside(path))
     except (ValueError, KeyError, TypeError) as e:
         raise ConfigError(f"{path}: is not a finished cell of a study ({e}); delete it, and it will be computed again") from e
 
@@ -294,7 +295,7 @@ def _compute(work: _Work, cell: Cell, silos: Silos, on_round: OnRound) -> None:
     """One simulation, written down when it is whole."""
     federation = work.federations[cell]
     fix_arithmetic(federation.runtime.threads)
-    started = time.monotonic()
+    started = time.process_time()
 
     def after_round(facts: RoundFacts) -> None:
         on_round(facts.round)
@@ -302,7 +303,7 @@ def _compute(work: _Work, cell: Cell, silos: Silos, on_round: OnRound) -> None:
     result = simulate(
         federation, objective_of(federation.task), silos, evaluate_every=work.evaluate_every, on_round=after_round,
         device=device_for(federation.runtime.device))
-    _write_cell(work.paths[cell], cell, silos, result, time.monotonic() - started, federation.algorithm.proxy_model)
+    _write_cell(work.paths[cell], cell, silos, result, time.process_time() - started, federation.algorithm.proxy_model)
 
 
 def _write_cell(path: Path, cell: Cell, silos: Silos, result: SimulationResult, seconds: float, proxy_model: str) -> None:
@@ -318,7 +319,7 @@ def _write_cell(path: Path, cell: Cell, silos: Silos, result: SimulationResult, 
         "losses": {str(facts.round): facts.losses for facts in result.history},
         "global_sha256": fingerprint(result.weights, proxy_model) if averaged else None,  # what a run of the pipeline ends with
         "proxy_bytes": sum(array.nbytes for array in result.weights.values()) * len(silos) if averaged else 0,
-        "seconds": round(seconds, 2),
+        "processor_seconds": round(seconds, 2),
     }
     with atomic_write(path, durable=True) as scratch:
         scratch.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")

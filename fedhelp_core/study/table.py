@@ -85,7 +85,7 @@ class Row:
     rounds_to: RoundsToScore
     proxy_bytes: int
     """Bytes of weights sent by all silos together per round."""
-    seconds: Spread
+    processor_seconds: Spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,13 +199,13 @@ def summary_csv(result: StudyResult, *, target: float | None = None) -> str:
     spreads = ["small_silos_mean", "large_silos_mean", "all_silos_mean", "worst_silo",
                *(f"small_silos_{metric.name}" for metric in result.metrics[1:]), *(f"silo_{silo}" for silo in _silos(result))]
     head = ["normalisation", "method", "seeds", *(f"{name}{end}" for name in spreads for end in ("", "_sd")),
-            "target", "rounds_to_target", "seeds_that_reached_it", "proxy_bytes_per_round", "seconds"]
+            "target", "rounds_to_target", "seeds_that_reached_it", "proxy_bytes_per_round", "processor_seconds"]
     lines: list[Sequence[object]] = []
     for row in rows_of(result, target=target):
         values = [row.small, row.large, row.all, row.worst, *row.small_other.values(), *row.silos.values()]
         goal = row.rounds_to
         lines.append([row.normalisation, row.method, len(result.seeds), *(_plain(x) for v in values for x in (v.mean, v.deviation)),
-                      _plain(goal.target), _plain(goal.mean), goal.reached, row.proxy_bytes, _plain(row.seconds.mean)])
+                      _plain(goal.target), _plain(goal.mean), goal.reached, row.proxy_bytes, _plain(row.processor_seconds.mean)])
     return _csv(head, lines)
 
 
@@ -238,7 +238,8 @@ def _row(result: StudyResult, method: str, normalisation: str, target: float) ->
         all=Spread.of(cell.mean(metric) for cell in results), worst=Spread.of(cell.worst(metric) for cell in results),
         small_beside=Spread.of(cell.mean(rank, "small") for cell in results) if (rank := beside(result.metrics)) is not None else None,
         small_other={other.name: Spread.of(cell.mean(other, "small") for cell in results) for other in others},
-        rounds_to=rounds_to(results, metric, target), proxy_bytes=results[0].proxy_bytes, seconds=Spread.of(cell.seconds for cell in results))
+        rounds_to=rounds_to(results, metric, target), proxy_bytes=results[0].proxy_bytes,
+        processor_seconds=Spread.of(cell.processor_seconds for cell in results))
 
 
 def _target(result: StudyResult, normalisation: str) -> float:

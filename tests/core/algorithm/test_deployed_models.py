@@ -60,6 +60,31 @@ def test_a_large_silo_deploys_what_is_better_on_its_validation_images(better: st
     assert set(deployed(LARGE, IMAGES, labels)) == {"large", "proxy"}
 
 
+def test_a_proxy_that_is_ahead_by_chance_is_not_deployed() -> None:
+    """Of the images that one model alone has right, the proxy has four, the large model two: chance would do it once in three."""
+    proxy, large = answers_of("proxy"), answers_of("large")
+    differ = torch.nonzero(proxy != large).flatten()[:6]
+    same = torch.nonzero(proxy == large).flatten()[:20]
+    rows = torch.cat([differ, same])
+    ahead_by_two = torch.cat([proxy[differ[:4]], large[differ[4:]], proxy[same]])
+    ahead_in_all = torch.cat([proxy[differ], proxy[same]])
+    assert len(differ) == 6
+    assert deployed(LARGE, IMAGES[rows], ahead_by_two)[0] == "large"
+    assert deployed(LARGE, IMAGES[rows], ahead_in_all)[0] == "proxy"
+
+
+@pytest.mark.parametrize("kind_of_results", ["classes", "masks"])
+def test_the_mean_of_merits_is_the_headline_score(kind_of_results: str) -> None:
+    random = np.random.default_rng(1)
+    if kind_of_results == "classes":
+        objective = objective_of(TaskConfig(classes=("x", "y", "z"), image_size=8))
+        results = {"labels": random.integers(0, 2, 30), "probabilities": random.dirichlet(np.ones(3), 30).astype(np.float32)}
+    else:
+        objective = objective_of(TaskConfig(name="lung-segmentation", image_size=8))
+        results = {"dice": random.random(5), "hausdorff95": random.random(5), "confusion": np.zeros((5, 2, 2), np.int64)}
+    assert objective.merits(results).mean() == pytest.approx(objective.scores_of(results).scores[objective.headline.name])
+
+
 @pytest.mark.parametrize("images", [0, 1, ENOUGH_VALIDATION["classes"] - 1])
 def test_with_too_few_validation_images_it_deploys_its_large_model(images: int) -> None:
     assert deployed(LARGE, IMAGES[:images], answers_of("proxy")[:images]) == ["large", "proxy"]

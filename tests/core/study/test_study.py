@@ -81,7 +81,7 @@ def fake_cell(method: str, normalisation: str, seed: int, by_round: dict[int, tu
     cell = Cell(method=method, normalisation=normalisation, seed=seed)
     return CellResult(
         cell=cell, kinds={n: kind for n, (kind, _) in SILOS.items()}, training_samples={n: count for n, (_, count) in SILOS.items()},
-        scores=scores, proxy_bytes=proxy_bytes, seconds=2.0)
+        scores=scores, proxy_bytes=proxy_bytes, processor_seconds=2.0)
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_only_travelling_weights_count_as_sent(federation: Federation, tmp_path:
 
 def test_scores_that_are_not_numbers_survive_the_file(tmp_path: Path) -> None:
     document = {"cell": {"method": "fedavg", "normalisation": "silo", "seed": 1}, "kinds": {"b": "small"}, "training_samples": {"b": 1},
-                "scores": {"2": {"b": {"proxy": {"balanced_accuracy": None}}}}, "proxy_bytes": 1, "seconds": 1.0}
+                "scores": {"2": {"b": {"proxy": {"balanced_accuracy": None}}}}, "proxy_bytes": 1, "processor_seconds": 1.0}
     (tmp_path / "cell.json").write_text(json.dumps(document))
     assert math.isnan(read_cell(tmp_path / "cell.json").mean(METRICS[0], "small"))
 
