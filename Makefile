@@ -63,8 +63,9 @@ check: setup .cache/mypy ## The static part: ruff, mypy, import-linter, lock fil
 	@$(RUN) mypy
 	@$(RUN) lint-imports --no-cache
 
-charts: setup ## Make the generated parts of the charts: README tables, pipelines, schema
+charts: setup ## Make what is generated: the charts' README tables, pipelines and schema, docs/configuration.md
 	@$(RUN) python helm/generate.py
+	@$(RUN) python docs/configuration.py
 
 DOCS := UV_PROJECT_ENVIRONMENT=$(CURDIR)/.cache/docs NO_MKDOCS_2_WARNING=1 $(UV) run --frozen --only-group docs --quiet
 docs: setup .cache/mypy ## The documentation site under build/site; a dead link or a wrong docstring is an error (half a minute)

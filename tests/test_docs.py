@@ -124,3 +124,18 @@ def test_every_file_that_a_table_of_places_names_is_there(page: Path) -> None:
     files = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
     paths = [f"/{path}" for path in files.stdout.split()]
     assert not [span for span in named if not any(path.endswith(f"/{span}") for path in paths)]
+
+
+def test_every_field_of_the_configuration_has_its_line_and_its_reason() -> None:
+    spec = importlib.util.spec_from_file_location("configuration_page", ROOT / "docs" / "configuration.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = module.page()
+    assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == made, "run: make charts"
+    lines = [line for line in made.splitlines() if line.startswith("| `")]
+    assert len(lines) > 120
+    assert [line for line in lines if len(line.split(" | ")[-1]) < 8] == []
+    for line in ("| `temperature` | number, above 0, at most 1,000 | `1` | T of Eq 2-4; paper. |",
+                 "| `datalist` | path | **required** | The JSON file, as `fedhelp data ingest` writes it. |"):
+        assert line in lines

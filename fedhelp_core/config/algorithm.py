@@ -51,9 +51,9 @@ class AlgorithmConfig(Section):
     distillation_weight: float = Field(1.0, ge=0, le=1e6)
     """λ of Eq 2-4; paper."""
     class_weights: ClassWeights = "none"
-    """Cross-entropy of Eq 1, 3 and 4 where classes are skewed, by the silo's own training images. 'none': paper. 'balanced': images weighted
-    by inverse class frequency. 'logit-adjusted': log class frequency added to the logits in training (Menon et al. 2021). With both, models
-    answer as if classes were equally common."""
+    """Cross-entropy of Eq 1, 3 and 4 where classes are skewed: 'none' (paper), 'balanced': images weighted by inverse class frequency.
+    'logit-adjusted': log class frequency added to the logits in training (Menon et al. 2021).
+    Frequencies are of the silo's own training images; with both, models answer as if classes were equally common."""
     rank_weight: float = Field(0.2, ge=0, le=1e6)
     """γ of Eq 4; paper."""
     rank_top_k: int = Field(5, ge=1)
@@ -65,8 +65,8 @@ class AlgorithmConfig(Section):
     weighting: Literal["uniform", "samples"] = "uniform"
     """a_k of Eq 7: 1/K (paper) or n_k/Σn."""
     aggregation: Aggregation = "mean"
-    """'mean': Eq 7; paper. 'median', 'trimmed-mean': of each weight by itself, so that a minority of silos cannot move it far (docs/security.md);
-    they take every silo alike."""
+    """'mean': Eq 7; paper. 'median' and 'trimmed-mean' are of each weight by itself and take every silo alike.
+    A minority of silos cannot move them far (docs/security.md)."""
     trim_share: float = Field(0.2, gt=0, lt=0.5)
     """trimmed-mean: share of the updates left out at either end of each weight, rounded down, but at least one."""
     large_silos: int = Field(2, ge=0)

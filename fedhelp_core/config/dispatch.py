@@ -48,6 +48,7 @@ class DispatchConfig(Section):
     """How a silo's work is started."""
 
     kind: Literal["process", "kubernetes", "manifestwork"] = "process"
+    """'process': on this machine. 'kubernetes': a Job in the silo's cluster. 'manifestwork': that Job, carried by Open Cluster Management."""
     residency: Literal["round", "run"] = "run"
     """'run': one warm worker for all rounds; 'round': a new one each."""
     retries: int = Field(3, ge=0, le=100)
@@ -55,8 +56,8 @@ class DispatchConfig(Section):
     silo_config: Path | None = None
     """process: the silo.yaml on this machine."""
     context: str | None = None
-    """kubernetes: kubeconfig context of the silo's cluster; manifestwork: of the Open Cluster Management hub. null: the cluster that this
-    process runs in, else the kubeconfig's current context."""
+    """kubernetes: kubeconfig context of the silo's cluster; manifestwork: of the Open Cluster Management hub.
+    Null: the cluster that this process runs in, else the kubeconfig's current context."""
     namespace: NamespaceName | None = None
     """kubernetes, manifestwork: the silo's own namespace, in its cluster; null: fedhelp-<silo>."""
     template: NamespaceName = "fedhelp-worker"
@@ -66,8 +67,8 @@ class DispatchConfig(Section):
     job_template: dict[str, Any] | None = None
     """manifestwork: that CronJob as the hospital exported it, since the hub cannot read it; a path is replaced by the file's content."""
     executor: NamespaceName | None = None
-    """manifestwork: service account in the silo's namespace that must be allowed to create, get, update, patch and delete jobs there before the
-    hospital's agent makes the Job (as itself); null: not asked."""
+    """manifestwork: service account in the silo's namespace that must be allowed to create, get, update, patch and delete jobs there.
+    The hospital's agent asks so before it makes the Job (as itself). Null: not asked."""
 
     @property
     def how(self) -> DispatchKind:
@@ -90,7 +91,9 @@ class SiloEntry(Section):
     """A hospital as the hub knows it."""
 
     name: SiloName
+    """Lower-case letters, digits and '-', at most 40; in Job names, reports and the store."""
     kind: SiloKind = "auto"
+    """'large' silos keep a large model at home. 'auto': the `algorithm.large_silos` with most training images are large."""
     dispatch: DispatchConfig
 
     @property

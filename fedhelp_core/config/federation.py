@@ -92,6 +92,7 @@ class TrackingConfig(Section):
     uri: str | None = None
     """Tracking URI; null: $MLFLOW_TRACKING_URI, else SQLite beside the store."""
     experiment: str = "fedhelp"
+    """MLflow experiment that runs are logged in."""
     registered_model: str | None = None
     """Name in the Model Registry; null: the federation's name."""
 
@@ -100,6 +101,7 @@ class PromotionConfig(Section):
     """When a candidate becomes champion."""
 
     mode: Literal["gate", "manual"] = "gate"
+    """'gate': by δ and ε below. 'manual': a person decides, with `fedhelp promote`."""
     min_improvement: float = Field(0.0, ge=0, le=1)
     """δ: small silos' mean score must rise by at least this."""
     max_regression: float = Field(0.05, ge=0, le=1)
@@ -125,7 +127,9 @@ class Federation(Section):
     """One federation: `federation.yaml`."""
 
     version: Literal[1] = 1
+    """Of this file's format."""
     name: SiloName
+    """Lower-case letters, digits and '-', at most 40; run ids and the registered model begin with it."""
     task: TaskConfig = TaskConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     protocol: ProtocolConfig = ProtocolConfig()
@@ -136,6 +140,7 @@ class Federation(Section):
     tracking: TrackingConfig = TrackingConfig()
     promotion: PromotionConfig = PromotionConfig()
     silos: tuple[SiloEntry, ...] = Field(min_length=1)
+    """The hospitals."""
 
     @property
     def silo_names(self) -> tuple[str, ...]:

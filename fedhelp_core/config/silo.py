@@ -19,8 +19,8 @@ class _Layout(Section):
     """What every public data set's layout has."""
 
     validation_fraction: float | None = Field(None, ge=0, lt=1)
-    """Share of the training images of each class that is set aside for validation, whole patients at a time, beside the set's own validation
-    images; null: a fifth or so where the set has fewer than ten of them (docs/data.md); 0: none."""
+    """Share of each class's training images that is set aside for validation, whole patients at a time, beside the set's own.
+    Null: a fifth or so where the set has fewer than ten (docs/data.md). 0: none."""
 
 
 class FedIsicData(_Layout):
@@ -42,6 +42,7 @@ class DatalistData(Section):
 
     layout: Literal["datalist"]
     datalist: Path
+    """The JSON file, as `fedhelp data ingest` writes it."""
     root: Path | None = None
     """Folder that image paths are relative to; null: the datalist's folder."""
     test_only: bool = False
@@ -110,8 +111,11 @@ class SiloConfig(Section):
     """What a hospital knows about itself: `silo.yaml`. Never leaves the silo."""
 
     version: Literal[1] = 1
+    """Of this file's format."""
     name: SiloName
+    """The hospital's, as federation.yaml has it."""
     data: Annotated[FedIsicData | DatalistData | ChestXrayData | PicturesAndMasks | FedIxiData, Field(discriminator="layout")]
+    """Where the hospital's images are, by `layout`."""
     state: Path
     """Folder on the silo's own volume: large model, heads, optimizer, caches, egress ledger."""
 

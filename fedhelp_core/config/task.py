@@ -32,7 +32,7 @@ class TaskConfig(Section):
     """What is learnt."""
 
     name: str = "melanoma"
-    """Key of the task registry (fedhelp_core/tasks)."""
+    """Key of the task registry (fedhelp_core/registry/tasks.py)."""
     classes: tuple[str, ...] = ()
     """Class names in the order of the integer labels, of a mask: background, foreground; default: the task's own."""
     image_size: int = Field(32, ge=8, le=1024)

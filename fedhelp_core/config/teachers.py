@@ -58,6 +58,7 @@ class TeacherConfig(Section):
     name: SiloName
     """Name in the ledger and in reports."""
     kind: Literal["mlflow", "openinference"] = "mlflow"
+    """'mlflow': a pyfunc model, loaded here. 'openinference': a server that speaks Open Inference Protocol v2."""
     uri: str
     """MLflow model URI (models:/… or a folder), or http(s)://host/v2/models/<model>."""
     version: str = "1"
@@ -69,6 +70,7 @@ class TeacherConfig(Section):
     prompts: tuple[str, ...] = ()
     """Zero-shot prompts that the server was set up with, one per class; also the classes' names."""
     output: Literal["probabilities", "logits"] = "probabilities"
+    """What it answers with."""
     output_name: str | None = None
     """openinference: which output tensor; null: the model's only one."""
     weight: float = Field(1.0, gt=0)
@@ -111,8 +113,8 @@ class PublicSetConfig(Section):
     images: Path
     """Folder or file, see `layout`."""
     layout: Literal["folder", "cifar10", "cifar100", "tar", "datalist"] = "folder"
-    """'folder': JPEG/PNG files (of volumes: NIfTI), searched recursively; 'cifar10', 'cifar100': their binary versions (*.bin); 'tar': *.tar or
-    *.tar.gz of JPEG/PNG files; 'datalist': a JSON file with lists of {image}."""
+    """'folder': JPEG/PNG files (of volumes: NIfTI), searched recursively; 'tar': .tar or .tar.gz of such files.
+    'cifar10', 'cifar100': their binary versions (.bin); 'datalist': a JSON file with lists of {image}."""
     teachers: tuple[TeacherConfig, ...] = Field(min_length=1)
     shards: int = Field(1, ge=1, le=64)
     """Pipeline tasks that ask side by side, each about its share of the images."""
