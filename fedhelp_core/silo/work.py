@@ -119,7 +119,7 @@ class Silo:
         if commit.round == 0:
             self.run.require_start(commit, fingerprint(self._start(), self.federation.algorithm.proxy_model))
         weights = self.run.global_weights(commit, max_bytes=self.federation.protocol.max_update_bytes)
-        state, data = self.state.before(number), self._training_data()
+        state, data = self._state_after(commit), self._training_data()
         phases.end("load")
         result = local_update(weights, state, data, self.settings, round_number=number, progress=self._progress(number))
         phases.end("train")
@@ -145,7 +145,7 @@ class Silo:
         commit = self._latest_commit()
         weights = self.run.global_weights(commit, max_bytes=self.federation.protocol.max_update_bytes)
         found = evaluated_models(
-            weights, self.state.before(commit.round + 1), self.settings, self.federation.evaluation, self._evaluation_data())
+            weights, self._state_after(commit), self.settings, self.federation.evaluation, self._evaluation_data())
         if self.objective.decides:
             self.state.keep_operating_points({name: model.point for name, model in found.items() if model.point is not None})
         evaluation = SiloEvaluation(
@@ -154,6 +154,22 @@ class Silo:
             models={name: _model_scores(model) for name, model in found.items()}, deployed=next(iter(found)))
         self.run.write_evaluation(evaluation)
         return evaluation
+
+    def _state_after(self, commit: Commit) -> SiloState:
+        """What this silo keeps after the commit's round.
+
+        Raises:
+            NotFound: it took part in a round that its state does not know. Nothing else tells a lost volume from a first round.
+        """
+        state = self.state.before(commit.round + 1)
+        for number in range(commit.round, state.round, -1):
+            known = commit if number == commit.round else self.run.commit(number)
+            if known is not None and self.config.name in known.participants:
+                said = (f"silo {self.config.name} took part in round {number}, but its state volume has "
+                        + (f"nothing after round {state.round}" if state.round else "no state of this run")
+                        + "; bring the volume back as it was, or start a run with another id")
+                raise NotFound(f"{self.state.folder}: {said}", public=said)
+        return state
 
     def _evaluation_data(self) -> EvaluationData:
         test, validation = self.arrays.test, self.arrays.validation
