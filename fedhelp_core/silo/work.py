@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fedhelp_core.algorithm.inference import Evaluated, EvaluationData, evaluated_models
-from fedhelp_core.algorithm.local_update import SiloData, UpdateSettings, Weights, initial_weights, local_update
+from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, Weights, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.federation import Federation, federation_in
 from fedhelp_core.config.silo import SiloConfig
