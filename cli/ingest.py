@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from fedhelp_cli.init import federation_of_ingested, next_steps
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.findings import DataReport, called, remarks, rows_of
 from fedhelp_core.data.ingest import Ingested, ingest, write_silos
@@ -69,9 +69,12 @@ def ingest_and_print(
     if ingested.unseen:
         console.print(f"a sample: {ingested.unseen:,} images were not looked at", highlight=False)
     paths = write_silos(out, ingested, config)
-    if config.classes != TASKS[config.name].classes:
-        print(f"write in federation.yaml: task: {{name: {config.name}, classes: {json.dumps(config.classes)}}}")
-    print(f"{out}: {len(paths)} silos; name {paths[0].parent}/<silo>.yaml as silo_config in federation.yaml: {', '.join(ingested.manifests)}")
+    print(f"{out}: {len(paths)} silos, their silo.yaml files in {paths[0].parent}: {', '.join(ingested.manifests)}")
+    training = {silo: path for (silo, manifest), path in zip(ingested.manifests.items(), paths, strict=True) if not manifest.test_only}
+    if training:
+        federation = federation_of_ingested(out, task=config.name, classes=config.classes, silos=training)
+        print(f"{federation}: a federation of them, with a comment a line")
+        print(next_steps(federation))
 
 
 def _looked(hospitals: Mapping[str, Hospital], ingested: Ingested) -> Iterator[Looked]:

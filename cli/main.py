@@ -1,4 +1,4 @@
-"""The `fedhelp` command: run, simulate, data, softlabels, compile, register, submit, check, jobs, promote, rollback.
+"""The `fedhelp` command: init, run, simulate, data, softlabels, compile, register, submit, check, jobs, promote, rollback.
 
 Only click and the standard library are imported here; each command imports what it needs when it is called, so that
 `fedhelp --help` answers at once.
@@ -55,6 +55,36 @@ def main() -> None:
 
     Start with `fedhelp run --demo demo`: six drawn hospitals, the whole pipeline on this machine, a report at the end.
     """
+
+
+_INIT_EXAMPLES = """
+\b
+Examples
+  fedhelp init chest --task pneumonia --silos north,south,west
+  fedhelp init chest --task pneumonia --classes normal,bacterial,viral --silos north,south
+  fedhelp init chest --task pneumonia --silos north,south --clusters --store s3://federation/chest
+"""
+
+
+@main.command(epilog=_INIT_EXAMPLES + _EXIT_CODES)
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--name", help="The federation's name: lower-case letters, digits and '-'; default: the folder's.")
+@click.option("--task", prompt="Task (melanoma, pneumonia, lung-segmentation, brain-segmentation)", help="What is learnt.")
+@click.option("--classes", default="", help="Class names in the order of the labels, comma-separated; default: the task's own.")
+@click.option("--silos", prompt="Hospitals, comma-separated", help="Names of the hospitals, comma-separated.")
+@click.option("--store", default="store", show_default=True, help="Where everything is exchanged: a folder beside the file, or s3://bucket/prefix.")
+@click.option("--clusters", is_flag=True, help="Hospitals work in their own clusters, each a kubeconfig context of its name; else on this machine.")
+@_with_exit_codes
+def init(folder: Path, name: str | None, task: str, classes: str, silos: str, store: str, clusters: bool) -> None:
+    """Write a federation.yaml with a comment a line, and a silo.yaml for each hospital, into FOLDER.
+
+    Asks for what no option says. The federation runs as it is, with small models and no teacher, once the hospitals' datalists are there:
+    `fedhelp data ingest` makes these, and where you have images already it is the better start, since it writes all files at once.
+    """
+    from fedhelp_cli.init import init_and_print
+
+    init_and_print(
+        folder, name=name or folder.resolve().name, task=task, classes=_list(classes), silos=_list(silos), store=store, clusters=clusters)
 
 
 _DEMO_HELP = "Make (once) and use a task's demo, drawn hospitals, in this folder instead of a FEDERATION file."

@@ -33,7 +33,8 @@ def test_a_set_becomes_silos_with_a_table_and_the_next_step(chest: Path, tmp_pat
     assert done.exit_code == 0, done.output
     assert "pneumonia: 48 images" in done.output
     assert "48 of 48 images looked at" in done.output
-    assert f"{tmp_path / 'out'}: 6 silos; name {tmp_path / 'out/silos'}/<silo>.yaml as silo_config" in done.output
+    assert f"{tmp_path / 'out'}: 6 silos, their silo.yaml files in {tmp_path / 'out/silos'}: " in done.output
+    assert f"fedhelp check {tmp_path / 'out/federation.yaml'}" in done.output
     assert [load_silo(tmp_path / "out" / "silos" / f"{name}.yaml").name for name in "abcdef"] == list("abcdef")
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedhelp_cli.main import main
+from fedhelp_core.config.federation import load_federation
 from fedhelp_core.config.silo import load_silo
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.arrays import load_silo_arrays
@@ -74,11 +75,11 @@ def test_a_set_is_dealt_out_and_read_back_and_the_same_command_writes_the_same(t
     assert sizes[0] > 2 * sizes[2]
 
 
-def test_other_classes_than_the_tasks_are_told_for_federation_yaml(tmp_path: Path) -> None:
+def test_other_classes_than_the_tasks_stand_in_federation_yaml(tmp_path: Path) -> None:
     written(tmp_path / "bloodmnist.npz", arrays((28, 28, 3), 8))
     result = CliRunner().invoke(main, ["data", "ingest", "medmnist", str(tmp_path), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
-    assert 'write in federation.yaml: task: {name: melanoma, classes: ["basophil", "eosinophil"' in result.output
+    assert load_federation(tmp_path / "out/federation.yaml").task.classes[:2] == ("basophil", "eosinophil")
 
 
 def test_a_dry_run_writes_no_picture(tmp_path: Path) -> None:
