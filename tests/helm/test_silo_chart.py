@@ -358,9 +358,22 @@ def test_each_part_of_the_fence_can_be_left_to_the_cluster(switch: str, kind: st
     ({"activeDeadlineSeconds": 0}, "/activeDeadlineSeconds"),
     ({"runAsUser": 0}, "/runAsUser"),
     ({"image": {"digest": "sha256:abc"}}, "/image/digest"),
+    ({"silo": {"name": "lease"}}, 'silo.name: "lease" is what an object of each run is called; choose another name'),
+    ({"silo": {"name": "global-north"}}, 'silo.name: "global-north" is what an object'),
+    ({"image": {"repository": "registry.example:5000/silo:0.1"}}, '"registry.example:5000/silo:0.1" names a tag; write it into image.tag'),
+    ({"image": {"repository": "silo@sha256:abc"}}, "names a digest; write it into image.digest"),
+    ({"resources": {"limits": {"memory": "4Gi"}}}, "resources: memory is 8Gi in requests and 4Gi in limits; a limit is at least the request"),
+    ({"resources": {"requests": {"cpu": 3}, "limits": {"cpu": "2500m"}}}, "resources: cpu is 3 in requests and 2500m in limits"),
 ])
 def test_wrong_values_are_refused_by_name(values: dict[str, Any], said: str, refusal: Refusal) -> None:
     assert said in refusal(SILO, "shared-cluster", values)
+
+
+@pytest.mark.parametrize("values", [
+    {"image": {"repository": "registry.example:5000/fedhelp/silo"}}, {"image": {"repository": "silo"}}, {"silo": {"name": "globale"}},
+    {"resources": {"requests": {"cpu": "500m", "memory": "8192Mi"}, "limits": {"cpu": 1, "memory": "8Gi"}}}])
+def test_values_near_wrong_ones_are_taken(values: dict[str, Any], render: Render) -> None:
+    assert render(SILO, "shared-cluster", values)
 
 
 def test_a_pod_monitor_without_its_api_is_refused_with_the_next_step(refusal: Refusal) -> None:
