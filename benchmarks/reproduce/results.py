@@ -136,7 +136,7 @@ def _draws(metric: str, found: Mapping[str, Any], counts_BN: Counts) -> Floats:
         return auroc_of_draws(labels_N, probabilities_NC, counts_BN)
     point = OperatingPoint(
         rule="validation", temperature=float(found["point/temperature"]), offsets_C=tuple(found["point/offsets"].tolist()),
-        log_prior_C=tuple(found["point/log_prior"].tolist()))
+        log_prior_C=tuple(found["point/log_prior"].tolist()), log_occurrence_C=tuple(found["point/log_occurrence"].tolist()))
     return balanced_accuracy_of_draws(labels_N, point.decided(found["test/probabilities"]), counts_BN, probabilities_NC.shape[1])
 
 

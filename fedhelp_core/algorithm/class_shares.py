@@ -20,6 +20,15 @@ def prior_of(counts_C: Sequence[int]) -> Shares:
     return prior
 
 
+def occurrence_of(counts_C: Sequence[int]) -> Shares:
+    """The chance of each class to occur among as many images again, 1 - (1 - π_c)^n with π of `prior_of`: 1 for what is often seen,
+    1 - exp(-1/C) for what never was. Without any image nobody can tell, and all are taken to occur.
+    """
+    images = sum(counts_C)
+    occurrence: Shares = 1 - (1 - prior_of(counts_C)) ** images if images else np.ones(len(counts_C))
+    return occurrence
+
+
 def shares_of_classes(counts_C: Sequence[int]) -> Shares:
     """Class frequencies n_c / n. Of a class without an image nobody can tell: it has the largest share there is, and is never favoured."""
     return _without_gaps(np.asarray(counts_C, np.float64) / max(sum(counts_C), 1))

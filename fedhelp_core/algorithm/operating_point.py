@@ -5,8 +5,10 @@ values in, values out, the same on every machine. Test images have no part in it
 
 With z the logarithm of a model's class probabilities, an operating point is a temperature T and an offset o_c for each class:
 
-    decision        argmax_c  z_c / T + o_c                     for balanced accuracy: as if all classes were equally common
+    decision        argmax_c  z_c / T + o_c + log w_c           for balanced accuracy: as if all classes that occur were equally common
     probabilities   softmax_c z_c / T + o_c + log π_c           π: the hospital's own class frequencies
+
+w_c is the chance that class c occurs in the hospital at all, w of occurrence_of (class_shares.py).
 
 A model trained with plain cross-entropy on classes of frequencies ρ answers with p(y | x) ∝ p(x | y) ρ_y, so o = -log ρ; one trained with
 class weights answers as if classes were equally common, so o = 0. Where there are validation images enough, T and o are fitted on them by
@@ -24,7 +26,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from fedhelp_core.algorithm.class_shares import Shares, prior_of
+from fedhelp_core.algorithm.class_shares import Shares, occurrence_of, prior_of
 from fedhelp_core.config.federation import EvaluationConfig, OperatingRule
 
 FloatArray = npt.NDArray[np.floating]
@@ -48,10 +50,12 @@ class OperatingPoint:
     """o of the module's docstring, nats."""
     log_prior_C: tuple[float, ...]
     """log π: of the hospital's own class frequencies."""
+    log_occurrence_C: tuple[float, ...]
+    """log w: of the chance that the hospital sees the class at all."""
 
     def decided(self, probabilities_NC: FloatArray) -> npt.NDArray[np.int64]:
         """Class numbers (N,) for a model's probabilities."""
-        decided: npt.NDArray[np.int64] = self._logits(probabilities_NC).argmax(axis=1)
+        decided: npt.NDArray[np.int64] = (self._logits(probabilities_NC) + np.asarray(self.log_occurrence_C)).argmax(axis=1)
         return decided
 
     def calibrated(self, probabilities_NC: FloatArray) -> npt.NDArray[np.float64]:
@@ -66,7 +70,7 @@ class OperatingPoint:
 def likeliest(classes: int) -> OperatingPoint:
     """The model's own word: its likeliest class, its own probabilities."""
     nothing = (0.0,) * classes
-    return OperatingPoint(rule="argmax", temperature=1.0, offsets_C=nothing, log_prior_C=nothing)
+    return OperatingPoint(rule="argmax", temperature=1.0, offsets_C=nothing, log_prior_C=nothing, log_occurrence_C=nothing)
 
 
 def prior_corrected(shares_C: Shares | None, *, classes: int, counts_C: Sequence[int] | None = None) -> OperatingPoint:
@@ -78,9 +82,10 @@ def prior_corrected(shares_C: Shares | None, *, classes: int, counts_C: Sequence
         counts_C: The hospital's own training images of each class; None: nobody's, and all classes are taken as equally common.
     """
     offsets_C = np.zeros(classes) if shares_C is None else -np.log(shares_C)
-    log_prior_C = np.log(prior_of(counts_C)) if counts_C is not None else np.zeros(classes)
+    log_prior_C, log_occurrence_C = (np.zeros(classes),) * 2 if counts_C is None else (np.log(prior_of(counts_C)), np.log(occurrence_of(counts_C)))
     return OperatingPoint(
-        rule="prior-corrected", temperature=1.0, offsets_C=tuple(offsets_C.tolist()), log_prior_C=tuple(log_prior_C.tolist()))
+        rule="prior-corrected", temperature=1.0, offsets_C=tuple(offsets_C.tolist()), log_prior_C=tuple(log_prior_C.tolist()),
+        log_occurrence_C=tuple(log_occurrence_C.tolist()))
 
 
 def fitted(start: OperatingPoint, labels_N: IntArray, probabilities_NC: FloatArray) -> OperatingPoint:

@@ -6,7 +6,7 @@ that the silo deploys first:
 
     test/...         what scores are computed from: `labels` and `probabilities` (the model's own), or `dice`, `hausdorff95` and `confusion`
     validation/...   the same of the validation images, where they were looked at
-    point/...        `temperature`, `offsets` and `log_prior` of the operating point
+    point/...        `temperature`, `offsets`, `log_prior` and `log_occurrence` of the operating point
 
 Equal numbers give an equal file.
 """
@@ -55,5 +55,5 @@ def _arrays_of(model: Evaluated) -> Arrays:
     arrays |= {f"validation/{name}": rows for name, rows in (model.validation or {}).items()}
     if model.point is not None:
         arrays |= {"point/temperature": np.array(model.point.temperature), "point/offsets": np.array(model.point.offsets_C),
-                   "point/log_prior": np.array(model.point.log_prior_C)}
+                   "point/log_prior": np.array(model.point.log_prior_C), "point/log_occurrence": np.array(model.point.log_occurrence_C)}
     return arrays

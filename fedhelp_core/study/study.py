@@ -53,7 +53,7 @@ Silos = Mapping[str, SimulatedSilo]
 LoadSilos = Callable[[], Silos]
 OnRound = Callable[[int], None]
 
-_FORMAT = 3  # of a cell's file; raised when the meaning of its numbers changes
+_FORMAT = 4  # of a cell's file; raised when the meaning of its numbers changes
 SAME_MATHEMATICS = {"fedhelp-symmetric": "fedhelp-no-rank"}
 """Methods that docs/algorithm.md defines as the same computation: done once, shown under both names."""
 

@@ -69,9 +69,10 @@ def test_a_model_of_others_frequencies_is_brought_to_the_hospitals_own() -> None
     np.testing.assert_allclose(point.calibrated(np.array([[0.25, 0.75], [0.5, 0.5]])), [[0.5, 0.5], [0.75, 0.25]])
 
 
-def test_a_model_that_was_trained_where_one_class_is_missing_is_taken_at_its_word() -> None:
+def test_a_model_that_was_trained_where_one_class_is_missing_is_not_corrected_for_it() -> None:
     point = prior_corrected(shares_of_classes([0, 16]), classes=2, counts_C=[0, 16])
-    assert point.decided(np.array([[0.51, 0.49], [0.49, 0.51]])).tolist() == [0, 1]
+    assert point.offsets_C[0] == point.offsets_C[1]
+    assert point.decided(np.array([[0.75, 0.25], [0.7, 0.3]])).tolist() == [0, 1], "odds of e to the 0.93 are needed, as the class was never seen"
 
 
 def test_an_answer_of_zero_is_taken() -> None:
@@ -151,3 +152,19 @@ def test_the_federation_says_where_a_point_comes_from_and_too_few_images_give_pr
 def test_the_same_images_give_the_same_bits() -> None:
     labels, answers = hospital(50, 0.7, sureness=2.0)
     assert fitted(EVEN, labels, answers) == fitted(EVEN, labels, answers)
+
+
+def test_a_class_that_the_hospital_never_saw_has_to_be_far_likelier_and_one_that_it_often_sees_does_not() -> None:
+    counts = [30, 0, 10, 0]
+    point = prior_corrected(None, classes=4, counts_C=counts)
+    never = 1 - (1 - 0.25 / 41) ** 40
+    assert np.exp(point.log_occurrence_C) == pytest.approx([1, never, 1, never], abs=1e-4)
+    assert never == pytest.approx(1 - math.exp(-1 / 4), rel=0.02), "the same for any number of images"
+    barely, clearly = [0.15, 0.5, 0.2, 0.15], [0.1, 0.1, 0.1, 0.7]
+    assert point.decided(np.array([barely, clearly])).tolist() == [2, 3]
+    assert point.calibrated(np.array([barely])).argmax() == 0, "probabilities are of the hospital's frequencies, and not discounted twice"
+
+
+def test_without_counts_every_class_is_taken_to_occur() -> None:
+    for point in (prior_corrected(SKEWED, classes=2), prior_corrected(SKEWED, classes=2, counts_C=[0, 0]), likeliest(2)):
+        assert point.log_occurrence_C == (0.0, 0.0)

@@ -141,9 +141,10 @@ def test_an_error_of_the_work_is_not_taken_for_one_of_the_lock(folder: StateFold
 
 
 def test_how_the_hospital_decides_is_written_down_for_it_the_deployed_model_first(folder: StateFolder) -> None:
-    point = OperatingPoint(rule="validation", temperature=1.5, offsets_C=(0.25, -0.25), log_prior_C=(-0.5, -1.0))
+    point = OperatingPoint(rule="validation", temperature=1.5, offsets_C=(0.25, -0.25), log_prior_C=(-0.5, -1.0), log_occurrence_C=(0.0, -0.5))
     folder.keep_operating_points({"proxy": point, "large": replace(point, temperature=2.0)})
     found = json.loads((folder.folder / "operating-points.json").read_text(encoding="utf-8"))
     assert list(found) == ["proxy", "large"]
-    assert found["proxy"] == {"rule": "validation", "temperature": 1.5, "offsets_C": [0.25, -0.25], "log_prior_C": [-0.5, -1.0]}
+    assert found["proxy"] == {
+        "rule": "validation", "temperature": 1.5, "offsets_C": [0.25, -0.25], "log_prior_C": [-0.5, -1.0], "log_occurrence_C": [0.0, -0.5]}
     assert folder.versions() == []

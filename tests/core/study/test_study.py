@@ -278,7 +278,8 @@ def test_what_models_said_of_each_image_lies_beside_the_cell_and_gives_its_score
         for model, arrays in models.items():
             assert arrays["test/labels"].tolist() == [0, 1, 2] * 3 and arrays["test/probabilities"].shape == (9, 3)
             point = OperatingPoint(rule="prior-corrected", temperature=float(arrays["point/temperature"]),
-                                   offsets_C=tuple(arrays["point/offsets"]), log_prior_C=tuple(arrays["point/log_prior"]))
+                                   offsets_C=tuple(arrays["point/offsets"]), log_prior_C=tuple(arrays["point/log_prior"]),
+                                   log_occurrence_C=tuple(arrays["point/log_occurrence"]))
             test = {name.removeprefix("test/"): rows for name, rows in arrays.items() if name.startswith("test/")}
             assert objective.scores_of(test, point).scores == found.scores[1][silo][model]
 
