@@ -134,7 +134,7 @@ def _check_silos_here(federation: Federation) -> None:
     if not here:
         return
     all_here = len(here) == len(federation.silos)
-    with tempfile.TemporaryDirectory(prefix="fedhelp-check-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fedhelp-check-", ignore_cleanup_errors=True) as folder:
         fewer = {} if all_here else {"silos": here, "protocol.min_silos": 1}
         local = federation.override(**{"store.url": folder, "store.endpoint_url": None, **fewer})
         run = Run(open_store(folder), "check")

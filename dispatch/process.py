@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 from fedhelp_core.errors import ConfigError
@@ -31,9 +31,8 @@ class ProcessWork:
     def __init__(self, arguments: Sequence[str], log: Path) -> None:
         self.log = log
         self._log_start = log.stat().st_size if log.exists() else 0
-        with _interrupts_kept_back():
-            self._process = _context().Process(target=_work, args=(list(arguments), str(log)), daemon=True)
-            self._process.start()
+        self._process = _context().Process(target=_work, args=(list(arguments), str(log)), daemon=True)
+        self._process.start()
 
     def outcome(self) -> Outcome | None:
         """See request.Work."""
@@ -85,8 +84,9 @@ class ProcessDispatcher:
         config = request.entry.dispatch.silo_config
         if config is None:
             raise ConfigError(f"silo {request.silo!r}: dispatch 'process' needs silo_config, the path of its silo.yaml")
-        work = ProcessWork([*request.arguments(), "--silo-config", str(config)], self._logs / f"{request.silo}.log")
-        self._started = [one for one in self._started if one.outcome() is None] + [work]
+        with _interrupts_kept_back():  # else a worker could be there that `close` does not know
+            work = ProcessWork([*request.arguments(), "--silo-config", str(config)], self._logs / f"{request.silo}.log")
+            self._started = [one for one in self._started if one.outcome() is None] + [work]
         return work
 
     def close(self) -> None:
@@ -126,9 +126,20 @@ def _work(arguments: list[str], log: str) -> None:
 
 @contextmanager
 def _interrupts_kept_back() -> Iterator[None]:
-    """Ctrl-C goes to all processes of the terminal: the fork server never hears it, and a worker not before it can say so in its own log."""
+    """Ctrl-C goes to all processes of the terminal: the fork server never hears it, and a worker not before it can say so in its own log.
+
+    Here it is heard at the end, and SIGTERM too.
+    """
+    resource_tracker.ensure_running()  # the fork server starts it else, and it lets the signal through again when it has started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    here = threading.current_thread() is threading.main_thread()  # where Python runs handlers, whichever thread the system has chosen
+    heard: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in (signal.SIGINT, signal.SIGTERM) if here}
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for again in heard:
+            signal.raise_signal(again)
