@@ -26,6 +26,7 @@ from fedhelp_core.study.study import load_simulated_silos, prefetched, run_study
 
 NORMALISATIONS = ("silo", "shared")
 _EVALUATE_EVERY = 3
+_KEPT = 10.0  # seconds: a row that took less was there already, and says nothing about those to come
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,13 +77,14 @@ def _run(study: Prepared, given: argparse.Namespace) -> None:
     rows = rows_of(study.study, natural="natural" in study.teachers, epochs=epochs)[: given.rows]
     found: list[RowResult] = []
     todo = [(row, normalisation) for normalisation in given.normalisations.split(",") for row in rows]
-    started = time.monotonic()
+    spent: list[float] = []
     for number, (row, normalisation) in enumerate(todo):
+        started = time.monotonic()
         found.append(computed(study, row, normalisation, given.seeds, given.workers))
-        spent = time.monotonic() - started
-        left = spent / (number + 1) * (len(todo) - number - 1)
-        print(f"{study.study.name}: row {number + 1} of {len(todo)}, {row.name}, {normalisation}: {found[-1].line()};"
-              f" about {left / 60:.0f} min left for this set", flush=True)
+        spent.append(time.monotonic() - started)
+        new = [seconds for seconds in spent if seconds > _KEPT]
+        left = f"about {sum(new) / len(new) * (len(todo) - number - 1) / 60:.0f} min left for this set" if new else "kept from before"
+        print(f"{study.study.name}: row {number + 1} of {len(todo)}, {row.name}, {normalisation}: {found[-1].line()}; {left}", flush=True)
         write_pages(study, found, given.out / study.study.name)
 
 

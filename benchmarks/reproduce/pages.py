@@ -59,7 +59,7 @@ def _tables(these: Sequence[RowResult], differences: Sequence[Difference], norma
             row.row.name, *(f"{row.mean(m, small):.3f}" for m in metrics), f"{row.worst(metrics[0], small):.3f}",
             *(f"{row.mean(m, large):.3f}" for m in metrics),
             *(f"{row.mean(m, [guest]):.3f}" if guest in own_guests else "–" for guest in guests for m in metrics),
-            f"{row.mean('ece', small):.3f}" if "auroc" in metrics else "–", f"{row.processor_seconds():.0f}"])
+            f"{row.mean('ece', small):.3f}" if "auroc" in metrics else "–", _whole(row.processor_seconds())])
     title = f"Mean over {len(these[0].seeds)} seeds, normalisation {normalisation}"
     found = [(title, headings, cells)]
     compared = ["against", "score", "difference", "95 % over patients", "95 % over seeds", "ahead in"]
@@ -103,6 +103,10 @@ def _difference_lines(differences: Mapping[str, Sequence[Difference]]) -> Iterab
 def difference_cells(d: Difference) -> list[str]:
     """Under the headings DIFFERENCE."""
     return [number_text(value) for value in (d.mean, d.over_patients.low, d.over_patients.high, d.over_seeds.low, d.over_seeds.high)]
+
+
+def _whole(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.0f}"
 
 
 def number_text(value: float) -> str:
