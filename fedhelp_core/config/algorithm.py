@@ -56,7 +56,7 @@ class AlgorithmConfig(Section):
     Frequencies are of the silo's own training images; with both, models answer as if classes were equally common."""
     rank_weight: float = Field(0.2, ge=0, le=1e6)
     """γ of Eq 4; paper."""
-    rank_top_k: int = Field(5, ge=1)
+    rank_top_k: int = Field(5, ge=1, le=10_000)
     """k of Eq 5: how many of the proxy's favourites; paper: 5 of 8 classes, 1 of 2."""
     rank_margin: float = Field(0.0, ge=0, le=1e6)
     """m of Eq 5."""
@@ -69,7 +69,7 @@ class AlgorithmConfig(Section):
     A minority of silos cannot move them far (docs/security.md)."""
     trim_share: float = Field(0.2, gt=0, lt=0.5)
     """trimmed-mean: share of the updates left out at either end of each weight, rounded down, but at least one."""
-    large_silos: int = Field(2, ge=0)
+    large_silos: int = Field(2, ge=0, le=10_000)
     """How many silos of kind `auto` with most training images are large; paper."""
     proxy_model: str = "resnet20"
     """Key of the model registry: the model that travels; paper."""

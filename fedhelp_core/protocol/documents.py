@@ -163,6 +163,8 @@ Reason = Annotated[str, Field(max_length=MAX_REASON), AfterValidator(required_pr
 Time = Annotated[str, Field(max_length=40), AfterValidator(_instant)]
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$", max_length=1024)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Sha256OrNone = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+Spec = Annotated[WeightsSpec, AfterValidator(_possible)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Images = Annotated[int, Field(ge=0, le=_MOST_IMAGES)]
 Round = Annotated[int, Field(ge=0, le=_MOST_IMAGES)]
@@ -221,7 +223,7 @@ class Commit(Document):
     global_key: Key
     """Key of the model after this round, which the next round starts from."""
     global_sha256: Sha256
-    spec: Annotated[WeightsSpec, AfterValidator(_possible)]
+    spec: Spec
     """What every update of the next round must look like."""
     participants: Annotated[tuple[Silo, ...], Field(max_length=MOST_SILOS), FailFast()] = ()
     """Silos in the average, in the order in which they were summed."""
@@ -235,7 +237,7 @@ class Commit(Document):
     """By participant: samples as check counted them, loss, and what the silo's manifest says."""
     norms: BySilo[Moved] = field(default_factory=dict)
     """How far each update moved from the global model, by participant; empty where nobody looked."""
-    previous_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    previous_sha256: Sha256OrNone = ""
     """sha256 of the model that this round started from; '' in commit 0."""
     created: Time = ""
     """ISO 8601, UTC."""

@@ -1,7 +1,7 @@
 """The names of all objects in a store, made here and nowhere else (docs/architecture.md lists them). Pure.
 
-Called by the round protocol and by softlabels. Weights are named by content, so that two writers of one round can never mix
-one's weights with the other's manifest.
+Called by the round protocol, by softlabels and by the record of models. Weights are named by content, so that two writers of one
+round can never mix one's weights with the other's manifest.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from fedhelp_core.errors import PermanentError
 
 NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 """Pattern of run ids and silos' names."""
+MODEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,98}[A-Za-z0-9])?"
+"""Pattern of a registered model's name as part of objects' names."""
 _SHA_SHOWN = 16  # hex digits of a sha256 in a name
 _SET_INDEX = re.compile(r"softlabels/([0-9a-f]{64})/index\.json")
 
@@ -105,6 +107,39 @@ class RunKeys:
 
     def _of(self, name: str) -> str:
         return f"runs/{self.run_id}/{name}"
+
+
+@dataclass(frozen=True)
+class ModelKeys:
+    """The names of one registered model's objects: what hospitals read of it.
+
+    Raises:
+        PermanentError: the model's name cannot be part of an object's.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(MODEL_NAME, self.name):
+            raise PermanentError(
+                f"registered model {self.name[:80]!r}: 1 to 100 letters, digits, '.', '_' and '-' expected, a letter or digit at both ends")
+
+    @property
+    def records(self) -> str:
+        """Prefix of the record of what became champion."""
+        return f"models/{self.name}/records/"
+
+    def record(self, number: int) -> str:
+        """The record's entry `number`, from 1 on."""
+        return f"{self.records}{number:06d}.json"
+
+    def weights(self, sha256: str) -> str:
+        """The weights of that content."""
+        return f"models/{self.name}/weights/{sha256}.safetensors"
+
+    def card(self, sha256: str, suffix: str) -> str:
+        """The model card of that content; `suffix`: md or html."""
+        return f"models/{self.name}/cards/{sha256}.{suffix}"
 
 
 SOFT_LABELS = "softlabels/"

@@ -32,6 +32,7 @@ from fedhelp_core.protocol.facts import Account, Candidate, ClassShares, Kinds, 
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.local import LocalStore
 from fedhelp_core.weights.header import WeightsSpec
+from tests.core.protocol.records import RECORD
 from tests.tiny import DELETE, set_field
 
 SHA = "0123456789abcdef" * 4
@@ -66,16 +67,19 @@ DOCUMENTS: tuple[Document, ...] = (
         agreements=(("one", "two", 1.0, -1e-17),), examples=(SummaryExample.of(np.full((1, 2, 3), 7, np.uint8), (("a mole", 0.5),)),)),
     Candidate(version="3", global_sha256=SHA, metrics={"worst_silo": math.nan}),
     Promotion(decision="version 3 became the champion", outcome="promoted", reasons="better", before=None),
+    RECORD,
 )
 OPTIONAL = {  # what an older or a shorter document may lack
     "UpdateManifest": {"code_version", "image_digest", "created"}, "Notice": {"created"},
-    "Kinds": {"aachen", "brno"}, "Commit": {"participants", "shares", "absent", "refused", "metrics", "norms", "previous_sha256", "created"}}
+    "Kinds": {"aachen", "brno"}, "Commit": {"participants", "shares", "absent", "refused", "metrics", "norms", "previous_sha256", "created"},
+    "ModelRecord": {"card_sha256", "card_html_sha256"}}
 FAULTS: dict[str, Any] = {
     "an object": {"x": {}}, "a list": [[]], "true": True, "a text without end": "x" * 2**21, "a number without end": 10**400,
     "below": -10**400, "deep": "DEEP", "infinite": math.inf, "minus infinite": -math.inf}
 
 STILL_GOOD = {("SiloEvaluation", "confusion", "a list"), ("SiloEvaluation", "argmax_confusion", "a list"), ("Commit", "metrics", "an object"),
-              ("Commit", "norms", "an object")}  # as far as the form goes
+              ("Commit", "norms", "an object"), ("ModelRecord", "class_shares", "a list"),
+              ("ModelRecord", "persist_optimizer", "true")}  # as far as the form goes
 
 
 def fields(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
