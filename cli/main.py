@@ -394,25 +394,27 @@ def jobs(federation: Path | None, run_id: str | None, context: str | None, names
 @main.command(epilog=_EXIT_CODES)
 @click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--version", "version", help="Version of the registered model; default: the candidate.")
+@click.option("--reason", default="", help="One sentence that stands in the record which hospitals read.")
 @_with_exit_codes
-def promote(federation: Path, version: str | None) -> None:
+def promote(federation: Path, version: str | None, reason: str) -> None:
     """Make a model version the champion.
 
-    Whatever the gate said; the champion before it is remembered.
+    Whatever the gate said; the champion before it is remembered, and hospitals read the decision in the store.
     """
     from fedhelp_cli import promote as by_hand
 
-    click.echo(by_hand.promote(federation, version))
+    click.echo(by_hand.promote(federation, version, reason))
 
 
 @main.command(epilog=_EXIT_CODES)
 @click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--reason", default="", help="One sentence that stands in the record which hospitals read.")
 @_with_exit_codes
-def rollback(federation: Path) -> None:
-    """Make the champion before this one champion again."""
+def rollback(federation: Path, reason: str) -> None:
+    """Make the champion before this one champion again. Hospitals read the decision in the store."""
     from fedhelp_cli import promote as by_hand
 
-    click.echo(by_hand.rollback(federation))
+    click.echo(by_hand.rollback(federation, reason))
 
 
 def _form_and_silos(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:

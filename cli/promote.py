@@ -2,42 +2,79 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import re
 from pathlib import Path
+from typing import Literal
 
 from fedhelp_cli.commands import quoted
+from fedhelp_components.promotion.record import Decision, tell_hospitals
 from fedhelp_core.config.federation import Federation, load_federation
-from fedhelp_core.errors import FedHelpError
+from fedhelp_core.errors import FedHelpError, NotFound
 from fedhelp_core.protocol.facts import Promotion
+from fedhelp_core.protocol.model_record import read_chain
 from fedhelp_core.protocol.run import Run
+from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
 from fedhelp_core.tracking.registry import Registry
 
 
-def promote(path: Path, version: str | None) -> str:
+def promote(path: Path, version: str | None, reason: str = "") -> str:
     """Make `version` (None: the candidate) the champion; what that changed, for people.
 
     Raises:
         NotFound: no such model or version, or no candidate.
+        PermanentError: the record that hospitals read was tampered with; nothing was changed.
     """
     federation = load_federation(path)
-    name, registry = federation.registered_name, Registry.for_federation(federation)
+    name, registry, store = _opened(federation)
+    read_chain(store, name)
     done = registry.promote(name, version)
+    told = _told(store, registry, name, "promoted", reason)
     if done.replaced == done.version:
-        return f"{name}: version {done.version} is the champion already; nothing was changed"
+        return "\n".join([f"{name}: version {done.version} is the champion already; nothing was changed", *told])
     place = f"in place of version {done.replaced}" if done.replaced else "no version was before"
     undo = [f"undo this with: fedhelp rollback {quoted(path)}"] if done.replaced else []
-    return "\n".join([f"{name}: champion is now version {done.version}, {place}", *_kept_back(federation, registry, done.version), *undo])
+    return "\n".join([
+        f"{name}: champion is now version {done.version}, {place}", *_kept_back(federation, registry, done.version), *told, *undo])
 
 
-def rollback(path: Path) -> str:
-    """Make the champion before this one champion again; which one that is, for people.
+def rollback(path: Path, reason: str = "") -> str:
+    """Make the champion before this one champion again; which one that is, for people. One that was killed half-way is brought to its end.
 
     Raises:
         NotFound: there is no champion, or none was before it.
+        PermanentError: the record that hospitals read was tampered with; nothing was changed.
     """
-    federation = load_federation(path)
-    name = federation.registered_name
-    return f"{name}: champion is again version {Registry.for_federation(federation).rollback(name)}"
+    name, registry, store = _opened(load_federation(path))
+    told, champion = read_chain(store, name).champion, registry.champion(name)
+    half_way = told is not None and champion is not None and registry.rolled_back(name, told.version, champion)
+    version = champion if half_way else registry.rollback(name)
+    return "\n".join([f"{name}: champion is again version {version}", *_told(store, registry, name, "rolled-back", reason)])
+
+
+def _opened(federation: Federation) -> tuple[str, Registry, Store]:
+    store = open_store(federation.store.url, endpoint_url=federation.store.endpoint_url)
+    return federation.registered_name, Registry.for_federation(federation), store
+
+
+def _told(store: Store, registry: Registry, name: str, kind: Literal["promoted", "rolled-back"], reason: str) -> list[str]:
+    """What hospitals now read, where that is new; why they cannot be told, where nothing is known of the version's run."""
+    try:
+        told = tell_hospitals(store, registry, name, Decision(kind=kind, decided_by=_user(), reason=reason or "by hand"))
+    except NotFound as e:
+        return [f"hospitals were not told, and go on with what they read last: {e}"]
+    return [f"hospitals read it as record {told.record.number} of {name}"] if told.new else []
+
+
+def _user() -> str:
+    """The user's name as it may stand in a record; pods may have a number alone."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = f"user {os.getuid()}"
+    return re.sub(r"[^ -~]", "?", name)[:100]
 
 
 def _kept_back(federation: Federation, registry: Registry, version: str) -> list[str]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Literal
 
 from fedhelp_components.evaluation.report import write_report
+from fedhelp_components.promotion.record import Decision, tell_hospitals
 from fedhelp_components.session import open_session, run_component, say
 from fedhelp_core import telemetry
 from fedhelp_core.protocol.facts import Promotion
+from fedhelp_core.protocol.model_record import read_chain
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.tracking.gate import gate
 from fedhelp_core.tracking.registry import Registry
@@ -22,6 +24,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
     federation = session.federation
     name = federation.registered_name
     registry, metric = Registry.for_federation(federation), TASKS[federation.task.name].headline
+    read_chain(session.store, name)  # where nothing can be added to the record, nothing is decided
     outcome: Literal["promoted", "kept", "manual"] = "manual"
     reasons, before = "", None
     if federation.promotion.mode == "manual":
@@ -43,7 +46,10 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
             reasons = "; ".join(verdict.reasons)
             became = "became the champion" if verdict.promote else "stays a candidate"
             decision = f"{name} version {model_version} {became}: {reasons}"
-        before = registry.champion_before(name) if outcome == "promoted" else None
+        if outcome == "promoted":
+            before = registry.champion_before(name)
+            told = tell_hospitals(session.store, registry, name, Decision(kind="promoted", decided_by="gate", reason=reasons or decision))
+            say(f"hospitals read it as record {told.record.number} of {name}")
     settled = session.run.settle(Promotion(decision=decision, outcome=outcome, reasons=reasons, before=before))
     write_report(session.store, run_id, federation)
     shards = federation.public_set.shards if federation.public_set is not None else 0

@@ -118,6 +118,8 @@ class SiloConfig(Section):
     """Where the hospital's images are, by `layout`."""
     state: Path
     """Folder on the silo's own volume: large model, heads, optimizer, caches, egress ledger."""
+    named: bool = False
+    """Whether the hospital's name and numbers of images may stand beside its scores in the model's record and card, which all hospitals read."""
 
 
 _SILO_PATHS = ("data.images", "data.split_csv", "data.lesions", "data.datalist", "data.root", "data.masks", "state")

@@ -173,7 +173,19 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Score = Annotated[float, Field(allow_inf_nan=True), AfterValidator(_finite_or_nan)]
 Metrics = Annotated[dict[Name, float], Field(max_length=64)]
 Confusion = Annotated[list[Annotated[list[Count], FailFast()]], Field(max_length=10_000), FailFast()]
+Software = Annotated[dict[Name, Text], Field(max_length=64)]
+Statistics = Literal["averaged", "public-images", "none"]
+"""How the registered model's batch norms were made: averaged like the rest, from public images, or not at all."""
 BySilo = Annotated[dict[Silo, _T], Field(max_length=MOST_SILOS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredWeights(Document):
+    """A weights file in the store, named by its content."""
+
+    sha256: Sha256
+    size_bytes: Annotated[Count, Field(ge=8)]
+    spec: Spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,6 +306,8 @@ class SiloEvaluation(Document):
     models: dict[Literal["proxy", "large"], ModelScores]
     deployed: Literal["proxy", "large"]
     """Which of its models the silo deploys (inference.deployed_models)."""
+    named: bool = False
+    """Whether the hospital's name may stand beside its scores where all hospitals read them."""
 
     @property
     def deployed_model(self) -> ModelScores:

@@ -1,7 +1,7 @@
 """What one step of a run settles for the later ones, as documents: written once, and whoever comes second adopts the first's.
 
 `Run.settle` writes a fact, `Run.fact` reads it. Who is large and how common classes are comes from check, the distillation set from
-soft_label_prefetch, its summary, the candidate and who was left out from evaluation, the decision from promotion.
+soft_label_prefetch, its summary, the candidate, what was made for its users and who was left out from evaluation, the decision from promotion.
 """
 
 from __future__ import annotations
@@ -15,7 +15,21 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Base64Bytes, ConfigDict, FailFast, Field, RootModel
 
 from fedhelp_core.errors import PermanentError
-from fedhelp_core.protocol.documents import Amount, BySilo, Count, Document, Name, Score, Sha256, Share, SiloKind, required_printable
+from fedhelp_core.protocol.documents import (
+    Amount,
+    BySilo,
+    Count,
+    Document,
+    Name,
+    Score,
+    Sha256,
+    Share,
+    SiloKind,
+    Software,
+    Statistics,
+    StoredWeights,
+    required_printable,
+)
 
 _Prose = Annotated[str, Field(max_length=2**19)]  # reasons of all silos
 _Label = Annotated[str, Field(max_length=10_000)]  # a class as its prompt, or a teacher with its version: the config limits neither
@@ -167,6 +181,21 @@ class Candidate(Fact):
     global_sha256: Sha256
     metrics: dict[Name, Score]
     """NaN where no silo's test images define one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served(Fact):
+    """What evaluation added to the final model for those who use it without having trained it: `served.json`."""
+
+    fact_name = "served"
+
+    statistics: Statistics
+    norms: StoredWeights | None
+    """Batch norms made for others, where hospitals keep theirs."""
+    software: Software
+    card_sha256: Sha256
+    """Of `card.md`."""
+    card_html_sha256: Sha256
 
 
 class LeftOut(Fact, RootModel[BySilo[_Prose]]):

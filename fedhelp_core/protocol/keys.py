@@ -48,6 +48,14 @@ class RunKeys:
         """The page for people."""
         return self._of("report.html")
 
+    def card(self, suffix: str) -> str:
+        """The model card of the final model; `suffix`: md or html."""
+        return self._of(f"card.{suffix}")
+
+    def norms(self, sha256: str) -> str:
+        """Batch norms that evaluation made for the final model."""
+        return self._of(f"norms-{sha256[:_SHA_SHOWN]}.safetensors")
+
     def fact(self, name: str) -> str:
         """What one step settled for the later ones."""
         return self._of(f"{name}.json")

@@ -21,7 +21,6 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.disk import atomic_write, disk_errors
 from fedhelp_core.errors import NotFound, PermanentError, WeightsError
 from fedhelp_core.protocol.documents import (
-    Count,
     Document,
     Images,
     Name,
@@ -32,8 +31,10 @@ from fedhelp_core.protocol.documents import (
     Sha256OrNone,
     Share,
     SiloKind,
-    Spec,
+    Software,
     SplitSizes,
+    Statistics,
+    StoredWeights,
     Text,
     Time,
     dump,
@@ -48,9 +49,6 @@ _MOST_CONFIG = 2**18  # bytes of a section as JSON: a thousand classes with name
 _MOST_RECORDS = 999_999  # what a name has digits for
 
 ModelName = Annotated[str, Field(pattern=f"^{MODEL_NAME}$")]
-Statistics = Literal["averaged", "public-images", "none"]
-"""How the registered model's batch norms were made: averaged like the rest, from public images, or not at all."""
-
 
 def _as_written(written: Any, read: ValidatorFunctionWrapHandler) -> Any:
     """A section of the config, of which nothing was converted: '32' and 32.5 are no 32."""
@@ -76,15 +74,6 @@ def _known_networks(algorithm: AlgorithmConfig) -> AlgorithmConfig:
     if unknown:
         raise ValueError(f"a model that this version of FedHelp knows expected, got {unknown[0][:80]!r}")
     return algorithm
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredWeights(Document):
-    """A weights file in the store, named by its content."""
-
-    sha256: Sha256
-    size_bytes: Annotated[Count, Field(ge=8)]
-    spec: Spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +114,8 @@ class Lineage(Document):
     training_images: Images
     """Of all hospitals together."""
     test_images: Images
-    software: Annotated[dict[Name, Text], Field(max_length=64)]
-    """Package -> version, of the hub that wrote this."""
+    software: Software
+    """Package -> version, where the model was registered."""
     parent: Parent | None
 
 

@@ -151,7 +151,8 @@ class Silo:
         evaluation = SiloEvaluation(
             silo=self.config.name, kind=self.settings.kind, round=commit.round, global_sha256=commit.global_sha256,
             test_samples=len(self.arrays.test.labels_N), test_sha256=_content_digest(self.arrays.test),
-            models={name: _model_scores(model) for name, model in found.items()}, deployed=next(iter(found)))
+            models={name: _model_scores(model) for name, model in found.items()}, deployed=next(iter(found)),
+            named=self.config.named)
         self.run.write_evaluation(evaluation)
         return evaluation
 

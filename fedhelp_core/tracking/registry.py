@@ -16,6 +16,7 @@ CANDIDATE = "candidate"
 CHAMPION = "champion"
 SCORES_TAG = "fedhelp.scores"
 PREVIOUS_TAG = "fedhelp.previous_champions"  # of the registered model: versions, the last one last
+ROLLBACK_TAG = "fedhelp.rollback"  # of the registered model: the last rollback, as "from to"
 _NOTED = ("kind", "test_sha256")  # of a silo in SCORES_TAG, beside its scores
 _CHAMPIONS_KEPT = 20
 _VERSIONS_LISTED = 20  # in a message
@@ -148,9 +149,20 @@ class Registry:
                     f"model {name!r}: no champion was there before version {champion}; `fedhelp promote FEDERATION --version NUMBER` chooses another")
             previous = before.pop()
             self._require_version(name, previous)
+            self._client().set_registered_model_tag(name, ROLLBACK_TAG, f"{champion} {previous}")  # before it is done: see `rolled_back`
             self._client().set_registered_model_alias(name, CHAMPION, previous)
             self._remember(name, before)
             return previous
+
+    def rolled_back(self, name: str, before: str, after: str) -> bool:
+        """Whether the last rollback was from version `before` to `after`: a command that was killed half-way goes on with it, not with another.
+
+        Raises:
+            NotFound: no such model.
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        with mlflow_errors(self._uri):
+            return bool(self._client().get_registered_model(name).tags.get(ROLLBACK_TAG) == f"{before} {after}")
 
     def _champions_before(self, name: str, champion: str) -> list[str]:
         """Champions before the present one, the last one last. A killed promotion may have noted the present one already."""

@@ -1,0 +1,164 @@
+"""What became champion, written where hospitals read it: the store's record of the model (fedhelp_core/protocol/model_record.py).
+
+MLflow stays the hub's register, and the record follows it. So whoever was killed between the two does the same again: a champion that the
+newest record has already is not written twice. Called by promotion and by the commands `fedhelp promote` and `fedhelp rollback`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from fedhelp_components.evaluation.report import evaluation_of
+from fedhelp_components.images import VERSION
+from fedhelp_core.config.federation import Federation, federation_in
+from fedhelp_core.data.examples import preparation
+from fedhelp_core.disk import digest_of
+from fedhelp_core.errors import NotFound, PermanentError
+from fedhelp_core.protocol.documents import Commit, SiloEvaluation, SplitSizes, StoredWeights, said, utc_now
+from fedhelp_core.protocol.facts import Candidate, ClassShares, Served, SoftLabels
+from fedhelp_core.protocol.keys import ModelKeys
+from fedhelp_core.protocol.model_record import HospitalScores, Lineage, ModelRecord, append_record, read_chain
+from fedhelp_core.protocol.run import Run
+from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.store.base import Store
+from fedhelp_core.tracking.registry import Registry
+from fedhelp_core.weights.check import check_weights_file
+
+_MOST_CARD = 16 * 2**20  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Why a version is champion from now on."""
+
+    kind: Literal["promoted", "rolled-back"]
+    decided_by: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """What hospitals read now, and whether this call wrote it."""
+
+    record: ModelRecord
+    new: bool
+
+
+def tell_hospitals(store: Store, registry: Registry, name: str, decision: Decision) -> Told:
+    """Have the newest record of model `name` be of its champion, which must be there; does nothing where it is.
+
+    Raises:
+        NotFound: nothing is known any more of the run that trained it.
+        PermanentError: the record was tampered with.
+        WeightsError: the run's final model was.
+    """
+    version = registry.champion(name)
+    run_id = registry.run_of(name, version) if version is not None else None
+    if version is None or not run_id:
+        raise NotFound(f"model {name!r} version {version}: no tag fedhelp.run, so it was not registered by FedHelp's evaluation")
+    while True:
+        chain = read_chain(store, name)
+        if (newest := chain.champion) is not None and (newest.version, newest.run) == (version, run_id):
+            return Told(newest, new=False)
+        number, sha256 = chain.newest
+        known = next((record for record in reversed(chain.records) if (record.version, record.run) == (version, run_id)), None)
+        record = replace(
+            known or _of_run(store, run_id, name, version), number=number + 1, previous_sha256=sha256, kind=decision.kind, time=utc_now(),
+            decided_by=decision.decided_by, reason=said(decision.reason))
+        if append_record(store, record):
+            return Told(record, new=True)
+
+
+def _of_run(store: Store, run_id: str, name: str, version: str) -> ModelRecord:
+    """The first record of a version, but for its place in the chain and the decision; its weights and card lie in the store."""
+    run = Run(store, run_id)
+    federation = federation_in(run.federation_yaml(), source=f"run {run_id}'s federation.yaml")
+    final = run.commit(federation.algorithm.rounds)
+    if final is None:
+        raise NotFound(f"run {run_id!r}: its last commit is not in {store.url} any more")
+    served = run.fact(Served) if run.has_fact(Served) else None
+    norms = served.norms if served is not None else None
+    weights = run.global_file(final, max_bytes=federation.protocol.max_update_bytes)
+    _keep_card(store, run, name, served)
+    return ModelRecord(
+        number=1, previous_sha256="", name=name, kind="promoted", version=version, run=run_id, time="", decided_by="", reason="",
+        task=federation.task, preprocessing=preparation(federation.task), algorithm=federation.algorithm, evaluation=federation.evaluation,
+        weights=_kept(
+            store, name, weights, StoredWeights(sha256=final.global_sha256, size_bytes=weights.stat().st_size, spec=final.spec)),
+        statistics=served.statistics if served is not None else "averaged" if federation.algorithm.normalisation == "shared" else "none",
+        norms=_kept(store, name, store.fetch(run.keys.norms(norms.sha256), norms.size_bytes), norms) if norms is not None else None,
+        class_shares=run.fact(ClassShares).shares if run.has_fact(ClassShares) else [],
+        headline=TASKS[federation.task.name].headline.name, scores=scores_without_names(run, federation),
+        hospitals=hospital_scores(run, federation, evaluations_of(run, federation, final)),
+        lineage=_lineage(run, federation, final, served),
+        card_sha256=served.card_sha256 if served is not None else "", card_html_sha256=served.card_html_sha256 if served is not None else "")
+
+
+def evaluations_of(run: Run, federation: Federation, final: Commit) -> dict[str, SiloEvaluation]:
+    """By silo; those that evaluation did not take are left out, as it did."""
+    found = {}
+    for silo in federation.silo_names:
+        try:
+            evaluation = evaluation_of(run, silo, federation.task, final)
+        except PermanentError:
+            continue
+        if evaluation is not None:
+            found[silo] = evaluation
+    return found
+
+
+def hospital_scores(run: Run, federation: Federation, evaluations: Mapping[str, SiloEvaluation]) -> tuple[HospitalScores, ...]:
+    """Those that agreed to be named, in the federation's order; then the others' scores, the best first, so that their order names nobody."""
+    metric = TASKS[federation.task.name].headline
+    named, others = [], []
+    for silo, evaluation in evaluations.items():
+        scores = dict(evaluation.deployed_model.scores)
+        if evaluation.named:
+            named.append(HospitalScores(name=silo, scores=scores, kind=evaluation.kind, images=_images(run, silo)))
+        else:
+            others.append(HospitalScores(name="", scores={metric.name: scores[metric.name]}))
+    worst_last = sorted(others, key=lambda one: (math.isnan(one.scores[metric.name]), -metric.gain(one.scores[metric.name], 0.0)))
+    return (*named, *worst_last)
+
+
+def scores_without_names(run: Run, federation: Federation) -> dict[str, float]:
+    """Means and the worst hospital, as evaluation noted them."""
+    if not run.has_fact(Candidate):
+        return {}
+    noted = run.fact(Candidate).metrics
+    return {name: value for name, value in noted.items() if name not in federation.silo_names and name != "silos_left_out"}
+
+
+def _images(run: Run, silo: str) -> SplitSizes | None:
+    report = run.silo_report(silo)
+    return report.samples if report is not None else None
+
+
+def _lineage(run: Run, federation: Federation, final: Commit, served: Served | None) -> Lineage:
+    images = [samples for silo in final.participants if (samples := _images(run, silo)) is not None]
+    return Lineage(
+        federation_sha256=federation.digest(), distillation_set_sha256=run.fact(SoftLabels).sha256 if run.has_fact(SoftLabels) else "",
+        rounds=final.round, hospitals=len(final.participants), training_images=sum(one.training for one in images),
+        test_images=sum(one.test for one in images), software=served.software if served is not None else {"fedhelp": VERSION}, parent=None)
+
+
+def _kept(store: Store, name: str, source: Path, stored: StoredWeights) -> StoredWeights:
+    """The file `source` in the store under the model's name, once it is what `stored` says."""
+    try:
+        check_weights_file(source, spec=stored.spec, max_bytes=stored.size_bytes, sha256=stored.sha256)
+        store.put_new(ModelKeys(name).weights(stored.sha256), source)
+    finally:
+        store.release(source)
+    return stored
+
+
+def _keep_card(store: Store, run: Run, name: str, served: Served | None) -> None:
+    for suffix, sha256 in (("md", served.card_sha256), ("html", served.card_html_sha256)) if served is not None else ():
+        body = store.get(run.keys.card(suffix), _MOST_CARD)
+        if digest_of(body)[0] != sha256:
+            raise PermanentError(f"{run.keys.card(suffix)}: sha256 {sha256[:12]}... expected; the card was altered")
+        store.put_new(ModelKeys(name).card(sha256, suffix), body)
