@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from fedhelp_cli.commands import quoted
-from fedhelp_components.promotion.record import Decision, tell_hospitals
+from fedhelp_components.promotion.record import Decision, chain_of, tell_hospitals
 from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.errors import FedHelpError, NotFound
 from fedhelp_core.protocol.facts import Promotion
-from fedhelp_core.protocol.model_record import read_chain
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
@@ -29,7 +28,7 @@ def promote(path: Path, version: str | None, reason: str = "") -> str:
     """
     federation = load_federation(path)
     name, registry, store = _opened(federation)
-    read_chain(store, name)
+    chain_of(store, registry, name)
     done = registry.promote(name, version)
     told = _told(store, registry, name, "promoted", reason)
     if done.replaced == done.version:
@@ -48,7 +47,7 @@ def rollback(path: Path, reason: str = "") -> str:
         PermanentError: the record that hospitals read was tampered with; nothing was changed.
     """
     name, registry, store = _opened(load_federation(path))
-    told, champion = read_chain(store, name).champion, registry.champion(name)
+    told, champion = chain_of(store, registry, name).champion, registry.champion(name)
     half_way = told is not None and champion is not None and registry.rolled_back(name, told.version, champion)
     version = champion if half_way else registry.rollback(name)
     return "\n".join([f"{name}: champion is again version {version}", *_told(store, registry, name, "rolled-back", reason)])

@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import Literal
 
 from fedhelp_components.evaluation.report import write_report
-from fedhelp_components.promotion.record import Decision, tell_hospitals
+from fedhelp_components.promotion.record import Decision, chain_of, tell_hospitals
 from fedhelp_components.session import open_session, run_component, say
 from fedhelp_core import telemetry
 from fedhelp_core.protocol.facts import Promotion
-from fedhelp_core.protocol.model_record import read_chain
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.tracking.gate import gate
 from fedhelp_core.tracking.registry import Registry
@@ -24,7 +23,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
     federation = session.federation
     name = federation.registered_name
     registry, metric = Registry.for_federation(federation), TASKS[federation.task.name].headline
-    read_chain(session.store, name)  # where nothing can be added to the record, nothing is decided
+    chain_of(session.store, registry, name)  # where nothing can be added to the record, nothing is decided
     outcome: Literal["promoted", "kept", "manual"] = "manual"
     reasons, before = "", None
     if federation.promotion.mode == "manual":

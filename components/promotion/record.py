@@ -18,10 +18,10 @@ from fedhelp_core.config.federation import Federation, federation_in
 from fedhelp_core.data.examples import preparation
 from fedhelp_core.disk import digest_of
 from fedhelp_core.errors import NotFound, PermanentError
-from fedhelp_core.protocol.documents import Commit, SiloEvaluation, SplitSizes, StoredWeights, said, utc_now
+from fedhelp_core.protocol.documents import Commit, SiloEvaluation, SplitSizes, StoredWeights, dump, said, utc_now
 from fedhelp_core.protocol.facts import Candidate, ClassShares, Served, SoftLabels
 from fedhelp_core.protocol.keys import ModelKeys
-from fedhelp_core.protocol.model_record import HospitalScores, Lineage, ModelRecord, append_record, read_chain
+from fedhelp_core.protocol.model_record import Chain, HospitalScores, Lineage, ModelRecord, append_record, read_chain
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.store.base import Store
@@ -56,13 +56,14 @@ def tell_hospitals(store: Store, registry: Registry, name: str, decision: Decisi
         PermanentError: the record was tampered with.
         WeightsError: the run's final model was.
     """
-    version = registry.champion(name)
-    run_id = registry.run_of(name, version) if version is not None else None
-    if version is None or not run_id:
-        raise NotFound(f"model {name!r} version {version}: no tag fedhelp.run, so it was not registered by FedHelp's evaluation")
     while True:
-        chain = read_chain(store, name)
+        version = registry.champion(name)
+        run_id = registry.run_of(name, version) if version is not None else None
+        if version is None or not run_id:
+            raise NotFound(f"model {name!r} version {version}: no tag fedhelp.run, so it was not registered by FedHelp's evaluation")
+        chain = chain_of(store, registry, name)
         if (newest := chain.champion) is not None and (newest.version, newest.run) == (version, run_id):
+            registry.remember_record(name, *chain.newest)
             return Told(newest, new=False)
         number, sha256 = chain.newest
         known = next((record for record in reversed(chain.records) if (record.version, record.run) == (version, run_id)), None)
@@ -70,7 +71,19 @@ def tell_hospitals(store: Store, registry: Registry, name: str, decision: Decisi
             known or _of_run(store, run_id, name, version), number=number + 1, previous_sha256=sha256, kind=decision.kind, time=utc_now(),
             decided_by=decision.decided_by, reason=said(decision.reason))
         if append_record(store, record):
+            registry.remember_record(name, record.number, digest_of(dump(record))[0])
             return Told(record, new=True)
+
+
+def chain_of(store: Store, registry: Registry, name: str) -> Chain:
+    """The record of `name`, which goes on from the newest entry that MLflow knows of. Read before anything is decided.
+
+    Raises:
+        PermanentError: it was tampered with, so nothing can be added to it.
+    """
+    chain = read_chain(store, name)
+    chain.require_seen(*registry.known_record(name))
+    return chain
 
 
 def _of_run(store: Store, run_id: str, name: str, version: str) -> ModelRecord:

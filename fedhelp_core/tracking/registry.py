@@ -17,6 +17,7 @@ CHAMPION = "champion"
 SCORES_TAG = "fedhelp.scores"
 PREVIOUS_TAG = "fedhelp.previous_champions"  # of the registered model: versions, the last one last
 ROLLBACK_TAG = "fedhelp.rollback"  # of the registered model: the last rollback, as "from to"
+RECORD_TAG = "fedhelp.record"  # of the registered model: the newest record that hospitals read, as "number sha256"
 _NOTED = ("kind", "test_sha256")  # of a silo in SCORES_TAG, beside its scores
 _CHAMPIONS_KEPT = 20
 _VERSIONS_LISTED = 20  # in a message
@@ -163,6 +164,30 @@ class Registry:
         """
         with mlflow_errors(self._uri):
             return bool(self._client().get_registered_model(name).tags.get(ROLLBACK_TAG) == f"{before} {after}")
+
+    def known_record(self, name: str) -> tuple[int, str]:
+        """Number and sha256 of the newest record in the store that `remember_record` was told of; (0, '') before.
+
+        Raises:
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        try:
+            with mlflow_errors(self._uri):
+                number, _, sha256 = self._client().get_registered_model(name).tags.get(RECORD_TAG, "0 ").partition(" ")
+        except NotFound:
+            return 0, ""
+        return (int(number), sha256) if number.isdecimal() else (0, "")
+
+    def remember_record(self, name: str, number: int, sha256: str) -> None:
+        """That the store's record of `name` goes as far as this: what is shorter or another later on was tampered with.
+
+        Raises:
+            NotFound: no such model.
+            StoreUnavailable: MLflow was not reached, or cannot answer now.
+        """
+        if self.known_record(name) != (number, sha256):
+            with mlflow_errors(self._uri):
+                self._client().set_registered_model_tag(name, RECORD_TAG, f"{number} {sha256}")
 
     def _champions_before(self, name: str, champion: str) -> list[str]:
         """Champions before the present one, the last one last. A killed promotion may have noted the present one already."""
