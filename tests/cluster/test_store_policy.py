@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from fedhelp_core.config.silo import load_silo
 from fedhelp_core.errors import AccessDenied
 from fedhelp_core.protocol.closing import close_round
 from fedhelp_core.protocol.facts import ClassShares, Kinds
+from fedhelp_core.protocol.keys import ModelKeys
 from fedhelp_core.protocol.lease import Lease, lease_keys
+from fedhelp_core.protocol.model_record import append_record, fetch_weights, read_records
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.protocol.update_check import Terms
 from fedhelp_core.silo.work import open_silo
@@ -27,6 +30,7 @@ from tests.cluster.build import REPOSITORY
 from tests.cluster.fixtures import built_or_skipped
 from tests.cluster.versitygw import Gateway
 from tests.conftest import drawn, make_tiny
+from tests.core.protocol.records import BODY, RECORD
 from tests.core.store.test_store import TestEveryStore
 from tests.tiny import SILOS, TinyFederation
 
@@ -120,6 +124,19 @@ def test_a_run_ends_with_a_key_pair_and_a_policy_for_each_hospital(
     for store in stores.values():
         store.probe()  # what `helm test` does
     assert all(run.evaluation(silo) is not None for silo in SILOS)
+
+
+def test_a_hospital_reads_the_record_of_models_and_its_weights(gateway: Gateway, hub: Store, tmp_path: Path) -> None:
+    append_record(hub, RECORD)
+    hub.put_new(ModelKeys("chest").weights(RECORD.weights.sha256), BODY)
+    store = store_of(gateway, "brno")
+    (record,) = read_records(store, "chest")
+    assert record == RECORD
+    assert fetch_weights(store, record, tmp_path).read_bytes() == BODY
+    for key in (ModelKeys("chest").record(1), ModelKeys("chest").record(2), ModelKeys("chest").weights(RECORD.weights.sha256)):
+        with pytest.raises(AccessDenied):
+            store.put(key, b"forged")
+    assert read_records(hub, "chest") == [RECORD]
 
 
 @pytest.mark.parametrize(("action", "name"), [

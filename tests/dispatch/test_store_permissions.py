@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -14,12 +15,15 @@ from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
 from fedhelp_core.config.silo import load_silo
 from fedhelp_core.protocol.closing import close_round
 from fedhelp_core.protocol.facts import ClassShares, Kinds
+from fedhelp_core.protocol.keys import ModelKeys
 from fedhelp_core.protocol.lease import Lease, lease_keys
+from fedhelp_core.protocol.model_record import append_record, fetch_norms, fetch_weights, read_records
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.protocol.update_check import Terms
 from fedhelp_core.silo.work import open_silo
 from fedhelp_core.store.local import LocalStore
 from fedhelp_core.store.open import open_store
+from tests.core.protocol.records import BODY, NORMS_BODY, RECORD
 from tests.tiny import SILOS, TinyFederation
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "security.md"
@@ -104,6 +108,22 @@ def test_the_policy_allows_all_that_a_silos_run_asks_for(
     assert sorted(one for one in asked if not allowed(*one)) == []
 
 
+def test_the_policy_allows_a_hospital_to_read_what_became_champion(tmp_path: Path, allowed: Allowed) -> None:
+    hub = LocalStore(tmp_path / "store")
+    keys = ModelKeys("chest")
+    append_record(hub, RECORD)
+    hub.put_new(keys.weights(RECORD.weights.sha256), BODY)
+    hub.put_new(keys.weights(hashlib.sha256(NORMS_BODY).hexdigest()), NORMS_BODY)
+    store = Asking(tmp_path / "store")
+    (record,) = read_records(store, "chest")
+    fetch_weights(store, record, tmp_path / "hospital")
+    fetch_norms(store, record, tmp_path / "hospital")
+    for suffix in ("md", "html"):
+        store.size(keys.card(RECORD.card_sha256, suffix))
+    assert {key.split("/")[2] for _, key in store.asked} == {"records", "weights", "cards"}
+    assert sorted(one for one in store.asked if not allowed(*one)) == []
+
+
 @pytest.mark.parametrize(("action", "name"), [
     ("s3:GetObject", "runs/r/rounds/1/updates/aachen.json"),
     ("s3:GetObject", "runs/r/rounds/1/updates/aachen-0123456789abcdef.safetensors"),
@@ -119,6 +139,13 @@ def test_the_policy_allows_all_that_a_silos_run_asks_for(
     ("s3:PutObject", "runs/r/federation.yaml"),
     ("s3:PutObject", "runs/r/lease.json"),
     ("s3:PutObject", "runs/r/abort"),
+    ("s3:GetObject", "runs/r/card.md"),
+    ("s3:GetObject", "runs/r/served.json"),
+    ("s3:PutObject", f"models/chest/records/{1:06d}.json"),
+    ("s3:DeleteObject", f"models/chest/records/{1:06d}.json"),
+    ("s3:PutObject", f"models/chest/weights/{'0' * 64}.safetensors"),
+    ("s3:DeleteObject", f"models/chest/weights/{'0' * 64}.safetensors"),
+    ("s3:PutObject", f"models/chest/cards/{'0' * 64}.md"),
     ("s3:DeleteObject", "runs/r/rounds/1/updates/charite.json"),
 ])
 def test_the_policy_keeps_a_hospital_from_what_is_others(action: str, name: str, allowed: Allowed) -> None:
