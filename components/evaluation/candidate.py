@@ -6,8 +6,10 @@ Needs PyTorch (the silo image). What the version says of itself is in its tags: 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,21 @@ from fedhelp_components.session import Session
 from fedhelp_core.algorithm.inference import recompute_normalisation
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, proxy_with
 from fedhelp_core.algorithm.operating_point import OperatingPoint, likeliest, prior_corrected
-from fedhelp_core.data.examples import image_shape
+from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.data.examples import preparation
+from fedhelp_core.data.given import prepared
+from fedhelp_core.demo.tasks import drawn_task
 from fedhelp_core.errors import NotFound
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation
 from fedhelp_core.protocol.facts import ClassShares, SoftLabels
 from fedhelp_core.registry.tasks import TASKS, Metric
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
+from fedhelp_core.tracking.models import ModelForUsers
 from fedhelp_core.tracking.runs import Tracker
+
+_PICTURES = ("pillow", "simplejpeg")
+_VOLUMES = ("monai", "nibabel", "pydicom", "pyjpegls", "python-gdcm", "scipy")
 
 
 def register_candidate(
@@ -40,7 +49,7 @@ def register_candidate(
     tracker = Tracker.for_run(federation, session.run.run_id)
     tracker.log_final(metrics)
     return tracker.log_and_register_model(
-        module, torch.zeros((1, *image_shape(federation.task)), dtype=torch.float32),
+        model_for_users(module, federation.task, {"run": session.run.run_id, "global_sha256": final.global_sha256}),
         name=federation.registered_name,
         tags={
             "fedhelp.run": session.run.run_id,
@@ -59,6 +68,24 @@ def register_candidate(
             "fedhelp.left_out": ",".join(left_out),
             "fedhelp.scores": json.dumps(silo_scores(evaluations, TASKS[federation.task.name].headline), sort_keys=True),
         })
+
+
+def model_for_users(network: nn.Module, task: TaskConfig, settings: Mapping[str, Any]) -> ModelForUsers:
+    """`network` with all that whoever loads it needs: what prepares images, the classes' names, a drawn image as example."""
+    example = drawn_image(task)
+    masks = TASKS[task.name].answer == "mask"
+    return ModelForUsers(
+        network=network, example=example, prepared=torch.from_numpy(prepared(example, task)[None]).float(),
+        answers=task.classes[1:] if masks else task.classes, code=Path(__file__).with_name("mlflow_model.py"), source=["fedhelp_core.data.given"],
+        settings={**settings, "task": task.model_dump(mode="json"), "preprocessing": preparation(task), "fedhelp": VERSION},
+        requirements=[f"{package}=={version(package)}" for package in _PICTURES + (_VOLUMES if TASKS[task.name].dimensions == 3 else ())])
+
+
+def drawn_image(task: TaskConfig) -> bytes:
+    """A file with an image of the kind that the task knows, drawn by this code: no patient's."""
+    with tempfile.TemporaryDirectory(prefix="fedhelp-drawn-") as folder:
+        drawn_task(task.name).public.write(Path(folder), count=1, seed=0)
+        return next(Path(folder).iterdir()).read_bytes()
 
 
 def silo_scores(evaluations: Mapping[str, SiloEvaluation], metric: Metric) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from fedhelp_core.child import ChildEnded, ChildRefused
 from fedhelp_core.errors import PermanentError, StoreUnavailable, TeacherError, TeacherUnavailable
 from fedhelp_core.printable import first_line, without_passwords
+from fedhelp_core.tracking.carried import write_source
 from fedhelp_core.tracking.foreign_model import ForeignModel
 from fedhelp_core.tracking.server import error_for, mlflow_errors, on_server, prepare, quiet
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 RUN_TAG = "fedhelp.run"
 MODEL_TAG = "fedhelp.global_sha256"
+_ROUNDING = 1e-5  # of probabilities: an exported program may sum in another order
 _IDENTITY_TAGS = (RUN_TAG, MODEL_TAG)  # what makes two model versions the same
 
 
@@ -37,30 +40,125 @@ def registered_version(client: Any, name: str, tags: Mapping[str, str]) -> str |
     return str(min(same)) if same else None
 
 
-def log_model(mlflow_run: str, module: torch.nn.Module, example: torch.Tensor) -> str:
-    """Log `module` as an exported program (`torch.export`, no pickle: loading it runs no foreign code and needs no FedHelp); its URI.
+@dataclass(frozen=True, kw_only=True)
+class ModelForUsers:
+    """A model as it is registered: a network, and all that whoever loads it needs to use it as it was trained."""
 
-    What is logged is loaded once and asked with another number of images, before anybody is told that it exists.
+    network: torch.nn.Module
+    """Prepared images (N, ...) float32 -> probabilities (N, classes, ...) float32, for any number of images; in eval mode."""
+    example: bytes
+    """A file with an image, as a user hands it over; never a patient's."""
+    prepared: torch.Tensor
+    """The same (1, ...) as `network` gets it."""
+    answers: Sequence[str]
+    """Columns of the answer: a probability of each class; of masks the foreground alone."""
+    code: Path
+    """The file that MLflow runs, which finds `settings`, and the artifacts `program` and `preparation`, in its context."""
+    source: Sequence[str]
+    """Modules of FedHelp that `code` needs."""
+    settings: Mapping[str, Any]
+    requirements: Sequence[str]
+    """Packages that it needs beside MLflow, NumPy and PyTorch."""
+    card: Mapping[str, str] = field(default_factory=dict)
+    """File's name -> text of the model card."""
+
+    @property
+    def masks(self) -> bool:
+        """Whether each pixel is answered."""
+        return len(self.answers) == 1
+
+
+def log_model(mlflow_run: str, model: ModelForUsers) -> str:
+    """Log `model` as an MLflow pyfunc without pickle: its code and source, its network as an exported program (`torch.export`). Its URI.
+
+    Loading it runs that code alone and needs no FedHelp. What is logged is loaded once and asked, with other numbers of images than it was exported
+    with, before anybody is told that it exists.
     """
-    import mlflow.pytorch
-    import torch
-    from mlflow.models import infer_signature
+    import mlflow.pyfunc
 
-    pair = example[:1].repeat(2, *[1] * (example.dim() - 1)).contiguous()  # a batch of one would be exported as always one
-    with torch.inference_mode():
-        answer = module(pair.clone())
-    with mlflow.start_run(run_id=mlflow_run, nested=True):
-        logged = mlflow.pytorch.log_model(
-            module, name="model", input_example=pair.numpy(), signature=infer_signature(pair.numpy(), answer.numpy()), serialization_format="pt2",
-            conda_env=_environment(f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}", f"torch=={torch.__version__.split('+')[0]}"))
-        loaded = mlflow.pytorch.load_model(logged.model_uri)
+    with tempfile.TemporaryDirectory(prefix="fedhelp-model-") as folder:
+        artifacts = {"program": Path(folder) / "network.pt2", "preparation": Path(folder) / "preparation.zip"}
+        _export(model.network, model.prepared, artifacts["program"])
+        write_source(artifacts["preparation"], model.source)
+        for name, text in model.card.items():
+            artifacts[name] = Path(folder) / name
+            artifacts[name].write_text(text, encoding="utf-8")
+        with mlflow.start_run(run_id=mlflow_run, nested=True):
+            logged = mlflow.pyfunc.log_model(
+                name="model", python_model=str(model.code), artifacts={name: str(path) for name, path in artifacts.items()},
+                model_config=dict(model.settings), signature=_signature(model), input_example=[model.example], metadata={"fedhelp": model.settings},
+                conda_env=_environment(
+                    f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}", f"torch=={_torch_version()}", *model.requirements))
+            loaded = mlflow.pyfunc.load_model(logged.model_uri)
+    _require_same_answers(model, loaded.predict([model.example, model.example, model.example]))
+    return str(logged.model_uri)
+
+
+def _export(network: torch.nn.Module, prepared: torch.Tensor, path: Path) -> None:
+    """`network` as a program for any number of images, which answers as it does.
+
+    Raises:
+        PermanentError: it answers otherwise.
+    """
+    import torch
+
+    pair = prepared[:1].repeat(2, *[1] * (prepared.dim() - 1)).contiguous()  # a batch of one would be exported as always one
+    with torch.inference_mode():  # some layers keep another graph for training
+        program = torch.export.export(network, (pair,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
+    torch.export.save(program, path)
+    loaded = torch.export.load(path).module()
     with torch.inference_mode():
         three = torch.cat((pair, pair[:1]))
-        if not torch.allclose(loaded(three.clone()), module(three), atol=1e-5):
+        if not torch.allclose(loaded(three.clone()), network(three.clone()), atol=_ROUNDING):
             raise PermanentError(
-                f"model {type(module).__name__}: exported by torch.export it answers otherwise than before; look at its forward for"
+                f"model {type(network).__name__}: exported by torch.export it answers otherwise than before; look at its forward for"
                 " what depends on the number of images")
-    return str(logged.model_uri)
+
+
+def _signature(model: ModelForUsers) -> Any:
+    """One column of files in; classes by name, or the foreground's mask, out.
+
+    MLflow would refuse arrays and paths for such a column before the model's own code can say what is wrong with them, so it is told not to look,
+    by what it writes for models whose functions have type hints.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
+
+    column: Any = DataType.float
+    params = None
+    if model.masks:
+        column = DataType.integer
+        for _ in model.prepared.shape[2:]:
+            column = Array(column)
+        params = ParamSchema([ParamSpec("probabilities", DataType.boolean, False)])
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary)]), outputs=Schema([ColSpec(column, name) for name in model.answers]), params=params)
+    signature._is_signature_from_type_hint = True
+    return signature
+
+
+def _require_same_answers(model: ModelForUsers, answers: Any) -> None:
+    """That a loaded model says of the example what the network says of it prepared.
+
+    Raises:
+        PermanentError: it does not.
+    """
+    import torch
+
+    with torch.inference_mode():
+        expected = model.network(model.prepared[:1])[0].numpy()
+    found = np.stack([np.asarray(answers[name].tolist()) for name in model.answers], axis=1)
+    wanted = (expected[1:] > 0.5) if model.masks else expected
+    close = np.abs(found - wanted[None]) <= _ROUNDING
+    if list(answers.columns) != list(model.answers) or not (close.mean() > 0.999 if model.masks else close.all()):
+        raise PermanentError("the registered model answers otherwise than the network that was trained; look at how its code prepares images")
+
+
+def _torch_version() -> str:
+    import torch
+
+    return str(torch.__version__.split("+")[0])
 
 
 def _environment(*requirements: str) -> dict[str, Any]:

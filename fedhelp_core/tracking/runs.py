@@ -16,17 +16,14 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import ConfigError, FedHelpError
 from fedhelp_core.printable import without_passwords
-from fedhelp_core.tracking.models import log_model, registered_version
+from fedhelp_core.tracking.models import ModelForUsers, log_model, registered_version
 from fedhelp_core.tracking.registry import CANDIDATE
 from fedhelp_core.tracking.server import client_of, mlflow_at, mlflow_errors, quiet, sqlite_path, tracking_uri
-
-if TYPE_CHECKING:
-    import torch
 
 RUN_TAG = "fedhelp.run_id"
 CONFIG_TAG = "fedhelp.config_sha256"
@@ -35,6 +32,7 @@ _PARAMETERS_PER_REQUEST = 100
 _LONGEST_KEY = 250
 _LONGEST_PARAMETER = 500  # characters; newer servers take 6000, older ones refuse more than this
 _LONGEST_RUN_TAG = 5000
+_LONGEST_DESCRIPTION = 5000  # characters, of a version
 _ROUNDS_KEPT = 10_000  # rounds waiting for a server that is away; some 10 MB at 20 silos
 _PACE = 1.0  # seconds between two requests of a healthy tracker: fast rounds share one
 _RETRY_AFTER = 20.0  # seconds until a server that did not answer is asked again
@@ -162,36 +160,37 @@ class Tracker:
         with mlflow_errors(self._uri):
             self._run().log([_Round(self._federation.algorithm.rounds, _now(), metrics)])
 
-    def log_and_register_model(self, module: torch.nn.Module, example: torch.Tensor, *, name: str, tags: Mapping[str, str]) -> str:
-        """Log `module` (put into eval mode), register it as a version of `name` with alias `candidate`; that version.
+    def log_and_register_model(self, model: ModelForUsers, *, name: str, tags: Mapping[str, str], description: str = "") -> str:
+        """Log `model`, register it as a version of `name` with alias `candidate`; that version.
 
-        `example` is one batch of input, any number of images. `tags` become the version's and the run's. A version with
+        `tags` become the version's and the run's, `description` is what people read of the version. A version with
         the same `fedhelp.run` and `fedhelp.global_sha256` is adopted instead of made again.
 
         Raises:
             StoreUnavailable: MLflow was not reached, or cannot answer now.
             AccessDenied: it refuses us.
-            PermanentError: the module cannot be exported, or does not answer the same when it is loaded.
+            PermanentError: the network cannot be exported, or does not answer the same when it is loaded.
         """
         with mlflow_errors(self._uri), quiet(), mlflow_at(self._uri):
             run = self._run()
-            version = registered_version(run.client, name, tags) or self._register(run, module.eval(), example, name, tags)
+            version = registered_version(run.client, name, tags) or self._register(run, model, name, tags, description)
             run.client.set_registered_model_alias(name, CANDIDATE, version)
             run.set_tags({key: value for key, value in tags.items() if len(value) <= _LONGEST_RUN_TAG})
             run.end("FINISHED")
             return version
 
-    def _register(self, run: _MlflowRun, module: torch.nn.Module, example: torch.Tensor, name: str, tags: Mapping[str, str]) -> str:
+    def _register(self, run: _MlflowRun, model: ModelForUsers, name: str, tags: Mapping[str, str], description: str) -> str:
         from mlflow.exceptions import MlflowException
 
-        model_uri = log_model(run.id, module, example)
+        model_uri = log_model(run.id, model)
         try:
             run.client.create_registered_model(name)
         except MlflowException as e:
             if e.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         created = run.client.create_model_version(
-            name, source=model_uri, run_id=run.id, model_id=model_uri.removeprefix("models:/"), tags=dict(tags))
+            name, source=model_uri, run_id=run.id, model_id=model_uri.removeprefix("models:/"), tags=dict(tags),
+            description=description if len(description) <= _LONGEST_DESCRIPTION else description[: _LONGEST_DESCRIPTION - 1] + "…")
         return str(created.version)
 
     def _run(self) -> _MlflowRun:

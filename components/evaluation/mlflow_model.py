@@ -1,0 +1,88 @@
+"""The code of the model in MLflow's registry ("models from code": no pickle). MLflow runs this file; nobody imports it.
+
+predict: images as they are (files' bytes, paths, arrays in raw units; fedhelp_core/data/given.py) -> a table, a row an image, a column a class.
+FedHelp need not be installed: what prepares images lies beside this code as source, the network as an exported program.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+_BATCH_PIXELS = 2**20  # of the network's images at once
+
+
+class RegisteredModel(PythonModel):
+    """A network with the preparation of its images and the names of its answers."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Read what was saved beside this code."""
+        self.settings = context.model_config
+        try:
+            import fedhelp_core
+        except ModuleNotFoundError:
+            carried = str(Path(context.artifacts["preparation"]))
+            sys.path.append(carried)
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), carried]))  # decoders in processes of their own
+        found = ""
+        with suppress(ImportError):  # of a FedHelp that has no such module yet
+            import fedhelp_core.data.given  # noqa: F401
+            from fedhelp_core.config.task import TaskConfig
+            from fedhelp_core.data.examples import preparation
+
+            self.task = TaskConfig.model_validate(self.settings["task"])
+            found = preparation(self.task)
+        if found != self.settings["preprocessing"]:
+            raise MlflowException.invalid_parameter_value(
+                f"the FedHelp that is installed here prepares images as {found!r}, this model's were {self.settings['preprocessing']!r}; install"
+                f" fedhelp=={self.settings['fedhelp']}, or load the model where FedHelp is not installed")
+        self.network = torch.export.load(context.artifacts["program"]).module()
+
+    def predict(self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Class probabilities by name; of masks the foreground's mask, and its probabilities where `params` asks for them."""
+        del context
+        from fedhelp_core.data.given import images_in, prepared
+        from fedhelp_core.data.unusable import Unusable
+
+        serving = os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT") == "true"
+        try:
+            images = images_in(model_input, self.task)
+            cubes = [prepared(image, self.task, f"image {number}", paths=not serving) for number, image in enumerate(images)]
+        except Unusable as e:
+            raise MlflowException.invalid_parameter_value(str(e)) from None
+        if not cubes:
+            raise MlflowException.invalid_parameter_value("images: at least one expected, got none")
+        answers_NC = self._answers(np.stack(cubes))
+        classes = self.task.classes
+        if answers_NC.ndim == 2:
+            return pd.DataFrame(answers_NC, columns=list(classes))
+        found = {classes[1]: [(one[1] > 0.5).astype(np.uint8) for one in answers_NC]}
+        if (params or {}).get("probabilities"):
+            found[f"{classes[1]} probability"] = [one[1] for one in answers_NC]
+        return pd.DataFrame(found)
+
+    def _answers(self, images_NCS: Any) -> Any:
+        """Probabilities (N, classes, ...) of prepared images; a few at a time, so that memory does not grow with their number."""
+        at_once = max(1, _BATCH_PIXELS // int(np.prod(images_NCS.shape[1:])))
+        with torch.inference_mode():
+            parts = [self._of_two_or_more(part) for part in torch.split(torch.from_numpy(images_NCS).float(), at_once)]
+        return torch.cat(parts).numpy()
+
+    def _of_two_or_more(self, images: torch.Tensor) -> torch.Tensor:
+        """A batch of one takes other kernels, with other last digits: such an image goes with a copy of itself."""
+        beside = images.expand(2, *images.shape[1:]).contiguous() if len(images) == 1 else images
+        answers: torch.Tensor = self.network(beside)[: len(images)]
+        return answers
+
+
+mlflow.models.set_model(RegisteredModel())
