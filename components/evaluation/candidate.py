@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,24 +17,35 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedhelp_components.evaluation.for_hospitals import hospital_scores, lineage_of, shared_model, without_names
 from fedhelp_components.images import VERSION
 from fedhelp_components.session import Session
 from fedhelp_core.algorithm.inference import recompute_normalisation
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, proxy_with
 from fedhelp_core.algorithm.operating_point import OperatingPoint, likeliest, prior_corrected
+from fedhelp_core.config.card import CardConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.examples import preparation
 from fedhelp_core.data.given import prepared
 from fedhelp_core.demo.tasks import drawn_task
+from fedhelp_core.disk import digest_of
 from fedhelp_core.errors import NotFound
+from fedhelp_core.models.build import normalisation_keys
 from fedhelp_core.objectives.open import objective_of
-from fedhelp_core.protocol.documents import Commit, SiloEvaluation
-from fedhelp_core.protocol.facts import ClassShares, SoftLabels
+from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, Statistics, StoredWeights
+from fedhelp_core.protocol.facts import ClassShares, Served, SoftLabels
 from fedhelp_core.registry.tasks import TASKS, Metric
+from fedhelp_core.report.card import CardFacts, render_card
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.tracking.models import ModelForUsers
 from fedhelp_core.tracking.runs import Tracker
+from fedhelp_core.weights.file import serialize_weights
+from fedhelp_core.weights.header import Weights, WeightsSpec
 
+_DECISIONS = {
+    "argmax": "Its probabilities are the network's own; the likeliest class is the answer.",
+    "prior-corrected": "What the network learnt of how common classes are was taken out: probabilities are those of equally common classes.",
+    "mask": "A pixel or voxel is foreground where its probability is above 0.5."}
 _PICTURES = ("pillow", "simplejpeg")
 _VOLUMES = ("monai", "nibabel", "pydicom", "pyjpegls", "python-gdcm", "scipy")
 
@@ -42,15 +53,22 @@ _VOLUMES = ("monai", "nibabel", "pydicom", "pyjpegls", "python-gdcm", "scipy")
 def register_candidate(
     session: Session, final: Commit, evaluations: Mapping[str, SiloEvaluation], metrics: dict[str, float], left_out: Sequence[str] = (),
 ) -> str:
-    """Log the global model and register it with alias `candidate`; the version. Doing it again finds the same version."""
+    """Log the global model with its card and register it with alias `candidate`; the version. Doing it again finds the same version.
+
+    What others need of it beside the weights, its batch norms and its card, lies in the run's folder in the store afterwards.
+    """
     federation = session.federation
     point = operating_point_for_others(session)
-    module, statistics = build_served(session, final, point)
+    built = build_served(session, final, point)
+    keep_for_others(session, built, *card_of(session, final, evaluations, metrics, point, built.statistics, len(left_out)))
+    card = {suffix: session.store.get(session.run.keys.card(suffix)).decode() for suffix in ("md", "html")}
     tracker = Tracker.for_run(federation, session.run.run_id)
     tracker.log_final(metrics)
     return tracker.log_and_register_model(
-        model_for_users(module, federation.task, {"run": session.run.run_id, "global_sha256": final.global_sha256}),
-        name=federation.registered_name,
+        model_for_users(
+            built.network, federation.task, {"run": session.run.run_id, "global_sha256": final.global_sha256},
+            {f"card.{suffix}": text for suffix, text in card.items()}),
+        name=federation.registered_name, description=card["md"],
         tags={
             "fedhelp.run": session.run.run_id,
             "fedhelp.task": federation.task.name,
@@ -58,7 +76,7 @@ def register_candidate(
             "fedhelp.rounds": str(final.round),
             "fedhelp.method": federation.algorithm.method,
             "fedhelp.normalisation": federation.algorithm.normalisation,
-            "fedhelp.normalisation_statistics": statistics,
+            "fedhelp.normalisation_statistics": built.statistics,
             **({"fedhelp.operating_point": json.dumps(asdict(point), sort_keys=True)} if point is not None else {}),
             "fedhelp.global_sha256": final.global_sha256,
             "fedhelp.config_sha256": federation.digest(),
@@ -70,7 +88,57 @@ def register_candidate(
         })
 
 
-def model_for_users(network: nn.Module, task: TaskConfig, settings: Mapping[str, Any]) -> ModelForUsers:
+def keep_for_others(session: Session, built: Built, card: str, card_html: str) -> None:
+    """Norms and card in the run's folder, and the fact that names them. What an earlier try wrote stays."""
+    store, keys = session.store, session.run.keys
+    stored = None
+    if built.norms:
+        architecture = session.federation.algorithm.proxy_model
+        body = serialize_weights(built.norms, architecture)
+        sha256, size = digest_of(body)
+        stored = StoredWeights(sha256=sha256, size_bytes=size, spec=WeightsSpec.from_weights(built.norms, architecture))
+        store.put_new(keys.norms(sha256), body)
+    store.put_new(keys.card("md"), card.encode())
+    store.put_new(keys.card("html"), card_html.encode())
+    session.run.settle(Served(
+        statistics=built.statistics, norms=stored, software=software(), card_sha256=digest_of(store.get(keys.card("md")))[0],
+        card_html_sha256=digest_of(store.get(keys.card("html")))[0]))
+
+
+def software() -> dict[str, str]:
+    """Package -> version, of what the model was trained and registered with."""
+    return {"fedhelp": VERSION, **{package: version(package) for package in ("torch", "numpy", "mlflow")}}
+
+
+def card_of(
+    session: Session, final: Commit, evaluations: Mapping[str, SiloEvaluation], metrics: Mapping[str, float], point: OperatingPoint | None,
+    statistics: Statistics, left_out: int,
+) -> tuple[str, str]:
+    """The model card, as Markdown and as HTML."""
+    federation, run = session.federation, session.run
+    labels = run.fact(SoftLabels) if run.has_fact(SoftLabels) else None
+    return render_card(CardFacts(
+        name=federation.registered_name, run=run.run_id, global_sha256=final.global_sha256, task=federation.task,
+        network=federation.algorithm.proxy_model, method=federation.algorithm.method, preprocessing=preparation(federation.task),
+        statistics=statistics, decision=_DECISIONS[point.rule if point is not None else "mask"], own=federation.card or CardConfig(),
+        class_shares=run.fact(ClassShares).shares if run.has_fact(ClassShares) else (),
+        hospitals=hospital_scores(run, federation, evaluations), left_out=left_out, means=without_names(metrics, federation),
+        recalls=_recalls([shared_model(evaluation) for evaluation in evaluations.values()], federation.task),
+        public_images=labels.images if labels is not None else 0, teachers=tuple(labels.teachers) if labels is not None else (),
+        lineage=lineage_of(run, federation, final, software())))
+
+
+def _recalls(models: Sequence[ModelScores], task: TaskConfig) -> list[float]:
+    """Of each class over all test images; of masks, of the foreground's pixels."""
+    counts = np.sum([model.confusion for model in models], axis=0) if models else np.zeros((len(task.classes),) * 2)
+    with np.errstate(invalid="ignore"):
+        recalls: list[float] = (np.diag(counts) / counts.sum(axis=1)).tolist()
+    return recalls[1:] if TASKS[task.name].answer == "mask" else recalls
+
+
+def model_for_users(
+    network: nn.Module, task: TaskConfig, settings: Mapping[str, Any], card: Mapping[str, str] | None = None,
+) -> ModelForUsers:
     """`network` with all that whoever loads it needs: what prepares images, the classes' names, a drawn image as example."""
     example = drawn_image(task)
     masks = TASKS[task.name].answer == "mask"
@@ -78,7 +146,8 @@ def model_for_users(network: nn.Module, task: TaskConfig, settings: Mapping[str,
         network=network, example=example, prepared=torch.from_numpy(prepared(example, task)[None]).float(),
         answers=task.classes[1:] if masks else task.classes, code=Path(__file__).with_name("mlflow_model.py"), source=["fedhelp_core.data.given"],
         settings={**settings, "task": task.model_dump(mode="json"), "preprocessing": preparation(task), "fedhelp": VERSION},
-        requirements=[f"{package}=={version(package)}" for package in _PICTURES + (_VOLUMES if TASKS[task.name].dimensions == 3 else ())])
+        requirements=[f"{package}=={version(package)}" for package in _PICTURES + (_VOLUMES if TASKS[task.name].dimensions == 3 else ())],
+        card=card or {})
 
 
 def drawn_image(task: TaskConfig) -> bytes:
@@ -113,14 +182,26 @@ def operating_point_for_others(session: Session) -> OperatingPoint | None:
     return prior_corrected(np.array(session.run.fact(ClassShares).shares) if learnt else None, classes=classes)
 
 
-def build_served(session: Session, final: Commit, point: OperatingPoint | None) -> tuple[nn.Module, str]:
-    """The final model, pixels in and probabilities out; and how its batch-norm statistics were made: 'averaged', 'public-images' or 'none'."""
+@dataclass(frozen=True)
+class Built:
+    """The final model for those who did not train it."""
+
+    network: nn.Module
+    """Pixels in, probabilities out."""
+    statistics: Statistics
+    norms: Weights
+    """Its batch norms, where they were made for it alone; else empty."""
+
+
+def build_served(session: Session, final: Commit, point: OperatingPoint | None) -> Built:
+    """The final model, with batch norms whatever the hospitals do with theirs."""
     federation = session.federation
     settings = UpdateSettings(
         algorithm=federation.algorithm, objective=objective_of(federation.task), seed=federation.runtime.seed, silo="hub", kind="small")
     weights = session.run.global_weights(final, max_bytes=federation.protocol.max_update_bytes)
     proxy = proxy_with(weights, SiloState.empty(), settings).eval()
-    statistics = "averaged"
+    statistics: Statistics = "averaged"
+    norms: Weights = {}
     if federation.algorithm.normalisation == "silo":
         statistics = "none"
         sha256 = _distillation_sha256(session)
@@ -128,7 +209,9 @@ def build_served(session: Session, final: Commit, point: OperatingPoint | None) 
             public = load_distillation_set(session.store, sha256, _cache(session))
             recompute_normalisation(proxy, public.images_NCHW, torch.device("cpu"))
             statistics = "public-images"
-    return settings.objective.served(proxy, point).eval(), statistics
+            tensors = proxy.state_dict()
+            norms = {name: tensors[name].numpy() for name in sorted(normalisation_keys(proxy))}
+    return Built(settings.objective.served(proxy, point).eval(), statistics, norms)
 
 
 def _distillation_sha256(session: Session) -> str:

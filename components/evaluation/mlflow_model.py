@@ -48,8 +48,11 @@ class RegisteredModel(PythonModel):
                 f" fedhelp=={self.settings['fedhelp']}, or load the model where FedHelp is not installed")
         self.network = torch.export.load(context.artifacts["program"]).module()
 
-    def predict(self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Class probabilities by name; of masks the foreground's mask, and its probabilities where `params` asks for them."""
+    def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Class probabilities by name; of masks the foreground's mask, and its probabilities where `params` asks for them.
+
+        `model_input` is whatever `images_in` knows, of which a table is one: MLflow warns at each load of hints that it does not know.
+        """
         del context
         from fedhelp_core.data.given import images_in, prepared
         from fedhelp_core.data.unusable import Unusable

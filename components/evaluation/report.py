@@ -15,7 +15,7 @@ from fedhelp_core.config.federation import Federation
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation, SplitSizes
-from fedhelp_core.protocol.facts import Candidate, Fact, Kinds, LeftOut, Promotion, SoftLabels, SoftLabelSummary, TeacherReport, Tracked
+from fedhelp_core.protocol.facts import Candidate, Fact, Kinds, LeftOut, Promotion, Served, SoftLabels, SoftLabelSummary, TeacherReport, Tracked
 from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.protocol.report_check import require_credible_evaluation
 from fedhelp_core.protocol.run import Run
@@ -69,6 +69,7 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
         tracking={
             **({"MLflow": tracked.address} if tracked else {}),
             **({"registered model": f"{federation.registered_name} version {candidate.version}"} if candidate else {})},
+        card="card.html" if run.has_fact(Served) else "",
         operating_point=federation.evaluation.operating_point if TASKS[federation.task.name].answer == "classes" else "",
         silos_left_out=left_out.root if left_out else {}, gate=_gate(run), aborted=run.abort_reason(), finished_at=final.created if final else None)
 

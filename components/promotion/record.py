@@ -6,22 +6,20 @@ newest record has already is not written twice. Called by promotion and by the c
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from fedhelp_components.evaluation.report import evaluation_of
+from fedhelp_components.evaluation.for_hospitals import evaluations_of, hospital_scores, lineage_of, means_of
 from fedhelp_components.images import VERSION
-from fedhelp_core.config.federation import Federation, federation_in
+from fedhelp_core.config.federation import federation_in
 from fedhelp_core.data.examples import preparation
 from fedhelp_core.disk import digest_of
 from fedhelp_core.errors import NotFound, PermanentError
-from fedhelp_core.protocol.documents import Commit, SiloEvaluation, SplitSizes, StoredWeights, dump, said, utc_now
-from fedhelp_core.protocol.facts import Candidate, ClassShares, Served, SoftLabels
+from fedhelp_core.protocol.documents import StoredWeights, dump, said, utc_now
+from fedhelp_core.protocol.facts import ClassShares, Served
 from fedhelp_core.protocol.keys import ModelKeys
-from fedhelp_core.protocol.model_record import Chain, HospitalScores, Lineage, ModelRecord, append_record, read_chain
+from fedhelp_core.protocol.model_record import Chain, ModelRecord, append_record, read_chain
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.store.base import Store
@@ -105,58 +103,10 @@ def _of_run(store: Store, run_id: str, name: str, version: str) -> ModelRecord:
         statistics=served.statistics if served is not None else "averaged" if federation.algorithm.normalisation == "shared" else "none",
         norms=_kept(store, name, store.fetch(run.keys.norms(norms.sha256), norms.size_bytes), norms) if norms is not None else None,
         class_shares=run.fact(ClassShares).shares if run.has_fact(ClassShares) else [],
-        headline=TASKS[federation.task.name].headline.name, scores=scores_without_names(run, federation),
+        headline=TASKS[federation.task.name].headline.name, scores=means_of(run, federation),
         hospitals=hospital_scores(run, federation, evaluations_of(run, federation, final)),
-        lineage=_lineage(run, federation, final, served),
+        lineage=lineage_of(run, federation, final, served.software if served is not None else {"fedhelp": VERSION}),
         card_sha256=served.card_sha256 if served is not None else "", card_html_sha256=served.card_html_sha256 if served is not None else "")
-
-
-def evaluations_of(run: Run, federation: Federation, final: Commit) -> dict[str, SiloEvaluation]:
-    """By silo; those that evaluation did not take are left out, as it did."""
-    found = {}
-    for silo in federation.silo_names:
-        try:
-            evaluation = evaluation_of(run, silo, federation.task, final)
-        except PermanentError:
-            continue
-        if evaluation is not None:
-            found[silo] = evaluation
-    return found
-
-
-def hospital_scores(run: Run, federation: Federation, evaluations: Mapping[str, SiloEvaluation]) -> tuple[HospitalScores, ...]:
-    """Those that agreed to be named, in the federation's order; then the others' scores, the best first, so that their order names nobody."""
-    metric = TASKS[federation.task.name].headline
-    named, others = [], []
-    for silo, evaluation in evaluations.items():
-        scores = dict(evaluation.deployed_model.scores)
-        if evaluation.named:
-            named.append(HospitalScores(name=silo, scores=scores, kind=evaluation.kind, images=_images(run, silo)))
-        else:
-            others.append(HospitalScores(name="", scores={metric.name: scores[metric.name]}))
-    worst_last = sorted(others, key=lambda one: (math.isnan(one.scores[metric.name]), -metric.gain(one.scores[metric.name], 0.0)))
-    return (*named, *worst_last)
-
-
-def scores_without_names(run: Run, federation: Federation) -> dict[str, float]:
-    """Means and the worst hospital, as evaluation noted them."""
-    if not run.has_fact(Candidate):
-        return {}
-    noted = run.fact(Candidate).metrics
-    return {name: value for name, value in noted.items() if name not in federation.silo_names and name != "silos_left_out"}
-
-
-def _images(run: Run, silo: str) -> SplitSizes | None:
-    report = run.silo_report(silo)
-    return report.samples if report is not None else None
-
-
-def _lineage(run: Run, federation: Federation, final: Commit, served: Served | None) -> Lineage:
-    images = [samples for silo in final.participants if (samples := _images(run, silo)) is not None]
-    return Lineage(
-        federation_sha256=federation.digest(), distillation_set_sha256=run.fact(SoftLabels).sha256 if run.has_fact(SoftLabels) else "",
-        rounds=final.round, hospitals=len(final.participants), training_images=sum(one.training for one in images),
-        test_images=sum(one.test for one in images), software=served.software if served is not None else {"fedhelp": VERSION}, parent=None)
 
 
 def _kept(store: Store, name: str, source: Path, stored: StoredWeights) -> StoredWeights:

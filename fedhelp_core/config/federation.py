@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer, model_validator
 from pydantic.fields import FieldInfo
 
 from fedhelp_core.config.algorithm import AlgorithmConfig
+from fedhelp_core.config.card import CardConfig
 from fedhelp_core.config.dispatch import SiloEntry
 from fedhelp_core.config.files import mapping_in, read_yaml, template_in, with_absolute_paths, with_changed
 from fedhelp_core.config.section import Section, SiloName, validated
@@ -26,6 +27,7 @@ from fedhelp_core.registry.tasks import ENOUGH_VALIDATION, TASKS, Answer
 from fedhelp_core.store.url import folder_of
 
 OperatingRule = Literal["argmax", "prior-corrected", "validation"]
+_NEWER = ("card",)
 _OBJECTS = ("abort", "commit", "federation", "global", "kinds", "lease")
 
 
@@ -139,6 +141,8 @@ class Federation(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     promotion: PromotionConfig = PromotionConfig()
+    card: CardConfig | None = None
+    """What the model card says beside numbers; null: what it says of itself."""
     silos: tuple[SiloEntry, ...] = Field(min_length=1)
     """The hospitals."""
 
@@ -161,6 +165,12 @@ class Federation(Section):
     def silos_in_clusters(self) -> tuple[SiloEntry, ...]:
         """Those that work as Jobs, wherever that is."""
         return tuple(silo for silo in self.silos if silo.dispatch.how.carrier is not None)
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Sections of newer versions that a file does not have are not in its text, so that older configs keep their sha256."""
+        document: dict[str, Any] = handler(self)
+        return {name: value for name, value in document.items() if name not in _NEWER or value is not None}
 
     @model_validator(mode="before")
     @classmethod

@@ -41,6 +41,8 @@ def images_in(given: Any, task: TaskConfig) -> list[Any]:
     if isinstance(given, Sequence) and not _is_nested_numbers(given):
         return list(given)
     array = np.asarray(given)
+    if array.dtype.kind in "USO":  # texts, as MLflow's server has them
+        return list(array.ravel())
     return [array] if array.ndim <= _sides_of_one(array.shape, task) else list(array)
 
 
@@ -120,7 +122,7 @@ def _raw_pixels(array: NDArray[Any], name: str) -> NDArray[Any]:
         raise Unusable(
             f"{name}: pixels of 0 to 255 expected, got values from {least:g} to {most:g}; do not divide by 255, the model does what is needed")
     if most <= 255 and array.dtype != np.uint16:
-        return np.rint(array).astype(np.uint8)
+        return np.asarray(np.rint(array), np.uint8)
     if most > 65535 or (array.dtype.kind == "f" and (array != np.rint(array)).any()):
         raise Unusable(f"{name}: pixels of 0 to 255, or whole numbers up to 65535 of 16-bit grey, expected, got values up to {most:g}")
     if array.ndim == 3:
@@ -172,6 +174,8 @@ def _affine_of(given: Mapping[str, Any], name: str) -> NDArray[np.float64]:
     where = _array_in(given[field], f"{name}, {field}")
     if where.dtype.kind not in "fui" or where.shape not in shapes:
         raise Unusable(f"{name}: an affine of 4 x 4 numbers, or a spacing of 1 or 3, expected, got {_said(where)}")
+    if field == "spacing" and not (where > 0).all():
+        raise Unusable(f"{name}: a spacing above 0 mm expected, got {where.min():g}")
     return np.asarray(where, np.float64) if field == "affine" else np.diag([*np.broadcast_to(where, 3).astype(np.float64), 1.0])
 
 

@@ -289,6 +289,8 @@ class ModelScores(Document):
     """The same with the model's likeliest class as the column; empty of masks."""
     operating_point: Literal["argmax", "prior-corrected", "validation"] = "argmax"
     """What the silo's operating point comes from. Its temperature and offsets stay in the silo."""
+    interval: tuple[Score, Score] | None = None
+    """Of masks: 95% of the mean Dice over test images. Of classes none: it comes from the counts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,7 @@ def require_credible_evaluation(evaluation: SiloEvaluation, report: SiloReport, 
         _require_counts(f"models.{name}.confusion", model.confusion, evaluation.test_samples, task)
         _require_operating_point(f"models.{name}", model, evaluation.test_samples, task)
         _require_scores(f"models.{name}.scores", model, task)
+        _require_interval(f"models.{name}", model, task)
     matrices = [matrix for model in evaluation.models.values() for matrix in (model.confusion, model.argmax_confusion) if matrix]
     if len({tuple(map(sum, matrix)) for matrix in matrices}) > 1:
         raise PermanentError("models: the same test images of each class expected for every model, got different rows' sums")
@@ -107,6 +108,16 @@ def _require_scores(where: str, model: ModelScores, task: TaskConfig) -> None:
             counted = _RECOMPUTED[metric.name](model)
             if not (math.isclose(value, counted, rel_tol=0, abs_tol=_ROUNDING) or (math.isnan(value) and math.isnan(counted))):
                 raise PermanentError(f"{where}.{metric.name}: {counted:.6g} expected, which its own confusion matrix gives, got {value:.6g}")
+
+
+def _require_interval(where: str, model: ModelScores, task: TaskConfig) -> None:
+    """None of classes; of masks two shares in order, or NaN."""
+    if model.interval is None:
+        return
+    low, high = model.interval
+    undefined = math.isnan(low) and math.isnan(high)
+    if TASKS[task.name].answer == "classes" or not (undefined or 0 <= low <= high <= 1 + _ROUNDING):
+        raise PermanentError(f"{where}.interval: of masks two numbers from 0 to 1 in order, else none, expected, got {low:g} to {high:g}")
 
 
 def _most(metric: Metric, task: TaskConfig) -> float:

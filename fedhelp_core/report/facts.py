@@ -158,6 +158,8 @@ class ReportFacts:
     """For example config digest, distillation set, code version, image digest."""
     tracking: Mapping[str, str] = field(default_factory=dict)
     """For example MLflow run, registered model, version, alias."""
+    card: str = ""
+    """Name of the model card's file beside the page; '' where there is none."""
     operating_point: str = ""
     """What the federation asked operating points to come from; '' of masks."""
     silos_left_out: Mapping[str, str] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from fedhelp_core.config.silo import SiloConfig
 from fedhelp_core.data.arrays import ImageArrays, SiloArrays, load_silo_arrays
 from fedhelp_core.disk import disk_errors, require_locks
 from fedhelp_core.errors import ConfigError, NotFound
+from fedhelp_core.objectives.metrics import mean_interval
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
 from fedhelp_core.protocol.facts import ClassShares, Kinds, SoftLabels
@@ -233,7 +234,8 @@ def _model_scores(model: Evaluated) -> ModelScores:
     scored = model.scored
     return ModelScores(
         scores=scored.scores, confusion=scored.confusion_CC.tolist(), argmax_confusion=scored.argmax_confusion_CC.tolist(),
-        operating_point=model.point.rule if model.point is not None else "argmax")
+        operating_point=model.point.rule if model.point is not None else "argmax",
+        interval=mean_interval(model.test["dice"]) if model.point is None else None)
 
 
 class _Phases:

@@ -126,7 +126,7 @@ def _signature(model: ModelForUsers) -> Any:
     from mlflow.types.schema import Array
 
     column: Any = DataType.float
-    params = None
+    params: Any = None
     if model.masks:
         column = DataType.integer
         for _ in model.prepared.shape[2:]:

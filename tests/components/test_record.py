@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import shutil
@@ -12,22 +13,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from fedhelp_cli.promote import promote, rollback
+from fedhelp_components.evaluation.candidate import drawn_image
 from fedhelp_components.promotion import record as telling
 from fedhelp_components.promotion.__main__ import run as decide
+from fedhelp_core.algorithm.operating_point import prior_corrected
 from fedhelp_core.config.federation import Federation, federation_in
 from fedhelp_core.data.examples import preparation
+from fedhelp_core.data.given import prepared
 from fedhelp_core.errors import PermanentError, WeightsError
+from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import SplitSizes, dump
 from fedhelp_core.protocol.facts import Candidate, ClassShares, Promotion, SoftLabels
 from fedhelp_core.protocol.keys import ModelKeys
-from fedhelp_core.protocol.model_record import ModelRecord, fetch_weights, read_records
+from fedhelp_core.protocol.model_record import ModelRecord, fetch_norms, fetch_weights, read_records
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.local import LocalStore
 from fedhelp_core.store.open import open_store
 from fedhelp_core.tracking.registry import Registry
+from fedhelp_core.tracking.server import mlflow_at, tracking_uri
 from fedhelp_core.weights.file import read_weights
 from tests.tiny import SILOS, TinyFederation, processes, succeeded
 
@@ -92,8 +101,49 @@ def test_a_promoted_models_record_has_all_that_a_hospital_needs_and_names_who_ag
     evaluations = [tiny.run("second").evaluation(silo) for silo in SILOS[1:]]
     scores = sorted((found.deployed_model.scores["balanced_accuracy"] for found in evaluations if found is not None), reverse=True)
     assert [one.scores for one in others] == [{"balanced_accuracy": score} for score in scores]
+    low, high = named.interval or (1, 0)
+    assert 0 <= low <= named.scores["balanced_accuracy"] <= high <= 1
+    cards = [store.get(ModelKeys(NAME).card(sha256, suffix)) for sha256, suffix in ((record.card_sha256, "md"), (record.card_html_sha256, "html"))]
+    assert [hashlib.sha256(card).hexdigest() for card in cards] == [record.card_sha256, record.card_html_sha256]
+    assert b"| aachen | large | 12 | 0 | 8 |" in cards[0] and b"brno" not in cards[0] + cards[1]
+    assert b'<a href="card.html">Model card</a>' in (tiny.store / "runs" / "second" / "report.html").read_bytes()
+    assert set(record.lineage.software) == {"fedhelp", "torch", "numpy", "mlflow"}
     text = dump(record).decode()
     assert "aachen" in text and "brno" not in text and "coimbra" not in text
+
+
+def test_norms_that_hospitals_keep_are_made_of_public_images_for_others_and_travel_beside_the_weights(
+    make_tiny: Callable[..., TinyFederation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tiny = make_tiny(algorithm__normalisation="silo")
+    with processes() as started:
+        succeeded(started.fedhelp("run", tiny.path, "--run-id", "first"))
+    store = open_store(str(tiny.store))
+    (record,) = read_records(store, NAME)
+    assert record.statistics == "public-images" and record.norms is not None
+    norms = fetch_norms(store, record, tmp_path / "hospital")
+    weights = fetch_weights(store, record, tmp_path / "hospital")
+    assert norms is not None
+    tensors = {**load_file(norms), **load_file(weights)}
+    assert not set(load_file(norms)) & set(load_file(weights))
+    objective = objective_of(record.task)
+    network = objective.build(record.algorithm.proxy_model)
+    network.load_state_dict(tensors)  # complete
+    raw = drawn_image(record.task)
+    served = mlflow_model(tiny).predict([raw]).to_numpy()
+    with torch.inference_mode():
+        point = prior_corrected(np.array(record.class_shares), classes=len(record.classes))
+        answers = objective.served(network.eval(), point)(torch.from_numpy(np.stack([prepared(raw, record.task)] * 2)).float())
+    np.testing.assert_allclose(served, answers[:1].numpy(), atol=1e-5)
+
+
+def mlflow_model(tiny: TinyFederation) -> Any:
+    """The registered champion."""
+    import mlflow
+
+    with mlflow_at(tracking_uri(tiny.load())):
+        return mlflow.pyfunc.load_model("models:/tiny@champion")
 
 
 def test_promotion_and_rollback_by_hand_are_a_record_each_and_what_changes_nothing_is_none(make_copy: Callable[[], TinyFederation]) -> None:

@@ -9,7 +9,13 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, brier_score_loss, roc_auc_score
 
 from fedhelp_core.algorithm.operating_point import prior_corrected
-from fedhelp_core.objectives.metrics import brier_score, calibration_error, classification_scores
+from fedhelp_core.objectives.metrics import (
+    balanced_accuracy_interval,
+    brier_score,
+    calibration_error,
+    classification_scores,
+    mean_interval,
+)
 from fedhelp_core.registry.tasks import TASKS
 
 
@@ -53,3 +59,20 @@ def test_scores_are_scikit_learns(classes: int) -> None:
 def test_without_images_no_score_is_defined() -> None:
     found = classification_scores(np.zeros(0, np.int64), np.zeros((0, 2), np.float32))
     assert all(math.isnan(value) for value in found.values())
+
+
+def test_an_interval_of_balanced_accuracy_narrows_with_images_and_is_never_certainty() -> None:
+    few, many = (balanced_accuracy_interval(np.diag([n, n])) for n in (5, 500))
+    assert few[0] < many[0] < 1 and few[1] <= 1 and 0.7 < few[0] < 0.95 < many[0]
+    low, high = balanced_accuracy_interval(np.array([[80, 20], [40, 60]]))
+    assert low < 0.7 < high and high - low == pytest.approx(2 * 1.96 * math.sqrt(0.8 * 0.2 / 100 + 0.6 * 0.4 / 100) / 2, abs=0.01)
+    assert balanced_accuracy_interval(np.array([[80, 20], [0, 0]])) == pytest.approx((0.72, 0.87), abs=0.02), "a class without images has no say"
+    assert all(map(math.isnan, balanced_accuracy_interval(np.zeros((2, 2), np.int64))))
+
+
+def test_an_interval_of_a_mean_holds_it_and_needs_two_images() -> None:
+    values = np.array([0.9, 0.8, 0.95, 0.5, 0.85, 0.7])
+    low, high = mean_interval(values)
+    assert 0.5 < low < values.mean() < high < 0.95
+    assert mean_interval(values) == (low, high)
+    assert all(map(math.isnan, mean_interval(values[:1])))
