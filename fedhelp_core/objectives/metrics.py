@@ -93,7 +93,7 @@ def classification_scores(labels_N: IntArray, probabilities_NC: FloatArray, poin
 def balanced_accuracy_interval(confusion_CC: npt.NDArray[np.int64]) -> tuple[float, float]:
     """95% of what the balanced accuracy may be, by the counts of test images (row = true class) alone: recalls drawn from their posteriors.
 
-    Of Jeffreys' prior, so that 5 right of 5 are not certainty (Brown, Cai and DasGupta 2001). NaN without images.
+    Of Jeffreys' prior, so that 5 right of 5 are not certainty (Brown, Cai and DasGupta 2001); the score itself is always in it. NaN without images.
     """
     per_class = confusion_CC.sum(axis=1)
     present = per_class > 0
@@ -101,7 +101,9 @@ def balanced_accuracy_interval(confusion_CC: npt.NDArray[np.int64]) -> tuple[flo
         return float("nan"), float("nan")
     right = np.diag(confusion_CC)[present]
     recalls = np.random.default_rng(0).beta(right + 0.5, per_class[present] - right + 0.5, size=(_DRAWS, int(present.sum())))
-    return _ends(recalls.mean(axis=1))
+    low, high = _ends(recalls.mean(axis=1))
+    score = balanced_accuracy(confusion_CC)
+    return min(low, score), max(high, score)
 
 
 def mean_interval(values_N: FloatArray) -> tuple[float, float]:

@@ -63,7 +63,8 @@ def test_without_images_no_score_is_defined() -> None:
 
 def test_an_interval_of_balanced_accuracy_narrows_with_images_and_is_never_certainty() -> None:
     few, many = (balanced_accuracy_interval(np.diag([n, n])) for n in (5, 500))
-    assert few[0] < many[0] < 1 and few[1] <= 1 and 0.7 < few[0] < 0.95 < many[0]
+    assert few[0] < many[0] < 1 and few[1] == 1 and 0.7 < few[0] < 0.95 < many[0]
+    assert balanced_accuracy_interval(np.array([[0, 1], [1, 0]]))[0] == 0
     low, high = balanced_accuracy_interval(np.array([[80, 20], [40, 60]]))
     assert low < 0.7 < high and high - low == pytest.approx(2 * 1.96 * math.sqrt(0.8 * 0.2 / 100 + 0.6 * 0.4 / 100) / 2, abs=0.01)
     assert balanced_accuracy_interval(np.array([[80, 20], [0, 0]])) == pytest.approx((0.72, 0.87), abs=0.02), "a class without images has no say"

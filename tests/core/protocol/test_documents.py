@@ -28,7 +28,18 @@ from fedhelp_core.protocol.documents import (
     parse,
     read,
 )
-from fedhelp_core.protocol.facts import Account, Candidate, ClassShares, Kinds, Promotion, SoftLabels, SoftLabelSummary, SummaryExample, TeacherReport
+from fedhelp_core.protocol.facts import (
+    Account,
+    Candidate,
+    ClassShares,
+    Kinds,
+    Promotion,
+    Served,
+    SoftLabels,
+    SoftLabelSummary,
+    SummaryExample,
+    TeacherReport,
+)
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.local import LocalStore
 from fedhelp_core.weights.header import WeightsSpec
@@ -68,17 +79,18 @@ DOCUMENTS: tuple[Document, ...] = (
     Candidate(version="3", global_sha256=SHA, metrics={"worst_silo": math.nan}),
     Promotion(decision="version 3 became the champion", outcome="promoted", reasons="better", before=None),
     RECORD,
+    Served(statistics="public-images", norms=RECORD.norms, software={"fedhelp": "0.1.0"}, card_sha256=SHA, card_html_sha256=SHA),
 )
 OPTIONAL = {  # what an older or a shorter document may lack
     "UpdateManifest": {"code_version", "image_digest", "created"}, "Notice": {"created"},
     "Kinds": {"aachen", "brno"}, "Commit": {"participants", "shares", "absent", "refused", "metrics", "norms", "previous_sha256", "created"},
-    "ModelRecord": {"card_sha256", "card_html_sha256"}}
+    "SiloEvaluation": {"named"}, "ModelRecord": {"card_sha256", "card_html_sha256"}}
 FAULTS: dict[str, Any] = {
     "an object": {"x": {}}, "a list": [[]], "true": True, "a text without end": "x" * 2**21, "a number without end": 10**400,
     "below": -10**400, "deep": "DEEP", "infinite": math.inf, "minus infinite": -math.inf}
 
 STILL_GOOD = {("SiloEvaluation", "confusion", "a list"), ("SiloEvaluation", "argmax_confusion", "a list"), ("Commit", "metrics", "an object"),
-              ("Commit", "norms", "an object"), ("ModelRecord", "class_shares", "a list"),
+              ("Commit", "norms", "an object"), ("ModelRecord", "class_shares", "a list"), ("SiloEvaluation", "named", "true"),
               ("ModelRecord", "persist_optimizer", "true")}  # as far as the form goes
 
 

@@ -126,17 +126,14 @@ def test_a_report_whose_classes_are_not_its_images_is_refused(counts: list[int])
 
 @pytest.mark.parametrize("interval", [(0.9, 0.8), (-0.1, 0.5), (0.5, 1.5), (math.nan, 0.5)])
 def test_an_interval_of_masks_must_be_two_shares_in_order(interval: tuple[float, float]) -> None:
-    task = TaskConfig(name="lung-segmentation", image_size=8)
-    report = SiloReport(
-        silo="brno", samples=SplitSizes(training=1, validation=0, test=1), training_class_counts=[32, 32], test_sha256="0" * 64, start_sha256="0" * 64)
+    report = replace(REPORT, training_class_counts=[768 - 100, 100])
 
     def evaluation(interval: tuple[float, float]) -> SiloEvaluation:
-        scores = ModelScores(scores={"dice": 0.5, "hausdorff95": 1.0}, confusion=[[32, 0], [0, 32]], interval=interval)
         return SiloEvaluation(
-            silo="brno", kind="small", round=1, global_sha256="0" * 64, test_samples=1, test_sha256="0" * 64, models={"proxy": scores},
-            deployed="proxy")
+            silo="brno", kind="small", round=1, global_sha256=SHA, test_samples=4, test_sha256=SHA,
+            models={"proxy": replace(MASKS, interval=interval)}, deployed="proxy")
 
-    require_credible_evaluation(evaluation((0.4, 0.6)), report, "small", task)
-    require_credible_evaluation(evaluation((math.nan, math.nan)), report, "small", task)
+    require_credible_evaluation(evaluation((0.4, 0.6)), report, "small", LUNGS)
+    require_credible_evaluation(evaluation((math.nan, math.nan)), report, "small", LUNGS)
     with pytest.raises(PermanentError, match=r"models\.proxy\.interval: of masks two numbers from 0 to 1 in order"):
-        require_credible_evaluation(evaluation(interval), report, "small", task)
+        require_credible_evaluation(evaluation(interval), report, "small", LUNGS)
