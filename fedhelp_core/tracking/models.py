@@ -45,7 +45,7 @@ class ModelForUsers:
     """A model as it is registered: a network, and all that whoever loads it needs to use it as it was trained."""
 
     network: torch.nn.Module
-    """Prepared images (N, ...) float32 -> probabilities (N, classes, ...) float32, for any number of images; in eval mode."""
+    """Prepared images (N, ...) float32 -> probabilities (N, classes, ...) float32, for any number of images; it is put into eval mode."""
     example: bytes
     """A file with an image, as a user hands it over; never a patient's."""
     prepared: torch.Tensor
@@ -76,6 +76,7 @@ def log_model(mlflow_run: str, model: ModelForUsers) -> str:
     """
     import mlflow.pyfunc
 
+    model.network.eval()
     with tempfile.TemporaryDirectory(prefix="fedhelp-model-") as folder:
         artifacts = {"program": Path(folder) / "network.pt2", "preparation": Path(folder) / "preparation.zip"}
         _export(model.network, model.prepared, artifacts["program"])
@@ -150,7 +151,7 @@ def _require_same_answers(model: ModelForUsers, answers: Any) -> None:
         expected = model.network(model.prepared[:1])[0].numpy()
     found = np.stack([np.asarray(answers[name].tolist()) for name in model.answers], axis=1)
     wanted = (expected[1:] > 0.5) if model.masks else expected
-    close = np.abs(found - wanted[None]) <= _ROUNDING
+    close = np.isclose(found, wanted[None], rtol=_ROUNDING, atol=_ROUNDING)
     if list(answers.columns) != list(model.answers) or not (close.mean() > 0.999 if model.masks else close.all()):
         raise PermanentError("the registered model answers otherwise than the network that was trained; look at how its code prepares images")
 

@@ -22,15 +22,17 @@ import numpy as np
 import pytest
 import torch
 
+from fedhelp_components.evaluation.candidate import model_for_users
 from fedhelp_components.promotion.__main__ import run as decide
 from fedhelp_core.config.federation import Federation, parse_federation
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StoreUnavailable, TeacherError
 from fedhelp_core.models.build import build_model
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.store.open import open_store
 from fedhelp_core.tracking.gate import gate
-from fedhelp_core.tracking.models import load_pyfunc, save_pyfunc_from_code
+from fedhelp_core.tracking.models import ModelForUsers, load_pyfunc, save_pyfunc_from_code
 from fedhelp_core.tracking.registry import Registry
 from fedhelp_core.tracking.runs import AsyncTracker, Tracker, announce, end_run
 from fedhelp_core.tracking.server import client_of, sqlite_path, tracking_uri
@@ -142,7 +144,12 @@ class Scaled(torch.nn.Module):
 
 
 TINY = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 3))
-EXAMPLE = torch.zeros((1, 3, 8, 8))
+TASK = TaskConfig(name="pneumonia", classes=("clear", "cloudy", "unsure"), image_size=8)
+
+
+def for_users(network: torch.nn.Module) -> ModelForUsers:
+    """With all that evaluation gives it."""
+    return model_for_users(network, TASK, {})
 SCORES = {
     "a": {"balanced_accuracy": 0.5, "kind": "large", "test_sha256": "aa"},
     "b": {"balanced_accuracy": 0.4, "kind": "small", "test_sha256": "bb"},
@@ -346,27 +353,27 @@ class TestModels:
         self, federation: Federation, tmp_path: Path, capfd: pytest.CaptureFixture[str],
     ) -> None:
         module = Scaled()
-        version = Tracker.for_run(federation, "r").log_and_register_model(module, EXAMPLE, name="tiny", tags=tags_of("r", "00"))
+        version = Tracker.for_run(federation, "r").log_and_register_model(for_users(module), name="tiny", tags=tags_of("r", "00"))
         assert version == "1"
         assert capfd.readouterr() == ("", "")
         assert list(Path.cwd().iterdir()) == [], "MLflow leaves things in the working folder"
-        images = torch.rand((5, 3, 8, 8), generator=torch.Generator().manual_seed(2)) * 255
-        np.save(tmp_path / "images.npy", images.numpy())
+        images = torch.randint(0, 256, (5, 3, 8, 8), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+        np.save(tmp_path / "images.npy", images.permute(0, 2, 3, 1).numpy())
         script = (
-            "import sys, numpy as np, torch, mlflow\nmodel = mlflow.pytorch.load_model('models:/tiny@candidate')\n"
-            "images = torch.from_numpy(np.load(sys.argv[1]))\n"
-            "np.save(sys.argv[2], torch.cat([model(images[:1]), model(images[1:])]).detach().numpy())\n"
-            "assert mlflow.pyfunc.load_model('models:/tiny/1').predict(images.numpy()).shape == (5, 3)\n"
-            "assert 'fedhelp_core' not in sys.modules\n")
+            "import sys, numpy as np, mlflow\nmodel = mlflow.pyfunc.load_model('models:/tiny@candidate')\n"
+            "images = np.load(sys.argv[1])\nanswers = [model.predict(images[:1]), model.predict(images[1:])]\n"
+            "assert [list(one.columns) for one in answers] == [['clear', 'cloudy', 'unsure']] * 2\n"
+            "np.save(sys.argv[2], np.concatenate([one.to_numpy() for one in answers]))\n"
+            "assert mlflow.pyfunc.load_model('models:/tiny/1').predict(images).shape == (5, 3)\n")
         subprocess.run(
             [sys.executable, "-c", script, tmp_path / "images.npy", tmp_path / "answers.npy"], check=True, timeout=240,
             env={**os.environ, "MLFLOW_TRACKING_URI": tracking_uri(federation), "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"})
         with torch.inference_mode():
-            np.testing.assert_allclose(np.load(tmp_path / "answers.npy"), module(images).numpy(), atol=1e-6)
+            np.testing.assert_allclose(np.load(tmp_path / "answers.npy"), module(images.float()).numpy(), atol=1e-6)
 
     def test_registering_again_adopts_the_version_and_gives_it_the_alias_back(self, federation: Federation) -> None:
         def register(run_id: str, sha: str) -> str:
-            return Tracker.for_run(federation, run_id).log_and_register_model(TINY, EXAMPLE, name="tiny", tags=tags_of(run_id, sha))
+            return Tracker.for_run(federation, run_id).log_and_register_model(for_users(TINY), name="tiny", tags=tags_of(run_id, sha))
 
         assert [register("r", "00"), register("r", "00"), register("s", "00"), register("r", "00")] == ["1", "1", "2", "1"]
         client = client_of(tracking_uri(federation))
@@ -390,7 +397,7 @@ class TestModels:
                 return images_BCHW.mean(dim=(2, 3)) if images_BCHW.sum() > 0 else images_BCHW.amax(dim=(2, 3))
 
         with pytest.raises(PermanentError, match=r"cannot be exported by torch\.export"):
-            Tracker.for_run(federation, "r").log_and_register_model(Branching(), EXAMPLE, name="tiny", tags=tags_of("r", "00"))
+            Tracker.for_run(federation, "r").log_and_register_model(for_users(Branching()), name="tiny", tags=tags_of("r", "00"))
         assert Registry.for_federation(federation).champion("tiny") is None
         assert client_of(tracking_uri(federation)).search_model_versions("name='tiny'") == []
 
@@ -399,7 +406,7 @@ class TestModels:
         here = federation.override(**{"tracking.uri": tracking_uri(federation)})
         if before is not None:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", before)
-        Tracker.for_run(here, "r").log_and_register_model(TINY, EXAMPLE, name="tiny", tags={})
+        Tracker.for_run(here, "r").log_and_register_model(for_users(TINY), name="tiny", tags={})
         assert os.environ.get("MLFLOW_TRACKING_URI") == before
 
 
@@ -415,7 +422,7 @@ class TestWithAServer:
         assert history(there, run.info.run_id, "mean_loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
         tracker = Tracker.for_run(there, "r")
         tracker.log_final({"a": 0.5})
-        versions = [tracker.log_and_register_model(TINY, EXAMPLE, name="tiny", tags=tags_of("r", "00")) for _ in range(2)]
+        versions = [tracker.log_and_register_model(for_users(TINY), name="tiny", tags=tags_of("r", "00")) for _ in range(2)]
         assert versions == ["1", "1"]
         registry = Registry.for_federation(there)
         assert registry.champion("tiny") is None
@@ -428,6 +435,7 @@ class TestWithAServer:
         assert capfd.readouterr() == ("", "")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
         answer, _ = load_pyfunc("models:/tiny@champion")
+        assert answer(np.full((2, 8, 8, 3), 7, np.uint8)).shape == (2, 3)
         with pytest.raises(TeacherError, match="refuses a batch of uint8 images"):
             answer(np.zeros((2, 8, 8, 3), np.uint8))
 
