@@ -3,7 +3,7 @@
     python -m fedhelp_components.check --federation federation.yaml --run-id my-run
 
 Called by the kfp component and by `fedhelp check`. What it leaves in the store: runs/<run>/federation.yaml, a report per silo,
-the seeded start model (commit 0), which silos are large, and how common classes are.
+the start model (commit 0) and what it comes from if from no seed, which silos are large, and how common classes are.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from typing import Any
 
 from fedhelp_components.check.account import account_problems
 from fedhelp_components.check.form import FIELDS
+from fedhelp_components.check.start import find_start, settle_start
 from fedhelp_components.session import dispatcher_for, end, ends_in_mlflow, say
 from fedhelp_core.algorithm.averaging import shares_of
 from fedhelp_core.algorithm.class_shares import pooled_shares
 from fedhelp_core.config.federation import Federation, checked_value, default_of, load_federation
+from fedhelp_core.config.start import StartConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.config.trust import require_trusted
@@ -90,6 +92,9 @@ def start(config: Federation, run_id: str, shown: Shown | None = None) -> Checke
     started.clear_abort()
     say_where_it_is_seen(config, started, shown)
     with ends_in_mlflow(config, run_id):
+        if (before := settle_start(config, store, started)) is not None:
+            what = f"{before.model} version {before.version}" if before.version else "a file"
+            say(f"starts from {what}, weights {before.weights.sha256[:12]}")
         check_silos(config, store, started)
     return Checked(config.store.url, config.store.endpoint_url or "", run_id, list(config.silo_names), shards_of(config))
 
@@ -272,6 +277,8 @@ def static_problems(config: Federation) -> list[FedHelpError]:
 def problems_of_looking(config: Federation) -> list[FedHelpError]:
     """What of `static_problems` depends on where one looks from: folders, credentials, the way to the store."""
     looks: list[Callable[[], object]] = [require_temporary_folder, lambda: _require_store(config)]
+    if isinstance(config.start, StartConfig):
+        looks.append(partial(_require_start, config, config.start))
     if config.uses_public_set and config.public_set is not None:
         looks.append(partial(_require_public_images, config.public_set, config.task))
     by_account = any(silo.dispatch.kind == "kubernetes" and silo.dispatch.context is None for silo in config.silos)
@@ -327,6 +334,11 @@ def _require_store(config: Federation) -> None:
     if folder is not None and os.path.isfile(folder):
         raise ConfigError(f"store.url: a folder expected, but {folder} is a file")
     open_store(config.store.url, endpoint_url=config.store.endpoint_url).probe()
+
+
+def _require_start(config: Federation, start: StartConfig) -> None:
+    """A model to start from that fits, as far as can be told without its network."""
+    find_start(config, start, open_store(config.store.url, endpoint_url=config.store.endpoint_url))
 
 
 def _require_public_images(public: PublicSetConfig, task: TaskConfig) -> None:

@@ -15,8 +15,8 @@ from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import PermanentError
 from fedhelp_core.objectives.metrics import balanced_accuracy_interval
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SplitSizes
-from fedhelp_core.protocol.facts import Candidate, SoftLabels
-from fedhelp_core.protocol.model_record import HospitalScores, Lineage
+from fedhelp_core.protocol.facts import Candidate, SoftLabels, StartedFrom
+from fedhelp_core.protocol.model_record import HospitalScores, Lineage, Parent
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.tasks import TASKS
 
@@ -73,7 +73,16 @@ def lineage_of(run: Run, federation: Federation, final: Commit, software: Mappin
     return Lineage(
         federation_sha256=federation.digest(), distillation_set_sha256=run.fact(SoftLabels).sha256 if run.has_fact(SoftLabels) else "",
         rounds=final.round, hospitals=len(final.participants), training_images=sum(one.training for one in images),
-        test_images=sum(one.test for one in images), software=dict(software), parent=None)
+        test_images=sum(one.test for one in images), software=dict(software),
+        parent=parent_of(run))
+
+
+def parent_of(run: Run) -> Parent | None:
+    """What the run started from; None: from its seed."""
+    if not run.has_fact(StartedFrom):
+        return None
+    start = run.fact(StartedFrom)
+    return Parent(sha256=start.weights.sha256, model=start.model if start.version else "", version=start.version)
 
 
 def _interval(model: ModelScores) -> tuple[float, float] | None:

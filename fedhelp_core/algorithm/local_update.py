@@ -131,6 +131,28 @@ def large_model_of(state: SiloState, settings: UpdateSettings) -> nn.Module:
     return _placed(model, settings)
 
 
+def carried_over(before: SiloState, settings: UpdateSettings, *, public_outputs: int | None) -> SiloState:
+    """What of an earlier run's state a new run begins with: large model, public head and batch norms, each whole and of the same form, or not at all.
+
+    Optimizer moments are not carried over: they belong to the steps of their run. `public_outputs`: of the public head; None: this silo has none.
+    """
+    parts, objective = METHOD_PARTS[settings.algorithm.method], settings.objective
+    proxy = objective.build(settings.algorithm.proxy_model)
+    wanted: dict[str, dict[str, Tensor]] = {}
+    if settings.kind == "large" and parts.large_model:
+        wanted["large"] = objective.build(settings.algorithm.large_model).state_dict()
+    if settings.kind == "small" and parts.soft_labels and public_outputs is not None:
+        wanted["public_head"] = build_public_head(proxy, outputs=public_outputs).state_dict()
+    if settings.algorithm.normalisation == "silo":
+        wanted["normalisation"] = {name: tensor for name, tensor in proxy.state_dict().items() if name in normalisation_keys(proxy)}
+    kept: dict[str, Tensor] = {}
+    for part, expected in wanted.items():
+        found = _group(before.tensors, part)
+        if {name: (one.shape, one.dtype) for name, one in found.items()} == {name: (one.shape, one.dtype) for name, one in expected.items()}:
+            kept |= {f"{part}/{name}": tensor for name, tensor in found.items()}
+    return SiloState(round=0, tensors=kept)
+
+
 def _placed(model: nn.Module, settings: UpdateSettings) -> nn.Module:
     """`model` on the silo's device, convolution weights in the memory order of its images."""
     return model.to(settings.device).to(memory_format=memory_format(settings.objective.dimensions))

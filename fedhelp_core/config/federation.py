@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from fedhelp_core.config.algorithm import AlgorithmConfig
@@ -18,6 +27,7 @@ from fedhelp_core.config.dispatch import SiloEntry
 from fedhelp_core.config.files import mapping_in, read_yaml, template_in, with_absolute_paths, with_changed
 from fedhelp_core.config.section import Section, SiloName, validated
 from fedhelp_core.config.sentences import models_in, sentences
+from fedhelp_core.config.start import StartConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.errors import ConfigError
@@ -27,7 +37,7 @@ from fedhelp_core.registry.tasks import ENOUGH_VALIDATION, TASKS, Answer
 from fedhelp_core.store.url import folder_of
 
 OperatingRule = Literal["argmax", "prior-corrected", "validation"]
-_NEWER = ("card",)
+_NEWER: Mapping[str, Any] = {"start": "seed", "card": None}  # section -> what stands for a file that has none
 _OBJECTS = ("abort", "commit", "federation", "global", "kinds", "lease")
 
 
@@ -141,6 +151,8 @@ class Federation(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     promotion: PromotionConfig = PromotionConfig()
+    start: Literal["seed"] | StartConfig = "seed"
+    """What the first round starts from: the seed, or a model that was trained before (docs/operating.md)."""
     card: CardConfig | None = None
     """What the model card says beside numbers; null: what it says of itself."""
     silos: tuple[SiloEntry, ...] = Field(min_length=1)
@@ -170,7 +182,13 @@ class Federation(Section):
     def _without_what_came_later(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Sections of newer versions that a file does not have are not in its text, so that older configs keep their sha256."""
         document: dict[str, Any] = handler(self)
-        return {name: value for name, value in document.items() if name not in _NEWER or value is not None}
+        return {name: value for name, value in document.items() if name not in _NEWER or value != _NEWER[name]}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _champion_in_a_word(cls, document: Any) -> Any:
+        """`start: champion` for `start: {model: champion}`."""
+        return {**document, "start": {"model": "champion"}} if isinstance(document, dict) and document.get("start") == "champion" else document
 
     @model_validator(mode="before")
     @classmethod
@@ -286,7 +304,7 @@ class Federation(Section):
 _FEDERATION_FILES = ("silos.*.dispatch.job_template",)
 _FEDERATION_PATHS = (
     "public_set.images", "public_set.teachers.*.uri", "public_set.teachers.*.ca_file", "public_set.teachers.*.auth.file",
-    "silos.*.dispatch.silo_config", "store.url", *_FEDERATION_FILES)
+    "silos.*.dispatch.silo_config", "start.file", "store.url", *_FEDERATION_FILES)
 
 
 def load_federation(path: str | Path) -> Federation:

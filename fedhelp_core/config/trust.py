@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from fedhelp_core.budget import MOST_YAML_BYTES, json_in, regular_bytes
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.config.section import Section, validated
+from fedhelp_core.config.start import StartConfig
 from fedhelp_core.config.teachers import TeacherConfig
 from fedhelp_core.errors import ConfigError
 
@@ -86,6 +87,8 @@ def _problems(federation: Federation, trust: Trust) -> Iterator[str]:
         yield f"store.endpoint_url: this hub does not trust {store.endpoint_url!r} (trust.storeEndpoints)"
     if federation.tracking.uri is not None and not _is_one_of(federation.tracking.uri, trust.tracking_uris):
         yield "tracking.uri: this hub does not trust this MLflow server (trust.trackingUris)"
+    if isinstance(federation.start, StartConfig) and federation.start.file is not None:
+        yield "start.file: a file of this hub's pods is nobody's to name; start from model: champion, or from a version"
     teachers = federation.public_set.teachers if federation.public_set is not None else ()
     for number, teacher in enumerate(teachers):
         for problem in _problems_of_teacher(teacher, trust):

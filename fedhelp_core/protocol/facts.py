@@ -1,7 +1,8 @@
 """What one step of a run settles for the later ones, as documents: written once, and whoever comes second adopts the first's.
 
-`Run.settle` writes a fact, `Run.fact` reads it. Who is large and how common classes are comes from check, the distillation set from
-soft_label_prefetch, its summary, the candidate, what was made for its users and who was left out from evaluation, the decision from promotion.
+`Run.settle` writes a fact, `Run.fact` reads it. Who is large, how common classes are and what the run starts from comes from check, the
+distillation set from soft_label_prefetch. Its summary, the candidate, what was made for its users and who was left out come from evaluation, the
+decision from promotion.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from fedhelp_core.protocol.documents import (
     StoredWeights,
     required_printable,
 )
+from fedhelp_core.protocol.keys import MODEL_NAME, NAME
 
 _Prose = Annotated[str, Field(max_length=2**19)]  # reasons of all silos
 _Label = Annotated[str, Field(max_length=10_000)]  # a class as its prompt, or a teacher with its version: the config limits neither
@@ -181,6 +183,23 @@ class Candidate(Fact):
     global_sha256: Sha256
     metrics: dict[Name, Score]
     """NaN where no silo's test images define one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartedFrom(Fact):
+    """The model that the first round starts from, where that is no seed: `started_from.json`. Its weights lie under `models/<model>/weights/`."""
+
+    fact_name = "started_from"
+
+    weights: StoredWeights
+    model: Annotated[str, Field(pattern=f"^{MODEL_NAME}$")]
+    """Registered name that the weights lie under."""
+    version: Annotated[str, Field(pattern=r"^[0-9]{0,18}$")]
+    """'' of a file."""
+    run: Annotated[str, Field(pattern=f"^({NAME})?$")]
+    """That trained it: silos look for what they kept of it; '' where nobody knows."""
+    carry_over: bool
+    """Whether silos go on with that."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,24 +16,28 @@ import numpy as np
 import torch
 
 from fedhelp_core.algorithm.inference import Evaluated, EvaluationData, evaluated_models
-from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, Weights, initial_weights, local_update
+from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, Weights, carried_over, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.federation import Federation, federation_in
 from fedhelp_core.config.silo import SiloConfig
+from fedhelp_core.config.start import StartConfig
 from fedhelp_core.data.arrays import ImageArrays, SiloArrays, load_silo_arrays
 from fedhelp_core.disk import disk_errors, require_locks
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.objectives.metrics import mean_interval
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
-from fedhelp_core.protocol.facts import ClassShares, Kinds, SoftLabels
+from fedhelp_core.protocol.facts import ClassShares, Kinds, SoftLabels, StartedFrom
+from fedhelp_core.protocol.keys import ModelKeys
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.methods import METHOD_PARTS
 from fedhelp_core.silo.egress import LedgeredStore
 from fedhelp_core.silo.state import StateFolder
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.store.base import Store
-from fedhelp_core.weights.file import fingerprint
+from fedhelp_core.weights.check import check_weights_file
+from fedhelp_core.weights.file import fingerprint, read_weights
+from fedhelp_core.weights.header import WeightsSpec
 
 Event = Callable[[dict[str, object]], None]
 
@@ -121,6 +125,8 @@ class Silo:
             self.run.require_start(commit, fingerprint(self._start(), self.federation.algorithm.proxy_model))
         weights = self.run.global_weights(commit, max_bytes=self.federation.protocol.max_update_bytes)
         state, data = self._state_after(commit), self._training_data()
+        if not state.round:  # its first round of this run
+            state = self._first_state(data)
         phases.end("load")
         result = local_update(weights, state, data, self.settings, round_number=number, progress=self._progress(number))
         phases.end("train")
@@ -187,8 +193,49 @@ class Silo:
         return counts
 
     def _start(self) -> Weights:
-        """The model that this silo's software draws from the seed."""
-        return initial_weights(self.federation.algorithm, self.objective, seed=self.federation.runtime.seed)
+        """The model that this silo's software draws from the seed, or the one that the run starts from, if it is of the same form.
+
+        Raises:
+            WeightsError: it is of another network, task or normalisation, or damaged.
+        """
+        drawn = initial_weights(self.federation.algorithm, self.objective, seed=self.federation.runtime.seed)
+        if (start := self.started_from) is None:
+            return drawn
+        spec = WeightsSpec.from_weights(drawn, self.federation.algorithm.proxy_model)
+        path = self.run.store.fetch(ModelKeys(start.model).weights(start.weights.sha256), self.federation.protocol.max_update_bytes)
+        try:
+            check_weights_file(path, spec=spec, max_bytes=self.federation.protocol.max_update_bytes, sha256=start.weights.sha256)
+            return read_weights(path, expected=spec, max_bytes=self.federation.protocol.max_update_bytes, sha256=start.weights.sha256)
+        finally:
+            self.run.store.release(path)
+
+    @cached_property
+    def started_from(self) -> StartedFrom | None:
+        """The model that the run starts from; None: from its seed.
+
+        Raises:
+            ConfigError: the hub settled another one than the frozen config names.
+        """
+        wanted = self.federation.start
+        if not isinstance(wanted, StartConfig):
+            return None
+        start = self.run.fact(StartedFrom)
+        if (wanted.sha256, wanted.version) != (wanted.sha256 and start.weights.sha256, wanted.version and start.version):
+            said = f"run {self.run.run_id!r}: started_from.json names other weights than `start` in its federation.yaml; ask the hub"
+            raise ConfigError(said, public=said)
+        return start
+
+    def _first_state(self, data: SiloData) -> SiloState:
+        """What this silo's first round begins with: what this silo kept of the run that the model comes from, as far as it is there and fits; else nothing."""
+        start = self.started_from
+        if start is None or not start.run or not start.carry_over:
+            return SiloState.empty()
+        public = data.public_probabilities_MP
+        before = StateFolder(self.config.state, start.run).latest()
+        carried = carried_over(before, self.settings, public_outputs=None if public is None else public.shape[1])
+        parts = sorted({name.partition("/")[0] for name in carried.tensors})
+        self._on_event({"event": "carried_over", "silo": self.config.name, "run": start.run, "parts": parts})
+        return carried
 
     def _latest_commit(self) -> Commit:
         self.run.raise_if_aborted()
@@ -212,8 +259,11 @@ class Silo:
     def settings(self) -> UpdateSettings:
         """What this silo's local updates depend on, its kind included."""
         kind = self.run.fact(Kinds).of(self.config.name)
+        algorithm = self.federation.algorithm
+        if self.started_from is not None:  # the public images had their say before
+            algorithm = algorithm.model_copy(update={"public_start_steps": 0})
         return UpdateSettings(
-            algorithm=self.federation.algorithm, objective=self.objective, seed=self.federation.runtime.seed,
+            algorithm=algorithm, objective=self.objective, seed=self.federation.runtime.seed,
             silo=self.config.name, kind=kind, device=self.device, precision=self.federation.runtime.precision)
 
     def _progress(self, number: int) -> Callable[[int, int], None]:

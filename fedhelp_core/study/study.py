@@ -174,6 +174,8 @@ def run_study(
         RetryableError: a worker was killed; what is finished is kept.
     """
     planned = planned_cells(methods, seeds, normalisations)
+    if federation.start != "seed":
+        raise ConfigError("start: a study draws every start from its own seed; take `start` out, or give --set start=seed")
     federations = {cell: federation_of(federation, cell) for cell in planned}
     if load is None:
         soft_labels = any(METHOD_PARTS[cell.method].soft_labels for cell in planned)
