@@ -332,12 +332,13 @@ def register(packages: tuple[Path, ...], endpoint: str, namespace: str | None, f
 @click.option("--set", "settings", multiple=True, metavar="PARAMETER=VALUE", help="Replace a field of the form, e.g. --set rounds=10 (repeatable).")
 @click.option("--compile", "compile_here", is_flag=True,
               help="Compile the pipeline here instead of starting the registered one; its images are $FEDHELP_HUB_IMAGE and $FEDHELP_SILO_IMAGE.")
+@click.option("--every", metavar="CRON", help="A recurring run instead of one now, e.g. '0 3 1 * *': at 3 o'clock on each first of the month.")
 @click.option("--wait/--no-wait", default=False, help="Wait until the run has ended.")
 @click.option("--dry-run", is_flag=True, help="Print the request instead of sending it.")
 @_with_exit_codes
 def submit(
     federation: str, endpoint: str, ui: str | None, pipeline: str, experiment: str, namespace: str | None, service_account: str | None, run_id: str,
-    settings: tuple[str, ...], compile_here: bool, wait: bool, dry_run: bool,
+    settings: tuple[str, ...], compile_here: bool, every: str | None, wait: bool, dry_run: bool,
 ) -> None:
     """Start a pipeline on a Kubeflow endpoint. FEDERATION is the path or s3:// URL that the cluster sees.
 
@@ -350,7 +351,8 @@ def submit(
 
     submit_to_kubeflow(
         federation, endpoint=endpoint, pipeline=pipeline, experiment=experiment, namespace=namespace, run_id=run_id,
-        settings=_pairs(settings), wait=wait, dry_run=dry_run, service_account=service_account, compile_here=compile_here, ui=ui)
+        settings=_pairs(settings), wait=wait, dry_run=dry_run, service_account=service_account, compile_here=compile_here, ui=ui,
+        every=every)
 
 
 @main.command(epilog=_EXIT_CODES)

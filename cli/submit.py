@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -31,10 +32,11 @@ class _OutOfSight(Exception):
 def submit_to_kubeflow(
     federation: str, *, endpoint: str, pipeline: str, experiment: str, namespace: str | None, run_id: str, settings: Mapping[str, Any],
     wait: bool, dry_run: bool, service_account: str | None = None, compile_here: bool = False, ui: str | None = None,
+    every: str | None = None,
 ) -> None:
     """Start the registered `pipeline`, or one compiled here, with its form filled in by the file and `settings`; print where to look.
 
-    `ui`: address of Kubeflow's UI; None: `endpoint`, where that serves pages.
+    `ui`: address of Kubeflow's UI; None: `endpoint`, where that serves pages. `every`: a cron expression, for a recurring run.
 
     Raises:
         NotFound: `pipeline` is not registered there.
@@ -45,12 +47,13 @@ def submit_to_kubeflow(
     require_address(endpoint)
     if ui is not None:
         require_address(ui, option="--ui")
+    schedule = _schedule(every, run_id=run_id, wait=wait)
     form, seen = _filled_form(federation, checked_settings(settings), compile_here)
     arguments = {"federation": federation, "run_id": run_id, **form}
     if dry_run:
         version = "compiled here" if compile_here else "the newest registered"
         request = {"endpoint": endpoint, "pipeline": pipeline, "version": version, "experiment": experiment, "namespace": namespace,
-                   "service_account": service_account, "arguments": arguments}
+                   "service_account": service_account, **({"every": schedule} if schedule is not None else {}), "arguments": arguments}
         print(json.dumps(request, indent=2))
         return
     from fedhelp_pipelines.submit import NotRegistered, start, wait_for
@@ -59,12 +62,15 @@ def submit_to_kubeflow(
         with tempfile.TemporaryDirectory() as folder, kubeflow_errors(endpoint, wish="start the run", advice=_ADVICE):
             started = start(
                 pipeline, arguments, Path(folder) if compile_here else None, endpoint=endpoint, experiment=experiment, namespace=namespace,
-                service_account=service_account, silos=seen.silo_names if seen is not None else ())
+                service_account=service_account, silos=seen.silo_names if seen is not None else (), every=schedule)
     except NotRegistered as e:
         raise NotFound(
             f"Kubeflow endpoint {endpoint}: no version of pipeline {pipeline!r} is registered; install the hub's chart, register one"
             f" (fedhelp register --endpoint {quoted(endpoint)}), or add --compile; {_ADVICE}") from e
-    page = _page_of(started.run, ui or (endpoint if started.serves_ui else None))
+    page = _page_of(started.run, ui or (endpoint if started.serves_ui else None), "recurringrun" if schedule is not None else "runs")
+    if schedule is not None:
+        print(f"recurring run {started.run} is on ({schedule}); see it, and switch it off, at {page}")
+        return
     print(f"run {started.run} started; see it at {page}")
     if seen is not None and seen.tracking.uri:
         print(f"its rounds appear in MLflow at {without_passwords(seen.tracking.uri)}, experiment {seen.tracking.experiment}; its check node says"
@@ -81,9 +87,25 @@ def submit_to_kubeflow(
         raise JobFailed(f"run {started.run} ended as {state}; look at {page}")
 
 
-def _page_of(run: str, ui: str | None) -> str:
+def _schedule(every: str | None, *, run_id: str, wait: bool) -> str | None:
+    """Kubeflow's cron expression, seconds first; None where there is none.
+
+    Raises:
+        ConfigError: it is none, or a run id or --wait stands beside it.
+    """
+    if every is None:
+        return None
+    fields = every.split()
+    if len(fields) not in (5, 6) or not all(re.fullmatch(r"[0-9A-Za-z*/,?-]+", field) for field in fields):
+        raise ConfigError(f"--every {every!r}: a cron expression of 5 or 6 fields expected, such as '0 3 1 * *' for the first of each month at 3 o'clock")
+    if run_id or wait:
+        raise ConfigError(f"--every: each of its runs has an id of its own, and nobody waits for them; take {'--run-id' if run_id else '--wait'} out")
+    return " ".join(fields if len(fields) == 6 else ["0", *fields])
+
+
+def _page_of(run: str, ui: str | None, kind: str) -> str:
     """Where people see the run: the API server itself answers 404 to every page."""
-    page = f"#/runs/details/{run}"
+    page = f"#/{kind}/details/{run}"
     if ui is not None:
         return f"{ui.rstrip('/')}/{page}"
     return f"http://localhost:8080/{page} after: kubectl port-forward -n kubeflow service/ml-pipeline-ui 8080:80 (or give the UI's address as --ui)"

@@ -24,6 +24,7 @@ class Started:
     """A run of Kubeflow."""
 
     run: str
+    """Its id, or the recurring run's."""
     serves_ui: bool
     """Whether the endpoint that was asked shows people the run too: the UI passes the API on, the API server knows no pages."""
 
@@ -34,9 +35,12 @@ class NotRegistered(LookupError):
 
 def start(
     pipeline: str, arguments: Mapping[str, Any], scratch: Path | None, *, endpoint: str, experiment: str, namespace: str | None,
-    service_account: str | None = None, silos: Sequence[str] = (),
+    service_account: str | None = None, silos: Sequence[str] = (), every: str | None = None,
 ) -> Started:
     """The run that was started; its pods use `service_account` (default: Kubeflow's).
+
+    `every`: when runs are started from now on, as Kubeflow's cron expression (seconds first); None: one run, now. Of recurring runs one goes on at a
+    time, and none makes up for those that were missed.
 
     `scratch`: a folder to compile the pipeline into, with a node for each of `silos`; None: the newest registered version
     runs, with the images and volumes that it names.
@@ -48,9 +52,14 @@ def start(
     what = _compiled_into(scratch, pipeline, silos) if scratch is not None else _newest_version(client, pipeline, namespace)
     with redirect_stdout(io.StringIO()):  # kfp's client prints pages of the API server, which has none
         group = client.create_experiment(name=experiment, namespace=namespace)
-        run = client.run_pipeline(
-            group.experiment_id, f"{pipeline} {datetime.now(UTC):%Y-%m-%d %H-%M-%S}", params=dict(arguments), service_account=service_account, **what)
-    return Started(str(run.run_id), serves_ui=serves_ui(client, endpoint))
+        name = f"{pipeline} {datetime.now(UTC):%Y-%m-%d %H-%M-%S}"
+        if every is None:
+            started = client.run_pipeline(group.experiment_id, name, params=dict(arguments), service_account=service_account, **what).run_id
+        else:
+            started = client.create_recurring_run(
+                group.experiment_id, name, cron_expression=every, max_concurrency=1, no_catchup=True, params=dict(arguments),
+                service_account=service_account, **what).recurring_run_id
+    return Started(str(started), serves_ui=serves_ui(client, endpoint))
 
 
 def _compiled_into(folder: Path, pipeline: str, silos: Sequence[str]) -> dict[str, str]:

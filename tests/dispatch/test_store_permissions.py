@@ -14,8 +14,8 @@ import pytest
 from fedhelp_components.soft_label_prefetch.__main__ import run as prefetch
 from fedhelp_core.config.silo import load_silo
 from fedhelp_core.protocol.closing import close_round
-from fedhelp_core.protocol.facts import ClassShares, Kinds
-from fedhelp_core.protocol.keys import ModelKeys
+from fedhelp_core.protocol.facts import ClassShares, Kinds, StartedFrom
+from fedhelp_core.protocol.keys import ModelKeys, RunKeys
 from fedhelp_core.protocol.lease import Lease, lease_keys
 from fedhelp_core.protocol.model_record import append_record, fetch_norms, fetch_weights, read_records
 from fedhelp_core.protocol.run import Run
@@ -120,7 +120,8 @@ def test_the_policy_allows_a_hospital_to_read_what_became_champion(tmp_path: Pat
     fetch_norms(store, record, tmp_path / "hospital")
     for suffix in ("md", "html"):
         store.size(keys.card(RECORD.card_sha256, suffix))
-    assert {key.split("/")[2] for _, key in store.asked} == {"records", "weights", "cards"}
+    store.size(RunKeys("next").fact(StartedFrom.fact_name))
+    assert {key.split("/")[2] for _, key in store.asked} == {"records", "weights", "cards", "started_from.json"}
     assert sorted(one for one in store.asked if not allowed(*one)) == []
 
 

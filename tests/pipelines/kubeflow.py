@@ -20,6 +20,7 @@ class Kubeflow(ThreadingHTTPServer):
         self.pipelines: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, dict[str, Any]]] = {}
         self.runs: list[dict[str, Any]] = []
+        self.recurring: list[dict[str, Any]] = []
         self.tokens: set[str] = set()
         self.refuse: int | None = None
         self.serves_ui = False
@@ -80,6 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif (self.command, *parts) == ("POST", "runs"):
             server.runs.append(json.loads(body))
             self._answer({**server.runs[-1], "run_id": f"r{len(server.runs) - 1}"})
+        elif (self.command, *parts) == ("POST", "recurringruns"):
+            server.recurring.append(json.loads(body))
+            self._answer({**server.recurring[-1], "recurring_run_id": f"m{len(server.recurring) - 1}"})
         elif self.command == "GET" and parts[0] == "runs":
             self._answer({"run_id": parts[1], "state": server.state}, 200 if server.state else 503)
         elif (self.command, *parts) == ("GET", "pipelines"):

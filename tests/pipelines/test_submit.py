@@ -275,3 +275,34 @@ def test_a_refusal_is_one_sentence_with_its_exit_code(status: int, code: int, sa
     assert result.exit_code == code
     (line,) = result.stderr.splitlines()
     assert said in line
+
+
+def test_a_recurring_run_starts_the_newest_version_with_the_files_form_one_at_a_time(kubeflow: Kubeflow, federation: str) -> None:
+    kubeflow.add("fedhelp", versions=2)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = submit(federation, "--every", "0 3 1 * *", "--service-account", "fedhelp-runs", endpoint=kubeflow.address)
+
+    assert result.exit_code == 0, result.output
+    assert "recurring run m0 is on (0 0 3 1 * *)" in result.stdout and "#/recurringrun/details/m0" in result.stdout
+    assert kubeflow.runs == []
+    (recurring,) = kubeflow.recurring
+    assert recurring["trigger"]["cron_schedule"]["cron"] == "0 0 3 1 * *"
+    assert (recurring["max_concurrency"], recurring["no_catchup"], recurring["service_account"]) == (1, True, "fedhelp-runs")
+    assert recurring["pipeline_version_reference"] == {"pipeline_id": "p0", "pipeline_version_id": "v1"}
+    assert recurring["runtime_config"]["parameters"] == {"federation": federation, "run_id": "", **THE_FILES_FORM}
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["--every", "monthly"], "a cron expression of 5 or 6 fields expected"),
+    (["--every", "0 3 1 * * ; rm -rf"], "a cron expression"),
+    (["--every", "0 3 1 * *", "--run-id", "mine"], "take --run-id out"),
+    (["--every", "0 3 1 * *", "--wait"], "take --wait out")])
+def test_a_schedule_that_makes_no_sense_is_a_sentence(kubeflow: Kubeflow, federation: str, arguments: list[str], says: str) -> None:
+    kubeflow.add("fedhelp")
+
+    result = submit(federation, *arguments, endpoint=kubeflow.address)
+
+    assert result.exit_code == ConfigError.exit_code and says in result.output
+    assert kubeflow.recurring == kubeflow.runs == []

@@ -37,6 +37,7 @@ from fedhelp_core.protocol.facts import (
     Served,
     SoftLabels,
     SoftLabelSummary,
+    StartedFrom,
     SummaryExample,
     TeacherReport,
 )
@@ -79,6 +80,7 @@ DOCUMENTS: tuple[Document, ...] = (
     Candidate(version="3", global_sha256=SHA, metrics={"worst_silo": math.nan}),
     Promotion(decision="version 3 became the champion", outcome="promoted", reasons="better", before=None),
     RECORD,
+    StartedFrom(weights=RECORD.weights, model="chest", version="3", run="a-run", carry_over=True),
     Served(statistics="public-images", norms=RECORD.norms, software={"fedhelp": "0.1.0"}, card_sha256=SHA, card_html_sha256=SHA),
 )
 OPTIONAL = {  # what an older or a shorter document may lack
@@ -91,6 +93,7 @@ FAULTS: dict[str, Any] = {
 
 STILL_GOOD = {("SiloEvaluation", "confusion", "a list"), ("SiloEvaluation", "argmax_confusion", "a list"), ("Commit", "metrics", "an object"),
               ("Commit", "norms", "an object"), ("ModelRecord", "class_shares", "a list"), ("SiloEvaluation", "named", "true"),
+              ("StartedFrom", "carry_over", "true"),
               ("ModelRecord", "persist_optimizer", "true")}  # as far as the form goes
 
 
