@@ -97,7 +97,7 @@ def _schedule(every: str | None, *, run_id: str, wait: bool) -> str | None:
         return None
     fields = every.split()
     if len(fields) not in (5, 6) or not all(re.fullmatch(r"[0-9A-Za-z*/,?-]+", field) for field in fields):
-        raise ConfigError(f"--every {every!r}: a cron expression of 5 or 6 fields expected, such as '0 3 1 * *' for the first of each month at 3 o'clock")
+        raise ConfigError(f"--every {every!r}: a cron expression of 5 or 6 fields expected, such as '0 3 1 * *', 3 o'clock on the first of a month")
     if run_id or wait:
         raise ConfigError(f"--every: each of its runs has an id of its own, and nobody waits for them; take {'--run-id' if run_id else '--wait'} out")
     return " ".join(fields if len(fields) == 6 else ["0", *fields])
