@@ -226,7 +226,7 @@ class Silo:
         return start
 
     def _first_state(self, data: SiloData) -> SiloState:
-        """What this silo's first round begins with: what this silo kept of the run that the model comes from, as far as it is there and fits; else nothing."""
+        """What this silo's first round begins with: what it kept of the run that the model comes from, as far as that is there and fits."""
         start = self.started_from
         if start is None or not start.run or not start.carry_over:
             return SiloState.empty()

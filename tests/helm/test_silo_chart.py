@@ -174,6 +174,14 @@ _LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+def test_a_hospital_is_named_only_where_its_values_say_so(render: Render, tmp_path: Any) -> None:
+    path = tmp_path / "silo.yaml"
+    for values, named in (({"silo": {"named": True}}, True), ({}, False)):
+        path.write_text(render(SILO, "shared-cluster", values).one("ConfigMap", "fedhelp-silo")["data"]["silo.yaml"])
+        assert load_silo(path).named is named
+        assert ("named" in path.read_text()) is named
+
+
 def test_the_chart_takes_every_layout_that_silo_yaml_takes() -> None:
     import json
 
