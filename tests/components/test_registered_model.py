@@ -6,10 +6,8 @@ import base64
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -29,6 +27,7 @@ from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.tracking.carried import closure
 from fedhelp_core.tracking.runs import Tracker
 from fedhelp_core.tracking.server import tracking_uri
+from tests.components.mlflow_serving import SERVE, serving
 
 pytestmark = pytest.mark.slow
 NETWORKS = {"melanoma": "resnet8", "pneumonia": "resnet8", "lung-segmentation": "unet2d-tiny", "brain-segmentation": "unet3d-tiny"}
@@ -64,7 +63,7 @@ class Registered(dict[str, Federation]):
     def __missing__(self, task: str) -> Federation:
         federation = federation_of(task, self._make_folder(task))
         Tracker.for_run(federation, "r").log_and_register_model(
-            model_for_users(network_of(federation), federation.task, {"run": "r", "global_sha256": "00"}), name="use",
+            model_for_users(network_of(federation), federation.task, {"run": "r", "global_sha256": "00"}), name=task,
             tags={"fedhelp.run": "r", "fedhelp.global_sha256": "00"}, description="a model card")
         self[task] = federation
         return federation
@@ -109,7 +108,7 @@ def test_it_answers_by_files_where_fedhelp_is_not_installed_and_prepares_them_as
     (tmp_path / f"image{suffix}").write_bytes(raw)
     in_another_process(
         WITHOUT_FEDHELP +
-        "model = mlflow.pyfunc.load_model('models:/use@candidate')\n"
+        f"model = mlflow.pyfunc.load_model('models:/{task}@candidate')\n"
         "raw = open(sys.argv[1], 'rb').read()\n"
         "answers = [model.predict([sys.argv[1]]), model.predict([raw]), model.predict([raw, sys.argv[1], raw])]\n"
         "assert [len(one) for one in answers] == [1, 1, 3]\n"
@@ -140,15 +139,15 @@ def test_its_signature_example_card_and_metadata_say_what_it_is(registered: Regi
     for task in ("pneumonia", "lung-segmentation"):
         federation = registered[task]
         mlflow.set_tracking_uri(tracking_uri(federation))
-        info = mlflow.models.get_model_info("models:/use@candidate")
+        info = mlflow.models.get_model_info(f"models:/{task}@candidate")
         assert info.signature.outputs.input_names() == (["normal", "pneumonia"] if task == "pneumonia" else ["lung"])
         assert [column.type.name for column in info.signature.inputs.inputs] == ["binary"]
         noted = info.metadata["fedhelp"]
         assert noted["task"]["classes"] == list(federation.task.classes) and "shorter side 16" in noted["preprocessing"]
-        model = mlflow.pyfunc.load_model("models:/use@candidate")
+        model = mlflow.pyfunc.load_model(f"models:/{task}@candidate")
         assert base64.b64decode(model.input_example[0]) == drawn_image(federation.task)
         assert len(np.unique(prepared(drawn_image(federation.task), federation.task))) > 50, "a picture, not zeros"
-        version = mlflow.MlflowClient().get_model_version_by_alias("use", "candidate")
+        version = mlflow.MlflowClient().get_model_version_by_alias(task, "candidate")
         assert version.description == "a model card"
     assert [param.name for param in info.signature.params] == ["probabilities"]
     answers = model.predict([drawn_image(federation.task)], params={"probabilities": True})
@@ -161,7 +160,7 @@ def test_arrays_are_answered_as_their_files_and_what_cannot_be_right_is_refused(
     import pandas as pd
 
     mlflow.set_tracking_uri(tracking_uri(registered["pneumonia"]))
-    model = mlflow.pyfunc.load_model("models:/use@candidate")
+    model = mlflow.pyfunc.load_model("models:/pneumonia@candidate")
     pixels = np.random.default_rng(3).integers(0, 256, (40, 60, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
@@ -185,7 +184,7 @@ def test_a_fedhelp_that_prepares_otherwise_is_refused_where_it_is_installed(
     mlflow.set_tracking_uri(tracking_uri(registered["pneumonia"]))
     monkeypatch.setattr("fedhelp_core.data.decode.preprocessing", lambda size: f"in another way, {size}")
     with pytest.raises(mlflow.exceptions.MlflowException, match="installed here prepares images as 'in another way, 16'"):
-        mlflow.pyfunc.load_model("models:/use@candidate")
+        mlflow.pyfunc.load_model("models:/pneumonia@candidate")
 
 
 def test_it_carries_what_prepares_images_and_nothing_of_hospitals_stores_or_the_hub() -> None:
@@ -197,31 +196,9 @@ def test_it_carries_what_prepares_images_and_nothing_of_hospitals_stores_or_the_
 
 @pytest.fixture
 def served(registered: Registered, tmp_path: Path) -> Iterator[str]:
-    """`mlflow models serve` of the pneumonia model, as docs/use-the-model.md has it; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    federation = registered["pneumonia"]
-    log = (tmp_path / "server.log").open("w")
-    server = subprocess.Popen(
-        [Path(sys.executable).with_name("mlflow"), "models", "serve", "--model-uri", "models:/use@candidate", "--env-manager", "local",
-         "--port", str(port)],
-        cwd=tmp_path, stdout=log, stderr=log, start_new_session=True,
-        env={**os.environ, "MLFLOW_TRACKING_URI": tracking_uri(federation), "NO_PROXY": "127.0.0.1",
-             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, (tmp_path / "server.log").read_text()
-                time.sleep(0.2)
+    """The address of MLflow's own server with the pneumonia model."""
+    with serving(SERVE.format(uri="models:/pneumonia@candidate"), tracking_uri(registered["pneumonia"]), tmp_path) as port:
         yield f"http://127.0.0.1:{port}/invocations"
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait()
-        log.close()
 
 
 def asked(url: str, payload: dict[str, Any]) -> tuple[int, Any]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -21,6 +16,7 @@ from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.tracking.registry import Registry
 from fedhelp_core.tracking.runs import Tracker
 from fedhelp_core.tracking.server import tracking_uri
+from tests.components.mlflow_serving import environment_for, serving
 
 pytestmark = pytest.mark.slow
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "use-the-model.md").read_text(encoding="utf-8")
@@ -38,31 +34,12 @@ def test_every_command_of_the_page_works(tmp_path: Path) -> None:
     (tmp_path / "chest.jpg").write_bytes(drawn_image(federation.task))
 
     (command,) = re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    programs = Path(sys.executable).parent
-    environment = {
-        **os.environ, "MLFLOW_TRACKING_URI": tracking_uri(federation), "NO_PROXY": "127.0.0.1", "PATH": f"{programs}:{os.environ['PATH']}"}
-    log = (tmp_path / "server.log").open("w")
-    server = subprocess.Popen(
-        shlex.split(command.replace("5002", port)), cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        for _ in range(900):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, (tmp_path / "server.log").read_text()
-                time.sleep(0.2)
-        blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-        assert len(blocks) == 5
-        (tmp_path / "page.py").write_text("\n".join(blocks).replace("5002", port), encoding="utf-8")
-        done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait()
-        log.close()
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(blocks) == 5
+    with serving(command, tracking_uri(federation), tmp_path) as port:
+        (tmp_path / "page.py").write_text("\n".join(blocks).replace("5002", str(port)), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "page.py"], cwd=tmp_path, env=environment_for(tracking_uri(federation)), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout
     assert said.count("normal  pneumonia") == 2 and "do not divide by 255" in said
