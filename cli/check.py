@@ -14,6 +14,7 @@ from typing import Any
 
 from fedhelp_cli.commands import quoted
 from fedhelp_components.check.__main__ import ask_silos, check_silos, missing_teachers, problems_of, problems_of_looking, raise_all
+from fedhelp_components.check.start import settle_start
 from fedhelp_components.session import say
 from fedhelp_core.config.federation import Federation, is_values_of_chart, load_federation
 from fedhelp_core.config.silo import SiloConfig, load_silo
@@ -53,7 +54,8 @@ def check_and_print(path: Path, changes: Mapping[str, Any], *, sample: int | Non
         try:
             _check_silos_here(federation)
         except FedHelpError as e:
-            problems.append(e)
+            if str(e) not in map(str, problems):  # of a model to start from: told above
+                problems.append(e)
     elsewhere = [silo.name for silo in federation.silos_in_clusters]
     if elsewhere:
         refused = _what_clusters_refuse(federation)
@@ -139,6 +141,7 @@ def _check_silos_here(federation: Federation) -> None:
         local = federation.override(**{"store.url": folder, "store.endpoint_url": None, **fewer})
         run = Run(open_store(folder), "check")
         run.freeze(local.to_yaml())
+        settle_start(federation, open_store(federation.store.url, endpoint_url=federation.store.endpoint_url), run)
         if all_here:
             check_silos(local, run.store, run)
             return

@@ -34,7 +34,7 @@ from fedhelp_core.errors import ConfigError, DataError, FedHelpError, NotFound, 
 from fedhelp_core.places import require_temporary_folder
 from fedhelp_core.protocol.documents import SiloReport
 from fedhelp_core.protocol.facts import ClassShares, Kinds, Tracked
-from fedhelp_core.protocol.keys import RunKeys
+from fedhelp_core.protocol.keys import ModelKeys, RunKeys
 from fedhelp_core.protocol.kinds import resolve_kinds
 from fedhelp_core.protocol.report_check import require_credible_report
 from fedhelp_core.protocol.run import Run
@@ -85,7 +85,7 @@ def run(*, federation: str, run_id: str, settings: Mapping[str, Any], shown: Sho
 def start(config: Federation, run_id: str, shown: Shown | None = None) -> Checked:
     """`run` for a federation that was read already."""
     require_trusted(config)  # before anything that it names is opened
-    raise_all(static_problems(config))
+    raise_all(static_problems(config.model_copy(update={"start": "seed"})))  # what it starts from is settled below, once
     store = open_store(config.store.url, endpoint_url=config.store.endpoint_url)
     started = Run(store, run_id)
     started.freeze(config.to_yaml())
@@ -293,7 +293,7 @@ def problems_of(config: Federation) -> list[FedHelpError]:
     if config.silos_in_clusters and config.store.folder is not None:
         found.append(ConfigError(
             f"store.url: silo {config.silos_in_clusters[0].name!r} works in a cluster that cannot see folder {config.store.url!r}; give s3://bucket/prefix"))
-    return found + _problems_of([lambda: require_usable(tracking_uri(config))])
+    return found + _problems_of([lambda: require_usable(tracking_uri(config)), lambda: _require_name(config)])
 
 
 def _problems_of(looks: Sequence[Callable[[], object]]) -> list[FedHelpError]:
@@ -334,6 +334,14 @@ def _require_store(config: Federation) -> None:
     if folder is not None and os.path.isfile(folder):
         raise ConfigError(f"store.url: a folder expected, but {folder} is a file")
     open_store(config.store.url, endpoint_url=config.store.endpoint_url).probe()
+
+
+def _require_name(config: Federation) -> None:
+    """The registered model's name is part of the names under which hospitals read what becomes champion."""
+    try:
+        ModelKeys(config.registered_name)
+    except PermanentError as e:
+        raise ConfigError(f"tracking.registered_model: {e}") from e
 
 
 def _require_start(config: Federation, start: StartConfig) -> None:

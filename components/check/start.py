@@ -37,7 +37,9 @@ class Found:
 
 
 def settle_start(config: Federation, store: Store, run: Run) -> StartedFrom | None:
-    """What this run starts from, once for all; None: from its seed. Its weights lie in the store under the registered model's name.
+    """What this run starts from, once for all; None: from its seed. Its weights lie in the run's store under the registered model's name.
+
+    `store`: where the federation's models are, which is the run's own but for one that is only tried.
 
     Raises:
         NotFound: there is no such champion, version or file.
@@ -53,7 +55,7 @@ def settle_start(config: Federation, store: Store, run: Run) -> StartedFrom | No
     assert source is not None
     try:
         check_weights_file(source, spec=found.weights.spec, max_bytes=found.weights.size_bytes, sha256=found.weights.sha256)
-        store.put_new(ModelKeys(name).weights(found.weights.sha256), source)
+        run.store.put_new(ModelKeys(name).weights(found.weights.sha256), source)
     finally:
         if found.key:
             store.release(source)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedhelp_components.check.__main__ import problems_of
 from fedhelp_components.check.start import find_start, settle_start
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, carried_over, initial_weights, large_model_of
 from fedhelp_core.config.federation import Federation, federation_in, parse_federation
@@ -52,6 +53,10 @@ class TestTheFile:
         assert federation_in(started.to_yaml(), source="frozen") == started
         assert federation().override(start="champion") == started
         assert started.override(start="seed") == federation()
+
+    def test_a_registered_name_that_hospitals_could_not_read_is_found_before_the_run(self) -> None:
+        (problem,) = problems_of(federation(tracking={"registered_model": "chest X-rays"}))
+        assert str(problem).startswith("tracking.registered_model: registered model 'chest X-rays': 1 to 100 letters")
 
     @pytest.mark.parametrize(("start", "says"), [
         ("champ", "start"), ({}, "one of model, version and file expected, got none"), ({"version": "3", "model": "champion"}, "got model, version"),
@@ -191,6 +196,15 @@ class TestARun:
             succeeded(started.fedhelp(
                 "run", tiny.path, "--run-id", "alone", "--set", 'start={"model": "champion", "carry_over": false}'))
         assert tiny.final_sha256("alone") != tiny.final_sha256("month-2"), "the large model taught the proxy what it knew"
+
+    def test_check_tries_it_with_every_silo_and_tells_a_fault_once(self, tiny: TinyFederation) -> None:
+        with processes() as started:
+            assert "everything is in order" in succeeded(started.fedhelp("check", tiny.path, "--set", "start=champion"))
+            process = started.fedhelp("check", tiny.path, "--set", 'start={"version": "9"}')
+            output, _ = process.communicate(timeout=240)
+        assert process.returncode != 0 and output.count("Model Version") + output.count("version") >= 1
+        assert len({line for line in output.splitlines() if "error" in line}) == 1
+        assert not (tiny.store / "runs" / "check").exists()
 
     def test_a_version_that_was_never_promoted_can_be_started_from(self, tiny: TinyFederation) -> None:
         config = tiny.load().override(start={"version": "2"})
