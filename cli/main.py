@@ -26,6 +26,7 @@ Exit codes
   10-19  something has to be changed first (10 config, 11 data, 12 weights, 13 run id in use, 14 access,
          15 teacher, 16 run aborted, 17 too few silos, 18 not found, 19 a silo's work failed)
   30-39  the same command may work later (30 store, 31 teacher, 32 disk full, 33 silo busy, 34 hub silent, 35 cluster, 36 model diverges)
+  40     fedhelp model adopt: the hospital's rule keeps the model in use; 41 fedhelp predict: all but the named files were answered
   70     an error that nobody foresaw; the message says which file holds its full trace
   130    stopped with Ctrl-C, 143 with SIGTERM; the same command goes on where it was
   141    who read the output has gone, e.g. `head`

@@ -20,6 +20,8 @@
     │   ├── HubSilent        34   the hub of this run has not been heard of for longer than its lease
     │   ├── ClusterUnavailable 35 a silo's Kubernetes API server not reached, or answering 5xx
     │   └── GlobalModelDiverges 36 a round's global model gives no finite loss in a silo that has done nothing to it yet
+    ├── NotAdopted           40   a model is not good enough for this hospital's own rule
+    ├── PartlyDone           41   all but some files were answered; they are named
     └── Crashed              70   what nobody foresaw; its trace is in a file (crashes.py)
 
 A Job's podFailurePolicy fails at once on 10-19 and retries 30-39. Messages are one sentence: what, which, expected
@@ -186,6 +188,20 @@ class GlobalModelDiverges(RetryableError):
 
     exit_code = 36
     shared = True
+
+
+class NotAdopted(FedHelpError):
+    """The hospital's own rule keeps the model in use that is: nothing is wrong, nothing was changed."""
+
+    exit_code = 40
+    kind = "a model that was not adopted"
+
+
+class PartlyDone(FedHelpError):
+    """Some of the files that were asked about could not be used; the answers about all others are there."""
+
+    exit_code = 41
+    kind = "files that could not be used"
 
 
 class Crashed(FedHelpError):

@@ -58,6 +58,10 @@ class OperatingPoint:
         decided: npt.NDArray[np.int64] = (self._logits(probabilities_NC) + np.asarray(self.log_occurrence_C)).argmax(axis=1)
         return decided
 
+    def equally_common(self, probabilities_NC: FloatArray) -> npt.NDArray[np.float64]:
+        """Probabilities (N, C) as if all classes were equally common: what `decided` takes the largest of."""
+        return _softmax(self._logits(probabilities_NC))
+
     def calibrated(self, probabilities_NC: FloatArray) -> npt.NDArray[np.float64]:
         """Probabilities (N, C) that fit the hospital's patients, of a model's."""
         return _softmax(self._logits(probabilities_NC) + np.asarray(self.log_prior_C))

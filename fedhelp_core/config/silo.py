@@ -107,6 +107,28 @@ class FedIxiData(_Layout):
     """Which subjects are this hospital's."""
 
 
+class AdoptionConfig(Section):
+    """How the hospital takes a model into use, and what it makes of its answers: docs/ward.md."""
+
+    store: str | None = None
+    """Where the hub keeps the record of its models: a folder, file:///folder or s3://bucket/prefix; null: --store names it."""
+    endpoint_url: str | None = None
+    """S3 endpoint other than AWS."""
+    model: str | None = None
+    """Registered name of the model; null: the only one that there is."""
+    tolerance: float = Field(0.02, ge=0, le=1)
+    """How far below the model in use a new one may score on the hospital's own test images, to be adopted: two of a hundred answers. The hub's gate
+    lets through 0.05 for each hospital."""
+    announce: bool = False
+    """Whether the store may hear that this hospital adopted a version, and nothing else; false: nothing leaves."""
+    undecided_margin: float = Field(0.2, ge=0, le=1)
+    """An image whose two likeliest classes are nearer than this, in probability at the operating point, is not decided. 0.2: of two classes, between
+    0.4 and 0.6, where a calibrated model is wrong in four to five of ten images. 0: always decided."""
+    undecided_dice: float = Field(0.7, ge=0, le=1)
+    """A mask whose expected Dice, by the model's own probabilities, is below this is not decided. 0.7: below it, two raters' masks are
+    not called alike (Zijdenbos et al. 1994). 0: always decided."""
+
+
 class SiloConfig(Section):
     """What a hospital knows about itself: `silo.yaml`. Never leaves the silo."""
 
@@ -120,9 +142,11 @@ class SiloConfig(Section):
     """Folder on the silo's own volume: large model, heads, optimizer, caches, egress ledger."""
     named: bool = False
     """Whether the hospital's name and numbers of images may stand beside its scores in the model's record and card, which all hospitals read."""
+    """Folder on the silo's own volume: large model, heads, optimizer, caches, egress ledger, adopted models."""
+    adoption: AdoptionConfig = AdoptionConfig()
 
 
-_SILO_PATHS = ("data.images", "data.split_csv", "data.lesions", "data.datalist", "data.root", "data.masks", "state")
+_SILO_PATHS = ("data.images", "data.split_csv", "data.lesions", "data.datalist", "data.root", "data.masks", "state", "adoption.store")
 
 
 def load_silo(path: str | Path) -> SiloConfig:

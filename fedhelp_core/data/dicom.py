@@ -1,4 +1,4 @@
-"""A DICOM series as one volume: a folder of slices, or one multi-frame file. Called by `volumes`.
+"""A DICOM series as one volume: a folder of slices, or one multi-frame file; and a single grey image. Called by `volumes` and by deployment.
 
 Geometry comes from positions and orientations alone, never from the order of names or numbers; a series whose slices do not lie on one regular grid
 is refused. pydicom parses files and decodes pixels. Numbers are read here, from a file's own bytes: pydicom's rules for them are one switch for
@@ -7,11 +7,14 @@ the whole process, which other threads move, and it drops what it thinks too lon
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,9 @@ class _Plane:
     """One slice, wherever it was stored."""
 
     name: str
+    file: Path
+    frame: int
+    """In the file, from 0."""
     rows: int
     columns: int
     position: NDArray[np.float64]
@@ -93,7 +99,31 @@ def read_series(path: Path, *, labels: bool = False) -> Volume:
     affine[:3, 2], affine[:3, 3] = step, first.position
     notes = ("MONOCHROME1 (0028,0004): intensities turned round",) if first.inverted else ()
     voxels = np.stack([plane.pixels_YX.T for plane in planes], axis=-1)
-    return Volume(voxels, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, notes)  # DICOM's patient axes point left and back
+    slices = tuple((plane.file, plane.frame) for plane in planes)
+    return Volume(voxels, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, notes, slices)  # DICOM's patient axes point left and back
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the file at `path` says in its head that it is DICOM; False where it cannot be read."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read(_PREAMBLE)[-4:] == b"DICM"
+    except OSError:
+        return False
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """The single grey image (H, W) in a DICOM file, an X-ray mostly, as viewers show it.
+
+    Between black and white lies what the file's window (0028,1050) says; without one, all values that its bits can hold.
+
+    Raises:
+        Unusable: it cannot be read as exactly one grey image.
+    """
+    with _LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _opened(path, path, labels=False) as file:
+            return file.image()
 
 
 def _files(path: Path) -> list[Path]:
@@ -121,8 +151,13 @@ def _is_no_slice(inside: Path) -> bool:
     return inside.name.lower() in _NO_SLICES or any(part.startswith(".") or part == "__MACOSX" for part in inside.parts)
 
 
-def _planes(file: Path, path: Path, *, labels: bool) -> Iterator[_Plane]:
-    """The slices in one file."""
+@contextmanager
+def _opened(file: Path, path: Path, *, labels: bool) -> Iterator[_File]:
+    """The DICOM file `file` of the series at `path`; whatever a library raises inside is told as this file's fault.
+
+    Raises:
+        Unusable: it is none, or is damaged.
+    """
     import pydicom
     from pydicom.errors import InvalidDicomError
 
@@ -136,13 +171,15 @@ def _planes(file: Path, path: Path, *, labels: bool) -> Iterator[_Plane]:
             document = pydicom.dcmread(file)
         except InvalidDicomError:
             raise Unusable(f"{file}: is no DICOM file (no DICM in its head); keep one series' slices in {path} and nothing else") from None
-        planes = _File(document, file, path, labels=labels).planes()
-    while True:
-        with foreign(wrong, Unusable):  # not around a yield: what the caller raises is its own
-            plane = next(planes, None)
-        if plane is None:
-            return
-        yield plane
+        yield _File(document, file, path, labels=labels)
+
+
+def _planes(file: Path, path: Path, *, labels: bool) -> Iterator[_Plane]:
+    """The slices in one file."""
+    with _opened(file, path, labels=labels) as opened:
+        planes = opened.planes()
+        while (plane := next(planes, None)) is not None:
+            yield plane
 
 
 def _require_plausible_inflation(file: Path, wrong: Callable[[str], Unusable]) -> None:
@@ -167,17 +204,50 @@ class _File:
         self._name = str(file if file == path else file.relative_to(path))
         self._labels = labels
 
-    def planes(self) -> Iterator[_Plane]:
-        """In the file's order."""
+    def image(self) -> NDArray[np.uint8]:
+        """As `read_image`."""
+        inverted = self._grey() == "MONOCHROME1"
+        frames = self._whole(self._document, "NumberOfFrames", 1)
+        if frames != 1:
+            raise self._unusable("NumberOfFrames", f"is {frames}, one image expected; export the image that is meant alone")
+        stored_YX = self._stored(1)[0]
+        measured_YX = self._intensities(stored_YX, [self._document], inverted=False)
+        low, high = self._shown_range()
+        shown_YX = ((measured_YX - low) / (high - low) * 255).round().clip(0, 255).astype(np.uint8)
+        return 255 - shown_YX if inverted else shown_YX
+
+    def _shown_range(self) -> tuple[float, float]:
+        """The intensities that viewers show black and white."""
+        if "WindowCenter" in self._document and "WindowWidth" in self._document:
+            centre, width = (float(self._numbers([self._document], name, None, "")[0]) for name in ("WindowCenter", "WindowWidth"))
+            if width < 1:
+                raise self._unusable("WindowWidth", f"is {width:g}, at least 1 expected; export it again")
+            return centre - 0.5 - (width - 1) / 2, centre - 0.5 + max(width - 1, 1e-6) / 2  # of width 1 a threshold (DICOM PS3.3, C.11.2.1.2)
+        if "VOILUTSequence" in self._document:
+            raise self._unusable("VOILUTSequence", "is there without a window (0028,1050), which is not read; export it as PNG")
+        ends = self._intensities(np.array([self._range()]), [self._document], inverted=False)[0]
+        return float(ends.min()), float(ends.max())
+
+    def _grey(self) -> str:
+        """How the file's grey is meant.
+
+        Raises:
+            Unusable: it is not grey, or its numbers mean what only a table says.
+        """
         photometric = self._text(self._document, "PhotometricInterpretation")
         if self._whole(self._document, "SamplesPerPixel", 1) != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
             raise self._unusable("PhotometricInterpretation", f"is {photometric or 'missing'}, MONOCHROME2 or MONOCHROME1 expected")
-        inverted = photometric == "MONOCHROME1"
-        if inverted and self._labels:
+        if photometric == "MONOCHROME1" and self._labels:
             raise self._unusable("PhotometricInterpretation", "is MONOCHROME1, which leaves open what 0 means in a mask; write it as MONOCHROME2")
         for tag in ("ModalityLUTSequence", "SegmentSequence"):
             if tag in self._document:
                 raise self._unusable(tag, "is there, which is not read; export plain slices or NIfTI")
+        return photometric
+
+    def planes(self) -> Iterator[_Plane]:
+        """In the file's order."""
+        photometric = self._grey()
+        inverted = photometric == "MONOCHROME1"
         groups = self._document.get("PerFrameFunctionalGroupsSequence")
         frames = self._whole(self._document, "NumberOfFrames", 1)
         if frames > 1 and groups is None:
@@ -201,8 +271,8 @@ class _File:
         if max(abs(length - 1) for length in lengths) > _PARALLEL * 10 or abs(float(along_row @ down_column)) > _PARALLEL * 10:
             raise self._unusable("ImageOrientationPatient", f"is {_listed(orientation)}, two directions at right angles expected; export it again")
         return _Plane(
-            self._name if groups is None else f"{self._name}, frame {number + 1}", stored_YX.shape[0], stored_YX.shape[1], position,
-            along_row / lengths[0], down_column / lengths[1], float(between_columns), float(between_rows),
+            self._name if groups is None else f"{self._name}, frame {number + 1}", self._file, number, stored_YX.shape[0], stored_YX.shape[1],
+            position, along_row / lengths[0], down_column / lengths[1], float(between_columns), float(between_rows),
             self._intensities(stored_YX, places, inverted=inverted),
             (("SeriesInstanceUID (0020,000E)", self._text(self._document, "SeriesInstanceUID")),
              ("FrameOfReferenceUID (0020,0052)", self._text(self._document, "FrameOfReferenceUID")),
@@ -318,15 +388,15 @@ class _File:
                 return place
         return None
 
-    def _numbers(self, places: Sequence[Any], name: str, count: int, group: str) -> NDArray[np.float64]:
-        """The `count` decimal numbers of element `name`, from its bytes."""
+    def _numbers(self, places: Sequence[Any], name: str, count: int | None, group: str) -> NDArray[np.float64]:
+        """The `count` decimal numbers of element `name`, from its bytes; None: one or more."""
         place = self._place_of(places, name, group)
         if place is None:
             raise self._unusable(name, "is missing; export it again from the scanner's archive")
         text = self._text(place, name)
         parts = [part.strip() for part in text.split("\\")]
-        if len(parts) != count or not all(_NUMBER.fullmatch(part) for part in parts):
-            raise self._unusable(name, f"is {text!r}, {count} numbers expected; export it again")
+        if len(parts) != (count or len(parts)) or not all(_NUMBER.fullmatch(part) for part in parts):
+            raise self._unusable(name, f"is {text!r}, {count or 'plain'} numbers expected; export it again")
         return np.array([float(part) for part in parts])
 
     def _whole(self, place: Any, name: str, missing: Any = ...) -> Any:

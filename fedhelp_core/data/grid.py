@@ -28,6 +28,8 @@ class Volume:
     affine: NDArray[np.float64]
     notes: tuple[str, ...] = ()
     """What was converted in reading, in words, for people to look at."""
+    slices: tuple[tuple[Path, int], ...] = ()
+    """Of a DICOM series: the file of each slice along the last axis, and its frame in that from 0."""
 
 
 def spacing_of(affine: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -37,7 +37,16 @@ def example(item: Item, picture: Picture, labels_HW: NDArray[np.generic], size: 
     target = mask_square((labels_HW != 0).astype(np.uint8), size)
     if not target.any():
         raise Unusable(f"{item.mask}: nothing of the mask is left at {size} x {size} pixels; raise task.image_size, or remove the image")
-    return Example(fitted(eight_bits(picture, bits, str(item.image)).convert("L"), size)[None], target)
+    return Example(prepared(picture, size, str(item.image), bits), target)
+
+
+def prepared(picture: Picture, size: int, name: str, bits: int | None = None) -> NDArray[np.uint8]:
+    """What the network sees of the grey `picture`: (1, S, S).
+
+    Raises:
+        Unusable: it has more than `bits`.
+    """
+    return fitted(eight_bits(picture, bits, name).convert("L"), size)[None]
 
 
 def checked_pair(item: Item) -> tuple[Picture, NDArray[np.generic]]:
@@ -64,7 +73,7 @@ def read_image(raw: bytes, path: Path, size: int) -> Example:
     try:
         with IN_FLIGHT.reserved(bytes_of_pixels(raw)):
             picture = grey(picture_in(raw, str(path)), str(path))
-            return Example(fitted(eight_bits(picture, None, str(path)).convert("L"), size)[None])
+            return Example(prepared(picture, size, str(path)))
     except Unusable as e:
         return Example(problem=str(e))
 

@@ -7,8 +7,10 @@ the 0.5th to the 99.5th percentile to 8 bits. Shapes: S the side in voxels; the 
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,22 @@ from fedhelp_core.lean_monai import (
 SUFFIXES = (".nii.gz", ".nii")
 DICOM_SUFFIX = ".dcm"
 _SAME_GRID = 1e-3  # mm: how far two affines of one grid may lie apart
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A volume as the network sees it, and the way back to its own voxels."""
+
+    cube_1SSS: NDArray[np.uint8]
+    _affine: torch.Tensor
+    _steps: list[Any]
+    _transform: Compose
+
+    def back(self, answer_SSS: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`answer_SSS`, a number for each voxel of the cube, for each voxel (X, Y, Z) of the volume: bilinear, 0 outside of the cube."""
+        with _tracked():
+            answer = MetaTensor(torch.from_numpy(answer_SSS)[None], affine=self._affine, applied_operations=copy.deepcopy(self._steps))
+            return np.asarray(self._transform.inverse(answer)[0], np.float32)
 
 
 class VolumeReader:
@@ -82,6 +100,14 @@ class VolumeReader:
 
     def prepared(self, image: NDArray[np.float32], affine: NDArray[np.float64], path: Path) -> NDArray[np.uint8]:
         """The cube (1, S, S, S) of an array and its affine (mm, RAS+)."""
+        return self.placed(image, affine, path).cube_1SSS
+
+    def placed(self, image: NDArray[np.float32], affine: NDArray[np.float64], path: Path) -> Placed:
+        """As `prepared`, with the way back.
+
+        Raises:
+            Unusable: nothing can be seen in it, or it is too large.
+        """
         if image.min() == image.max():
             raise Unusable(f"{path}: every voxel is {image.flat[0]:g}; replace or remove the volume")
         sides = np.ceil(np.array(image.shape) * spacing_of(affine) / self._spacing)
@@ -90,10 +116,11 @@ class VolumeReader:
             said = f"would be {grid} voxels of {self._spacing:g} mm, at most {MOST_GRID_VOXELS:,} expected"
             raise Unusable(f"{path}: {said}; raise task.volume.spacing")
         with _tracked(), foreign(lambda why: Unusable(f"{path}: cannot be brought to the common grid ({why}); replace or remove it")):
-            cube = np.asarray(self._image(_tensor(image, affine)).round().clamp(0, 255).to(torch.uint8))
+            brought = self._image(_tensor(image, affine))
+            cube = np.asarray(brought.round().clamp(0, 255).to(torch.uint8))
         if cube.min() == cube.max():
             raise Unusable(f"{path}: shows nothing between the 0.5th and the 99.5th percentile of its intensities; replace or remove the volume")
-        return cube
+        return Placed(cube, brought.affine, brought.applied_operations, self._image)
 
     def prepared_mask(self, mask: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
         """The same of a mask; 0 and 1."""

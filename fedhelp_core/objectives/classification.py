@@ -78,10 +78,14 @@ class Classification:
 
     @torch.no_grad()
     def probabilities(self, model: nn.Module, images_NCHW: Tensor, device: torch.device) -> Tensor:
-        """Class probabilities (N, C)."""
+        """Class probabilities (N, C). On a CPU an image's do not depend on which others it is asked with."""
         model.eval()
-        parts = torch.split(images_NCHW, _BATCH)
-        return torch.cat([self.answers(model(to_input(part_BCHW, device)).float()).cpu() for part_BCHW in parts])
+        return torch.cat([self._answers(model, part_BCHW, device) for part_BCHW in torch.split(images_NCHW, _BATCH)])
+
+    def _answers(self, model: nn.Module, images_BCHW: Tensor, device: torch.device) -> Tensor:
+        """A batch's. A batch of one would take other kernels, with other last digits: such an image goes with a copy of itself."""
+        beside = images_BCHW.expand(2, -1, -1, -1) if len(images_BCHW) == 1 else images_BCHW
+        return self.answers(model(to_input(beside, device)).float()).cpu()[: len(images_BCHW)]
 
     def results(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Results:
         """`labels` (N,) and the model's `probabilities` (N, C)."""

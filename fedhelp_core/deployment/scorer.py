@@ -1,0 +1,175 @@
+"""A model in use: prepared images in, answers out. Called by `fedhelp predict`, by adoption, and by whatever serves a model.
+
+It reads no image and writes nothing. Preparation is training's own (`images_in`), and so is the arithmetic: an answer does not depend on which
+images are asked about together, and the answers about a test set have exactly the scores of training's evaluation.
+
+Shapes: N images, C channels, S the side in pixels or voxels, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fedhelp_core.algorithm.batches import memory_format
+from fedhelp_core.algorithm.objective import Objective
+from fedhelp_core.algorithm.operating_point import likeliest
+from fedhelp_core.config.silo import AdoptionConfig
+from fedhelp_core.data.examples import image_shape
+from fedhelp_core.deployment.contract import Contract
+from fedhelp_core.errors import DataError, WeightsError
+from fedhelp_core.objectives.open import objective_of
+from fedhelp_core.weights.file import read_weights
+from fedhelp_core.weights.header import Weights, WeightsSpec
+
+_BATCH_PIXELS = 2**22  # of a batch's images as the network sees them: 1,365 of 32 x 32 x 3, 4 of 1024 x 1024
+_MOST_BATCH = 256  # images
+
+
+@dataclass(frozen=True)
+class ClassAnswer:
+    """What a model says of an image that has a class."""
+
+    probabilities_K: NDArray[np.float32]
+    """The model's own."""
+    calibrated_K: NDArray[np.float64]
+    """Of this hospital's patients, at its operating point."""
+    decided: int
+    """The class, whether or not it is near another one."""
+    margin: float
+    """How far the likeliest class is before the second, in probability at the operating point, where classes count as equally common."""
+    undecided: bool
+    """Whether the margin lies in the band in which nothing should be decided."""
+
+
+@dataclass(frozen=True)
+class MaskAnswer:
+    """What a model says of each pixel or voxel of an image, on its own grid."""
+
+    probabilities_S: NDArray[np.float32]
+    """Of the foreground, (S, S) or (S, S, S); the mask is what is above a half."""
+    expected_dice: float
+    """Dice that the mask would have, were the probabilities right; 0 of an empty mask."""
+    undecided: bool
+    """Whether that is so low that nothing should be decided."""
+
+
+Answer = ClassAnswer | MaskAnswer
+
+
+class Scorer:
+    """A complete model with its contract.
+
+    Raises:
+        WeightsError: the weights are not those of the contract's network, or images are prepared in another way by this software.
+    """
+
+    def __init__(self, contract: Contract, weights: Weights, band: AdoptionConfig, device: torch.device) -> None:
+        contract.require_prepared_as_here()
+        self.contract = contract
+        self.band = band
+        self.device = device
+        self.objective: Objective = objective_of(contract.task)
+        self.network = network_with(self.objective, contract.network, weights, device)
+        self._point = contract.operating_point or likeliest(self.objective.outputs)
+
+    @cached_property
+    def batch(self) -> int:
+        """How many images are best asked about at once: masks one by one, as in evaluation."""
+        pixels = int(np.prod(image_shape(self.contract.task)))
+        return max(1, min(_MOST_BATCH, _BATCH_PIXELS // pixels)) if self.objective.decides else 1
+
+    def answers(self, images_NCS: NDArray[np.uint8]) -> list[Answer]:
+        """Of prepared images, uint8 (N, C, S, S) or (N, C, S, S, S), in order.
+
+        Raises:
+            DataError: these are no such images.
+        """
+        self.require_images(images_NCS)
+        if not len(images_NCS):
+            return []
+        images = torch.from_numpy(np.ascontiguousarray(images_NCS))
+        if self.objective.decides:
+            return self._classes(self.objective.probabilities(self.network, images, self.device).numpy())
+        return [self._mask(self.objective.probabilities(self.network, one[None], self.device).numpy()[0, 0]) for one in images]
+
+    def require_images(self, images_NCS: NDArray[Any]) -> None:
+        """Nothing where the array holds images as this model sees them.
+
+        Raises:
+            DataError: dtype, channels or sides are others; the sentence says which are expected.
+        """
+        shape = image_shape(self.contract.task)
+        if images_NCS.dtype != np.uint8:
+            range_ = "" if images_NCS.dtype.kind != "f" or not images_NCS.size or float(np.nanmax(images_NCS)) > 1 else " in 0..1"
+            raise DataError(f"images: uint8 of 0 to 255 expected, got {images_NCS.dtype}{range_}; do not scale pixels, the model does")
+        if images_NCS.shape[1:] != shape:
+            sides, got = (" x ".join(map(str, sides)) for sides in (shape, images_NCS.shape[1:]))
+            raise DataError(f"images: N x {sides} (channels first) expected, got {len(images_NCS) if images_NCS.ndim else ''} x {got}; let the files"
+                            " be prepared here, or prepare them so")
+
+    def class_name(self, answer: ClassAnswer) -> str:
+        """Of the decision."""
+        return self.contract.task.classes[answer.decided]
+
+    def _classes(self, probabilities_NK: NDArray[np.float32]) -> list[Answer]:
+        calibrated_NK, decided_N = self._point.calibrated(probabilities_NK), self._point.decided(probabilities_NK)
+        alike_NK = self._point.equally_common(probabilities_NK)
+        best_N2 = np.sort(alike_NK, axis=1)[:, -2:]
+        margin_N = best_N2[:, 1] - best_N2[:, 0]
+        return [
+            ClassAnswer(probabilities, calibrated, int(decided), float(margin), bool(margin < self.band.undecided_margin))
+            for probabilities, calibrated, decided, margin in zip(probabilities_NK, calibrated_NK, decided_N, margin_N, strict=True)]
+
+    def _mask(self, probabilities_S: NDArray[np.float32]) -> Answer:
+        expected = expected_dice(probabilities_S)
+        return MaskAnswer(probabilities_S, expected, expected < self.band.undecided_dice)
+
+
+def expected_dice(probabilities: NDArray[np.float32]) -> float:
+    """Twice the probable foreground inside the mask, by the mask and all probable foreground; 0 of an empty mask."""
+    mask = probabilities > 0.5
+    if not mask.any():
+        return 0.0
+    return float(2 * probabilities[mask].sum(dtype=np.float64) / (mask.sum() + probabilities.sum(dtype=np.float64)))
+
+
+def network_with(objective: Objective, name: str, weights: Weights, device: torch.device) -> nn.Module:
+    """The network `name` with `weights`, all of them, on `device`, as training evaluates it.
+
+    Raises:
+        WeightsError: the weights are another network's.
+    """
+    network = objective.build(name)
+    expected = spec_of(network, name).tensors
+    got = WeightsSpec.from_weights(weights, name).tensors
+    if expected != got:
+        names = sorted(set(expected) ^ set(got)) or [tensor for tensor in expected if expected[tensor] != got[tensor]]
+        raise WeightsError(f"the weights do not fit network {name!r} with {objective.outputs} outputs: {len(names)} tensors differ, the first"
+                           f" {names[0]}; they are of another task or network")
+    network.load_state_dict({tensor: torch.from_numpy(np.array(array)) for tensor, array in weights.items()})
+    return network.to(device).to(memory_format=memory_format(objective.dimensions)).eval()
+
+
+def spec_of(network: nn.Module, name: str) -> WeightsSpec:
+    """Of all of the network's weights, batch norms included."""
+    return WeightsSpec.from_weights({tensor: value.numpy() for tensor, value in network.state_dict().items()}, name)
+
+
+def scorer_in(contract: Contract, weights: Path, band: AdoptionConfig, device: torch.device) -> Scorer:
+    """The model of `contract` whose weights are the file `weights`, verified by its sha256.
+
+    Raises:
+        WeightsError: another file, or another network's.
+        NotFound: no such file.
+    """
+    spec = spec_of(objective_of(contract.task).build(contract.network), contract.network)
+    arrays = read_weights(weights, expected=spec, max_bytes=weights.stat().st_size, sha256=contract.weights_sha256)
+    return Scorer(contract, arrays, band, device)
