@@ -1,4 +1,4 @@
-"""The `fedhelp` command: init, run, simulate, data, softlabels, compile, register, submit, check, jobs, promote, rollback.
+"""The `fedhelp` command: init, run, simulate, data, softlabels, compile, register, submit, check, jobs, promote, rollback, model, predict.
 
 Only click and the standard library are imported here; each command imports what it needs when it is called, so that
 `fedhelp --help` answers at once.
@@ -418,6 +418,150 @@ def rollback(federation: Path, reason: str) -> None:
     from fedhelp_cli import promote as by_hand
 
     click.echo(by_hand.rollback(federation, reason))
+
+
+_PREDICT_HELP = """
+\b
+What OUT holds
+  results.csv, .json  of each image: its sha256, the decision, probabilities, margin; or the problem of a file that cannot be used
+  results.html        the images with masks or heat maps over them, the undecided first; how to read an answer
+  masks/              of a mask task: PNG or NIfTI on the image's own pixels or voxels, for a DICOM series a segmentation object too
+  model-card.md       what the model is, where the hub wrote one
+\b
+What images may be
+  pictures            .png, .jpg, .jpeg, and DICOM files of one grey image (shown by their own window)
+  volumes             .nii, .nii.gz, a folder of DICOM slices, a multi-frame DICOM file
+\b
+Examples
+  fedhelp predict --silo silo.yaml new-images --out answers
+  fedhelp predict --silo silo.yaml scan.nii.gz series-7 --out masks
+"""
+
+_NAME_HELP = "Registered name of the model; default: adoption.model in silo.yaml, or the only one."
+_STORE_HELP = "The hub's store: a folder or s3://bucket/prefix; default: adoption.store in silo.yaml."
+_DEVICE_HELP = "Where the network runs; auto: the GPU where there is one."
+
+
+def _of_silo(function: _F) -> _F:
+    """The options of all commands about a hospital's models."""
+    silo = click.option("--silo", required=True, envvar="FEDHELP_SILO_CONFIG", type=click.Path(dir_okay=False, path_type=Path),
+                        help="The hospital's silo.yaml.")
+    return silo(click.option("--name", help=_NAME_HELP)(function))
+
+
+def _of_store(function: _F) -> _F:
+    url = click.option("--store", help=_STORE_HELP)
+    return url(click.option("--endpoint-url", help="S3 endpoint other than AWS.")(function))
+
+
+_device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help=_DEVICE_HELP)
+
+
+@main.command(epilog=_PREDICT_HELP + _EXIT_CODES)
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_of_silo
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new folder for the answers; the same command again replaces them.")
+@_device
+@click.option("--pictures/--no-pictures", default=True, show_default=True, help="Write the page with masks and heat maps.")
+@click.option("--dry-run", is_flag=True, help="Print the model and the images that would be asked about, and stop.")
+@_with_exit_codes
+def predict(images: tuple[Path, ...], silo: Path, name: str | None, out: Path, device: str, pictures: bool, dry_run: bool) -> None:
+    """Ask the model in use about IMAGES, files and folders.
+
+    Images are prepared as in training, to the last bit, and decided at this hospital's own operating point. An answer that is uncertain is
+    "do not decide" (adoption.undecided_margin, adoption.undecided_dice in silo.yaml). A file that cannot be used is named, all others are
+    answered, and the command ends with 41. Nothing leaves the hospital, and no network is needed.
+    """
+    from fedhelp_cli.predict import predict_and_print
+
+    predict_and_print(silo, images, out=out, name=name, device=device, pictures=pictures, dry_run=dry_run)
+
+
+@main.group(epilog=_EXIT_CODES)
+def model() -> None:
+    """Take a model of the hub into use in this hospital, and go back.
+
+    fetch, then adopt; predict asks it. The hub promotes, the hospital decides: docs/ward.md.
+    """
+
+
+@model.command("list", epilog=_EXIT_CODES)
+@_of_silo
+@_of_store
+@_with_exit_codes
+def list_(silo: Path, name: str | None, store: str | None, endpoint_url: str | None) -> None:
+    """Show what is in use, was before, was fetched and was decided, and what the hub has promoted.
+
+    Without the hub's store the hospital's own part is shown.
+    """
+    from fedhelp_cli.model import list_models
+
+    list_models(silo, store=store, endpoint_url=endpoint_url, name=name)
+
+
+@model.command(epilog=_EXIT_CODES)
+@_of_silo
+@_of_store
+@click.option("--version", help="Another version that was champion; default: the champion.")
+@_with_exit_codes
+def fetch(silo: Path, name: str | None, store: str | None, endpoint_url: str | None, version: str | None) -> None:
+    """Fetch the hub's champion and verify it: the whole record, the weights' sha256.
+
+    A record with a gap, an altered one, or an older one than was seen here before is refused.
+    """
+    from fedhelp_cli.model import fetch_model
+
+    click.echo(fetch_model(silo, store=store, endpoint_url=endpoint_url, name=name, version=version))
+
+
+@model.command(epilog=_EXIT_CODES)
+@_of_silo
+@_of_store
+@click.option("--version", help="Another fetched version; default: the newest.")
+@click.option("--force", is_flag=True, help="Adopt it although the hospital's rule says no; needs --reason, and is written down.")
+@click.option("--reason", default="", help="Why the rule is overruled.")
+@_device
+@click.option("--dry-run", is_flag=True, help="Join and score it, print what the rule says, and change nothing.")
+@_with_exit_codes
+def adopt(
+    silo: Path, name: str | None, store: str | None, endpoint_url: str | None, version: str | None, force: bool, reason: str, device: str, dry_run: bool,
+) -> None:
+    """Put a fetched model into use, if it is good enough for this hospital.
+
+    It is joined with the hospital's own batch norms, or its own large model, and scored on the hospital's test images beside the one in use.
+    It may score at most adoption.tolerance below that (silo.yaml); else the one in use stays, and the command ends with 40. The last
+    two are kept, every decision is in adoptions.jsonl. Needs no network, unless adoption.announce is on.
+    """
+    if force != bool(reason.strip()):
+        raise click.UsageError("--force and --reason TEXT belong together: who overrules the hospital's rule says why")
+    from fedhelp_cli.model import adopt_model
+
+    click.echo(adopt_model(
+        silo, name=name, version=version, force=reason.strip() or None, device=device, store=store, endpoint_url=endpoint_url, dry_run=dry_run))
+
+
+@model.command("rollback", epilog=_EXIT_CODES)
+@_of_silo
+@click.option("--reason", default="", help="Why, for the hospital's ledger.")
+@_with_exit_codes
+def rollback_model(silo: Path, name: str | None, reason: str) -> None:
+    """Put the model before this one into use again. Needs no network."""
+    from fedhelp_cli.model import roll_back_model
+
+    click.echo(roll_back_model(silo, name=name, reason=reason.strip()))
+
+
+@model.command(epilog=_EXIT_CODES)
+@_of_silo
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder, or the program's file, to be made.")
+@click.option("--form", type=click.Choice(["weights", "program"]), default="weights", show_default=True,
+              help="weights: safetensors with contract.json. program: what torch.export writes, which runs without FedHelp.")
+@_with_exit_codes
+def export(silo: Path, name: str | None, out: Path, form: str) -> None:
+    """Write the model in use as files: so a hospital gets at its own large model."""
+    from fedhelp_cli.model import export_model
+
+    click.echo(export_model(silo, name=name, out=out, form=form))
 
 
 def _form_and_silos(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:

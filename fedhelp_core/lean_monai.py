@@ -46,9 +46,10 @@ with _hidden(_NOT_USED):
         ScaleIntensityRangePercentiles,
         Spacing,
     )
+    from monai.visualize import GradCAM
 
 __all__ = [
-    "ADN", "Compose", "DiceLoss", "MetaTensor", "Orientation", "RandFlipd", "RandSpatialCropd", "ResizeWithPadOrCrop",
+    "ADN", "Compose", "DiceLoss", "GradCAM", "MetaTensor", "Orientation", "RandFlipd", "RandSpatialCropd", "ResizeWithPadOrCrop",
     "ScaleIntensityRangePercentiles", "Spacing", "UNet", "compute_dice", "compute_hausdorff_distance", "compute_importance_map", "dense_patch_slices",
     "get_track_meta", "set_track_meta", "sliding_window_inference",
 ]

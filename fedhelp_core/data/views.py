@@ -61,7 +61,7 @@ def view_of(item: Item, task: TaskConfig, bits: int | None) -> View:
     mask = example.target if isinstance(example.target, np.ndarray) else None
     if TASKS[task.name].dimensions == 3:
         marked = np.zeros_like(image[0]) if mask is None else mask[0]
-        return View(_slices(image[0], np.zeros_like(marked), marked), _slices(image[0], marked, marked))
+        return volume_view(image[0], marked)
     picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0) if image.shape[0] == 3 else image[0])).convert("RGB")
     return View(_png(picture), b"" if mask is None else _png(tinted(picture, mask[0] != 0)))
 
@@ -82,6 +82,11 @@ def _extremes(usable: Sequence[Seen]) -> Iterator[Picked]:
 
 def _unevenness(seen: Seen) -> float | None:
     return max(seen.spacing) / min(seen.spacing) if seen.spacing else None
+
+
+def volume_view(volume_XYZ: NDArray[np.uint8], mask_XYZ: NDArray[np.uint8]) -> View:
+    """Three slices of a cube, through the middle of its mask."""
+    return View(_slices(volume_XYZ, np.zeros_like(mask_XYZ), mask_XYZ), _slices(volume_XYZ, mask_XYZ, mask_XYZ))
 
 
 def _slices(volume_XYZ: NDArray[np.uint8], tint_XYZ: NDArray[np.uint8], mask_XYZ: NDArray[np.uint8]) -> bytes:

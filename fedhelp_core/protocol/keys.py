@@ -149,6 +149,10 @@ class ModelKeys:
         """The model card of that content; `suffix`: md or html."""
         return f"models/{self.name}/cards/{sha256}.{suffix}"
 
+    def adoption(self, silo: str, version: str) -> str:
+        """The one sentence of a hospital that announces what it adopts."""
+        return f"models/{self.name}/adoptions/{_silo(silo)}/{version}.txt"
+
 
 SOFT_LABELS = "softlabels/"
 """Prefix of everything that teachers answered, for all runs."""
