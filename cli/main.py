@@ -524,7 +524,8 @@ def fetch(silo: Path, name: str | None, store: str | None, endpoint_url: str | N
 @click.option("--dry-run", is_flag=True, help="Join and score it, print what the rule says, and change nothing.")
 @_with_exit_codes
 def adopt(
-    silo: Path, name: str | None, store: str | None, endpoint_url: str | None, version: str | None, force: bool, reason: str, device: str, dry_run: bool,
+    silo: Path, name: str | None, store: str | None, endpoint_url: str | None, version: str | None, force: bool, reason: str, device: str,
+    dry_run: bool,
 ) -> None:
     """Put a fetched model into use, if it is good enough for this hospital.
 

@@ -1,4 +1,7 @@
-"""`fedhelp model list | fetch | adopt | rollback | export`: a hospital's models, in words. Called by main.py; fedhelp_core/deployment does the work."""
+"""`fedhelp model list | fetch | adopt | rollback | export`: a hospital's models, in words. Called by main.py.
+
+fedhelp_core/deployment does the work.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,8 @@ def fetch_model(silo: Path, *, store: str | None, endpoint_url: str | None, name
 
     config = load_silo(silo)
     place = _store_of(config, store, endpoint_url)
-    asked = model_meant(config.state, asked=name, configured=config.adoption.model, known=None if name or config.adoption.model else model_names(place))
+    wanted = name or config.adoption.model
+    asked = model_meant(config.state, asked=wanted, configured=None, known=None if wanted else model_names(place))
     fetched, chain = fetch(place, ModelFolder(config.state, asked), version)
     record = fetched.record
     return "\n".join([

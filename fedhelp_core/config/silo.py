@@ -139,10 +139,9 @@ class SiloConfig(Section):
     data: Annotated[FedIsicData | DatalistData | ChestXrayData | PicturesAndMasks | FedIxiData, Field(discriminator="layout")]
     """Where the hospital's images are, by `layout`."""
     state: Path
-    """Folder on the silo's own volume: large model, heads, optimizer, caches, egress ledger."""
+    """Folder on the silo's own volume: large model, heads, optimizer, caches, egress ledger, adopted models."""
     named: bool = False
     """Whether the hospital's name and numbers of images may stand beside its scores in the model's record and card, which all hospitals read."""
-    """Folder on the silo's own volume: large model, heads, optimizer, caches, egress ledger, adopted models."""
     adoption: AdoptionConfig = AdoptionConfig()
 
 

@@ -37,6 +37,7 @@ from fedhelp_core.lean_monai import (
 
 SUFFIXES = (".nii.gz", ".nii")
 DICOM_SUFFIX = ".dcm"
+_TIE = 1e-3  # voxels: how near a grid's length may come to a half one, where the last digit of a spacing would decide about one more
 _SAME_GRID = 1e-3  # mm: how far two affines of one grid may lie apart
 
 
@@ -116,7 +117,7 @@ class VolumeReader:
             said = f"would be {grid} voxels of {self._spacing:g} mm, at most {MOST_GRID_VOXELS:,} expected"
             raise Unusable(f"{path}: {said}; raise task.volume.spacing")
         with _tracked(), foreign(lambda why: Unusable(f"{path}: cannot be brought to the common grid ({why}); replace or remove it")):
-            brought = self._image(_tensor(image, affine))
+            brought = self._image(_tensor(image, affine, self._spacing))
             cube = np.asarray(brought.round().clamp(0, 255).to(torch.uint8))
         if cube.min() == cube.max():
             raise Unusable(f"{path}: shows nothing between the 0.5th and the 99.5th percentile of its intensities; replace or remove the volume")
@@ -125,7 +126,7 @@ class VolumeReader:
     def prepared_mask(self, mask: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
         """The same of a mask; 0 and 1."""
         with _tracked():
-            cube = self._mask(_tensor((mask != 0).astype(np.float32), affine))
+            cube = self._mask(_tensor((mask != 0).astype(np.float32), affine, self._spacing))
         return np.asarray((cube > 0.5).to(torch.uint8))
 
 
@@ -166,12 +167,25 @@ def opened(path: Path, *, labels: bool = False) -> Volume:
     return volume
 
 
-def _tensor(voxels: NDArray[np.float32], affine: NDArray[np.float64]) -> Any:
-    return MetaTensor(torch.from_numpy(np.ascontiguousarray(voxels))[None], affine=torch.from_numpy(_along_axes(affine)))
+def _tensor(voxels: NDArray[np.float32], affine: NDArray[np.float64], target: float) -> Any:
+    along = _along_axes(affine, _without_ties(voxels.shape, spacing_of(affine), target))
+    return MetaTensor(torch.from_numpy(np.ascontiguousarray(voxels))[None], affine=torch.from_numpy(along))
 
 
-def _along_axes(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`affine` with each axis turned exactly into the patient's nearest one.
+def _without_ties(shape: tuple[int, ...], spacing: NDArray[np.float64], target: float) -> NDArray[np.float64]:
+    """`spacing`, nudged where the grid of spacing `target` would have half a voxel: a series and its conversion, whose spacings differ in the
+    seventh digit, get grids of one size, the even one that rounding takes of an exact half.
+    """
+    steps = np.array(shape) - 1
+    length = steps * spacing / target
+    half = np.floor(length) + 0.5
+    tied = np.abs(length - half) < _TIE
+    even = half + np.sign(np.round(half + 1) - (half + 1)) * _TIE  # MONAI's grid has round(length + 1) voxels
+    return np.where(tied, even * target / np.maximum(steps, 1), spacing)
+
+
+def _along_axes(affine: NDArray[np.float64], spacing: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The affine of a volume at the origin with each axis turned exactly into the patient's nearest one, `spacing` mm between voxels.
 
     The network's cube lies along the volume's own axes anyway. Of axes that are oblique, MONAI finds the corner only if they are at right angles to
     1e-8, which no file's numbers are; else it moves the volume by up to half a voxel, and a mask whose numbers differ in the last digit otherwise.
@@ -179,9 +193,7 @@ def _along_axes(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     from nibabel import orientations
 
     find: Any = orientations.io_orientation
-    along = np.eye(4)
-    along[:3, :3], along[:3, 3] = 0, affine[:3, 3]
-    spacing = spacing_of(affine)
+    along = np.diag([0.0, 0.0, 0.0, 1.0])  # the cube does not depend on where the volume lies, and far numbers would blur its last digits
     for axis, (nearest, sign) in enumerate(find(affine)):
         along[int(nearest), axis] = sign * spacing[axis]
     return along

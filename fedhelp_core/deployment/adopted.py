@@ -7,8 +7,8 @@
     models/<name>/lock                                  held while something is adopted, rolled back or fetched
     adoptions.jsonl                                     every decision (decisions.py)
 
-A folder has its name when it is complete, and `in-use.json` changes in one step: whatever is killed, the model in use stays whole. The last two of each
-are kept. Called by `adoption`, by `fedhelp model` and `fedhelp predict`, and by whatever serves a model.
+A folder has its name when it is complete, and `in-use.json` changes in one step: whatever is killed, the model in use stays whole. The last
+two of each are kept. Called by `adoption`, by `fedhelp model` and `fedhelp predict`, and by whatever serves a model.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from fedhelp_core.deployment.decisions import Decision
 from fedhelp_core.deployment.joining import Joined, answers_alike, joined, scores_now
 from fedhelp_core.disk import digest_of, disk_errors
 from fedhelp_core.errors import ConfigError, FedHelpError, NotAdopted, NotFound, PermanentError, WeightsError
-from fedhelp_core.protocol.documents import dump, parse
+from fedhelp_core.protocol.documents import StoredWeights, dump, parse
 from fedhelp_core.protocol.keys import ModelKeys
 from fedhelp_core.protocol.model_record import Chain, ModelRecord, fetch_norms, fetch_weights, read_chain
 from fedhelp_core.protocol.run import Run
@@ -31,6 +31,7 @@ from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.silo.egress import LedgeredStore
 from fedhelp_core.store.base import Store
 from fedhelp_core.weights.file import read_weights
+from fedhelp_core.weights.header import Weights
 
 _MOST_CARD = 2**20  # bytes of a model card
 
@@ -186,10 +187,7 @@ def compared(config: SiloConfig, folder: ModelFolder, fetched: Fetched, device: 
         WeightsError: weights that do not fit, or are damaged.
     """
     record, place = fetched.record, fetched.folder
-    weights = read_weights(
-        place / f"{record.weights.sha256}.safetensors", expected=record.weights.spec, max_bytes=record.weights.size_bytes, sha256=record.weights.sha256)
-    norms = None if record.norms is None else read_weights(
-        place / f"{record.norms.sha256}.safetensors", expected=record.norms.spec, max_bytes=record.norms.size_bytes, sha256=record.norms.sha256)
+    weights, norms = _read(place, record.weights), None if record.norms is None else _read(place, record.norms)
     new = joined(config, record, weights, norms, threads=fetched.threads, device=device)
     now = folder.adopted()
     if now is None:
@@ -202,6 +200,11 @@ def compared(config: SiloConfig, folder: ModelFolder, fetched: Fetched, device: 
     old = scores_now(config, now.contract, in_use, device)
     passes, reason = verdict(new.contract, old, now.contract.version, config.adoption.tolerance)
     return Comparison(new, now, old, reason, passes)
+
+
+def _read(place: Path, stored: StoredWeights) -> Weights:
+    path = place / f"{stored.sha256}.safetensors"
+    return read_weights(path, expected=stored.spec, max_bytes=stored.size_bytes, sha256=stored.sha256)
 
 
 def verdict(new: Contract, old: Mapping[str, float], old_version: str, tolerance: float) -> tuple[bool, str]:

@@ -1,7 +1,7 @@
 """Files as a model in use sees them, by the functions that training prepares with; and which files a folder holds.
 
-Called by `fedhelp predict` and by whatever serves a model. Pictures: JPEG, PNG, and DICOM of one grey image. Volumes: NIfTI, a folder of DICOM slices, a
-multi-frame DICOM file. A file that cannot be used is a sentence beside the others. Volumes are opened one at a time.
+Called by `results` and by whatever serves a model. Pictures: JPEG, PNG, and DICOM of one grey image. Volumes: NIfTI, a folder of DICOM slices,
+a multi-frame DICOM file. A file that cannot be used is a sentence beside the others. Volumes are opened one at a time.
 
 Shapes: C channels, S the side in pixels or voxels; H, W and X, Y, Z an image's own sides.
 """
@@ -134,10 +134,8 @@ class Reader:
         """
         name = str(source.path)
         size = self._task.image_size
-        if raw[128:132] == b"DICM":
-            picture = Picture(Image.fromarray(dicom.read_image(source.path)))
-        else:
-            picture = picture_in(raw, name)
+        is_dicom = raw[128:132] == b"DICM"
+        picture = Picture(Image.fromarray(dicom.read_image(source.path))) if is_dicom else picture_in(raw, name)
         if self._entry.channels == 1:
             picture = pictures.grey(picture, name)
             image_CS = pictures.prepared(picture, size, name, self._bits)

@@ -1,7 +1,7 @@
 """What the hub's weights become in one hospital: joined with its own batch norms, or its own large model, and evaluated as in training.
 
-Called by `adoption`. `evaluated_models` of the algorithm chooses, fits and scores, on the very arrays that training evaluates on: the scores are those of
-the run's evaluation to the last bit, where the run was this hospital's.
+Called by `adoption`. `evaluated_models` of the algorithm chooses, fits and scores, on the very arrays that training evaluates on: where the run was
+this hospital's, the scores are those of the run's evaluation to the last bit.
 """
 
 from __future__ import annotations

@@ -44,12 +44,11 @@ def render(
     scorer: Scorer, shown: tuple[Sequence[Shown], Sequence[Shown]], *, answered: int, undecided: int, problems: Sequence[str], notes: Sequence[str],
 ) -> str:
     """The page."""
-    contract, band = scorer.contract, scorer.band
-    classes = scorer.objective.decides
+    contract = scorer.contract
     return html.render(
         "predictions.html.j2", title=f"{contract.title}: {contract.task.name}", contract=contract, answered=answered, undecided=undecided,
-        on_page=sum(map(len, shown)), problems=problems, notes=notes, classes=classes, band=_band(scorer),
-        rule=contract.operating_point.rule if contract.operating_point is not None else "", width=band.undecided_margin if classes else band.undecided_dice,
+        on_page=sum(map(len, shown)), problems=problems, notes=notes, classes=scorer.objective.decides,
+        band=_band(scorer), rule=contract.operating_point.rule if contract.operating_point is not None else "",
         sections=[("Do not decide", shown[0]), ("Answers", shown[1])])
 
 

@@ -34,7 +34,9 @@ from fedhelp_core.errors import AccessDenied, ConfigError, DataError, NotFound, 
 from fedhelp_core.protocol.documents import dump
 
 UNDECIDED = "do not decide"
+_QUESTION = ".question.json"  # what the results in a folder answer
 _ON_PAGE = 200  # images: a page of about ten megabytes
+_DIGITS = 6  # in the CSV, for people; the JSON has all
 _FORMULA = ("=", "+", "-", "@")  # what spreadsheets would calculate
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _STEM = 60  # characters of a file's own name in the name of its mask
@@ -133,7 +135,7 @@ def require_place(out: Path, asked: Sequence[Path], question: str) -> None:
 def _question_in(out: Path) -> str | None:
     """The question whose results lie in `out`."""
     try:
-        found = json.loads((out / "question.json").read_text(encoding="utf-8"))
+        found = json.loads((out / _QUESTION).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return str(found.get("sha256")) if isinstance(found, dict) else None
@@ -201,7 +203,7 @@ class _Writer:
         """The end of the JSON, and the page."""
         self._json.write("\n ]\n}\n")
         problems, notes = (*found.problems, *self._problems), (*found.notes, *self._notes)
-        (self._folder / "question.json").write_text(json.dumps({"sha256": question}), encoding="utf-8")
+        (self._folder / _QUESTION).write_text(json.dumps({"sha256": question}), encoding="utf-8")
         if self._pictures is not None:
             page = render(self._scorer, self._pictures.shown, answered=self._answered, undecided=self._undecided, problems=problems, notes=notes)
             (self._folder / "results.html").write_text(page, encoding="utf-8")
@@ -210,8 +212,9 @@ class _Writer:
     def _class_row(self, answer: ClassAnswer) -> dict[str, Any]:
         name = self._scorer.class_name(answer)
         return {
-            "decision": UNDECIDED if answer.undecided else name, "class": name, "margin": round(answer.margin, 6),
-            "probabilities": {one: round(float(value), 6) for one, value in zip(self._classes, answer.calibrated_K, strict=True)}}
+            "decision": UNDECIDED if answer.undecided else name, "class": name, "margin": answer.margin,
+            "probabilities": dict(zip(self._classes, answer.calibrated_K.tolist(), strict=True)),
+            "model_probabilities": dict(zip(self._classes, answer.probabilities_K.tolist(), strict=True))}
 
     def _mask_row(self, prepared: Prepared, answer: MaskAnswer) -> dict[str, Any]:
         assert prepared.grid is not None
@@ -219,21 +222,21 @@ class _Writer:
         name = f"{self._count:05d}-{_SAFE.sub('_', _stem(prepared.source.called))[:_STEM]}"
         (self._folder / "masks").mkdir(exist_ok=True)
         row = {
-            "decision": UNDECIDED if answer.undecided else self._classes[1], "expected_dice": round(answer.expected_dice, 6),
-            "foreground": round(float(mask.mean()), 6)}
+            "decision": UNDECIDED if answer.undecided else self._classes[1], "expected_dice": answer.expected_dice,
+            "foreground": float(mask.mean())}
         if isinstance(prepared.grid, PictureGrid):
             path = self._folder / "masks" / f"{name}.png"
             Image.fromarray(mask.astype(np.uint8) * 255).save(path)
             return row | {"mask": f"masks/{path.name}"}
         volume = prepared.grid.volume
-        row["millilitres"] = round(float(mask.sum() * math.prod(spacing_of(volume.affine)) / 1000), 3)
+        row["millilitres"] = float(mask.sum() * math.prod(spacing_of(volume.affine)) / 1000)
         write_nifti(self._folder / "masks" / f"{name}.nii.gz", mask, volume.affine)
         row["mask"] = f"masks/{name}.nii.gz"
         if volume.slices and mask.any():
             from fedhelp_core.deployment.segmentation_object import write_segmentation  # highdicom, which nothing else needs
 
             try:
-                write_segmentation(self._folder / "masks" / f"{name}.dcm", volume.slices, mask, self._scorer.contract, prepared.sha256)
+                write_segmentation(self._folder / "masks" / f"{name}.dcm", volume, mask, self._scorer.contract, prepared.sha256)
                 row["segmentation"] = f"masks/{name}.dcm"
             except Unusable as e:
                 self._notes.append(f"{prepared.source.called}: {e}")
@@ -249,7 +252,7 @@ class _Writer:
         flat = {**row, **{f"probability:{name}": value for name, value in row.get("probabilities", {}).items()},
                 "model": contract.name, "version": contract.version}
         flat["file"] = f"./{row['file']}" if row["file"].startswith(_FORMULA) else row["file"]
-        return [flat.get(column, "") for column in self._columns()]
+        return [round(value, _DIGITS) if isinstance(value := flat.get(column, ""), float) else value for column in self._columns()]
 
 
 class _Pictures:

@@ -5,7 +5,6 @@ The object refers to the slices that were read, takes patient and study from the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhelp_core.budget import foreign
+from fedhelp_core.data.grid import Volume, spacing_of
 from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.deployment.contract import Contract
 
@@ -23,32 +23,33 @@ _ANATOMY = ("123037004", "Anatomical structure")
 _SEGMENTATION_SERIES = 9000  # far from the numbers that scanners give
 
 
-def write_segmentation(path: Path, slices: Sequence[tuple[Path, int]], mask_XYZ: NDArray[np.bool_], contract: Contract, sha256: str) -> None:
-    """Write `mask_XYZ`, of the series whose slice z is frame `slices[z][1]` of file `slices[z][0]`. The same again gives the same identifiers.
+def write_segmentation(path: Path, volume: Volume, mask_XYZ: NDArray[np.bool_], contract: Contract, sha256: str) -> None:
+    """Write `mask_XYZ`, on the voxels of the DICOM series that `volume` was read from. The same again gives the same identifiers.
 
     Args:
         path: The file.
-        slices: As data.grid.Volume has them.
-        mask_XYZ: The foreground, on the series' own voxels.
+        volume: The series; its `slices` say which files and frames.
+        mask_XYZ: The foreground.
         contract: Of the model.
         sha256: Of the image, for the identifiers.
 
     Raises:
         Unusable: the series lacks what such an object must say of it, or nothing is marked.
     """
-    with foreign(lambda why: Unusable(f"{path.name}: no DICOM segmentation object can be made of it ({why}); its mask is there as NIfTI"), Unusable):
-        _write(path, slices, mask_XYZ, contract, sha256)
+    with foreign(lambda why: Unusable(f"no DICOM segmentation object can be made of it ({why}); its mask is there as NIfTI"), Unusable):
+        _write(path, volume, mask_XYZ, contract, sha256)
 
 
-def _write(path: Path, slices: Sequence[tuple[Path, int]], mask_XYZ: NDArray[np.bool_], contract: Contract, sha256: str) -> None:
+def _write(path: Path, volume: Volume, mask_XYZ: NDArray[np.bool_], contract: Contract, sha256: str) -> None:
     import pydicom
     from highdicom import AlgorithmIdentificationSequence
-    from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+    from highdicom.seg import Segmentation, SegmentationTypeValues, SegmentAlgorithmTypeValues, SegmentDescription
     from highdicom.sr.coding import CodedConcept
     from pydicom.uid import generate_uid
 
+    slices = volume.slices
     files = list(dict.fromkeys(file for file, _ in slices))
-    documents = [_described(pydicom.dcmread(file, stop_before_pixels=True)) for file in files]
+    documents = [_described(pydicom.dcmread(file, stop_before_pixels=True), volume) for file in files]
     order = sorted(range(len(slices)), key=lambda z: (files.index(slices[z][0]), slices[z][1]))
     planes_ZYX = np.ascontiguousarray(mask_XYZ.transpose(2, 1, 0)[order]).astype(np.uint8)
     foreground = contract.task.classes[1]
@@ -68,10 +69,12 @@ def _write(path: Path, slices: Sequence[tuple[Path, int]], mask_XYZ: NDArray[np.
     made.save_as(path)
 
 
-def _described(document: Any) -> Any:
-    """With the elements that the standard lets be empty, which research exports leave out."""
+def _described(document: Any, volume: Volume) -> Any:
+    """With the elements that the standard lets be empty, which research exports leave out, and the distance of slices where no thickness is told."""
     for keyword in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime", "AccessionNumber",
                     "ReferringPhysicianName"):
         if keyword not in document:
             setattr(document, keyword, "")
+    if not document.get("SliceThickness"):
+        document.SliceThickness = f"{spacing_of(volume.affine)[2]:.6g}"
     return document
