@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ RESULTS = Place({
     AccessDenied: "results cannot be written here ({why}); give another --out",
     NotFound: "results cannot be written here ({why}); give another --out",
     PermanentError: "results cannot be written here ({why}); give another --out",
-})
+}, otherwise=PermanentError)
 
 Progress = Callable[[int, int], None]
 """(images done, images in all)."""
@@ -177,8 +177,9 @@ class _Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._json.close()
-        self._table.close()
+        for file in (self._json, self._table):
+            with suppress(OSError):  # of a full disk: `finish` has told it, or another error has
+                file.close()
 
     def add(self, prepared: Prepared, answer: Answer | None) -> None:
         """One image's row, and its files."""
@@ -202,6 +203,8 @@ class _Writer:
     def finish(self, found: Found, question: str) -> Summary:
         """The end of the JSON, and the page."""
         self._json.write("\n ]\n}\n")
+        self._json.close()
+        self._table.close()
         problems, notes = (*found.problems, *self._problems), (*found.notes, *self._notes)
         (self._folder / _QUESTION).write_text(json.dumps({"sha256": question}), encoding="utf-8")
         if self._pictures is not None:

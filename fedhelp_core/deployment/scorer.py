@@ -27,7 +27,7 @@ from fedhelp_core.deployment.contract import Contract
 from fedhelp_core.errors import DataError, WeightsError
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.weights.file import read_weights
-from fedhelp_core.weights.header import Weights, WeightsSpec
+from fedhelp_core.weights.header import Weights, WeightsSpec, canonical_header
 
 _BATCH_PIXELS = 2**22  # of a batch's images as the network sees them: 1,365 of 32 x 32 x 3, 4 of 1024 x 1024
 _MOST_BATCH = 256  # images
@@ -108,12 +108,11 @@ class Scorer:
         """
         shape = image_shape(self.contract.task)
         if images_NCS.dtype != np.uint8:
-            range_ = "" if images_NCS.dtype.kind != "f" or not images_NCS.size or float(np.nanmax(images_NCS)) > 1 else " in 0..1"
-            raise DataError(f"images: uint8 of 0 to 255 expected, got {images_NCS.dtype}{range_}; do not scale pixels, the model does")
-        if images_NCS.shape[1:] != shape:
-            sides, got = (" x ".join(map(str, sides)) for sides in (shape, images_NCS.shape[1:]))
-            raise DataError(f"images: N x {sides} (channels first) expected, got {len(images_NCS) if images_NCS.ndim else ''} x {got}; let the files"
-                            " be prepared here, or prepare them so")
+            scaled = " in 0..1" if images_NCS.dtype.kind == "f" and bool((images_NCS <= 1).all()) else ""
+            raise DataError(f"images: uint8 of 0 to 255 expected, got {images_NCS.dtype}{scaled}; do not scale pixels, the model does")
+        if images_NCS.shape[1:] != shape or images_NCS.ndim == 0:
+            sides, got = (" x ".join(map(str, sides)) for sides in (("N", *shape), images_NCS.shape))
+            raise DataError(f"images: {sides} (channels first) expected, got {got or 'one number'}; let the files be prepared here, or prepare them so")
 
     def class_name(self, answer: ClassAnswer) -> str:
         """Of the decision."""
@@ -171,5 +170,5 @@ def scorer_in(contract: Contract, weights: Path, band: AdoptionConfig, device: t
         NotFound: no such file.
     """
     spec = spec_of(objective_of(contract.task).build(contract.network), contract.network)
-    arrays = read_weights(weights, expected=spec, max_bytes=weights.stat().st_size, sha256=contract.weights_sha256)
+    arrays = read_weights(weights, expected=spec, max_bytes=canonical_header(spec)[1].end, sha256=contract.weights_sha256)
     return Scorer(contract, arrays, band, device)

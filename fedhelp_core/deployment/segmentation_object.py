@@ -43,7 +43,7 @@ def write_segmentation(path: Path, volume: Volume, mask_XYZ: NDArray[np.bool_], 
 def _write(path: Path, volume: Volume, mask_XYZ: NDArray[np.bool_], contract: Contract, sha256: str) -> None:
     import pydicom
     from highdicom import AlgorithmIdentificationSequence
-    from highdicom.seg import Segmentation, SegmentationTypeValues, SegmentAlgorithmTypeValues, SegmentDescription
+    from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
     from highdicom.sr.coding import CodedConcept
     from pydicom.uid import generate_uid
 
@@ -75,6 +75,8 @@ def _described(document: Any, volume: Volume) -> Any:
                     "ReferringPhysicianName"):
         if keyword not in document:
             setattr(document, keyword, "")
-    if not document.get("SliceThickness"):
-        document.SliceThickness = f"{spacing_of(volume.affine)[2]:.6g}"
+    groups = [*document.get("SharedFunctionalGroupsSequence", ()), *document.get("PerFrameFunctionalGroupsSequence", ())]
+    for place in [measures for group in groups for measures in group.get("PixelMeasuresSequence", ())] or [document]:
+        if not place.get("SliceThickness"):
+            place.SliceThickness = f"{spacing_of(volume.affine)[2]:.6g}"
     return document
