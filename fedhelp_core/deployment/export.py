@@ -6,6 +6,7 @@ It is a hospital's own model, batch norms or large model included: it goes where
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import torch
@@ -42,10 +43,11 @@ def export_program(adopted: Adopted, out: Path) -> str:
     shape = image_shape(adopted.contract.task)
     served = scorer.objective.served(scorer.network, adopted.contract.operating_point).eval()
     example = torch.zeros((2, *shape))
-    with torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of PyTorch's own ways to save
         program = torch.export.export(served, (example,), dynamic_shapes=({0: torch.export.Dim("images")},))
-    with atomic_write(out) as scratch, scratch.open("wb") as file:
-        torch.export.save(program, file)
+        with atomic_write(out) as scratch, scratch.open("wb") as file:
+            torch.export.save(program, file)
     sides = " x ".join(map(str, shape))
     return (f"{out}: torch.export.load(PATH).module()(images), images float32 N x {sides} of 0 to 255, prepared as"
             f" {adopted.contract.preprocessing!r}; it answers with the probabilities of {', '.join(adopted.contract.task.classes)}")

@@ -127,7 +127,7 @@ def _evaluation_data(record: ModelRecord, arrays: SiloArrays) -> EvaluationData:
     return EvaluationData(
         test_images_NCHW=arrays.test.images_NCHW, test_labels_N=arrays.test.labels_N, validation_images_NCHW=arrays.validation.images_NCHW,
         validation_labels_N=arrays.validation.labels_N, class_counts_C=counts,
-        federation_shares_C=None if record.class_shares is None else np.array(record.class_shares))
+        federation_shares_C=np.array(record.class_shares) if record.class_shares else None)
 
 
 def _complete(which: ModelName, weights: Weights, state: SiloState, settings: UpdateSettings) -> Weights:

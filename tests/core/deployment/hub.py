@@ -61,7 +61,7 @@ class Hub:
         record = replace(
             RECORD, number=number + 1, previous_sha256=previous, version=version, task=self.task, preprocessing=preparation(self.task),
             algorithm=self.algorithm, weights=weights, statistics="averaged", norms=self.put(self.norms(seed)) if norms else None,
-            class_shares=[1 / len(self.task.classes)] * len(self.task.classes) if self.objective.decides else None,
+            class_shares=[1 / len(self.task.classes)] * len(self.task.classes) if self.objective.decides else [],
             headline=self.objective.headline.name, lineage=replace(RECORD.lineage, rounds=2), card_sha256="", card_html_sha256="", **changes)
         assert append_record(self.store, record)
         return record
