@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from fedhelp_cli.counting import Counting
 from fedhelp_cli.init import federation_of_ingested, next_steps
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.findings import DataReport, called, remarks, rows_of
@@ -27,7 +26,6 @@ from fedhelp_core.report.picture_page import Looked, write_picture_pages
 
 _OPTIONS = {"data.images": "FOLDER or --images", "data.masks": "--masks", "data.split_csv": "--split-csv", "data.prefix": "--prefixes"}
 _SIDE = 128    # pixels; says nothing about what is written, for images are reported as they lie on disk
-_EVERY = 10.0  # seconds between lines where nobody watches a terminal
 
 
 def ingest_and_print(
@@ -56,10 +54,10 @@ def ingest_and_print(
     if archive is not None:
         archive.unpack(options.unpacked)
     console = Console(stderr=True)
-    with _Looking(console) as looking:
+    with Counting(console, "looking at images", "looked at") as looking:
         ingested = ingest(
             hospitals, config, drop_leaked=drop_leaked, keep_leaked=keep_leaked, drop_unusable=drop_unusable, sample=sample,
-            progress=looking.progress)
+            progress=lambda silo, done, total: looking.progress(done, total, f"silo {silo}"))
     _print_report(ingested.report)
     write_report(out, ingested.report)
     looked = list(_looked(hospitals, ingested))
@@ -131,28 +129,3 @@ def _print_report(report: DataReport) -> None:
     for what, sentences in (("left out as leaked", report.dropped), ("left out as unusable", () if report.refused else report.unusable)):
         if sentences:
             console.print(Text(f"{what}: {len(sentences)}, the first: {sentences[0]}"), soft_wrap=True)
-
-
-class _Looking:
-    """A bar on a terminal, else a line every ten seconds."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
-            disable=not console.is_terminal)
-        self._task = self._bar.add_task("looking at images", total=None)
-        self._said = time.monotonic()
-
-    def __enter__(self) -> _Looking:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def progress(self, silo: str, done: int, total: int) -> None:
-        self._bar.update(self._task, description=f"silo {silo}", completed=done, total=total)
-        if not self._console.is_terminal and (done == total or time.monotonic() - self._said >= _EVERY):
-            self._said = time.monotonic()
-            self._console.print(f"silo {silo}: {done:,} of {total:,} images looked at", highlight=False, markup=False)

@@ -5,14 +5,13 @@ fedhelp_core/deployment does the work. Nothing here needs the hub.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from fedhelp_cli.commands import quoted
+from fedhelp_cli.counting import Counting
 from fedhelp_core.config.silo import SiloConfig, load_silo
 from fedhelp_core.data.problems import told
 from fedhelp_core.deployment.adopted import Adopted, ModelFolder, model_meant
@@ -20,7 +19,6 @@ from fedhelp_core.deployment.images_in import Found, found_in
 from fedhelp_core.errors import DataError, PartlyDone
 from fedhelp_core.printable import printable
 
-_EVERY = 10.0  # seconds between lines where nobody watches a terminal
 _NAMED = 20  # images that --dry-run lists
 
 
@@ -62,7 +60,7 @@ def _answer(config: SiloConfig, adopted: Adopted, found: Found, *, asked: Sequen
 
     fix_arithmetic(adopted.contract.threads)
     scorer = scorer_in(adopted.contract, adopted.weights, config.adoption, device_for(device))
-    with _Answering() as bar:
+    with Counting(Console(stderr=True), "answering", "answered") as bar:
         summary = write_results(out, scorer, found, asked=asked, card=adopted.card, pictures=pictures, progress=bar.progress)
     for note in summary.notes:
         print(printable(note))
@@ -73,28 +71,3 @@ def _answer(config: SiloConfig, adopted: Adopted, found: Found, *, asked: Sequen
     print(f"see {', '.join(quoted(out / file) for file in shown)}")
     if summary.problems:
         raise PartlyDone("\n".join(told(summary.problems)))
-
-
-class _Answering:
-    """A bar on a terminal, else a line every ten seconds."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=self._console,
-            disable=not self._console.is_terminal)
-        self._task = self._bar.add_task("answering", total=None)
-        self._said = time.monotonic()
-
-    def __enter__(self) -> _Answering:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def progress(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total)
-        if not self._console.is_terminal and (done == total or time.monotonic() - self._said >= _EVERY):
-            self._said = time.monotonic()
-            self._console.print(f"{done:,} of {total:,} images answered", highlight=False, markup=False)

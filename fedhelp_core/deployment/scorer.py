@@ -112,7 +112,7 @@ class Scorer:
             raise DataError(f"images: uint8 of 0 to 255 expected, got {images_NCS.dtype}{scaled}; do not scale pixels, the model does")
         if images_NCS.shape[1:] != shape or images_NCS.ndim == 0:
             sides, got = (" x ".join(map(str, sides)) for sides in (("N", *shape), images_NCS.shape))
-            raise DataError(f"images: {sides} (channels first) expected, got {got or 'one number'}; let the files be prepared here, or prepare them so")
+            raise DataError(f"images: {sides} (channels first) expected, got {got or 'one number'}; let files be prepared here, or do it so")
 
     def class_name(self, answer: ClassAnswer) -> str:
         """Of the decision."""

@@ -125,6 +125,10 @@ def test_the_policy_allows_a_hospital_to_read_what_became_champion(tmp_path: Pat
     assert sorted(one for one in store.asked if not allowed(*one)) == []
 
 
+def test_the_policy_allows_a_hospital_to_announce_what_it_adopted(allowed: Allowed) -> None:
+    assert allowed("s3:PutObject", ModelKeys("chest").adoption("charite", "4"))
+
+
 @pytest.mark.parametrize(("action", "name"), [
     ("s3:GetObject", "runs/r/rounds/1/updates/aachen.json"),
     ("s3:GetObject", "runs/r/rounds/1/updates/aachen-0123456789abcdef.safetensors"),
@@ -147,6 +151,9 @@ def test_the_policy_allows_a_hospital_to_read_what_became_champion(tmp_path: Pat
     ("s3:PutObject", f"models/chest/weights/{'0' * 64}.safetensors"),
     ("s3:DeleteObject", f"models/chest/weights/{'0' * 64}.safetensors"),
     ("s3:PutObject", f"models/chest/cards/{'0' * 64}.md"),
+    ("s3:PutObject", ModelKeys("chest").adoption("aachen", "4")),
+    ("s3:PutObject", ModelKeys("chest").adoption("charite-nord", "4")),
+    ("s3:DeleteObject", ModelKeys("chest").adoption("charite", "4")),
     ("s3:DeleteObject", "runs/r/rounds/1/updates/charite.json"),
 ])
 def test_the_policy_keeps_a_hospital_from_what_is_others(action: str, name: str, allowed: Allowed) -> None:

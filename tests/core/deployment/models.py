@@ -109,4 +109,5 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 def tree_of(folder: Path) -> dict[str, str]:
     """Path below `folder` -> sha256 of the file, of everything there."""
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
