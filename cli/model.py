@@ -5,8 +5,9 @@ fedhelp_core/deployment does the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +16,6 @@ from rich.text import Text
 from fedhelp_cli.commands import quoted
 from fedhelp_core.config.silo import SiloConfig, load_silo
 from fedhelp_core.deployment.adopted import Adopted, ModelFolder, model_meant, models_in
-from fedhelp_core.deployment.contract import Contract
 from fedhelp_core.deployment.decisions import DecisionLedger
 from fedhelp_core.disk import disk_errors
 from fedhelp_core.errors import ConfigError, FedHelpError, RetryableError
@@ -23,6 +23,9 @@ from fedhelp_core.printable import printable
 from fedhelp_core.protocol.model_record import ModelRecord, model_names, read_chain
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
+
+if TYPE_CHECKING:
+    from fedhelp_core.deployment.adoption import Comparison
 
 _DECISIONS_SHOWN = 10
 
@@ -73,18 +76,19 @@ def adopt_model(
     fetched = chosen_fetched(folder, version)
     if dry_run:
         found = compared(config, folder, fetched, device_for(device))
-        return "\n".join([*_scores(found.new, found.old), f"{'would be adopted' if found.passes else 'would not be adopted'}: {found.reason}"])
+        return "\n".join([*_scores(found, config), f"{'would be adopted' if found.passes else 'would not be adopted'}: {found.reason}"])
     found = adopt(config, folder, fetched, device_for(device), force=force)
     if found.is_in_use:
-        return f"{found.new.title} is in use already; nothing was changed"
-    lines = [*_scores(found.new, found.old), *found.new.notes, f"in use now: {found.new.title}; {found.reason}"]
+        lines = [f"{found.new.title} is in use already; nothing was changed"]
+    else:
+        lines = [*_scores(found, config), *found.new.notes, f"in use now: {found.new.title}; {found.reason}"]
     if config.adoption.announce:
         try:
             announce(config, _store_of(config, store, endpoint_url), found.new)
             lines.append(f"the store was told: adopted version {found.new.version}")
         except FedHelpError as e:
             lines.append(f"the store could not be told ({e}); the model is in use all the same")
-    if found.in_use is not None:
+    if found.in_use is not None and not found.is_in_use:
         lines.append(f"go back with: fedhelp model rollback --silo {quoted(silo)}{_named(name)}")
     return "\n".join(lines)
 
@@ -131,8 +135,12 @@ def _local_table(folder: ModelFolder) -> Table:
         if one is not None:
             table.add_row(what, *_row(one))
     for path in reversed(folder.fetched()):
-        record = read_fetched(path).record
-        table.add_row("fetched", record.version, "not adopted yet" if not _is_adopted(folder, record) else "adopted", "", "", record.run)
+        try:
+            record = read_fetched(path).record
+        except FedHelpError as e:
+            table.add_row("fetched", "", Text(printable(e)), "", "", "")
+            continue
+        table.add_row("fetched", record.version, "adopted" if _is_adopted(folder, record) else "not adopted", "", "", record.run)
     return table
 
 
@@ -166,7 +174,11 @@ def _decisions(config: SiloConfig, name: str | None) -> Iterator[str]:
         yield f"  {one.time} {one.by}: {one.model} version {one.version} {one.action}{f': {one.reason}' if one.reason else ''}"
 
 
-def _scores(new: Contract, old: Mapping[str, float]) -> Iterator[str]:
-    yield f"on {new.test_images:,} test images of this hospital:"
-    for metric, value in new.scores.items():
-        yield f"  {metric}: {value:.3f}" + (f", in use {old[metric]:.3f}" if metric in old else "")
+def _scores(found: Comparison, config: SiloConfig) -> Iterator[str]:
+    yield f"on {found.new.test_images:,} test images of this hospital:"
+    for metric, value in found.new.scores.items():
+        yield f"  {metric}: {value:.3f}" + (f", in use {found.old[metric]:.3f}" if metric in found.old else "")
+    band = found.joined.in_band(config.adoption.undecided_margin)
+    if band is not None:
+        undecided, decided, right = band
+        yield f"  do not decide: {undecided:,} of {undecided + decided:,}; of the {decided:,} decided ones {right:,} are right"

@@ -63,7 +63,7 @@ def view_of(item: Item, task: TaskConfig, bits: int | None) -> View:
         marked = np.zeros_like(image[0]) if mask is None else mask[0]
         return volume_view(image[0], marked)
     picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0) if image.shape[0] == 3 else image[0])).convert("RGB")
-    return View(_png(picture), b"" if mask is None else _png(tinted(picture, mask[0] != 0)))
+    return View(enlarged_png(picture), b"" if mask is None else enlarged_png(tinted(picture, mask[0] != 0)))
 
 
 def _extremes(usable: Sequence[Seen]) -> Iterator[Picked]:
@@ -100,7 +100,7 @@ def _slices(volume_XYZ: NDArray[np.uint8], tint_XYZ: NDArray[np.uint8], mask_XYZ
     strip = Image.new("RGB", (sum(one.width for one in drawn), drawn[0].height))
     for number, one in enumerate(drawn):
         strip.paste(one, (number * one.width, 0))
-    return _png(strip)
+    return enlarged_png(strip)
 
 
 def _lettered(image: Image.Image, letters: str) -> Image.Image:
@@ -117,7 +117,8 @@ def _enlarged(image: Image.Image) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def _png(image: Image.Image) -> bytes:
+def enlarged_png(image: Image.Image) -> bytes:
+    """A PNG file of `image`, its pixels enlarged where it is small."""
     buffer = io.BytesIO()
     _enlarged(image).save(buffer, format="PNG")
     return buffer.getvalue()

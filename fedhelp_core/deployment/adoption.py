@@ -173,9 +173,12 @@ class Comparison:
 
     @property
     def is_in_use(self) -> bool:
-        """Whether it is the model that answers already."""
-        return self.in_use is not None and self.in_use.contract.weights_sha256 == self.new.weights_sha256 and (
-            self.in_use.contract.operating_point == self.new.operating_point)
+        """Whether it is the model that answers already: under the same version, with the same weights, operating point and preparation."""
+        return self.in_use is not None and _identity(self.in_use.contract) == _identity(self.new)
+
+
+def _identity(contract: Contract) -> tuple[object, ...]:
+    return contract.version, contract.weights_sha256, contract.operating_point, contract.pixel_bits
 
 
 def compared(config: SiloConfig, folder: ModelFolder, fetched: Fetched, device: torch.device) -> Comparison:

@@ -20,7 +20,7 @@ from fedhelp_core.data.datalist import manifest_of
 from fedhelp_core.data.examples import preparation
 from fedhelp_core.data.reading import bits_in_use
 from fedhelp_core.deployment.contract import Contract, Norms
-from fedhelp_core.deployment.scorer import network_with
+from fedhelp_core.deployment.scorer import margins_of, network_with
 from fedhelp_core.models.build import normalisation_keys
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import utc_now
@@ -41,6 +41,18 @@ class Joined:
     contract: Contract
     weights: Weights
     evaluated: Evaluated
+
+    def in_band(self, margin: float) -> tuple[int, int, int] | None:
+        """Of the test images: how many a band of `margin` leaves undecided, how many of the others there are, and how many of those are right.
+
+        None of masks.
+        """
+        point, seen = self.evaluated.point, self.evaluated.test
+        if point is None:
+            return None
+        decided_N = margins_of(point, seen["probabilities"]) >= margin
+        right_N = point.decided(seen["probabilities"]) == seen["labels"]
+        return int((~decided_N).sum()), int(decided_N.sum()), int((decided_N & right_N).sum())
 
 
 def joined(

@@ -5,7 +5,6 @@ It has no script and loads nothing. It shows patients' pictures and file names, 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedhelp_core.data.inspection import tinted
-from fedhelp_core.data.views import View, volume_view
+from fedhelp_core.data.views import View, enlarged_png, volume_view
 from fedhelp_core.deployment.images_in import PictureGrid, Prepared, stretched
 from fedhelp_core.deployment.scorer import Answer, ClassAnswer, Scorer
 from fedhelp_core.report import html
@@ -80,10 +79,10 @@ def _class_view(prepared: Prepared, heat_SS: NDArray[np.float32] | None) -> View
     assert isinstance(prepared.grid, PictureGrid)
     plain = prepared.grid.thumbnail
     if heat_SS is None:
-        return View(_png(plain))
+        return View(enlarged_png(plain))
     share_HW1 = 0.6 * stretched(heat_SS, (plain.height, plain.width)).clip(0, 1)[..., None]
     pixels_HWC = np.asarray(plain).astype(np.float32) * (1 - share_HW1) + _HEAT * share_HW1
-    return View(_png(plain), _png(Image.fromarray(pixels_HWC.astype(np.uint8))))
+    return View(enlarged_png(plain), enlarged_png(Image.fromarray(pixels_HWC.astype(np.uint8))))
 
 
 def _mask_view(prepared: Prepared, probabilities_S: NDArray[np.float32]) -> View:
@@ -91,10 +90,4 @@ def _mask_view(prepared: Prepared, probabilities_S: NDArray[np.float32]) -> View
     if not isinstance(prepared.grid, PictureGrid):
         return volume_view(prepared.image_CS[0], (probabilities_S > 0.5).astype(np.uint8))
     plain = prepared.grid.thumbnail
-    return View(_png(plain), _png(tinted(plain, stretched(probabilities_S, (plain.height, plain.width)) > 0.5)))
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
+    return View(enlarged_png(plain), enlarged_png(tinted(plain, stretched(probabilities_S, (plain.height, plain.width)) > 0.5)))

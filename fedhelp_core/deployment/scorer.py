@@ -20,7 +20,7 @@ from torch import nn
 
 from fedhelp_core.algorithm.batches import memory_format
 from fedhelp_core.algorithm.objective import Objective
-from fedhelp_core.algorithm.operating_point import likeliest
+from fedhelp_core.algorithm.operating_point import OperatingPoint, likeliest
 from fedhelp_core.config.silo import AdoptionConfig
 from fedhelp_core.data.examples import image_shape
 from fedhelp_core.deployment.contract import Contract
@@ -120,9 +120,7 @@ class Scorer:
 
     def _classes(self, probabilities_NK: NDArray[np.float32]) -> list[Answer]:
         calibrated_NK, decided_N = self._point.calibrated(probabilities_NK), self._point.decided(probabilities_NK)
-        alike_NK = self._point.equally_common(probabilities_NK)
-        best_N2 = np.sort(alike_NK, axis=1)[:, -2:]
-        margin_N = best_N2[:, 1] - best_N2[:, 0]
+        margin_N = margins_of(self._point, probabilities_NK)
         return [
             ClassAnswer(probabilities, calibrated, int(decided), float(margin), bool(margin < self.band.undecided_margin))
             for probabilities, calibrated, decided, margin in zip(probabilities_NK, calibrated_NK, decided_N, margin_N, strict=True)]
@@ -130,6 +128,13 @@ class Scorer:
     def _mask(self, probabilities_S: NDArray[np.float32]) -> Answer:
         expected = expected_dice(probabilities_S)
         return MaskAnswer(probabilities_S, expected, expected < self.band.undecided_dice)
+
+
+def margins_of(point: OperatingPoint, probabilities_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How far each image's likeliest class is before the second, in probability at the operating point, (N,)."""
+    best_N2 = np.sort(point.equally_common(probabilities_NK), axis=1)[:, -2:]
+    margins_N: NDArray[np.float64] = best_N2[:, 1] - best_N2[:, 0]
+    return margins_N
 
 
 def expected_dice(probabilities: NDArray[np.float32]) -> float:

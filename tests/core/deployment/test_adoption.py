@@ -81,7 +81,8 @@ def test_the_champion_is_fetched_adopted_and_gone_back_from_and_everything_is_li
     assert "no model was fetched yet" in ward.said("list")
     assert "chest: version 3 fetched and verified (record 1 of 1, promoted, run a-run)" in ward.said("fetch")
     first = ward.said("adopt")
-    assert "on 8 test images of this hospital:" in first and "in use now: chest version 3 (the shared model); no model was in use" in first
+    assert "on 8 test images of this hospital:" in first and "do not decide: " in first
+    assert "in use now: chest version 3 (the shared model); no model was in use" in first
     assert "is in use already; nothing was changed" in ward.said("adopt")
     ward.hub.promote("4", seed=2)
     ward.said("fetch")
