@@ -15,7 +15,7 @@ class Counting:
 
     def __init__(self, console: Console, begins: str, done: str) -> None:
         self._console = console
-        self._done = done
+        self._begins, self._done = begins, done
         self._bar = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
             disable=not console.is_terminal)
@@ -31,7 +31,7 @@ class Counting:
 
     def progress(self, done: int, total: int, of: str = "") -> None:
         """`done` of `total` images, `of`: whose they are."""
-        self._bar.update(self._task, completed=done, total=total, **({"description": of} if of else {}))
+        self._bar.update(self._task, description=of or self._begins, completed=done, total=total)
         if not self._console.is_terminal and (done == total or time.monotonic() - self._said >= _EVERY):
             self._said = time.monotonic()
             self._console.print(f"{f'{of}: ' if of else ''}{done:,} of {total:,} images {self._done}", highlight=False, markup=False)
