@@ -59,8 +59,8 @@ class OperatingPoint:
         return decided
 
     def equally_common(self, probabilities_NC: FloatArray) -> npt.NDArray[np.float64]:
-        """Probabilities (N, C) as if all classes were equally common: what `decided` takes the largest of."""
-        return _softmax(self._logits(probabilities_NC))
+        """Probabilities (N, C) as if all classes that occur in the hospital were equally common: what `decided` takes the largest of."""
+        return _softmax(self._logits(probabilities_NC) + np.asarray(self.log_occurrence_C))
 
     def calibrated(self, probabilities_NC: FloatArray) -> npt.NDArray[np.float64]:
         """Probabilities (N, C) that fit the hospital's patients, of a model's."""

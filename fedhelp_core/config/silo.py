@@ -117,8 +117,8 @@ class AdoptionConfig(Section):
     model: str | None = None
     """Registered name of the model; null: the only one that there is."""
     tolerance: float = Field(0.02, ge=0, le=1)
-    """How far below the model in use a new one may score on the hospital's own test images, to be adopted: two of a hundred answers. The hub's gate
-    lets through 0.05 for each hospital."""
+    """How far below the model in use a new one may score on the hospital's own test images, to be adopted. 0.02: two of a hundred answers.
+    The hub's gate lets each hospital fall by 0.05."""
     announce: bool = False
     """Whether the store may hear that this hospital adopted a version, and nothing else; false: nothing leaves."""
     undecided_margin: float = Field(0.2, ge=0, le=1)

@@ -46,7 +46,7 @@ def contract_of(task: TaskConfig, weights: Weights, **changes: Any) -> Contract:
     point = None
     if objective_of(task).decides:
         nothing = (0.0,) * len(task.classes)
-        point = OperatingPoint(rule="validation", temperature=1.5, offsets_C=nothing, log_prior_C=nothing)
+        point = OperatingPoint(rule="validation", temperature=1.5, offsets_C=nothing, log_prior_C=nothing, log_occurrence_C=nothing)
     headline = objective_of(task).headline.name
     made = Contract(
         name="chest", version="3", number=1, run="a-run", silo="aachen", model="proxy", network=_NETWORKS[task.name], norms="shared",

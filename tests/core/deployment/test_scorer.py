@@ -105,7 +105,7 @@ def test_images_that_this_software_would_prepare_otherwise_are_never_asked_about
 def test_a_class_is_decided_where_all_are_equally_common_and_the_probabilities_are_the_hospitals() -> None:
     """Two classes: the model says 0.6 to 0.4, but has seen the first nine times as often, and so has the hospital."""
     common = np.log([0.9, 0.1])
-    point = OperatingPoint(rule="validation", temperature=1.0, offsets_C=tuple(-common), log_prior_C=tuple(common))
+    point = OperatingPoint(rule="validation", temperature=1.0, offsets_C=tuple(-common), log_prior_C=tuple(common), log_occurrence_C=(0.0, 0.0))
     scorer = scorer_for(TASKS["pneumonia"], operating_point=point)
     [answer] = scorer._classes(np.array([[0.6, 0.4]], np.float32))
     assert isinstance(answer, ClassAnswer) and scorer.class_name(answer) == "pneumonia"
@@ -117,7 +117,7 @@ def test_a_class_is_decided_where_all_are_equally_common_and_the_probabilities_a
 @pytest.mark.parametrize(("width", "undecided"), [(0.0, False), (0.19, False), (0.21, True), (1.0, True)])
 def test_a_class_that_is_nearer_to_the_second_than_the_band_is_not_decided(width: float, undecided: bool) -> None:
     nothing = (0.0, 0.0)
-    point = OperatingPoint(rule="validation", temperature=1.0, offsets_C=nothing, log_prior_C=nothing)
+    point = OperatingPoint(rule="validation", temperature=1.0, offsets_C=nothing, log_prior_C=nothing, log_occurrence_C=nothing)
     scorer = scorer_for(TASKS["pneumonia"], band=AdoptionConfig(undecided_margin=width), operating_point=point)
     [answer] = scorer._classes(np.array([[0.4, 0.6]], np.float32))
     assert answer.undecided is undecided
