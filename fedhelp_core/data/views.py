@@ -63,7 +63,7 @@ def view_of(item: Item, task: TaskConfig, bits: int | None) -> View:
         marked = np.zeros_like(image[0]) if mask is None else mask[0]
         return volume_view(image[0], marked)
     picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0) if image.shape[0] == 3 else image[0])).convert("RGB")
-    return View(enlarged_png(picture), b"" if mask is None else enlarged_png(tinted(picture, mask[0] != 0)))
+    return View(_png(picture), b"" if mask is None else _png(tinted(picture, mask[0] != 0)))
 
 
 def _extremes(usable: Sequence[Seen]) -> Iterator[Picked]:
@@ -96,11 +96,11 @@ def _slices(volume_XYZ: NDArray[np.uint8], tint_XYZ: NDArray[np.uint8], mask_XYZ
         others = tuple(other for other in range(3) if other != axis)
         level = int(mask_XYZ.sum(axis=others).argmax()) if mask_XYZ.any() else volume_XYZ.shape[axis] // 2
         plane, marked = (np.rot90(np.take(voxels, level, axis=axis)) for voxels in (volume_XYZ, tint_XYZ))
-        drawn.append(_lettered(_enlarged(tinted(Image.fromarray(np.ascontiguousarray(plane)).convert("RGB"), marked != 0)), letters))
+        drawn.append(_lettered(enlarged(tinted(Image.fromarray(np.ascontiguousarray(plane)).convert("RGB"), marked != 0)), letters))
     strip = Image.new("RGB", (sum(one.width for one in drawn), drawn[0].height))
     for number, one in enumerate(drawn):
         strip.paste(one, (number * one.width, 0))
-    return enlarged_png(strip)
+    return _png(strip)
 
 
 def _lettered(image: Image.Image, letters: str) -> Image.Image:
@@ -112,13 +112,13 @@ def _lettered(image: Image.Image, letters: str) -> Image.Image:
     return image
 
 
-def _enlarged(image: Image.Image) -> Image.Image:
+def enlarged(image: Image.Image) -> Image.Image:
+    """`image` so large that a person sees its single pixels."""
     factor = max(1, -(-_SHOWN_SIDE // image.width))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def enlarged_png(image: Image.Image) -> bytes:
-    """A PNG file of `image`, its pixels enlarged where it is small."""
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    _enlarged(image).save(buffer, format="PNG")
+    enlarged(image).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -5,6 +5,7 @@ It has no script and loads nothing. It shows patients' pictures and file names, 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedhelp_core.data.inspection import tinted
-from fedhelp_core.data.views import View, enlarged_png, volume_view
+from fedhelp_core.data.views import View, enlarged, volume_view
 from fedhelp_core.deployment.images_in import PictureGrid, Prepared, stretched
 from fedhelp_core.deployment.scorer import Answer, ClassAnswer, Scorer
 from fedhelp_core.report import html
@@ -29,6 +30,8 @@ class Shown:
 
     view: View
     captions: tuple[str, ...]
+    format: str = "jpeg"
+    """Of the view's files."""
 
     @classmethod
     def of(cls, prepared: Prepared, answer: Answer, row: Mapping[str, Any], *, heat: NDArray[np.float32] | None) -> Shown:
@@ -36,7 +39,10 @@ class Shown:
         captions = (row["file"], row["decision"], *_numbers(answer, row))
         if isinstance(answer, ClassAnswer):
             return cls(_class_view(prepared, heat), captions)
-        return cls(_mask_view(prepared, answer.probabilities_S), captions)
+        if isinstance(prepared.grid, PictureGrid):
+            return cls(_mask_view(prepared.grid.thumbnail, answer.probabilities_S), captions)
+        assert prepared.image_CS is not None
+        return cls(volume_view(prepared.image_CS[0], (answer.probabilities_S > 0.5).astype(np.uint8)), captions, "png")
 
 
 def render(
@@ -79,15 +85,18 @@ def _class_view(prepared: Prepared, heat_SS: NDArray[np.float32] | None) -> View
     assert isinstance(prepared.grid, PictureGrid)
     plain = prepared.grid.thumbnail
     if heat_SS is None:
-        return View(enlarged_png(plain))
+        return View(_jpeg(plain))
     share_HW1 = 0.6 * stretched(heat_SS, (plain.height, plain.width)).clip(0, 1)[..., None]
     pixels_HWC = np.asarray(plain).astype(np.float32) * (1 - share_HW1) + _HEAT * share_HW1
-    return View(enlarged_png(plain), enlarged_png(Image.fromarray(pixels_HWC.astype(np.uint8))))
+    return View(_jpeg(plain), _jpeg(Image.fromarray(pixels_HWC.astype(np.uint8))))
 
 
-def _mask_view(prepared: Prepared, probabilities_S: NDArray[np.float32]) -> View:
-    assert prepared.image_CS is not None
-    if not isinstance(prepared.grid, PictureGrid):
-        return volume_view(prepared.image_CS[0], (probabilities_S > 0.5).astype(np.uint8))
-    plain = prepared.grid.thumbnail
-    return View(enlarged_png(plain), enlarged_png(tinted(plain, stretched(probabilities_S, (plain.height, plain.width)) > 0.5)))
+def _mask_view(plain: Image.Image, probabilities_SS: NDArray[np.float32]) -> View:
+    return View(_jpeg(plain), _jpeg(tinted(plain, stretched(probabilities_SS, (plain.height, plain.width)) > 0.5)))
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    """A tenth of a PNG: the page is for people, masks and numbers are in files of their own."""
+    buffer = io.BytesIO()
+    enlarged(image).save(buffer, format="JPEG", quality=90)
+    return buffer.getvalue()

@@ -35,7 +35,7 @@ from fedhelp_core.protocol.documents import dump
 
 UNDECIDED = "do not decide"
 _QUESTION = ".question.json"  # what the results in a folder answer
-_ON_PAGE = 200  # images: a page of about ten megabytes
+_ON_PAGE = 200  # images, twice each: a page of some ten megabytes
 _DIGITS = 6  # in the CSV, for people; the JSON has all
 _FORMULA = ("=", "+", "-", "@")  # what spreadsheets would calculate
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")

@@ -61,7 +61,7 @@ def test_pictures_become_a_table_a_json_and_a_page_with_heat_maps(pictures: Path
         assert len(answer["sha256"]) == 64
     assert document["model"]["weights_sha256"] == here.models.in_use().contract.weights_sha256
     page = (out / "results.html").read_text()
-    assert page.count('src="data:image/png;base64') == 6 and "Grad-CAM" in page and "Not a medical device" in page and "<script" not in page
+    assert page.count('src="data:image/jpeg;base64') == 6 and "Grad-CAM" in page and "Not a medical device" in page and "<script" not in page
 
 
 def test_an_uncertain_answer_is_said_to_be_so_and_comes_first_on_the_page(pictures: Path, tmp_path: Path) -> None:
