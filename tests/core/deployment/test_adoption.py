@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from fedhelp_core.silo.state import StateFolder
 from fedhelp_core.weights.file import read_weights
 from tests.core.deployment.hub import MELANOMA, Hub
 from tests.core.deployment.models import files_of_at_most, tree_of
-from tests.tiny import TinyFederation
+from tests.tiny import Processes, TinyFederation, ended
 
 pytestmark = pytest.mark.slow  # decodes images
 
@@ -386,3 +387,43 @@ def test_what_was_fetched_is_fetched_once_and_only_the_last_two_are_kept(ward: W
     before = [path.stat().st_ino for path in ward.models.fetched()]
     fetch(ward.hub.store, ward.models)
     assert [path.stat().st_ino for path in ward.models.fetched()] == before
+
+
+_KILLED = """
+import os, sys
+from fedhelp_cli.main import main
+
+left, real = int(sys.argv[1]), os.replace
+
+def replace(*paths):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), 9)
+    real(*paths)
+
+os.replace = replace
+main(["model", "adopt", "--silo", sys.argv[2]])
+"""
+
+
+@pytest.mark.timeout(300)
+def test_an_adoption_that_is_killed_before_any_of_its_renames_leaves_one_whole_model_in_use_and_goes_on(
+    ward: Ward, processes: Processes, tmp_path: Path,
+) -> None:
+    ward.hub.promote("3")
+    ward.said("fetch")
+    ward.said("adopt")
+    ward.hub.promote("4", seed=2)
+    ward.configure(tolerance=1.0)
+    ward.said("fetch")
+    (tmp_path / "killed.py").write_text(_KILLED)
+    code, output, renames = -9, "", 0
+    while code == -9:
+        code, output = ended(processes.start(sys.executable, tmp_path / "killed.py", renames, ward.tiny.folder / "aachen.yaml"))
+        renames += 1
+        adopted = ward.models.in_use()
+        assert adopted.contract.version == ("3" if code else "4"), output
+        scorer_in(adopted.contract, adopted.weights, ward.config.adoption, CPU)
+        ward.models.ledger.decisions()
+    assert code == 0 and renames > 2, output
