@@ -112,6 +112,20 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+def is_multiframe(path: Path) -> bool:
+    """Whether the DICOM file at `path` says that it holds several frames; False where it cannot be read."""
+    import pydicom
+
+    try:
+        with foreign(Unusable):
+            require_regular(path, MOST_VOLUME_BYTES, Unusable)
+            _require_plausible_inflation(path, Unusable)
+            document = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
+            return int(document.get("NumberOfFrames") or 1) > 1
+    except Unusable:
+        return False
+
+
 def read_image(path: Path) -> NDArray[np.uint8]:
     """The single grey image (H, W) in a DICOM file, an X-ray mostly, as viewers show it.
 

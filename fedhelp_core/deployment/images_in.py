@@ -227,7 +227,7 @@ def _volumes_below(folder: Path, top: Path, problems: list[str], others: list[st
     """NIfTI and multi-frame files; a folder with single slices is one volume, with all that it holds."""
     entries = list(_entries(folder, problems))
     dicoms = [path for path in entries if not path.is_dir() and _seems_dicom(path)]
-    if any(not _is_multiframe(path) for path in dicoms):
+    if any(dicom.is_dicom(path) and not dicom.is_multiframe(path) for path in dicoms):
         yield folder
         return
     for path in entries:
@@ -242,17 +242,6 @@ def _volumes_below(folder: Path, top: Path, problems: list[str], others: list[st
 
 def _seems_dicom(path: Path) -> bool:
     return path.name.lower() != "dicomdir" and (path.name.lower().endswith(".dcm") or dicom.is_dicom(path))
-
-
-def _is_multiframe(path: Path) -> bool:
-    """Whether a DICOM file says that it holds several frames; False where it cannot be read."""
-    import pydicom
-
-    try:
-        document = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
-        return int(document.get("NumberOfFrames", 1) or 1) > 1
-    except Exception:  # whatever a damaged file makes pydicom raise: it is told when it is read
-        return path.name.lower().endswith(".dcm") and not dicom.is_dicom(path)
 
 
 def stretched(answer_SS: NDArray[np.float32], sides: tuple[int, int]) -> NDArray[np.float32]:
