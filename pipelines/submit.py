@@ -24,6 +24,7 @@ class Started:
     """A run of Kubeflow."""
 
     run: str
+    server_version: str
     serves_ui: bool
     """Whether the endpoint that was asked shows people the run too: the UI passes the API on, the API server knows no pages."""
 
@@ -50,7 +51,7 @@ def start(
         group = client.create_experiment(name=experiment, namespace=namespace)
         run = client.run_pipeline(
             group.experiment_id, f"{pipeline} {datetime.now(UTC):%Y-%m-%d %H-%M-%S}", params=dict(arguments), service_account=service_account, **what)
-    return Started(str(run.run_id), serves_ui=serves_ui(client, endpoint))
+    return Started(str(run.run_id), client.server_version, serves_ui=serves_ui(client, endpoint))
 
 
 def _compiled_into(folder: Path, pipeline: str, silos: Sequence[str]) -> dict[str, str]:

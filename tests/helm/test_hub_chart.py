@@ -190,11 +190,11 @@ def shown_by(objects: Rendered) -> dict[str, Any]:
 
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_the_form_shows_what_the_federation_says(task: str, render: Render) -> None:
-    """Whoever changes nothing in it runs the federation as its file has it, what the task's name alone sets included."""
+    """Whoever changes nothing in it runs the federation as its file has it."""
     by_task = {"task": {"name": task, "image_size": 64}}
     itself = {
         "algorithm": {"rounds": 7, "rank_weight": 0, "optimizer": {"learning_rate": 0.01}}, "runtime": {"seed": 0},
-        "protocol": {"min_silos": 2, "round_deadline": 90, "lease": 60}}
+        "protocol": {"min_silos": 2, "round_deadline": 90, "lease": 60}, "promotion": {"mode": "manual"}}
 
     for said in (by_task, by_task | itself):
         objects = render(HUB, "kubernetes-native", {"federation": said, "pipelines": {"kubernetesNative": False}})

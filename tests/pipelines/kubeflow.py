@@ -23,6 +23,7 @@ class Kubeflow(ThreadingHTTPServer):
         self.tokens: set[str] = set()
         self.refuse: int | None = None
         self.serves_ui = False
+        self.version = "2.17.0"
         self.state: str | None = "SUCCEEDED"
         """Of every run; None: the server cannot say."""
 
@@ -70,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
         if "Authorization" in self.headers:
             server.tokens.add(self.headers["Authorization"])
         if parts == ["healthz"]:
-            self._answer({"multi_user": False})
+            self._answer({"commit_sha": "unknown", "tag_name": server.version, "multi_user": False, "pipeline_store": "database"})
         elif server.refuse is not None:
             self._answer({"message": "refused for the test"}, server.refuse)
         elif (self.command, *parts) == ("GET", "experiments"):
