@@ -19,6 +19,8 @@ class Kubeflow(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.pipelines: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, dict[str, Any]]] = {}
+        self.uploads: dict[str, str] = {}
+        """Name of a version -> the compiled pipeline."""
         self.runs: list[dict[str, Any]] = []
         self.tokens: set[str] = set()
         self.refuse: int | None = None
@@ -97,7 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
                     "description": query.get("description", "")}
             versions[made["pipeline_version_id"]] = made
             form: Message = message_from_bytes(f"Content-Type: {self.headers['Content-Type']}\n\n".encode() + body)
-            assert b"pipelineInfo" in next(iter(form.get_payload())).get_payload(decode=True)  # type: ignore[union-attr, arg-type, operator]
+            package: bytes = next(iter(form.get_payload())).get_payload(decode=True)  # type: ignore[union-attr, arg-type, assignment]
+            server.uploads[query["name"]] = package.decode()
+            assert "pipelineInfo" in server.uploads[query["name"]]
             self._answer(made)
         elif self.command == "GET" and url.path == "/":
             self._page()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -343,8 +344,10 @@ def test_form_nodes_volumes_and_secrets_are_the_ones_that_others_rely_on(name: s
     assert contract_of(compilations[0]["with silos"][name]) == known
 
 
-def test_the_operating_guide_describes_every_node_and_artifact_by_its_name() -> None:
+def test_the_operating_guide_describes_every_node_artifact_and_field_by_its_name(form: dict[str, dict[str, Any]]) -> None:
     guide = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
+    fields = guide[guide.index("### In the Kubeflow UI"):guide.index("### What one sees")]
+    assert set(form) == {word for row in re.findall(r"^\| (`.*?) \|", fields, re.MULTILINE) for word in re.findall(r"`(\w+)`", row)}
     section = guide[guide.index("### What one sees"):guide.index("### Kinds of Kubeflow")]
     for name in NAMES:
         for page in yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["pages"].values():
