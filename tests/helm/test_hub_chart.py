@@ -119,8 +119,15 @@ def test_the_runs_account_may_start_no_job_and_read_no_secret_but_kubeflows(rend
 
     assert not any("jobs" in rule["resources"] for rule in rules)
     assert [rule.get("resourceNames") for rule in rules if "secrets" in rule["resources"]] == [["mlpipeline-minio-artifact"]]
+
     assert not any("*" in rule["verbs"] or "*" in rule["resources"] for rule in rules)
     assert not objects.has("ClusterRole")
+
+
+@pytest.mark.parametrize("secrets", [["kubeflow-artifacts"], []])
+def test_the_account_of_runs_reads_the_secrets_that_artifacts_are_stored_with_and_no_other(secrets: list[str], render: Render) -> None:
+    rules = render(HUB, "standalone", {"serviceAccount": {"artifactSecrets": secrets}}).one("Role", "fedhelp-runs")["rules"]
+    assert [rule["resourceNames"] for rule in rules if "secrets" in rule["resources"]] == ([secrets] if secrets else [])
 
 
 def test_pods_of_a_run_get_the_registrys_credentials_from_their_account(render: Render) -> None:

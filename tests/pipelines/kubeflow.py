@@ -22,6 +22,7 @@ class Kubeflow(ThreadingHTTPServer):
         self.uploads: dict[str, str] = {}
         """Name of a version -> the compiled pipeline."""
         self.runs: list[dict[str, Any]] = []
+        self.recurring: list[dict[str, Any]] = []
         self.tokens: set[str] = set()
         self.refuse: int | None = None
         self.serves_ui = False
@@ -84,7 +85,11 @@ class _Handler(BaseHTTPRequestHandler):
             server.runs.append(json.loads(body))
             self._answer({**server.runs[-1], "run_id": f"r{len(server.runs) - 1}"})
         elif self.command == "GET" and parts[0] == "runs":
-            self._answer({"run_id": parts[1], "state": server.state}, 200 if server.state else 503)
+            started = server.runs[int(parts[1].removeprefix("r"))]
+            self._answer({**started, "run_id": parts[1], "state": server.state}, 200 if server.state else 503)
+        elif (self.command, *parts) == ("POST", "recurringruns"):
+            server.recurring.append(json.loads(body))
+            self._answer({**server.recurring[-1], "recurring_run_id": f"j{len(server.recurring) - 1}"})
         elif (self.command, *parts) == ("GET", "pipelines"):
             wanted = json.loads(query["filter"])["predicates"][0]["stringValue"]
             self._answer({"pipelines": [p for p in server.pipelines.values() if p["display_name"] == wanted]})
