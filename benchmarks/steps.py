@@ -82,7 +82,7 @@ def mlflow_server(folder: Path) -> Iterator[tuple[str, Path]]:
             yield address, log
         finally:
             os.killpg(server.pid, 15)
-            server.wait(10)
+            server.wait(60)
 
 
 def _answers(address: str) -> bool:
