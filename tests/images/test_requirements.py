@@ -157,12 +157,13 @@ class TestWithoutCuda:
 
 class TestWhatIsNeverLoaded:
     GONE = (
-        "numpy/tests/test_a.py", "scipy/linalg/tests/data.npy", "torch/include/ATen.h", "nvidia/cu13/include/cuda.h", "nvidia/cu13/lib/libcudart_static.a",
-        "botocore/data/ec2/2016-11-15/service-2.json.gz", "botocore/data/s3control/2018-08-20/service-2.json.gz", "numpy/_core/lib/libnpymath.a",
-        "torch/bin/protoc-3.21.12.0")
+        "numpy/tests/test_a.py", "scipy/linalg/tests/data.npy", "torch/include/ATen.h", "torch/bin/protoc-3.21.12.0",
+        "nvidia/cu13/include/cuda.h", "nvidia/cu13/lib/libcudart_static.a", "numpy/_core/lib/libnpymath.a",
+        "botocore/data/ec2/2016-11-15/service-2.json.gz", "botocore/data/s3control/2018-08-20/service-2.json.gz")
     KEPT = (
-        "torch/lib/libtorch.so", "torch/bin/torch_shm_manager", "torch/testing/__init__.py", "nvidia/cu13/lib/libcudart.so.13", "numpy/_core/include/numpy/arrayobject.h",
-        "botocore/data/s3/2006-03-01/service-2.json.gz", "botocore/data/sts/2011-06-15/service-2.json.gz", "botocore/data/endpoints.json")
+        "torch/lib/libtorch.so", "torch/bin/torch_shm_manager", "torch/testing/__init__.py", "nvidia/cu13/lib/libcudart.so.13",
+        "numpy/_core/include/numpy/arrayobject.h", "botocore/data/endpoints.json",
+        "botocore/data/s3/2006-03-01/service-2.json.gz", "botocore/data/sts/2011-06-15/service-2.json.gz")
 
     def test_it_is_removed_by_the_shell_that_docker_uses_and_nothing_else_is(self, tmp_path: Path) -> None:
         packages = tmp_path / "lib" / "python3.11" / "site-packages"
