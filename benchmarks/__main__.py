@@ -22,6 +22,7 @@ BENCHMARKS = {
     "volumes": "memory of a silo with volumes of 128^3",
     "round_control": "a round with no training in it",
     "startup": "from the command to the end of round 1",
+    "steps": "what each step of a run costs beside its work",
     "soft_labels": "prefetch beside a bare client, its memory, and training's wait for its set",
     "averaging": "memory and time of Eq 7 on large files",
     "peers": "NVFLARE's and Flower's rounds on round_control's payload (only with --peers)",

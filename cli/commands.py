@@ -1,4 +1,4 @@
-"""Commands as people can paste them into a shell, whatever the names of their folders. Called by all that print commands."""
+"""What all commands print alike: commands that people can paste into a shell, whatever the names of their folders, and warnings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from pathlib import Path
 def quoted(part: str | Path) -> str:
     """One word of a command line."""
     return shlex.quote(str(part))
+
+
+def warn(command: str, sentence: str) -> None:
+    """Print `sentence` beside what `fedhelp COMMAND` prints itself; nothing where it is blank."""
+    if sentence:
+        print(f"fedhelp {command}: warning: {sentence}", file=sys.stderr)
 
 
 def own_command(name: str) -> str:

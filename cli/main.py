@@ -290,13 +290,14 @@ def show(federation: Path, run_id: str | None, sha256: str | None, examples: int
 def compile_(pipeline: str, federation: Path | None, output: Path | None) -> None:
     """Write a pipeline as YAML for the Kubeflow UI or API."""
     defaults, silos = _form_and_silos(federation) if federation else ({}, ())  # before kfp takes its seconds: the file may be wrong
+    from fedhelp_cli.commands import quoted, warn
     from fedhelp_pipelines.compile import compiled
+    from fedhelp_pipelines.versions import sentence_about_kfp
 
+    warn("compile", sentence_about_kfp())
     text = compiled(pipeline, defaults, silos)
     path = output or Path(f"{pipeline}.yaml")
     path.write_text(text, encoding="utf-8")
-    from fedhelp_cli.commands import quoted
-
     click.echo(f"{path}: upload it in the Kubeflow UI under Pipelines, or with: fedhelp register {quoted(path)} --endpoint URL")
 
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedhelp_cli.commands import warn
 from fedhelp_cli.kubeflow_endpoint import kubeflow_errors, require_address
 from fedhelp_cli.run_form import offered_form_of
 from fedhelp_core.config.federation import load_federation
@@ -31,9 +32,13 @@ def register_with_kubeflow(
     known = load_federation(federation) if federation is not None else None
     defaults = offered_form_of(known, source=str(federation)) if known is not None else {}
     from fedhelp_pipelines.register import Registry, own_packages  # kfp takes seconds to import: after what is found wrong without it
+    from fedhelp_pipelines.versions import sentence_about_kfp, sentence_about_server
 
+    if not packages:
+        warn("register", sentence_about_kfp())
     with tempfile.TemporaryDirectory() as folder, kubeflow_errors(endpoint, wish="register pipelines", advice=_ADVICE):
         registry = Registry(endpoint, namespace, token_path=os.environ.get(TOKEN_VARIABLE))
+        warn("register", sentence_about_server(registry.server_version, endpoint))
         for package in packages or own_packages(Path(folder), defaults, known.silo_names if known is not None else ()):
             name = package.stem
             if remove:
@@ -41,6 +46,9 @@ def register_with_kubeflow(
                 continue
             registered = registry.register(package, name)
             print(f"pipeline {name}: version {registered.version} {'registered' if registered.new else 'is there already'}")
+            if not registered.described:
+                warn("register", f"Kubeflow's list keeps the description that pipeline {name} was first given; the version's own is complete."
+                     " To replace it, take the pipeline out with its versions (--remove) and register it again")
 
 
 def _require_pipeline(package: Path) -> None:

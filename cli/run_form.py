@@ -50,7 +50,8 @@ def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(parameter: str, value: Any) -> Any:
     if parameter not in FIELDS:
-        raise ConfigError(f"--set {parameter}: the form has no such parameter; {_hint(parameter, list(FIELDS)) or 'it has ' + ', '.join(FIELDS)}")
+        near = _hint(parameter, list(FIELDS)) or f"it has {', '.join(FIELDS)}; other settings are the federation's file's"
+        raise ConfigError(f"--set {parameter}: the form has no such parameter; {near}")
     menu = LITERALS.get(parameter, [])
     if menu and value not in menu:
         near = _hint(str(value), menu)

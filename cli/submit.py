@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhelp_cli.commands import quoted
+from fedhelp_cli.commands import quoted, warn
 from fedhelp_cli.kubeflow_endpoint import kubeflow_errors, require_address
 from fedhelp_cli.run_form import checked_settings, default_form, offered_form_of
 from fedhelp_components.check.form import FIELDS
@@ -57,7 +57,10 @@ def submit_to_kubeflow(
         print(json.dumps(request, indent=2))
         return
     from fedhelp_pipelines.submit import NotRegistered, start, wait_for
+    from fedhelp_pipelines.versions import sentence_about_kfp, sentence_about_server
 
+    if compile_here:
+        warn("submit", sentence_about_kfp())
     try:
         with tempfile.TemporaryDirectory() as folder, kubeflow_errors(endpoint, wish="start the run", advice=_ADVICE):
             started = start(
@@ -67,6 +70,7 @@ def submit_to_kubeflow(
         raise NotFound(
             f"Kubeflow endpoint {endpoint}: no version of pipeline {pipeline!r} is registered; install the hub's chart, register one"
             f" (fedhelp register --endpoint {quoted(endpoint)}), or add --compile; {_ADVICE}") from e
+    warn("submit", sentence_about_server(started.server_version, endpoint))
     page = _page_of(started.run, ui or (endpoint if started.serves_ui else None), "recurringrun" if schedule is not None else "runs")
     if schedule is not None:
         print(f"recurring run {started.run} is on ({schedule}); see it, and switch it off, at {page}")

@@ -4,7 +4,7 @@
     python helm/generate.py --check    only say which are not in step (exit code 1)
 
 The table of values in each README comes from the `# --` comments of values.yaml; the hub's pipelines from
-fedhelp_pipelines.graphs; what their form shows of a federation from the form's fields and the tasks' defaults; the schema of the
+fedhelp_pipelines.graphs; what their form shows of a federation from the form's fields; the schema of the
 hub's `federation` value from fedhelp_core.config.federation. tests/helm/test_generated.py holds them in step.
 """
 
@@ -107,15 +107,10 @@ def pipelines() -> dict[str, str]:
 
 
 def form() -> str:
-    """Where in the hub's `federation` value each parameter of the run form is found, and what a task's name alone sets."""
+    """Where in the hub's `federation` value each parameter of the run form is found."""
     from fedhelp_components.check.form import FIELDS
-    from fedhelp_core.registry.tasks import TASKS
 
-    defaults = {
-        name: {parameter: task.defaults[field.removeprefix("algorithm.")] for parameter, field in FIELDS.items()
-               if field.startswith("algorithm.") and field.removeprefix("algorithm.") in task.defaults}
-        for name, task in TASKS.items()}
-    return yaml.safe_dump({"fields": FIELDS, "tasks": {name: found for name, found in defaults.items() if found}}, sort_keys=False)
+    return yaml.safe_dump(FIELDS, sort_keys=False)
 
 
 def hub_schema() -> str:

@@ -25,7 +25,7 @@ def lists() -> dict[Path, str]:
     """Path of each list -> what it must hold."""
     torch = _export("--only-group", "torch")
     cpu = [entry for entry in torch if not entry.startswith(("torch==", *_FOR_CUDA))]
-    silo = _export("--no-dev")
+    silo = _export("--only-group", "silo")
     return {
         FOLDER / "build.txt": _text(_export("--only-group", "image-build")),
         FOLDER / "hub" / "requirements.txt": _text(_export("--only-group", "hub")),

@@ -19,13 +19,19 @@ class NotKubeflow(Exception):
     """A web page answers where Kubeflow Pipelines was expected, mostly a login page; the message says what."""
 
 
-class _Client(Client):
+class KubeflowClient(Client):
     """kfp's client, which would follow a login page's redirect and take the page for an empty answer: no pipelines, or registered ones."""
 
+    server_version = ""
+    """As the server names it, such as '2.17.0'; blank where it does not."""
+
     def get_kfp_healthz(self, sleep_duration: int = 5) -> V2beta1GetHealthzResponse:
-        """Asked once, as the first request: kfp's own logs five tracebacks, and then says that it timed out."""
+        """Asked once, as the first request: kfp's own logs five tracebacks, and then says that it timed out. Its type has no version."""
         self.refuse_pages()
-        return self._healthz_api.healthz_service_get_healthz()
+        said = self._healthz_api.api_client.call_api(
+            "/apis/v2beta1/healthz", "GET", response_type="object", auth_settings=["Bearer"], _return_http_data_only=True)
+        self.server_version = str(said.get("tag_name") or "")
+        return V2beta1GetHealthzResponse(multi_user=said.get("multi_user"))
 
     def refuse_pages(self) -> None:
         """From now on, for all requests."""
@@ -46,7 +52,7 @@ def _only_kubeflow(request: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def kubeflow_client(endpoint: str, namespace: str | None, *, credentials: Any = None) -> Client:
+def kubeflow_client(endpoint: str, namespace: str | None, *, credentials: Any = None) -> KubeflowClient:
     """A client of Kubeflow Pipelines at `endpoint`, which it asks for its health at once.
 
     Raises:
@@ -54,7 +60,7 @@ def kubeflow_client(endpoint: str, namespace: str | None, *, credentials: Any = 
     """
     with warnings.catch_warnings():  # of every client: it says that it is not for Kubeflow Pipelines 1
         warnings.filterwarnings("ignore", message="This client only works with Kubeflow Pipeline", category=FutureWarning)
-        client = _Client(host=endpoint, namespace=namespace or "kubeflow", credentials=credentials, proxy=proxy_for(endpoint))
+        client = KubeflowClient(host=endpoint, namespace=namespace or "kubeflow", credentials=credentials, proxy=proxy_for(endpoint))
     client.refuse_pages()
     return client
 

@@ -52,7 +52,7 @@ def _tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _table(form: Mapping[str, Any]) -> str:
     """The form's fields as Markdown, as the form sorts them: it shows no descriptions itself."""
     rows = [f"| {name} | {field['description']} |" for name, field in sorted(form.items())]
-    return "\n".join(["| field | meaning |", "| --- | --- |", *rows])
+    return "\n".join(["| field | meaning |", "| --- | --- |", *rows, "", "Every other setting is the file's."])
 
 
 def _give_nodes(tasks: dict[str, Any], silos: Sequence[str]) -> None:

@@ -93,16 +93,8 @@ def _graph(prefetch: Prefetch, train: Training) -> Callable[..., str]:
         normalisation: str = "shared",
         rounds: int = 50,
         local_epochs: int = 1,
-        batch_size: int = 4,
-        public_steps: int = 1,
         learning_rate: float = 0.001,
-        temperature: float = 1.0,
-        distillation_weight: float = 1.0,
-        rank_weight: float = 0.2,
-        weighting: str = "uniform",
         seed: int = 1,
-        min_silos: int = 0,
-        round_deadline: float = 3600.0,
         promotion_mode: str = "gate",
     ) -> str:
         """Train one small proxy model in all hospitals together; the defaults are the paper's.
@@ -114,16 +106,8 @@ def _graph(prefetch: Prefetch, train: Training) -> Callable[..., str]:
             normalisation: 'shared' (the paper's) averages batch norms, 'silo' keeps them at home.
             rounds: Federated rounds R.
             local_epochs: Passes over a silo's private images per round.
-            batch_size: Private images per step.
-            public_steps: Public batches of Eq 2 after each private one; more where hospitals have few images.
             learning_rate: Adam's step size.
-            temperature: T of Eq 2-4.
-            distillation_weight: Lambda of Eq 2-4.
-            rank_weight: Gamma of Eq 4.
-            weighting: 'uniform' (the paper's), or 'samples': by number of training images.
             seed: All randomness comes from it.
-            min_silos: Fewest updates that close a round; 0: more than half of the silos.
-            round_deadline: Seconds that a round waits for silos.
             promotion_mode: 'gate' compares with the champion, 'manual' leaves the candidate a candidate.
 
         Returns:

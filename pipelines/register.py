@@ -35,6 +35,8 @@ class Registered:
     version: str
     new: bool
     """False: a version with this content was there already."""
+    described: bool
+    """False: Kubeflow's list shows another description of the pipeline, or none: it keeps the first, and changes a name or tags alone."""
 
 
 class Registry:
@@ -45,37 +47,44 @@ class Registry:
         self._client = kubeflow_client(endpoint, namespace, credentials=credentials)
         self._namespace = namespace
 
+    @property
+    def server_version(self) -> str:
+        """As the server names it; blank where it does not."""
+        return self._client.server_version
+
     def register(self, package: Path, name: str) -> Registered:
         """Upload the compiled pipeline at `package` as a version of pipeline `name`, unless its content is there: the version is named by it."""
         said = str(next(iter(yaml.safe_load_all(package.read_text(encoding="utf-8"))))["pipelineInfo"].get("description", ""))
         version = f"{name}-{hashlib.sha256(package.read_bytes()).hexdigest()[:12]}"
-        pipeline = self._find(name) or self._create(name, said.partition("\n\n")[0])
-        if version in self._versions(pipeline):
-            return Registered(name, version, new=False)
-        self._client.upload_pipeline_version(str(package), pipeline_version_name=version, pipeline_id=pipeline, description=said)
-        return Registered(name, version, new=True)
+        line = said.partition("\n\n")[0]
+        found = self._find(name) or self._create(name, line)
+        pipeline, described = str(found.pipeline_id), (found.description or "") == line
+        new = version not in self._versions(pipeline)
+        if new:
+            self._client.upload_pipeline_version(str(package), pipeline_version_name=version, pipeline_id=pipeline, description=said)
+        return Registered(name, version, new, described)
 
     def remove(self, name: str) -> bool:
         """Delete pipeline `name` with its versions; False if there is none. Runs that were started stay."""
-        pipeline = self._find(name)
-        if pipeline is None:
+        found = self._find(name)
+        if found is None:
             return False
+        pipeline = str(found.pipeline_id)
         for version in self._versions(pipeline).values():
             self._client.delete_pipeline_version(pipeline, version)
         self._client.delete_pipeline(pipeline)
         return True
 
-    def _find(self, name: str) -> str | None:
-        found = pipelines_named(self._client, name, self._namespace)
-        return str(found[0].pipeline_id) if found else None
+    def _find(self, name: str) -> V2beta1Pipeline | None:
+        return next(iter(pipelines_named(self._client, name, self._namespace)), None)
 
-    def _create(self, name: str, description: str) -> str:
+    def _create(self, name: str, description: str) -> V2beta1Pipeline:
         """An empty pipeline; the UI's list shows `description` on one line.
 
         kfp's own upload_pipeline would add a first version called like the pipeline, whatever its content.
         """
         pipeline = V2beta1Pipeline(display_name=name, description=description, namespace=self._namespace)
-        return str(self._client._pipelines_api.pipeline_service_create_pipeline(pipeline=pipeline).pipeline_id)
+        return self._client._pipelines_api.pipeline_service_create_pipeline(pipeline=pipeline)
 
     def _versions(self, pipeline: str) -> dict[str, str]:
         """Name -> id of all versions."""

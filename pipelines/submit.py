@@ -25,6 +25,7 @@ class Started:
 
     run: str
     """Its id, or the recurring run's."""
+    server_version: str
     serves_ui: bool
     """Whether the endpoint that was asked shows people the run too: the UI passes the API on, the API server knows no pages."""
 
@@ -59,7 +60,7 @@ def start(
             started = client.create_recurring_run(
                 group.experiment_id, name, cron_expression=every, max_concurrency=1, no_catchup=True, params=dict(arguments),
                 service_account=service_account, **what).recurring_run_id
-    return Started(str(started), serves_ui=serves_ui(client, endpoint))
+    return Started(str(started), client.server_version, serves_ui=serves_ui(client, endpoint))
 
 
 def _compiled_into(folder: Path, pipeline: str, silos: Sequence[str]) -> dict[str, str]:

@@ -18,16 +18,8 @@ def check(
     normalisation: str,
     rounds: int,
     local_epochs: int,
-    batch_size: int,
-    public_steps: int,
     learning_rate: float,
-    temperature: float,
-    distillation_weight: float,
-    rank_weight: float,
-    weighting: str,
     seed: int,
-    min_silos: int,
-    round_deadline: float,
     promotion_mode: str,
 ) -> NamedTuple("Checked", [("store", str), ("endpoint_url", str), ("run", str), ("in_loop", list), ("shards", list)]):  # type: ignore[valid-type]
     """Validate the federation's file and every silo's data before anything expensive starts, and freeze the run.
@@ -42,16 +34,8 @@ def check(
         normalisation: Whether batch norms stay in the silo.
         rounds: Federated rounds.
         local_epochs: Passes over a silo's private images per round.
-        batch_size: Private images per step.
-        public_steps: Public batches of Eq 2 after each private one.
         learning_rate: Adam's step size.
-        temperature: T of Eq 2-4.
-        distillation_weight: Lambda of Eq 2-4.
-        rank_weight: Gamma of Eq 4.
-        weighting: Uniform, or by number of training images.
         seed: All randomness comes from it.
-        min_silos: Fewest updates that close a round; 0: more than half of the silos.
-        round_deadline: Seconds that a round waits for silos.
         promotion_mode: Gate or manual.
 
     Returns:
@@ -65,9 +49,7 @@ def check(
             federation, run_id or job_id,
             {
                 "method": method, "normalisation": normalisation, "rounds": rounds, "local_epochs": local_epochs,
-                "batch_size": batch_size, "public_steps": public_steps, "learning_rate": learning_rate, "temperature": temperature,
-                "distillation_weight": distillation_weight, "rank_weight": rank_weight, "weighting": weighting, "seed": seed,
-                "min_silos": min_silos, "round_deadline": round_deadline, "promotion_mode": promotion_mode,
+                "learning_rate": learning_rate, "seed": seed, "promotion_mode": promotion_mode,
             },
             Shown(name=job_name, job=job_id),
         )

@@ -1,6 +1,7 @@
 """The run form of both pipelines: parameter -> field of the federation's schema. Standard library only.
 
 Read by the graphs, by `fedhelp compile` (menus for enumerations) and by check (which applies the form to the file).
+Fields in which one compares runs of the same hospitals are here; all others are the file's (docs/decisions/0030).
 """
 
 FIELDS = {
@@ -8,16 +9,8 @@ FIELDS = {
     "normalisation": "algorithm.normalisation",
     "rounds": "algorithm.rounds",
     "local_epochs": "algorithm.local_epochs",
-    "batch_size": "algorithm.batch_size",
-    "public_steps": "algorithm.public_steps",
     "learning_rate": "algorithm.optimizer.learning_rate",
-    "temperature": "algorithm.temperature",
-    "distillation_weight": "algorithm.distillation_weight",
-    "rank_weight": "algorithm.rank_weight",
-    "weighting": "algorithm.weighting",
     "seed": "runtime.seed",
-    "min_silos": "protocol.min_silos",
-    "round_deadline": "protocol.round_deadline",
     "promotion_mode": "promotion.mode",
 }
 
@@ -25,6 +18,5 @@ FIELDS = {
 LITERALS = {
     "method": ["fedhelp", "fedavg", "fedprox", "fedhelp-no-api", "fedhelp-no-rank", "fedhelp-symmetric", "fedhelp-one-way"],
     "normalisation": ["shared", "silo"],
-    "weighting": ["uniform", "samples"],
     "promotion_mode": ["gate", "manual"],
 }

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedhelp_components.evaluation.candidate import register_candidate
 from fedhelp_components.evaluation.left_out import silos_left_out
 from fedhelp_components.evaluation.report import evaluation_of, write_report
 from fedhelp_components.evaluation.soft_labels import keep_summary
@@ -23,6 +24,7 @@ from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation
 from fedhelp_core.protocol.facts import Candidate, LeftOut
 from fedhelp_core.registry.tasks import TASKS, Metric
+from fedhelp_core.tracking.server import import_ahead
 from fedhelp_dispatch.request import Outcome
 from fedhelp_dispatch.supervisor import require_none_failed, run_everywhere, unanswered
 
@@ -55,7 +57,10 @@ def run(*, store: str, endpoint_url: str, run_id: str, report_file: str = "") ->
 
 def _evaluate(session: Session, run_id: str, report_file: str) -> Evaluated:
     final = final_commit(session)
-    evaluations, failed = evaluate_silos(session, final)
+    with _imports_meanwhile():
+        evaluations, failed = evaluate_silos(session, final)
+    from fedhelp_components.evaluation.candidate import register_candidate
+
     commits = (session.run.commit(number) for number in range(1, final.round + 1))
     left_out = silos_left_out(
         [commit for commit in commits if commit is not None], {silo: outcome.reason for silo, outcome in failed.items()},
@@ -71,6 +76,25 @@ def _evaluate(session: Session, run_id: str, report_file: str) -> Evaluated:
     keep_summary(session.run)
     write_report(session.store, run_id, session.federation, Path(report_file) if report_file else None)
     return Evaluated(metrics, list(session.federation.task.classes), confusion, version, left_out)
+
+
+@contextmanager
+def _imports_meanwhile() -> Iterator[None]:
+    """While the silos score their models, a thread imports what takes seconds: PyTorch, its export, MLflow. So the silos are asked at once."""
+    thread = threading.Thread(target=_import, name="fedhelp-imports", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _import() -> None:
+    with suppress(Exception):  # what is wrong is met again, where it is told
+        import torch
+
+        import_ahead()
+        torch.export.export(torch.nn.ReLU(), (torch.zeros(2, 1),))  # imports half of PyTorch when it is called first
 
 
 def final_commit(session: Session) -> Commit:

@@ -241,6 +241,7 @@ class _MlflowRun:
         self.client = client
         self.id: str = run.info.run_id
         self.experiment: str = run.info.experiment_id
+        self._logged_before = set(run.data.metrics)
         self._steps_of: dict[str, set[int]] = {}
 
     @classmethod
@@ -290,8 +291,9 @@ class _MlflowRun:
         self.client.set_terminated(self.id, status)
 
     def _steps(self, key: str) -> set[int]:
-        if key not in self._steps_of:
-            self._steps_of[key] = {metric.step for metric in self.client.get_metric_history(self.id, key)}
+        if key not in self._steps_of:  # a request for each metric that the run had when it was found, none for new ones
+            before = self.client.get_metric_history(self.id, key) if key in self._logged_before else ()
+            self._steps_of[key] = {metric.step for metric in before}
         return self._steps_of[key]
 
     def _describe(self, run: Any, tags: Mapping[str, str], parameters: Mapping[str, str]) -> None:

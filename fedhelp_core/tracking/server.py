@@ -82,6 +82,14 @@ def prepare() -> None:
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"])  # where somebody else has imported it before
 
 
+def import_ahead() -> None:
+    """Import what logging a model takes, which is seconds. For a thread of a process whose main thread waits for something else."""
+    prepare()
+    with quiet():
+        import mlflow.pyfunc
+        import mlflow.pytorch  # noqa: F401
+
+
 def client_of(uri: str) -> Any:
     """MLflow's client; makes the database of a SQLite URI that is not there."""
     require_usable(uri)  # mlflow itself tries for minutes to open a folder
@@ -160,7 +168,7 @@ def mlflow_at(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of mlflow and torch.export about themselves. For the main thread: warning filters belong to the process."""
+    """Without the warnings of mlflow and torch.export about themselves. For one thread at a time: warning filters belong to the process."""
     with warnings.catch_warnings(record=True):  # recorded and dropped: mlflow switches some on again that are ignored
         warnings.simplefilter("ignore")
         yield

@@ -35,8 +35,8 @@ def test_a_run_id_that_is_no_name_is_said_with_the_other_fields(monkeypatch: pyt
 
 
 def test_whole_numbers_may_come_as_kubeflow_writes_numbers() -> None:
-    assert check_main.checked_form("r", {"rounds": 3.0, "round_deadline": 60, "method": "fedavg"}) == {
-        "rounds": 3, "round_deadline": 60, "method": "fedavg"}
+    assert check_main.checked_form("r", {"rounds": 3.0, "learning_rate": 1, "method": "fedavg"}) == {
+        "rounds": 3, "learning_rate": 1, "method": "fedavg"}
 
 
 @pytest.mark.parametrize(("account", "problems"), [("fedhelp-runs", 0), ("pipeline-runner", 1)])

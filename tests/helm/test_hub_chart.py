@@ -119,8 +119,15 @@ def test_the_runs_account_may_start_no_job_and_read_no_secret_but_kubeflows(rend
 
     assert not any("jobs" in rule["resources"] for rule in rules)
     assert [rule.get("resourceNames") for rule in rules if "secrets" in rule["resources"]] == [["mlpipeline-minio-artifact"]]
+
     assert not any("*" in rule["verbs"] or "*" in rule["resources"] for rule in rules)
     assert not objects.has("ClusterRole")
+
+
+@pytest.mark.parametrize("secrets", [["kubeflow-artifacts"], []])
+def test_the_account_of_runs_reads_the_secrets_that_artifacts_are_stored_with_and_no_other(secrets: list[str], render: Render) -> None:
+    rules = render(HUB, "standalone", {"serviceAccount": {"artifactSecrets": secrets}}).one("Role", "fedhelp-runs")["rules"]
+    assert [rule["resourceNames"] for rule in rules if "secrets" in rule["resources"]] == ([secrets] if secrets else [])
 
 
 def test_pods_of_a_run_get_the_registrys_credentials_from_their_account(render: Render) -> None:
@@ -190,11 +197,11 @@ def shown_by(objects: Rendered) -> dict[str, Any]:
 
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_the_form_shows_what_the_federation_says(task: str, render: Render) -> None:
-    """Whoever changes nothing in it runs the federation as its file has it, what the task's name alone sets included."""
+    """Whoever changes nothing in it runs the federation as its file has it."""
     by_task = {"task": {"name": task, "image_size": 64}}
     itself = {
         "algorithm": {"rounds": 7, "rank_weight": 0, "optimizer": {"learning_rate": 0.01}}, "runtime": {"seed": 0},
-        "protocol": {"min_silos": 2, "round_deadline": 90, "lease": 60}}
+        "protocol": {"min_silos": 2, "round_deadline": 90, "lease": 60}, "promotion": {"mode": "manual"}}
 
     for said in (by_task, by_task | itself):
         objects = render(HUB, "kubernetes-native", {"federation": said, "pipelines": {"kubernetesNative": False}})

@@ -6,12 +6,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.steps import mlflow_server
 from fedhelp_core.config.federation import parse_federation
 from fedhelp_core.data.phantom.fed_isic import SITES, write_fed_isic
 from fedhelp_core.errors import ConfigError
@@ -99,41 +95,14 @@ class Federated:
 
 
 @pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real MLflow server."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-             "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")],
-            stdout=log, stderr=log, cwd=folder, start_new_session=True,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
-        try:
-            deadline = time.monotonic() + 200
-            while not _answers(f"{address}/health"):
-                assert server.poll() is None, (folder / "server.log").read_text()
-                assert time.monotonic() < deadline, (folder / "server.log").read_text()
-                time.sleep(0.2)
-            yield address
-        finally:
-            os.killpg(server.pid, 15)
-            server.wait(10)
-
-
-def _answers(address: str) -> bool:
-    try:
-        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=1).close()
-    except OSError:
-        return False
-    return True
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as (address, _log):
+        yield address
 
 
 @pytest.fixture(scope="module")
-def federated(hub: str, silo: str, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Federated:
+def federated(hub: str, silo: str, tracking: str, tmp_path_factory: pytest.TempPathFactory) -> Federated:
     """One hospital, one round, every step in a container of the image that it runs in on a cluster; data read-only."""
     folder = tmp_path_factory.mktemp("federated")
     data, state, store, settings = (folder / name for name in ("data", "state", "store", "settings"))
@@ -143,7 +112,7 @@ def federated(hub: str, silo: str, mlflow_server: str, tmp_path_factory: pytest.
         writable.chmod(0o777)  # a volume of the container's own user, whoever that is
     settings.mkdir()
     federation = parse_federation({
-        "name": "smoke", "task": {"image_size": 16}, "store": {"url": "/store"}, "tracking": {"uri": mlflow_server},
+        "name": "smoke", "task": {"image_size": 16}, "store": {"url": "/store"}, "tracking": {"uri": tracking},
         "algorithm": {"method": "fedavg", "rounds": 1, "proxy_model": "resnet8", "large_model": "resnet8"},
         "runtime": {"threads": 1, "device": "cpu"},
         "silos": [{"name": SILO, "dispatch": {"kind": "process", "silo_config": "/etc/fedhelp/silo.yaml"}}]}, source="the test")

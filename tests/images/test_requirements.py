@@ -119,9 +119,10 @@ class TestHub:
 
 
 class TestSilo:
-    def test_its_two_lists_are_all_that_the_product_depends_on(self) -> None:
+    def test_its_two_lists_are_all_that_the_product_depends_on_but_mlflows_server_and_figures_of_studies(self) -> None:
         wanted = {re.split(r"[<>=\[ ]", requirement)[0] for requirement in tomllib.loads(read("pyproject.toml"))["project"]["dependencies"]}
-        assert wanted <= names(read("images/silo/requirements.txt")) | names(read("images/silo/torch.txt"))
+        listed = names(read("images/silo/requirements.txt")) | names(read("images/silo/torch.txt"))
+        assert wanted - listed == {"mlflow", "matplotlib"} and "mlflow-skinny" in listed
 
     def test_no_package_is_in_both_of_its_lists(self) -> None:
         assert names(read("images/silo/requirements.txt")) & names(read("images/silo/torch.txt")) == set()
@@ -152,3 +153,29 @@ class TestWithoutCuda:
         assert ctypes.c_uint64.in_dll(library, "ncclSend").value == 0
         with pytest.raises(ValueError, match="undefined symbol"):
             ctypes.c_uint64.in_dll(library, "ncclRecv")
+
+
+class TestWhatIsNeverLoaded:
+    GONE = (
+        "numpy/tests/test_a.py", "scipy/linalg/tests/data.npy", "torch/include/ATen.h", "torch/bin/protoc-3.21.12.0",
+        "nvidia/cu13/include/cuda.h", "nvidia/cu13/lib/libcudart_static.a", "numpy/_core/lib/libnpymath.a",
+        "botocore/data/ec2/2016-11-15/service-2.json.gz", "botocore/data/s3control/2018-08-20/service-2.json.gz")
+    KEPT = (
+        "torch/lib/libtorch.so", "torch/bin/torch_shm_manager", "torch/testing/__init__.py", "nvidia/cu13/lib/libcudart.so.13",
+        "numpy/_core/include/numpy/arrayobject.h", "botocore/data/endpoints.json",
+        "botocore/data/s3/2006-03-01/service-2.json.gz", "botocore/data/sts/2011-06-15/service-2.json.gz")
+
+    def test_it_is_removed_by_the_shell_that_docker_uses_and_nothing_else_is(self, tmp_path: Path) -> None:
+        packages = tmp_path / "lib" / "python3.11" / "site-packages"
+        for name in (*self.GONE, *self.KEPT):
+            (packages / name).parent.mkdir(parents=True, exist_ok=True)
+            (packages / name).touch()
+        subprocess.run(
+            ["sh", "-ec", f". images/environment.sh; VIRTUAL_ENV={tmp_path}; without_what_is_never_loaded"], check=True, cwd=ROOT)
+        assert {str(path.relative_to(packages)) for path in packages.rglob("*") if path.is_file()} == set(self.KEPT)
+
+    def test_a_store_in_a_bucket_and_logins_by_a_clusters_identity_still_have_what_they_load(self) -> None:
+        import botocore.loaders
+
+        services = set(botocore.loaders.Loader().list_available_services("service-2"))
+        assert {"s3", "sts", "sso", "sso-oidc", "signin"} <= services

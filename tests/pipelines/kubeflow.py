@@ -19,11 +19,14 @@ class Kubeflow(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.pipelines: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, dict[str, Any]]] = {}
+        self.uploads: dict[str, str] = {}
+        """Name of a version -> the compiled pipeline."""
         self.runs: list[dict[str, Any]] = []
         self.recurring: list[dict[str, Any]] = []
         self.tokens: set[str] = set()
         self.refuse: int | None = None
         self.serves_ui = False
+        self.version = "2.17.0"
         self.state: str | None = "SUCCEEDED"
         """Of every run; None: the server cannot say."""
 
@@ -71,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         if "Authorization" in self.headers:
             server.tokens.add(self.headers["Authorization"])
         if parts == ["healthz"]:
-            self._answer({"multi_user": False})
+            self._answer({"commit_sha": "unknown", "tag_name": server.version, "multi_user": False, "pipeline_store": "database"})
         elif server.refuse is not None:
             self._answer({"message": "refused for the test"}, server.refuse)
         elif (self.command, *parts) == ("GET", "experiments"):
@@ -85,7 +88,11 @@ class _Handler(BaseHTTPRequestHandler):
             server.recurring.append(json.loads(body))
             self._answer({**server.recurring[-1], "recurring_run_id": f"m{len(server.recurring) - 1}"})
         elif self.command == "GET" and parts[0] == "runs":
-            self._answer({"run_id": parts[1], "state": server.state}, 200 if server.state else 503)
+            started = server.runs[int(parts[1].removeprefix("r"))]
+            self._answer({**started, "run_id": parts[1], "state": server.state}, 200 if server.state else 503)
+        elif (self.command, *parts) == ("POST", "recurringruns"):
+            server.recurring.append(json.loads(body))
+            self._answer({**server.recurring[-1], "recurring_run_id": f"j{len(server.recurring) - 1}"})
         elif (self.command, *parts) == ("GET", "pipelines"):
             wanted = json.loads(query["filter"])["predicates"][0]["stringValue"]
             self._answer({"pipelines": [p for p in server.pipelines.values() if p["display_name"] == wanted]})
@@ -100,7 +107,9 @@ class _Handler(BaseHTTPRequestHandler):
                     "description": query.get("description", "")}
             versions[made["pipeline_version_id"]] = made
             form: Message = message_from_bytes(f"Content-Type: {self.headers['Content-Type']}\n\n".encode() + body)
-            assert b"pipelineInfo" in next(iter(form.get_payload())).get_payload(decode=True)  # type: ignore[union-attr, arg-type, operator]
+            package: bytes = next(iter(form.get_payload())).get_payload(decode=True)  # type: ignore[union-attr, arg-type, assignment]
+            server.uploads[query["name"]] = package.decode()
+            assert "pipelineInfo" in server.uploads[query["name"]]
             self._answer(made)
         elif self.command == "GET" and url.path == "/":
             self._page()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from fedhelp_components.check.form import FIELDS, LITERALS
 from fedhelp_core.config.algorithm import AlgorithmConfig, Normalisation
 from fedhelp_core.config.federation import Federation, PromotionConfig, parse_federation
 from fedhelp_core.registry.methods import METHODS
+from fedhelp_core.registry.tasks import TASKS
 from tests.pipelines.contract import FOLDER, contract_of
 
 HEAVY = ("torch", "mlflow", "boto3", "matplotlib", "monai", "kubernetes")
@@ -121,6 +123,12 @@ def test_every_parameter_of_the_form_is_typed_and_documented_and_defaulted(form:
         assert ("defaultValue" in parameter and parameter["isOptional"] is True) == (name not in REQUIRED), name
 
 
+def test_a_form_is_one_screen_and_no_task_sets_what_it_shows(form: dict[str, dict[str, Any]]) -> None:
+    """The chart fills it in from its federation alone: a default of the task's own would be undone by it."""
+    assert len(form) <= 10
+    assert not {f"algorithm.{name}" for task in TASKS.values() for name in task.defaults} & set(FIELDS.values())
+
+
 def test_the_forms_defaults_and_types_are_the_schemas(form: dict[str, dict[str, Any]]) -> None:
     federation = parse_federation({**_FEDERATION, "algorithm": {"method": "fedhelp-no-api"}, "runtime": {}}, source="test")
     kinds = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float}
@@ -137,7 +145,6 @@ def test_enumerations_are_menus_of_what_the_schema_takes(form: dict[str, dict[st
     allowed = {
         "method": {*METHODS} - {"local"},  # alone at home: nothing to federate
         "normalisation": {*get_args(Normalisation)},
-        "weighting": {*get_args(AlgorithmConfig.model_fields["weighting"].annotation)},
         "promotion_mode": {*get_args(PromotionConfig.model_fields["mode"].annotation)},
     }
     assert {name: set(values) for name, values in LITERALS.items()} == allowed
@@ -271,9 +278,7 @@ def test_compile_bakes_a_federations_settings_in_as_defaults(tmp_path: Path) -> 
     baked = next(iter(yaml.safe_load_all((tmp_path / "baked.yaml").read_text(encoding="utf-8"))))
     form = baked["root"]["inputDefinitions"]["parameters"]
     assert {name: form[name]["defaultValue"] for name in FIELDS} == {
-        "method": "fedavg", "normalisation": "shared", "rounds": 3, "local_epochs": 1, "batch_size": 4, "public_steps": 1,
-        "learning_rate": 0.02, "temperature": 1.0, "distillation_weight": 1.0, "rank_weight": 0.2, "weighting": "uniform",
-        "seed": 17, "min_silos": 0, "round_deadline": 3600.0, "promotion_mode": "gate"}
+        "method": "fedavg", "normalisation": "shared", "rounds": 3, "local_epochs": 1, "learning_rate": 0.02, "seed": 17, "promotion_mode": "gate"}
     images = {executor["container"]["image"] for executor in baked["deploymentSpec"]["executors"].values()}
     assert images == {"registry.hospital/hub:7", "registry.hospital/silo:7"}
     assert {name.partition(".")[0] for name in json.loads((tmp_path / "modules.json").read_text())}.isdisjoint({"torch", "mlflow", "monai"})
@@ -339,9 +344,11 @@ def test_form_nodes_volumes_and_secrets_are_the_ones_that_others_rely_on(name: s
     assert contract_of(compilations[0]["with silos"][name]) == known
 
 
-def test_the_operating_guide_describes_every_node_and_artifact_by_its_name() -> None:
+def test_the_operating_guide_describes_every_node_artifact_and_field_by_its_name(form: dict[str, dict[str, Any]]) -> None:
     guide = (Path(__file__).parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
-    section = guide[guide.index("### What one sees"):guide.index("### Kinds of Kubeflow")]
+    fields = guide[guide.index("### In the Kubeflow UI"):guide.index("### What one sees")]
+    assert set(form) == {word for row in re.findall(r"^\| (`.*?) \|", fields, re.MULTILINE) for word in re.findall(r"`(\w+)`", row)}
+    section = guide[guide.index("### What one sees"):guide.index("### Again, and again")]
     for name in NAMES:
         for page in yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["pages"].values():
             for node, found in page.items():

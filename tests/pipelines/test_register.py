@@ -49,8 +49,37 @@ def test_this_products_own_pipelines_are_registered_without_a_package(kubeflow: 
         (version,) = kubeflow.versions[identity].values()
         line, _, table = version["description"].partition("\n\n")
         assert pipeline["description"] == line and line.startswith("FedHelp with ") and "\n" not in line  # a cell of the UI's list
-        assert "| rounds | Federated rounds R. |" in table
+        assert "| rounds | Federated rounds R. |" in table and table.endswith("\n\nEvery other setting is the file's.")
         assert all(f"\n| {name} | " in table for name in ("federation", "run_id", *FIELDS))
+
+
+def test_a_description_that_kubeflow_keeps_from_before_is_said_and_replaced_by_registering_again(kubeflow: Kubeflow, package: Path) -> None:
+    """Its API changes a pipeline's name and tags alone; here it was registered without a description."""
+    package.write_text("pipelineInfo: {name: fedhelp, description: \"One line.\\n\\nA table.\"}\nschemaVersion: 2.1.0\n")
+    kubeflow.add("fedhelp")
+
+    said, _, again = register(kubeflow, package), register(kubeflow, package, "--remove"), register(kubeflow, package)
+
+    assert (said.exit_code, again.exit_code, again.stderr) == (0, 0, "")
+    assert said.stderr == (
+        "fedhelp register: warning: Kubeflow's list keeps the description that pipeline fedhelp was first given; the version's own is complete."
+        " To replace it, take the pipeline out with its versions (--remove) and register it again\n")
+    assert [pipeline["description"] for pipeline in kubeflow.pipelines.values()] == ["One line."]
+
+
+@pytest.mark.parametrize(("version", "said"), [
+    ("2.18.0", "newer than 2.17, the newest"), ("v3.0.0", "newer than 2.17, the newest"), ("2.14.6", "older than 2.15, the oldest"),
+    ("2.15.2", ""), ("2.17.3", ""), ("unknown", ""), ("", "")])
+def test_a_kubeflow_that_this_was_not_tried_with_is_named_in_one_sentence(version: str, said: str, kubeflow: Kubeflow, package: Path) -> None:
+    kubeflow.version = version
+
+    result = register(kubeflow, package)
+
+    assert result.exit_code == 0
+    warnings = [line for line in result.stderr.splitlines() if "was tried with" in line]
+    assert len(warnings) == bool(said)
+    assert all(line.startswith(f"fedhelp register: warning: Kubeflow Pipelines {version} answers at {kubeflow.address}, which is {said}")
+               for line in warnings)
 
 
 def test_other_silos_are_another_version(kubeflow: Kubeflow, tmp_path: Path) -> None:

@@ -47,13 +47,11 @@ public images mounted where tasks read them.
 {{- dict "pipelineSpec" $spec "platformSpec" $platform | toJson -}}
 {{- end }}
 
-{{/* What the federation says of the run form's parameters, itself or by its task; JSON {parameter: value}. The rest keep the paper's settings. */}}
+{{/* What the federation says of the run form's parameters; JSON {parameter: value}. The rest keep the paper's settings. */}}
 {{- define "hub.form" -}}
-{{- $form := .Files.Get "files/form.yaml" | fromYaml -}}
-{{- $federation := .Values.federation -}}
-{{- $found := get $form.tasks (dig "task" "name" "" $federation) | default dict | deepCopy -}}
-{{- range $parameter, $path := $form.fields -}}
-{{- $value := $federation -}}
+{{- $found := dict -}}
+{{- range $parameter, $path := .Files.Get "files/form.yaml" | fromYaml -}}
+{{- $value := $.Values.federation -}}
 {{- range splitList "." $path -}}
 {{- $value = dig . "" ($value | default dict) -}}
 {{- end -}}

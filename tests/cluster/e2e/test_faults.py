@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+import yaml
 
 from fedhelp_core.protocol.run import Run
 from tests.cluster.build import binary
@@ -138,7 +139,9 @@ def kill_hub_in_round_2(world: World, run_id: str) -> None:
 
 def test_a_silo_that_is_frozen_past_the_deadline_is_left_out_and_named(world: World) -> None:
     west = world.hospital("west")
-    with running(world, "frozen", round_deadline=25.0):
+    impatient = {**world.document, "protocol": {**world.document["protocol"], "round_deadline": 25.0}}
+    world.store().put_new("impatient.yaml", yaml.safe_dump(impatient).encode())
+    with running(world, "frozen", federation=f"{world.document['store']['url']}/impatient.yaml"):
         name = job_of(west, "frozen", "train")
         world.wait_for_round("frozen", 1)
         west.node.freeze(west.namespace, name)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from fedhelp_components.evaluation.candidate import model_for_users
 from fedhelp_components.promotion.__main__ import run as decide
@@ -382,6 +383,15 @@ class TestModels:
         [run] = runs_of(federation, "r")
         assert run.info.status == "FINISHED" and run.data.tags["fedhelp.global_sha256"] == "00"
         assert client.get_model_version("tiny", "1").run_id == run.info.run_id
+
+    def test_a_metric_that_the_run_never_had_costs_no_request_of_its_own(self, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[str] = []
+        real = MlflowClient.get_metric_history
+        monkeypatch.setattr(MlflowClient, "get_metric_history", lambda self, run, key: asked.append(key) or real(self, run, key))
+        Tracker.for_run(federation, "r").log_final({f"silo {number}": 0.5 for number in range(20)})
+        assert asked == []
+        Tracker.for_run(federation, "r").log_final({"silo 7": 0.5, "another": 0.5})
+        assert asked == ["silo 7"], "a step of it may be there"
 
     def test_results_are_logged_once_beside_the_rounds(self, federation: Federation) -> None:
         log_rounds(federation, "r", 1, 2, 3)
