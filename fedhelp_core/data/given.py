@@ -62,12 +62,12 @@ def prepared(given: Any, task: TaskConfig, name: str = "the image", *, paths: bo
     if isinstance(given, str) and "\0" in given:
         raise Unusable(f"{name}: {_FOR_FILES}, got a text with a zero byte in it")
     if isinstance(given, str):
-        given = Path(given) if paths and not given.startswith("data:") else _bytes_in(given, name)
+        given = Path(given) if paths and not given.startswith("data:") else bytes_in(given, name)
     if TASKS[task.name].dimensions == 3:
         return _volume(given, task, name)
     if isinstance(given, Path | bytes | bytearray):
         return _picture_file(given, task, name)
-    return _fitted(_picture_of(_array_in(given, name), name), task, name)
+    return _fitted(picture_of(_array_in(given, name), name), task, name)
 
 
 def _picture_file(given: Path | bytes | bytearray, task: TaskConfig, name: str) -> NDArray[np.uint8]:
@@ -94,7 +94,7 @@ def _fitted(picture: Picture, task: TaskConfig, name: str) -> NDArray[np.uint8]:
     return decode.prepared(picture, task.image_size, name).transpose(2, 0, 1)
 
 
-def _picture_of(array: NDArray[Any], name: str) -> Picture:
+def picture_of(array: NDArray[Any], name: str) -> Picture:
     """An array of raw pixels as the file that holds the same."""
     shape = array.shape
     said = " x ".join(map(str, shape))
@@ -136,7 +136,7 @@ def _volume(given: Any, task: TaskConfig, name: str) -> NDArray[np.uint8]:
     reader = VolumeReader(task)
     if isinstance(given, bytes | bytearray):
         with tempfile.TemporaryDirectory(prefix="fedhelp-") as folder:
-            path = Path(folder) / f"volume{_suffix(bytes(given[:132]))}"
+            path = Path(folder) / f"volume{volume_ending(bytes(given[:132]))}"
             path.write_bytes(given)
             try:
                 volume = opened(path)
@@ -146,15 +146,15 @@ def _volume(given: Any, task: TaskConfig, name: str) -> NDArray[np.uint8]:
     if isinstance(given, Path):
         volume = opened(given)
         return reader.prepared(volume.voxels_XYZ, volume.affine, given)
-    volume = _volume_of(given, name)
+    volume = volume_of(given, name)
     return reader.prepared(volume.voxels_XYZ, volume.affine, Path(name))
 
 
-def _suffix(start: bytes) -> str:
+def volume_ending(start: bytes) -> str:
     return ".dcm" if start[128:132] == b"DICM" else ".nii.gz" if start.startswith(b"\x1f\x8b") else ".nii"
 
 
-def _volume_of(given: Any, name: str) -> Volume:
+def volume_of(given: Any, name: str) -> Volume:
     """Voxels and where they lie."""
     fields = set(given) if isinstance(given, Mapping) else set()
     if fields not in ({"voxels", "affine"}, {"voxels", "spacing"}):
@@ -190,7 +190,7 @@ def _array_in(given: Any, name: str) -> NDArray[Any]:
         raise Unusable(f"{name}: {_FOR_FILES}, got lists of different lengths ({e})"[:300]) from None
 
 
-def _bytes_in(text: str, name: str) -> bytes:
+def bytes_in(text: str, name: str) -> bytes:
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except (binascii.Error, ValueError):

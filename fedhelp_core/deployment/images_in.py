@@ -132,10 +132,17 @@ class Reader:
         Raises:
             Unusable: there is none, or none for this task.
         """
-        name = str(source.path)
-        size = self._task.image_size
         is_dicom = raw[128:132] == b"DICM"
-        picture = Picture(Image.fromarray(dicom.read_image(source.path))) if is_dicom else picture_in(raw, name)
+        picture = Picture(Image.fromarray(dicom.read_image(source.path))) if is_dicom else picture_in(raw, str(source.path))
+        return self.of_picture(picture, hashlib.sha256(raw).hexdigest(), source)
+
+    def of_picture(self, picture: Picture, sha256: str, source: Source) -> Prepared:
+        """A picture that was read.
+
+        Raises:
+            Unusable: it is none for this task.
+        """
+        name, size = str(source.path), self._task.image_size
         if self._entry.channels == 1:
             picture = pictures.grey(picture, name)
             image_CS = pictures.prepared(picture, size, name, self._bits)
@@ -144,14 +151,22 @@ class Reader:
             image_CS = decode.prepared(picture, size, name, self._bits).transpose(2, 0, 1)
         small = eight_bits(picture, self._bits, name).convert("RGB")
         small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        return Prepared(source, hashlib.sha256(raw).hexdigest(), image_CS, PictureGrid((picture.image.height, picture.image.width), small))
+        return Prepared(source, sha256, image_CS, PictureGrid((picture.image.height, picture.image.width), small))
 
     def _volume(self, source: Source) -> Prepared:
         from fedhelp_core.data.volumes import opened
 
         volume = opened(source.path)
+        return self.of_volume(volume, digest_of_all(source.path, volume), source)
+
+    def of_volume(self, volume: Volume, sha256: str, source: Source) -> Prepared:
+        """A volume that was read.
+
+        Raises:
+            Unusable: it cannot be brought into the network's cube.
+        """
         placed = self._volumes.placed(volume.voxels_XYZ, volume.affine, source.path)
-        return Prepared(source, digest_of_all(source.path, volume), placed.cube_1SSS, VolumeGrid(volume, placed))
+        return Prepared(source, sha256, placed.cube_1SSS, VolumeGrid(volume, placed))
 
 
 def _told(prepare: Callable[[Source], Prepared], source: Source) -> Prepared:
