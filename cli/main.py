@@ -1,4 +1,5 @@
-"""The `fedhelp` command: init, run, simulate, data, softlabels, compile, register, submit, check, jobs, promote, rollback, model, predict.
+"""The `fedhelp` command: init, run, simulate, data, softlabels, compile, register, submit, check, jobs, promote, rollback, model, predict,
+serve.
 
 Only click and the standard library are imported here; each command imports what it needs when it is called, so that
 `fedhelp --help` answers at once.
@@ -476,6 +477,51 @@ def predict(images: tuple[Path, ...], silo: Path, name: str | None, out: Path, d
     from fedhelp_cli.predict import predict_and_print
 
     predict_and_print(silo, images, out=out, name=name, device=device, pictures=pictures, dry_run=dry_run)
+
+
+_SERVE_HELP = """
+\b
+Routes (Open Inference Protocol, version 2)
+  GET  /v2, /v2/health/live, /v2/health/ready, /metrics
+  GET  /v2/models/NAME, /v2/models/NAME/ready
+  POST /v2/models/NAME/infer    inputs `files` (BYTES), or `pixels` / `voxels` with `affine` or `spacing`, in raw units
+\b
+Examples
+  fedhelp serve --silo silo.yaml
+  fedhelp serve --silo silo.yaml --host 0.0.0.0 --token-file token --tls-cert tls.crt --tls-key tls.key
+"""
+_file = click.Path(dir_okay=False, path_type=Path)
+
+
+@main.command(epilog=_SERVE_HELP + _EXIT_CODES)
+@_of_silo
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to answer at.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Its port; 0: a free one.")
+@click.option("--token-file", type=_file, help="File with the bearer tokens of those who may ask, one a line; read anew for each request.")
+@click.option("--no-token", is_flag=True, help="Let other machines ask without a token: a network policy says who reaches this one.")
+@click.option("--tls-cert", type=_file, help="Certificate chain (PEM) for HTTPS.")
+@click.option("--tls-key", type=_file, help="Its private key (PEM).")
+@click.option("--max-batch", default=256, show_default=True, type=click.IntRange(1, 256), help="Images of several requests computed at once.")
+@click.option("--max-mebibytes", default=64, show_default=True, type=click.IntRange(1, 4096), help="Size of a request.")
+@click.option("--timeout", default=60.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds until a request is given up.")
+@_device
+@_with_exit_codes
+def serve(
+    silo: Path, name: str | None, host: str, port: int, token_file: Path | None, no_token: bool, tls_cert: Path | None, tls_key: Path | None,
+    max_batch: int, max_mebibytes: int, timeout: float, device: str,
+) -> None:
+    """Let the model in use answer over HTTP inside the hospital.
+
+    Answers are those of `fedhelp predict`, on a CPU to the last bit. A version that is adopted, or gone back to, answers within seconds, without
+    a lost request. SIGTERM lets the answers that are being made go out. No network but the hospital's own is needed.
+    """
+    from fedhelp_cli.serve import serve_model
+    from fedhelp_core.serving.app import Limits
+    from fedhelp_core.serving.server import Door
+
+    door = Door(host=host, port=port, token_file=token_file, open_to_all=no_token, tls_cert=tls_cert, tls_key=tls_key)
+    limits = Limits(most_bytes=max_mebibytes * 2**20, seconds=timeout, most_batch=max_batch)
+    serve_model(silo, name=name, device=device, door=door, limits=limits)
 
 
 @main.group(epilog=_EXIT_CODES)

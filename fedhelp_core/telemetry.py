@@ -30,6 +30,7 @@ PREFETCH = "fedhelp_soft_label_prefetch"
 """Of shard 2: this, and _2."""
 _ROUND_BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800)
 _REQUEST_BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60)
+_ANSWER_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _PUSH_TIMEOUT_S = 5.0
 _log = logging.getLogger("fedhelp.telemetry")
 
@@ -65,6 +66,11 @@ class _Metrics:
             ["teacher"], buckets=_REQUEST_BUCKETS_S, registry=registry)
         self.teacher_cost = Gauge(
             "fedhelp_teacher_cost", "Money that a teacher has cost in all, in its config's currency.", ["teacher"], registry=registry)
+        self.served = Counter(
+            "fedhelp_serving_requests_total", "Questions to the model in use, by how they ended: answered, or the kind of fault.",
+            ["outcome"], registry=registry)
+        self.served_seconds = Histogram(
+            "fedhelp_serving_request_duration_seconds", "Time from a question's head to its answer.", buckets=_ANSWER_BUCKETS_S, registry=registry)
 
 
 @cache
@@ -131,6 +137,14 @@ def teacher_failed(teacher: str, outcome: str) -> None:
 def teacher_cost(teacher: str, cost: float) -> None:
     """What a teacher has cost in all, over all runs that share its ledger."""
     _metrics().teacher_cost.labels(teacher).set(cost)
+
+
+def served(outcome: str, seconds: float) -> None:
+    """A question to the model in use ended after `seconds`: 'answered', or with a kind of fault."""
+    metrics = _metrics()
+    metrics.served.labels(outcome).inc()
+    if outcome == "answered":
+        metrics.served_seconds.observe(seconds)
 
 
 def exposition() -> str:

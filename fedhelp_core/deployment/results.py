@@ -215,7 +215,7 @@ class _Writer:
     def _class_row(self, answer: ClassAnswer) -> dict[str, Any]:
         name = self._scorer.class_name(answer)
         return {
-            "decision": UNDECIDED if answer.undecided else name, "class": name, "margin": answer.margin,
+            "decision": decision_of(self._scorer, answer), "class": name, "margin": answer.margin,
             "probabilities": dict(zip(self._classes, answer.calibrated_K.tolist(), strict=True)),
             "model_probabilities": dict(zip(self._classes, answer.probabilities_K.tolist(), strict=True))}
 
@@ -225,7 +225,7 @@ class _Writer:
         name = f"{self._count:05d}-{_SAFE.sub('_', _stem(prepared.source.called))[:_STEM]}"
         (self._folder / "masks").mkdir(exist_ok=True)
         row = {
-            "decision": UNDECIDED if answer.undecided else self._classes[1], "expected_dice": answer.expected_dice,
+            "decision": decision_of(self._scorer, answer), "expected_dice": answer.expected_dice,
             "foreground": float(mask.mean())}
         if isinstance(prepared.grid, PictureGrid):
             path = self._folder / "masks" / f"{name}.png"
@@ -287,6 +287,13 @@ class _Pictures:
             self._heat = HeatMaps(self._scorer)
         heat: NDArray[np.float32] = self._heat.heat(prepared.image_CS, answer.decided)
         return heat
+
+
+def decision_of(scorer: Scorer, answer: Answer) -> str:
+    """The class that was decided, a mask's foreground, or that nothing is."""
+    if answer.undecided:
+        return UNDECIDED
+    return scorer.class_name(answer) if isinstance(answer, ClassAnswer) else scorer.contract.task.classes[1]
 
 
 def model_facts(scorer: Scorer) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""The process of `fedhelp serve`: a socket, TLS, signals. Called by the command.
+
+SIGTERM stops taking connections and lets the answers that are being made go out. kill -9 loses what was asked at that moment and nothing else:
+which model answers is in the state folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from fedhelp_core.errors import ConfigError
+from fedhelp_core.serving.app import Limits, Serving, application
+from fedhelp_core.serving.in_use import InUse
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where and to whom the server answers."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    """0: the system chooses."""
+    token_file: Path | None = None
+    """One bearer token a line."""
+    open_to_all: bool = False
+    """Whether other machines may ask without a token."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+    def require_guarded(self) -> None:
+        """Nothing where no stranger can ask.
+
+        Raises:
+            ConfigError: other machines could, a file cannot be read, or TLS lacks one of its files.
+        """
+        if self.token_file is None and not self.open_to_all and not _is_loopback(self.host):
+            raise ConfigError(f"--host {self.host}: without --token-file every machine that reaches this one could ask; give a file with a token,"
+                              " or --no-token where a network policy says who may")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigError("--tls-cert and --tls-key: both or none expected")
+        if self.token_file is not None:
+            try:
+                if not self.token_file.read_bytes().strip():
+                    raise ConfigError(f"--token-file {self.token_file}: is empty; write a token into it, one a line")
+            except OSError as e:
+                raise ConfigError(f"--token-file {self.token_file}: cannot be read ({e.strerror})") from None
+
+
+def serve(in_use: InUse, door: Door, limits: Limits, say: Callable[[str], None]) -> None:
+    """Answer until SIGTERM or Ctrl-C. `say`: takes the sentence that says where.
+
+    Raises:
+        ConfigError: the address is taken, or a file cannot be used.
+    """
+    door.require_guarded()
+    in_use.look()
+    with _bound(door) as listening:
+        serving = Serving(in_use, limits, door.token_file)
+        config = uvicorn.Config(
+            application(serving), log_level="critical", access_log=False, server_header=False, lifespan="on", ws="none", http="h11",
+            ssl_certfile=door.tls_cert, ssl_keyfile=door.tls_key, timeout_graceful_shutdown=int(limits.seconds))
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as e:
+            raise ConfigError(f"--tls-cert {door.tls_cert}, --tls-key {door.tls_key}: cannot be used ({e}); PEM files of one pair expected") from None
+        address, port = listening.getsockname()[:2]
+        host = f"[{address}]" if ":" in address else address
+        answers = in_use.loaded.adopted.contract.title + " answers" if in_use.loaded else f"no model answers yet ({in_use.problem})"
+        say(f"{answers} at {'http' if door.tls_cert is None else 'https'}://{host}:{port}/v2")
+        try:
+            _Server(config, serving).run(sockets=[listening])
+        finally:
+            serving.close()
+
+
+class _Server(uvicorn.Server):
+    """It says that it is not ready any more as soon as it is told to end."""
+
+    def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
+        super().__init__(config)
+        self._serving = serving
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        """Of SIGTERM and Ctrl-C."""
+        self._serving.draining = True
+        super().handle_exit(sig, frame)  # type: ignore[arg-type]
+
+
+def _bound(door: Door) -> contextlib.closing[socket.socket]:
+    try:
+        return contextlib.closing(socket.create_server(
+            (door.host, door.port), family=socket.AF_INET6 if ":" in door.host else socket.AF_INET, backlog=1024))
+    except (OSError, OverflowError) as e:
+        raise ConfigError(f"--host {door.host} --port {door.port}: cannot be served on ({e}); choose a free port of this machine") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
