@@ -69,6 +69,7 @@ class _Metrics:
         self.served = Counter(
             "fedhelp_serving_requests_total", "Questions to the model in use, by how they ended: answered, or the kind of fault.",
             ["outcome"], registry=registry)
+        self.serving_now = Gauge("fedhelp_serving_questions_now", "Questions that are being answered.", registry=registry)
         self.served_seconds = Histogram(
             "fedhelp_serving_request_duration_seconds", "Time from a question's head to its answer.", buckets=_ANSWER_BUCKETS_S, registry=registry)
 
@@ -137,6 +138,11 @@ def teacher_failed(teacher: str, outcome: str) -> None:
 def teacher_cost(teacher: str, cost: float) -> None:
     """What a teacher has cost in all, over all runs that share its ledger."""
     _metrics().teacher_cost.labels(teacher).set(cost)
+
+
+def serving_now(questions: int) -> None:
+    """So many questions to the model in use are being answered."""
+    _metrics().serving_now.set(questions)
 
 
 def served(outcome: str, seconds: float) -> None:

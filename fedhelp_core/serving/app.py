@@ -11,11 +11,10 @@ import contextlib
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -25,6 +24,7 @@ from starlette.routing import Route
 
 from fedhelp_core import telemetry
 from fedhelp_core.crashes import as_error
+from fedhelp_core.deployment.images_in import Prepared
 from fedhelp_core.printable import printable
 from fedhelp_core.serving.in_use import InUse, Loaded
 from fedhelp_core.serving.open_inference import HEADER_LENGTH, Question, Refused, Tensor, answer_of, question_in
@@ -103,15 +103,19 @@ class Serving:
         return loaded
 
     @contextlib.contextmanager
-    def _room(self, size: int) -> Any:
+    def _room(self, size: int) -> Iterator[None]:
         """Room for one question of `size` bytes, as long as it is answered."""
         if self._questions >= self.limits.most_at_once or self._bytes + size > _BODIES * self.limits.most_bytes:
             raise Refused("this server answers as many questions as it can hold; ask again in a second", "busy")
-        self._questions, self._bytes = self._questions + 1, self._bytes + size
+        self._take(1, size)
         try:
             yield
         finally:
-            self._questions, self._bytes = self._questions - 1, self._bytes - size
+            self._take(-1, -size)
+
+    def _take(self, questions: int, size: int) -> None:
+        self._questions, self._bytes = self._questions + questions, self._bytes + size
+        telemetry.serving_now(self._questions)
 
     async def infer(self, request: Request) -> Response:
         """The answer to a question.
@@ -152,13 +156,13 @@ class Serving:
     async def _answer(self, loaded: Loaded, body: bytes, header_length: str | None) -> Response:
         loop = asyncio.get_running_loop()
 
-        def prepare() -> tuple[Question, list[Any]]:
+        def prepare() -> tuple[Question, list[Prepared]]:
             question = question_in(body, header_length)
             return question, list(images_asked(question, loaded.adopted.contract, loaded.reader))
 
         question, asked = await loop.run_in_executor(self._readers, prepare)
         answers = await asyncio.gather(*(
-            asyncio.wrap_future(answer) for answer in self._scoring.ask(loaded.scorer, [one.image_CS for one in asked])))
+            asyncio.wrap_future(answer) for answer in self._scoring.ask(loaded.scorer, [one.image_CS for one in asked if one.image_CS is not None])))
 
         def encode() -> tuple[bytes, int | None]:
             outputs: list[Tensor] = outputs_of(loaded.scorer, asked, answers)
