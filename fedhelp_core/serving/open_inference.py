@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,16 +148,16 @@ def _tensor_in(given: Any, rest: memoryview) -> tuple[Tensor, int]:
         raise Refused("inputs: objects with name, datatype, shape and data expected")
     name = given["name"][:100]
     datatype, shape = given.get("datatype"), given.get("shape")
-    if datatype != "BYTES" and datatype not in _DTYPES:
+    if not isinstance(datatype, str) or (datatype != "BYTES" and datatype not in _DTYPES):
         raise Refused(f"input {name!r}, datatype: BYTES or one of {', '.join(_DTYPES)} expected, got {_short(datatype)}")
     if not isinstance(shape, list) or not 0 < len(shape) <= _MOST_DIMENSIONS or not all(type(side) is int and 0 < side < 2**31 for side in shape):
         raise Refused(f"input {name!r}, shape: a list of positive whole numbers expected, got {_short(shape)}")
     size = _parameters(given, f"input {name!r}").get("binary_data_size")
     if size is None:
-        return Tensor(name, _from_json(given.get("data"), name, cast(str, datatype), shape)), 0
+        return Tensor(name, _from_json(given.get("data"), name, datatype, shape)), 0
     if type(size) is not int or not 0 <= size <= len(rest):
         raise Refused(f"input {name!r}, binary_data_size: at most the {len(rest):,} bytes that are left expected, got {_short(size)}")
-    return Tensor(name, _from_raw(rest[:size], name, cast(str, datatype), shape)), size
+    return Tensor(name, _from_raw(rest[:size], name, datatype, shape)), size
 
 
 def _from_json(data: Any, name: str, datatype: str, shape: list[int]) -> NDArray[Any]:

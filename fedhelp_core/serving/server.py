@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -19,6 +20,8 @@ import uvicorn
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.serving.app import Limits, Serving, application
 from fedhelp_core.serving.in_use import InUse
+
+_TICKS = 10  # of uvicorn, a tenth of a second each, between looks at the certificate
 
 
 @dataclass(frozen=True)
@@ -76,22 +79,39 @@ def serve(in_use: InUse, door: Door, limits: Limits, say: Callable[[str], None])
         answers = in_use.loaded.adopted.contract.title + " answers" if in_use.loaded else f"no model answers yet ({in_use.problem})"
         say(f"{answers} at {'http' if door.tls_cert is None else 'https'}://{host}:{port}/v2")
         try:
-            _Server(config, serving).run(sockets=[listening])
+            _Server(config, serving, door).run(sockets=[listening])
         finally:
             serving.close()
 
 
 class _Server(uvicorn.Server):
-    """It says that it is not ready any more as soon as it is told to end."""
+    """It says that it is not ready any more as soon as it is told to end, and takes a renewed certificate."""
 
-    def __init__(self, config: uvicorn.Config, serving: Serving) -> None:
+    def __init__(self, config: uvicorn.Config, serving: Serving, door: Door) -> None:
         super().__init__(config)
         self._serving = serving
+        self._pair = [str(path) for path in (door.tls_cert, door.tls_key) if path is not None]
+        self._read = self._written()
 
     def handle_exit(self, sig: int, frame: object) -> None:
         """Of SIGTERM and Ctrl-C."""
         self._serving.draining = True
         super().handle_exit(sig, frame)  # type: ignore[arg-type]
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        written = self._written() if counter % _TICKS == 0 else self._read
+        if written != self._read and self.config.ssl is not None:
+            with contextlib.suppress(OSError, ssl.SSLError):  # one of the pair was written, the other was not yet
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*self._pair)
+                self.config.ssl.load_cert_chain(*self._pair)
+                self._read = written
+        return await super().on_tick(counter)
+
+    def _written(self) -> list[int]:
+        with contextlib.suppress(OSError):
+            return [os.stat(path).st_mtime_ns for path in self._pair]
+        return []
 
 
 def _bound(door: Door) -> contextlib.closing[socket.socket]:
