@@ -2,7 +2,8 @@
 
 Silo workers `serve`, short hub tasks `push_if_configured`. Recording costs a dictionary look-up and an addition; until the
 first recording or `serve`, prometheus_client is not even imported. Names follow the Prometheus conventions: base units,
-`_total` for counters; the only labels are run, silo, phase, teacher and outcome, whose values a federation's config bounds.
+`_total` for counters; the only labels are run, silo, phase, teacher and outcome, and of a served model model, version, decision, of and bin,
+whose values a federation's config bounds.
 
     FEDHELP_METRICS_PORT     port for `serve_if_configured`
     FEDHELP_PUSHGATEWAY      host:port or URL for `push_if_configured`
@@ -69,6 +70,25 @@ class _Metrics:
         self.served = Counter(
             "fedhelp_serving_requests_total", "Questions to the model in use, by how they ended: answered, or the kind of fault.",
             ["outcome"], registry=registry)
+        self.served_model = Gauge("fedhelp_serving_model_info", "1 of the model in use that answers.", ["model", "version"], registry=registry)
+        self.serving_behind = Gauge(
+            "fedhelp_serving_behind", "1 where the model that was put into use cannot be loaded: the one before answers, or none.", registry=registry)
+        self.answers = Counter(
+            "fedhelp_serving_answers_total", "Answers about images, by class, a mask's foreground, or 'do not decide'.", ["decision"], registry=registry)
+        self.confidence = Histogram(
+            "fedhelp_serving_confidence", "Calibrated probability of the decided class, or a mask's expected Dice.",
+            buckets=[edge / 10 for edge in range(1, 11)], registry=registry)
+        self.intensity = Histogram(
+            "fedhelp_serving_intensity", "Mean of an image's pixels, 0 to 255, as the network sees them.",
+            buckets=[16 * edge for edge in range(1, 17)], registry=registry)
+        self.at_adoption = Gauge(
+            "fedhelp_serving_adoption_share", "Share of the images in a bin when the model was adopted.", ["of", "bin"], registry=registry)
+        self.psi = Gauge(
+            "fedhelp_serving_psi", "Population stability index of the last 1,000 images beside those at adoption.", ["of"], registry=registry)
+        self.psi_by_chance = Gauge(
+            "fedhelp_serving_psi_by_chance", "The index that so few images have on average where nothing has changed.", ["of"], registry=registry)
+        self.unrecorded = Counter(
+            "fedhelp_serving_unrecorded_total", "Answers that could not be written into the hospital's record.", registry=registry)
         self.serving_now = Gauge("fedhelp_serving_questions_now", "Questions that are being answered.", registry=registry)
         self.served_seconds = Histogram(
             "fedhelp_serving_request_duration_seconds", "Time from a question's head to its answer.", buckets=_ANSWER_BUCKETS_S, registry=registry)
@@ -138,6 +158,45 @@ def teacher_failed(teacher: str, outcome: str) -> None:
 def teacher_cost(teacher: str, cost: float) -> None:
     """What a teacher has cost in all, over all runs that share its ledger."""
     _metrics().teacher_cost.labels(teacher).set(cost)
+
+
+def model_served(model: str, version: str) -> None:
+    """This model answers from now on, and nothing is known of what it sees."""
+    metrics = _metrics()
+    for gauge in (metrics.served_model, metrics.at_adoption, metrics.psi, metrics.psi_by_chance):
+        gauge.clear()
+    metrics.served_model.labels(model, version).set(1)
+
+
+def serving_behind(behind: bool) -> None:
+    """Whether the model that was put into use cannot be loaded."""
+    _metrics().serving_behind.set(behind)
+
+
+def answered(decision: str, confidence: float, intensity: float) -> None:
+    """The model in use said this of one image."""
+    metrics = _metrics()
+    metrics.answers.labels(decision).inc()
+    metrics.confidence.observe(confidence)
+    metrics.intensity.observe(intensity)
+
+
+def seen_at_adoption(of: str, counts: Iterable[int]) -> None:
+    """Images in each bin of `of` when the model was adopted."""
+    known = list(counts)
+    for number, count in enumerate(known):
+        _metrics().at_adoption.labels(of, f"{number:02d}").set(count / max(1, sum(known)))
+
+
+def drifted(of: str, index: float, by_chance: float) -> None:
+    """How far today's images are from those at adoption."""
+    _metrics().psi.labels(of).set(index)
+    _metrics().psi_by_chance.labels(of).set(by_chance)
+
+
+def unrecorded(answers: int) -> None:
+    """So many answers were given and not written into the hospital's record."""
+    _metrics().unrecorded.inc(answers)
 
 
 def serving_now(questions: int) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field
 from fedhelp_core.algorithm.operating_point import OperatingPoint
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.examples import preparation
+from fedhelp_core.deployment.reference import Reference
 from fedhelp_core.errors import WeightsError
 from fedhelp_core.protocol.documents import Document, Name, Score, Sha256, Time
 
@@ -60,6 +61,8 @@ class Contract(Document):
     scores: dict[Name, Score]
     """On the hospital's own test images."""
     test_images: Annotated[int, Field(ge=0)] = 0
+    reference: Reference | None = None
+    """What it saw and said on those images, which its use is compared with; None: not known."""
     made: Time = ""
     notes: tuple[str, ...] = field(default=())
     """What a person should know of how it came to be."""

@@ -6,10 +6,11 @@ this hospital's, the scores are those of the run's evaluation to the last bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedhelp_core.algorithm.inference import Evaluated, EvaluationData, ModelName, evaluated_models, recompute_normalisation
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, large_model_of, proxy_with
@@ -31,6 +32,7 @@ from fedhelp_core.silo.state import StateFolder
 from fedhelp_core.weights.file import fingerprint
 from fedhelp_core.weights.header import Weights
 
+_MOST_REFERENCE = 500  # test images: enough for shares of a few hundredths, and little beside the evaluation
 _LARGE, _NORMS = "large/", "normalisation/"
 
 
@@ -99,8 +101,16 @@ def joined(
         pixel_bits=manifest.pixel_bits or bits_in_use((item for _, items in manifest.splits() for item in items), record.task),
         headline=settings.objective.headline.name, scores=evaluated.scored.scores, test_images=len(arrays.test.labels_N), made=utc_now(),
         notes=tuple(notes))
-    contract.require_prepared_as_here()
+    scorer = Scorer(contract, complete, config.adoption, device)
+    contract = replace(contract, reference=_reference(scorer, arrays.test.images_NCHW[:_MOST_REFERENCE].numpy()))
     return Joined(contract, complete, evaluated)
+
+
+def _reference(scorer: Scorer, images_NCHW: NDArray[np.uint8]) -> Reference:
+    """What the model sees and says on the first of the test images."""
+    answers = scorer.answers(images_NCHW)
+    found = (seen(image, answer.confidence, answer.decided) for image, answer in zip(images_NCHW, answers, strict=True))
+    return counted(found, len(scorer.contract.task.classes))
 
 
 def scores_now(config: SiloConfig, contract: Contract, weights: Weights, device: torch.device) -> dict[str, float]:

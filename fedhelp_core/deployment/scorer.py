@@ -48,6 +48,11 @@ class ClassAnswer:
     undecided: bool
     """Whether the margin lies in the band in which nothing should be decided."""
 
+    @property
+    def confidence(self) -> float:
+        """Calibrated probability of the class."""
+        return float(self.calibrated_K[self.decided])
+
 
 @dataclass(frozen=True)
 class MaskAnswer:
@@ -59,6 +64,16 @@ class MaskAnswer:
     """Dice that the mask would have, were the probabilities right; 0 of an empty mask."""
     undecided: bool
     """Whether that is so low that nothing should be decided."""
+
+    @property
+    def confidence(self) -> float:
+        """The expected Dice."""
+        return self.expected_dice
+
+    @property
+    def decided(self) -> int:
+        """1 where there is a mask, 0 of an empty one."""
+        return int(self.expected_dice > 0)
 
 
 Answer = ClassAnswer | MaskAnswer

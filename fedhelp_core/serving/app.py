@@ -166,7 +166,9 @@ class Serving:
 
         def encode() -> tuple[bytes, int | None]:
             outputs: list[Tensor] = outputs_of(loaded.scorer, asked, answers)
-            return answer_of(loaded.name, loaded.version, question, outputs)
+            encoded = answer_of(loaded.name, loaded.version, question, outputs)
+            loaded.watch.saw(asked, answers)
+            return encoded
 
         encoded, length = await loop.run_in_executor(self._readers, encode)
         if length is None:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import torch
 
+from fedhelp_core import telemetry
 from fedhelp_core.config.silo import SiloConfig
 from fedhelp_core.deployment.adopted import Adopted, ModelFolder, model_meant
 from fedhelp_core.deployment.images_in import Reader
 from fedhelp_core.deployment.scorer import Scorer, scorer_in
 from fedhelp_core.errors import FedHelpError
 from fedhelp_core.printable import printable
+from fedhelp_core.serving.watch import Watch
 
 _AGAIN_S = 30.0  # before a model that could not be loaded is tried again: reading and hashing it takes seconds
 _log = logging.getLogger("fedhelp.serving")
@@ -31,6 +33,7 @@ class Loaded:
     adopted: Adopted
     scorer: Scorer
     reader: Reader
+    watch: Watch
 
     @property
     def name(self) -> str:
@@ -60,21 +63,27 @@ class InUse:
         try:
             adopted = self._pointed()
             if self.loaded is not None and self.loaded.adopted.folder == adopted.folder:
-                self.problem, self._failed = "", None
+                self._is_followed()
                 return
             if self._failed is not None and self._failed[0] == adopted.folder and time.monotonic() - self._failed[1] < _AGAIN_S:
                 return
             self._failed = adopted.folder, time.monotonic()
-            loaded = Loaded(
-                adopted, scorer_in(adopted.contract, adopted.weights, self._config.adoption, self._device),
-                Reader(adopted.contract.task, adopted.contract.pixel_bits))
+            scorer = scorer_in(adopted.contract, adopted.weights, self._config.adoption, self._device)
+            loaded = Loaded(adopted, scorer, Reader(adopted.contract.task, adopted.contract.pixel_bits), Watch(scorer, self._config.state))
         except (FedHelpError, OSError) as e:
             if str(e) != self.problem:
                 _log.warning("%s%s", printable(e), f"; version {self.loaded.version} goes on answering" if self.loaded else "")
             self.problem = str(e)
+            telemetry.serving_behind(True)
             return
-        self.loaded, self.problem, self._failed = loaded, "", None
+        self._is_followed()
+        loaded.watch.begins()
+        self.loaded = loaded
         _log.warning("%s answers", printable(adopted.contract.title))
+
+    def _is_followed(self) -> None:
+        self.problem, self._failed = "", None
+        telemetry.serving_behind(False)
 
     def _pointed(self) -> Adopted:
         state = self._config.state
