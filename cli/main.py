@@ -547,6 +547,21 @@ def list_(silo: Path, name: str | None, store: str | None, endpoint_url: str | N
 
 
 @model.command(epilog=_EXIT_CODES)
+@click.argument("outcomes", type=click.Path(dir_okay=False, path_type=Path))
+@_of_silo
+@_with_exit_codes
+def audit(outcomes: Path, silo: Path, name: str | None) -> None:
+    """Say how right the answers were, month by month, once the truth is known.
+
+    OUTCOMES is a CSV with columns sha256 (of the image, as in results.csv), label (its true class) and perhaps when (YYYY-MM-DD). Answers come
+    from the hospital's own record, which predict and serve write. Nothing leaves the hospital.
+    """
+    from fedhelp_cli.model import audit_model
+
+    audit_model(silo, outcomes, name=name)
+
+
+@model.command(epilog=_EXIT_CODES)
 @_of_silo
 @_of_store
 @click.option("--version", help="Another version that was champion; default: the champion.")

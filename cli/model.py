@@ -114,6 +114,31 @@ def export_model(silo: Path, *, name: str | None, out: Path, form: str) -> str:
         return export_program(adopted, out) if form == "program" else export_weights(adopted, out)
 
 
+def audit_model(silo: Path, outcomes: Path, *, name: str | None) -> None:
+    """How right the answers were, month by month, beside the score at adoption."""
+    from fedhelp_core.deployment.answer_record import AnswerRecord
+    from fedhelp_core.deployment.audit import audited, outcomes_in
+
+    config = load_silo(silo)
+    folder = ModelFolder(config.state, model_meant(config.state, asked=name, configured=config.adoption.model))
+    contract = folder.in_use().contract
+    record = AnswerRecord(config.state)
+    lines, damaged = record.read()
+    found = audited(lines, outcomes_in(outcomes, contract.task), folder.name, contract.task)
+    table = Table(title=Text(f"{folder.name} in this hospital, by month"))
+    for heading in ("month", "version", "images", "do not decide", "right of the decided", "balanced accuracy", "95%"):
+        table.add_column(heading, overflow="fold")
+    for month in found.months:
+        table.add_row(
+            month.month, ", ".join(month.versions), f"{month.images:,}", f"{month.undecided:,}", f"{month.right:,} of {month.images - month.undecided:,}",
+            f"{month.score:.3f}", f"{month.interval[0]:.3f} to {month.interval[1]:.3f}")
+    Console(width=None if Console().is_terminal else 160).print(table)
+    print(f"{contract.title} had {contract.headline} {contract.scores[contract.headline]:.3f} on {contract.test_images:,} test images when it was adopted")
+    print(f"not judged: {found.open:,} images whose outcome is not known, {found.unknown:,} outcomes of images that nobody asked about")
+    if damaged:
+        print(f"{record.folder}: {damaged:,} lines cannot be read, and were left out")
+
+
 def _store_of(config: SiloConfig, url: str | None, endpoint_url: str | None) -> Store:
     chosen = url or config.adoption.store
     if not chosen:

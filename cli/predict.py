@@ -54,6 +54,7 @@ def _print_plan(adopted: Adopted, found: Found, out: Path) -> None:
 
 def _answer(config: SiloConfig, adopted: Adopted, found: Found, *, asked: Sequence[Path], out: Path, device: str, pictures: bool) -> None:
     from fedhelp_core.algorithm.randomness import fix_arithmetic
+    from fedhelp_core.deployment.answer_record import AnswerRecord
     from fedhelp_core.deployment.results import write_results
     from fedhelp_core.deployment.scorer import scorer_in
     from fedhelp_core.silo.work import device_for
@@ -61,7 +62,8 @@ def _answer(config: SiloConfig, adopted: Adopted, found: Found, *, asked: Sequen
     fix_arithmetic(adopted.contract.threads)
     scorer = scorer_in(adopted.contract, adopted.weights, config.adoption, device_for(device))
     with Counting(Console(stderr=True), "answering", "answered") as bar:
-        summary = write_results(out, scorer, found, asked=asked, card=adopted.card, pictures=pictures, progress=bar.progress)
+        summary = write_results(
+            out, scorer, found, asked=asked, card=adopted.card, pictures=pictures, record=AnswerRecord(config.state), progress=bar.progress)
     for note in summary.notes:
         print(printable(note))
     decided = ", ".join(f"{decision} {count:,}" for decision, count in sorted(summary.decisions.items()))

@@ -74,7 +74,8 @@ class _Metrics:
         self.serving_behind = Gauge(
             "fedhelp_serving_behind", "1 where the model that was put into use cannot be loaded: the one before answers, or none.", registry=registry)
         self.answers = Counter(
-            "fedhelp_serving_answers_total", "Answers about images, by class, a mask's foreground, or 'do not decide'.", ["decision"], registry=registry)
+            "fedhelp_serving_answers_total", "Answers about images, by class, a mask's foreground, or 'do not decide'.",
+            ["decision"], registry=registry)
         self.confidence = Histogram(
             "fedhelp_serving_confidence", "Calibrated probability of the decided class, or a mask's expected Dice.",
             buckets=[edge / 10 for edge in range(1, 11)], registry=registry)

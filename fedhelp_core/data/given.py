@@ -95,7 +95,11 @@ def _fitted(picture: Picture, task: TaskConfig, name: str) -> NDArray[np.uint8]:
 
 
 def picture_of(array: NDArray[Any], name: str) -> Picture:
-    """An array of raw pixels as the file that holds the same."""
+    """An array of raw pixels as the file that holds the same.
+
+    Raises:
+        Unusable: it cannot be a picture in raw units.
+    """
     shape = array.shape
     said = " x ".join(map(str, shape))
     if array.ndim == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3):
@@ -151,11 +155,16 @@ def _volume(given: Any, task: TaskConfig, name: str) -> NDArray[np.uint8]:
 
 
 def volume_ending(start: bytes) -> str:
+    """What the name of a volume's file ends with, by its first bytes."""
     return ".dcm" if start[128:132] == b"DICM" else ".nii.gz" if start.startswith(b"\x1f\x8b") else ".nii"
 
 
 def volume_of(given: Any, name: str) -> Volume:
-    """Voxels and where they lie."""
+    """Voxels and where they lie.
+
+    Raises:
+        Unusable: one of both is missing, or cannot be.
+    """
     fields = set(given) if isinstance(given, Mapping) else set()
     if fields not in ({"voxels", "affine"}, {"voxels", "spacing"}):
         got = ", ".join(sorted(map(str, fields)))[:80] or "an array alone, whose voxels' size nobody knows"
@@ -191,6 +200,11 @@ def _array_in(given: Any, name: str) -> NDArray[Any]:
 
 
 def bytes_in(text: str, name: str) -> bytes:
+    """A file's bytes, of base64.
+
+    Raises:
+        Unusable: it is none.
+    """
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except (binascii.Error, ValueError):

@@ -21,7 +21,8 @@ from fedhelp_core.data.datalist import manifest_of
 from fedhelp_core.data.examples import preparation
 from fedhelp_core.data.reading import bits_in_use
 from fedhelp_core.deployment.contract import Contract, Norms
-from fedhelp_core.deployment.scorer import margins_of, network_with
+from fedhelp_core.deployment.reference import Reference, counted, seen
+from fedhelp_core.deployment.scorer import Scorer, margins_of, network_with
 from fedhelp_core.models.build import normalisation_keys
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import utc_now

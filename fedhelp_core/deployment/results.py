@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from PIL import Image
 from fedhelp_core.data.grid import spacing_of
 from fedhelp_core.data.problems import told
 from fedhelp_core.data.unusable import Unusable
+from fedhelp_core.deployment.answer_record import Answered, AnswerRecord, answered_now
 from fedhelp_core.deployment.images_in import Found, PictureGrid, Prepared, Reader, Source
 from fedhelp_core.deployment.page import Shown, render
 from fedhelp_core.deployment.scorer import Answer, ClassAnswer, MaskAnswer, Scorer
 from fedhelp_core.disk import Place, disk_errors, scratch_file, sweep
-from fedhelp_core.errors import AccessDenied, ConfigError, DataError, NotFound, PermanentError, StorageFull
+from fedhelp_core.errors import AccessDenied, ConfigError, DataError, FedHelpError, NotFound, PermanentError, StorageFull
 from fedhelp_core.protocol.documents import dump
 
 UNDECIDED = "do not decide"
@@ -66,26 +67,35 @@ class Summary:
 
 def write_results(
     out: Path, scorer: Scorer, found: Found, *, asked: Sequence[Path], card: Path | None = None, pictures: bool = True,
-    progress: Progress = lambda _done, _all: None,
+    record: AnswerRecord | None = None, progress: Progress = lambda _done, _all: None,
 ) -> Summary:
     """Answer about `found`, which the paths `asked` stand for, and write the folder `out`, with the model's `card` beside the answers.
+
+    The answers are also in `record`; where that cannot be written, a note says so.
 
     Raises:
         ConfigError: `out` holds something else, or lies among what was asked about.
         DataError: no image at all could be used; nothing was written.
         StorageFull, AccessDenied: it cannot be written; nothing was.
     """
-    question = question_of(scorer, asked, pictures=pictures)
+    question, lines = question_of(scorer, asked, pictures=pictures), list[Answered]()
     require_place(out, asked, question)
     with _replaced(out) as folder, _Writer(folder, scorer, pictures=pictures) as writer:
         for done, (prepared, answer) in enumerate(answered(scorer, found.sources), start=1):
             writer.add(prepared, answer)
+            if answer is not None:
+                lines += answered_now("predict", scorer, [prepared], [answer])
             progress(done, len(found.sources))
         summary = writer.finish(found, question)
         if not summary.answered:
             raise DataError(told(summary.problems))
         if card is not None and card.exists():
             shutil.copyfile(card, folder / "model-card.md")
+    if record is not None:
+        try:
+            record.append(lines)
+        except FedHelpError as e:
+            return replace(summary, notes=(*summary.notes, f"the answers are not in this hospital's record ({e})"))
     return summary
 
 

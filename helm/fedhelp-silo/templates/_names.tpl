@@ -5,6 +5,7 @@
 {{- define "silo.state" -}}{{ .Values.state.claimName | default "fedhelp-state" }}{{- end }}
 {{- define "silo.hub" -}}fedhelp-hub{{- end }}
 {{- define "silo.doctor" -}}fedhelp-doctor{{- end }}
+{{- define "silo.serving" -}}fedhelp-serving{{- end }}
 {{- define "silo.defaultDeny" -}}fedhelp-default-deny{{- end }}
 
 {{/* The policy is cluster-scoped: the namespace makes its name unique. */}}
@@ -22,6 +23,13 @@
 {{- define "silo.podLabels" -}}
 app.kubernetes.io/part-of: fedhelp
 app.kubernetes.io/name: fedhelp-silo
+fedhelp.io/silo: {{ .Values.silo.name | quote }}
+{{- end }}
+
+{{/* Labels of the pods that serve: none of them is a worker's pod to the policies. */}}
+{{- define "silo.servingLabels" -}}
+app.kubernetes.io/part-of: fedhelp
+app.kubernetes.io/name: fedhelp-serving
 fedhelp.io/silo: {{ .Values.silo.name | quote }}
 {{- end }}
 

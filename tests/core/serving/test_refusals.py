@@ -66,7 +66,7 @@ BODIES: dict[str, tuple[Any, str]] = {
     "truth instead of pixels": ({"inputs": [tensor(datatype="BOOL", data=[True] * 1200)]}, "uint8, uint16 or float expected, got bool"),
     "16-bit colours": ({"inputs": [numbers("pixels", "UINT16", COLOURS.astype(np.uint16) * 100)]}, "16-bit pixels are read of grey pictures alone"),
     "four pixels": ({"inputs": [numbers("pixels", "UINT8", COLOURS[:, :2, :2])]}, "sides of at least 8"),
-    "one image without the dimension of images": ({"inputs": [numbers("pixels", "UINT8", GREY[0])]}, "images x H x W, or images x H x W x C expected"),
+    "an image without the images' dimension": ({"inputs": [numbers("pixels", "UINT8", GREY[0])]}, "images x H x W, or images x H x W x C expected"),
     "voxels": ({"inputs": [numbers("voxels", "UINT8", COLOURS)]}, "files (BYTES), or pixels (numbers) expected, got voxels"),
     "no base64": ({"inputs": [in_base64(PNG) | {"data": ["/etc/passwd"]}]}, "a file's bytes in base64 expected, got '/etc/passwd'"),
     "files that are numbers": ({"inputs": [in_base64(PNG) | {"data": [7]}]}, "texts expected, each a file's bytes in base64"),
@@ -142,7 +142,8 @@ def test_volumes_without_a_place_of_other_sizes_or_that_are_pictures_are_refused
     voxels = numbers("voxels", "INT16", head()[None])
     with served(hospital(tmp_path / "here", "brain-segmentation")) as server:
         refused(server.infer(voxels), 400, "voxels (numbers) with affine or spacing expected")
-        refused(server.infer(voxels, numbers("spacing", "FP64", np.ones(3)), numbers("affine", "FP64", np.eye(4))), 400, "with affine or spacing expected")
+        both = numbers("spacing", "FP64", np.ones(3)), numbers("affine", "FP64", np.eye(4))
+        refused(server.infer(voxels, *both), 400, "with affine or spacing expected")
         refused(server.infer(voxels, numbers("affine", "FP64", np.zeros((4, 4)))), 400, "input 'voxels', image 0")
         refused(server.infer(voxels, numbers("affine", "FP64", np.eye(3))), 400, "an affine of 4 x 4 numbers")
         refused(server.infer(voxels, numbers("affine", "FP64", np.full((4, 4), 1e300))), 400, "input 'voxels', image 0")
