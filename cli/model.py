@@ -130,10 +130,10 @@ def audit_model(silo: Path, outcomes: Path, *, name: str | None) -> None:
         table.add_column(heading, overflow="fold")
     for month in found.months:
         table.add_row(
-            month.month, ", ".join(month.versions), f"{month.images:,}", f"{month.undecided:,}", f"{month.right:,} of {month.images - month.undecided:,}",
-            f"{month.score:.3f}", f"{month.interval[0]:.3f} to {month.interval[1]:.3f}")
+            month.month, ", ".join(month.versions), f"{month.images:,}", f"{month.undecided:,}",
+            f"{month.right:,} of {month.images - month.undecided:,}", f"{month.score:.3f}", f"{month.interval[0]:.3f} to {month.interval[1]:.3f}")
     Console(width=None if Console().is_terminal else 160).print(table)
-    print(f"{contract.title} had {contract.headline} {contract.scores[contract.headline]:.3f} on {contract.test_images:,} test images when it was adopted")
+    print(f"at its adoption {contract.title} had {contract.headline} {contract.scores[contract.headline]:.3f} on {contract.test_images:,} test images")
     print(f"not judged: {found.open:,} images whose outcome is not known, {found.unknown:,} outcomes of images that nobody asked about")
     if damaged:
         print(f"{record.folder}: {damaged:,} lines cannot be read, and were left out")

@@ -94,7 +94,7 @@ def write_results(
     if record is not None:
         try:
             record.append(lines)
-        except FedHelpError as e:
+        except (FedHelpError, OSError) as e:
             return replace(summary, notes=(*summary.notes, f"the answers are not in this hospital's record ({e})"))
     return summary
 

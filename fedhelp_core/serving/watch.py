@@ -63,7 +63,7 @@ class Watch:
         try:
             self._record.append(answered_now("serve", self._scorer, asked, answers))
             self._unrecorded = False
-        except FedHelpError as e:
+        except (FedHelpError, OSError) as e:
             telemetry.unrecorded(len(answers))
             if not self._unrecorded:
                 _log.warning("answers are given, but not recorded: %s", printable(e))

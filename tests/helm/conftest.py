@@ -18,6 +18,7 @@ CHARTS = Path(__file__).resolve().parents[2] / "helm"
 SILO, HUB = CHARTS / "fedhelp-silo", CHARTS / "fedhelp-hub"
 OPTIONAL_APIS = (
     "monitoring.coreos.com/v1/PodMonitor", "monitoring.coreos.com/v1/PrometheusRule",
+    "serving.kserve.io/v1beta1/InferenceService",
     "pipelines.kubeflow.org/v2beta1/Pipeline", "pipelines.kubeflow.org/v2beta1/PipelineVersion",
 )
 Object = dict[str, Any]

@@ -8,25 +8,33 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from fedhelp_core import telemetry
-from tests.helm.conftest import HUB
+from tests.helm.conftest import HUB, SILO
 
-ALERTS = HUB / "files" / "alerts.yaml"
-DASHBOARD = HUB / "files" / "dashboards" / "fedhelp.json"
+CHARTS = (HUB, SILO)
+ALERTS = {chart: chart / "files" / "alerts.yaml" for chart in CHARTS}
+DASHBOARDS = {HUB: HUB / "files" / "dashboards" / "fedhelp.json", SILO: SILO / "files" / "dashboards" / "fedhelp-serving.json"}
 _METRIC = re.compile(r"\bfedhelp_[a-z_]+\b")
 _LABELS = re.compile(r"(fedhelp_[a-z_]+)\{([^}]*)\}")
 promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on PATH (Debian: apt-get install prometheus)")
 
 
 def expressions() -> Iterator[str]:
-    for group in yaml.safe_load(ALERTS.read_text())["groups"]:
-        yield from (rule["expr"] for rule in group["rules"])
-    for panel in json.loads(DASHBOARD.read_text())["panels"]:
-        yield from (target["expr"] for target in panel["targets"])
+    for chart in CHARTS:
+        for group in yaml.safe_load(ALERTS[chart].read_text())["groups"]:
+            yield from (rule["expr"] for rule in group["rules"])
+        for panel in panels(chart):
+            yield from (target["expr"] for target in panel["targets"])
+
+
+def panels(chart: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(DASHBOARDS[chart].read_text())["panels"]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +53,8 @@ def test_every_metric_that_is_asked_for_exists(exposed: set[str]) -> None:
     assert asked <= exposed
 
 
-def test_every_kind_of_metric_is_on_the_dashboard(exposed: set[str]) -> None:
-    shown = {name for panel in json.loads(DASHBOARD.read_text())["panels"] for t in panel["targets"] for name in _METRIC.findall(t["expr"])}
+def test_every_kind_of_metric_is_on_a_dashboard(exposed: set[str]) -> None:
+    shown = {name for chart in CHARTS for panel in panels(chart) for t in panel["targets"] for name in _METRIC.findall(t["expr"])}
     families = {re.sub(r"_(sum|count|bucket)$", "", name) for name in exposed} - {"fedhelp_rounds_committed_total"}  # last_committed_round says more
 
     assert families <= {re.sub(r"_(sum|count|bucket)$", "", name) for name in shown} | {
@@ -54,15 +62,16 @@ def test_every_kind_of_metric_is_on_the_dashboard(exposed: set[str]) -> None:
 
 
 def test_only_labels_that_metrics_have_are_selected_by() -> None:
-    known = {"run", "silo", "phase", "teacher", "outcome"}
+    known = {"run", "silo", "phase", "teacher", "outcome", "decision"}
     for expression in expressions():
         for _metric, selectors in _LABELS.findall(expression):
             assert set(re.findall(r"(\w+)\s*(?:=~|!=|=)", selectors)) <= known, expression
 
 
-def test_panels_do_not_overlap() -> None:
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.name)
+def test_panels_do_not_overlap(chart: Path) -> None:
     taken: set[tuple[int, int]] = set()
-    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+    for panel in panels(chart):
         place = panel["gridPos"]
         cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
         assert not cells & taken, panel["title"]
@@ -70,18 +79,27 @@ def test_panels_do_not_overlap() -> None:
         taken |= cells
 
 
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.name)
 @promtool
-def test_promtool_accepts_the_rules() -> None:
-    done = subprocess.run(["promtool", "check", "rules", str(ALERTS)], capture_output=True, text=True)
+def test_promtool_accepts_the_rules(chart: Path) -> None:
+    done = subprocess.run(["promtool", "check", "rules", str(ALERTS[chart])], capture_output=True, text=True)
 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("chart", "file"), [(HUB, "alerts_test.yaml"), (SILO, "serving_alerts_test.yaml")], ids=["hub", "silo"])
 @promtool
-def test_the_rules_fire_when_they_should(tmp_path: Path) -> None:
-    shutil.copy(ALERTS, tmp_path)
-    shutil.copy(Path(__file__).with_name("alerts_test.yaml"), tmp_path)
+def test_the_rules_fire_when_they_should(chart: Path, file: str, tmp_path: Path) -> None:
+    shutil.copy(ALERTS[chart], tmp_path)
+    shutil.copy(Path(__file__).with_name(file), tmp_path)
 
-    done = subprocess.run(["promtool", "test", "rules", "alerts_test.yaml"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(["promtool", "test", "rules", file], cwd=tmp_path, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_of_a_served_model_has_its_line_for_whoever_is_called() -> None:
+    page = (SILO.parents[1] / "docs" / "ward.md").read_text(encoding="utf-8")
+    for group in yaml.safe_load(ALERTS[SILO].read_text())["groups"]:
+        for rule in group["rules"]:
+            assert f"| `{rule['alert']}` |" in page

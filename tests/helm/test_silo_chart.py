@@ -32,7 +32,7 @@ def environment_of(objects: Rendered) -> dict[str, str]:
 
 
 def test_there_is_a_variant_for_each_way_of_taking_part() -> None:
-    assert VARIANTS == ["air-gapped", "kueue", "mig", "own-cluster", "shared-cluster"]
+    assert VARIANTS == ["air-gapped", "kueue", "mig", "own-cluster", "serving", "shared-cluster"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
