@@ -28,6 +28,7 @@ def test_nothing_is_served_unless_it_is_asked_for(render: Render) -> None:
     assert objects.one("ResourceQuota")["spec"]["hard"]["pods"] == "4"
 
 
+@pytest.mark.slow
 def test_the_pods_command_is_one_that_the_product_has(render: Render) -> None:
     [container] = pod_of(render(SILO, "serving", {"serving": {"model": "skin"}}))["containers"]
     assert container["command"] == ["fedhelp"]
