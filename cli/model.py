@@ -129,9 +129,10 @@ def audit_model(silo: Path, outcomes: Path, *, name: str | None) -> None:
     for heading in ("month", "version", "images", "do not decide", "right of the decided", "balanced accuracy", "95%"):
         table.add_column(heading, overflow="fold")
     for month in found.months:
+        least, most = month.interval
         table.add_row(
             month.month, ", ".join(month.versions), f"{month.images:,}", f"{month.undecided:,}",
-            f"{month.right:,} of {month.images - month.undecided:,}", f"{month.score:.3f}", f"{month.interval[0]:.3f} to {month.interval[1]:.3f}")
+            f"{month.right:,} of {month.images - month.undecided:,}", f"{month.score:.3f}", f"{least:.3f} to {most:.3f}")
     Console(width=None if Console().is_terminal else 160).print(table)
     print(f"at its adoption {contract.title} had {contract.headline} {contract.scores[contract.headline]:.3f} on {contract.test_images:,} test images")
     print(f"not judged: {found.open:,} images whose outcome is not known, {found.unknown:,} outcomes of images that nobody asked about")

@@ -61,8 +61,8 @@ def outcomes_of(results: Path) -> str:
 
 def asked_of_server(command: str) -> None:
     """The server of `command`, at a free port, answers about the page's image whoever has the token."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from fedhelp_cli.main import main; main()", *shlex.split(command)[1:], "--port", "0"], stdout=subprocess.PIPE, text=True)
+    program = [sys.executable, "-c", "from fedhelp_cli.main import main; main()"]
+    process = subprocess.Popen([*program, *shlex.split(command)[1:], "--port", "0"], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         url = process.stdout.readline().rsplit(" ", 1)[-1].strip().removesuffix("/v2")

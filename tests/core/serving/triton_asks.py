@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import tritonclient.http as triton
@@ -11,7 +12,7 @@ headers = {"Authorization": f"Bearer {token}"}
 client = triton.InferenceServerClient(url)
 assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("chest", headers=headers)
 found = {"metadata": client.get_model_metadata("chest", headers=headers)}
-files = np.array([open(image, "rb").read()], dtype=np.object_)
+files = np.array([Path(image).read_bytes()], dtype=np.object_)
 for binary in (True, False):
     asked = triton.InferInput("files", [1], "BYTES")
     asked.set_data_from_numpy(files, binary_data=True)
