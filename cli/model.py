@@ -134,7 +134,8 @@ def audit_model(silo: Path, outcomes: Path, *, name: str | None) -> None:
             month.month, ", ".join(month.versions), f"{month.images:,}", f"{month.undecided:,}",
             f"{month.right:,} of {month.images - month.undecided:,}", f"{month.score:.3f}", f"{least:.3f} to {most:.3f}")
     Console(width=None if Console().is_terminal else 160).print(table)
-    print(f"at its adoption {contract.title} had {contract.headline} {contract.scores[contract.headline]:.3f} on {contract.test_images:,} images")
+    score = f"{contract.headline} {contract.scores[contract.headline]:.3f}"
+    print(f"at its adoption {contract.title} had {score} on {contract.test_images:,} test images")
     print(f"not judged: {found.open:,} images whose outcome is not known, {found.unknown:,} outcomes of images that nobody asked about")
     if damaged:
         print(f"{record.folder}: {damaged:,} lines cannot be read, and were left out")
