@@ -11,9 +11,11 @@ import (
 	"os"
 
 	admissionregistration "k8s.io/api/admissionregistration/v1"
+	apps "k8s.io/api/apps/v1"
 	batch "k8s.io/api/batch/v1"
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
+	policy "k8s.io/api/policy/v1"
 	rbac "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -26,7 +28,8 @@ import (
 func main() {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		admissionregistration.AddToScheme, batch.AddToScheme, core.AddToScheme, networking.AddToScheme, rbac.AddToScheme,
+		admissionregistration.AddToScheme, apps.AddToScheme, batch.AddToScheme, core.AddToScheme, networking.AddToScheme,
+		policy.AddToScheme, rbac.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			fail("", err)
