@@ -17,12 +17,15 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.request import Request
 
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.printable import one_line
 from fedhelp_core.proxies import opener_for
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 PORT_VARIABLE = "FEDHELP_METRICS_PORT"
 PUSHGATEWAY_VARIABLE = "FEDHELP_PUSHGATEWAY"
@@ -67,6 +70,14 @@ class _Metrics:
             ["teacher"], buckets=_REQUEST_BUCKETS_S, registry=registry)
         self.teacher_cost = Gauge(
             "fedhelp_teacher_cost", "Money that a teacher has cost in all, in its config's currency.", ["teacher"], registry=registry)
+
+
+class _ServingMetrics:
+    """Those of a served model, in the same registry from the first one on: a silo that trains shows none of them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
+
         self.served = Counter(
             "fedhelp_serving_requests_total", "Questions to the model in use, by how they ended: answered, or the kind of fault.",
             ["outcome"], registry=registry)
@@ -98,6 +109,11 @@ class _Metrics:
 @cache
 def _metrics() -> _Metrics:
     return _Metrics()
+
+
+@cache
+def _serving() -> _ServingMetrics:
+    return _ServingMetrics(_metrics().registry)
 
 
 def round_committed(
@@ -163,7 +179,7 @@ def teacher_cost(teacher: str, cost: float) -> None:
 
 def model_served(model: str, version: str) -> None:
     """This model answers from now on, and nothing is known of what it sees."""
-    metrics = _metrics()
+    metrics = _serving()
     for gauge in (metrics.served_model, metrics.at_adoption, metrics.psi, metrics.psi_by_chance):
         gauge.clear()
     metrics.served_model.labels(model, version).set(1)
@@ -171,12 +187,12 @@ def model_served(model: str, version: str) -> None:
 
 def serving_behind(behind: bool) -> None:
     """Whether the model that was put into use cannot be loaded."""
-    _metrics().serving_behind.set(behind)
+    _serving().serving_behind.set(behind)
 
 
 def answered(decision: str, confidence: float, intensity: float) -> None:
     """The model in use said this of one image."""
-    metrics = _metrics()
+    metrics = _serving()
     metrics.answers.labels(decision).inc()
     metrics.confidence.observe(confidence)
     metrics.intensity.observe(intensity)
@@ -186,28 +202,28 @@ def seen_at_adoption(of: str, counts: Iterable[int]) -> None:
     """Images in each bin of `of` when the model was adopted."""
     known = list(counts)
     for number, count in enumerate(known):
-        _metrics().at_adoption.labels(of, f"{number:02d}").set(count / max(1, sum(known)))
+        _serving().at_adoption.labels(of, f"{number:02d}").set(count / max(1, sum(known)))
 
 
 def drifted(of: str, index: float, by_chance: float) -> None:
     """How far today's images are from those at adoption."""
-    _metrics().psi.labels(of).set(index)
-    _metrics().psi_by_chance.labels(of).set(by_chance)
+    _serving().psi.labels(of).set(index)
+    _serving().psi_by_chance.labels(of).set(by_chance)
 
 
 def unrecorded(answers: int) -> None:
     """So many answers were given and not written into the hospital's record."""
-    _metrics().unrecorded.inc(answers)
+    _serving().unrecorded.inc(answers)
 
 
 def serving_now(questions: int) -> None:
     """So many questions to the model in use are being answered."""
-    _metrics().serving_now.set(questions)
+    _serving().serving_now.set(questions)
 
 
 def served(outcome: str, seconds: float) -> None:
     """A question to the model in use ended after `seconds`: 'answered', or with a kind of fault."""
-    metrics = _metrics()
+    metrics = _serving()
     metrics.served.labels(outcome).inc()
     if outcome == "answered":
         metrics.served_seconds.observe(seconds)
