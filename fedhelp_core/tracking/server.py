@@ -86,8 +86,7 @@ def import_ahead() -> None:
     """Import what logging a model takes, which is seconds. For a thread of a process whose main thread waits for something else."""
     prepare()
     with quiet():
-        import mlflow.pyfunc
-        import mlflow.pytorch  # noqa: F401
+        import mlflow.pyfunc  # noqa: F401
 
 
 def client_of(uri: str) -> Any:
