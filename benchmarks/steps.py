@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 import socket
 import statistics
 import subprocess
@@ -28,8 +29,8 @@ import yaml
 from benchmarks.figures import Figure, run_alone, spread
 
 RUN, SILO = "steps", "amsterdam"
+_REQUEST = "/api/2.0/"  # in a line of the server's log
 SHOWN = ("check", "evaluation", "promotion", "worker check", "worker evaluate")
-_REQUEST = '"'  # in the server's log of requests: each is quoted, and nothing else is
 _IMPORTS = "import sys; sys.argv[1:] = ['--help']; import runpy; runpy.run_module({module!r}, run_name='__main__')"
 
 
@@ -81,8 +82,8 @@ def mlflow_server(folder: Path) -> Iterator[tuple[str, Path]]:
                 time.sleep(0.2)
             yield address, log
         finally:
-            os.killpg(server.pid, 15)
-            server.wait(60)
+            os.killpg(server.pid, signal.SIGKILL)  # what it keeps is thrown away with the folder
+            server.wait()
 
 
 def _answers(address: str) -> bool:
@@ -125,9 +126,9 @@ def figures(repeat: int) -> list[Figure]:
     for _ in range(repeat):
         with tempfile.TemporaryDirectory(prefix="fedhelp-bench-") as scratch, mlflow_server(Path(scratch)) as (address, log):
             for step in steps(*prepared(Path(scratch), address)):
-                before = log.read_text(encoding="utf-8").count("/api/2.0/")
+                before = log.read_text(encoding="utf-8").count(_REQUEST)
                 whole[step.name].append(processor_seconds(["-m", *step.command]))
-                requests[step.name] = log.read_text(encoding="utf-8").count("/api/2.0/") - before
+                requests[step.name] = log.read_text(encoding="utf-8").count(_REQUEST) - before
                 imports[step.name].append(processor_seconds(["-c", _IMPORTS.format(module=step.command[0])]))
     return [figure for name in SHOWN for figure in (
         Figure(name=f"{name}: processor time", value=statistics.median(whole[name]), unit="s",
