@@ -74,7 +74,7 @@ def asked_of_server(command: str) -> None:
             assert said.status_code == 200 and all(f"`{output['name']}`" in PAGE for output in said.json()["outputs"])
     finally:
         process.terminate()
-        process.wait(60)
+        process.communicate(timeout=60)
 
 
 def typed(command: str) -> int:

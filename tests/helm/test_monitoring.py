@@ -39,7 +39,10 @@ def panels(chart: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def exposed() -> set[str]:
-    """Every name under which telemetry.py's metrics are stored."""
+    """Every name under which telemetry.py's metrics are stored, those of a served model among them."""
+    telemetry._metrics.cache_clear()
+    telemetry._serving.cache_clear()
+    telemetry.serving_behind(False)
     names: set[str] = set()
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", telemetry.exposition(), re.MULTILINE):
         names |= {f"{name}_sum", f"{name}_count", f"{name}_bucket"} if kind == "histogram" else {name}
