@@ -24,6 +24,7 @@ BENCHMARKS = {
     "startup": "from the command to the end of round 1",
     "steps": "what each step of a run costs beside its work",
     "soft_labels": "prefetch beside a bare client, its memory, and training's wait for its set",
+    "serving": "a served model beside MLServer, and a minute of 16 clients",
     "averaging": "memory and time of Eq 7 on large files",
     "peers": "NVFLARE's and Flower's rounds on round_control's payload (only with --peers)",
 }

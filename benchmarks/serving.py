@@ -2,13 +2,15 @@
 
     python -m benchmarks.serving [--repeat 200]
 
-One client asks about one image, then about sixteen at once, in the protocol's binary encoding; both servers take turns, request by request, so that
-noise is noise for both. MLServer (.cache/model_servers) runs the program that `fedhelp model export --form program` writes and gets images that
-are prepared already; ours gets raw pixels, prepares, decides, compares and records. The soak is sixteen clients for a minute.
+One client asks about one picture, then about sixteen at once, as PNG files in base64; both servers take turns, request by request, so that noise is
+noise for both. MLServer (.cache/model_servers) decodes them and runs the program that `fedhelp model export --form program` writes; ours checks,
+prepares, decides, compares and records too. The soak is sixteen clients for a minute.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import statistics
@@ -23,7 +25,7 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from PIL import Image
 
 from benchmarks.figures import Figure, run_alone, spread
 from fedhelp_core.config.task import TaskConfig
@@ -52,13 +54,15 @@ def mlserver(program: Path, folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{http}"
 
 
-def question(name: str, images: NDArray[np.uint8]) -> dict[str, Any]:
-    """What httpx sends: one tensor as binary data."""
-    head = json.dumps({
-        "inputs": [{"name": name, "shape": images.shape, "datatype": "UINT8", "parameters": {"binary_data_size": images.nbytes}}],
-        "parameters": {"binary_data_output": True}}).encode()
-    return {"content": head + images.tobytes(), "headers": {
-        "Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}}
+def question(count: int) -> dict[str, Any]:
+    """What httpx sends: `count` pictures of noise."""
+    files = []
+    for pixels in np.random.default_rng(1).integers(0, 256, (count, SIDE, SIDE, 3)).astype(np.uint8):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "png")
+        files.append(base64.b64encode(file.getvalue()).decode())
+    return {"json": {"inputs": [
+        {"name": "files", "datatype": "BYTES", "shape": [count], "data": files, "parameters": {"content_type": "base64"}}]}}
 
 
 def asked(client: httpx.Client, sent: dict[str, Any]) -> float:
@@ -82,9 +86,8 @@ def figures(repeat: int) -> list[Figure]:
 
 
 def _beside(ours: httpx.Client, peer: httpx.Client, batch: int, repeat: int) -> Figure:
-    images_NHWC = np.random.default_rng(1).integers(0, 256, (batch, SIDE, SIDE, 3)).astype(np.uint8)
-    raw, prepared = question("pixels", images_NHWC), question("images", np.ascontiguousarray(images_NHWC.transpose(0, 3, 1, 2)))
-    pairs = [(asked(ours, raw), asked(peer, prepared)) for _ in range(repeat + 10)][10:]
+    sent = question(batch)
+    pairs = [(asked(ours, sent), asked(peer, sent)) for _ in range(repeat + 10)][10:]
     mine, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
     return Figure(
         name=f"an answer about {batch} image{'s' if batch > 1 else ''} of {SIDE} pixels", value=statistics.median(mine) / statistics.median(theirs),
@@ -93,7 +96,7 @@ def _beside(ours: httpx.Client, peer: httpx.Client, batch: int, repeat: int) -> 
 
 
 def _soak(here: Hospital) -> list[Figure]:
-    sent = question("pixels", np.random.default_rng(1).integers(0, 256, (1, SIDE, SIDE, 3)).astype(np.uint8))
+    sent = question(1)
     with served(here) as server:
         ends = time.monotonic() + _SOAK_S
         counts = [0, 0]

@@ -1,14 +1,18 @@
-"""MLServer's model of the serving benchmark: an exported program, prepared images in, probabilities out. Runs in MLServer's own environment."""
+"""MLServer's model of the serving benchmark: pictures in, class probabilities out, by an exported program. Runs in MLServer's own environment."""
 
+import io
 import os
 import sys
 
-sys.path.append(os.environ["TORCH_PACKAGES"])  # PyTorch alone is taken from there: everything else is this environment's own
+import numpy as np
+from mlserver import MLModel
+from mlserver.codecs import Base64Codec, NumpyCodec
+
+sys.path.append(os.environ["TORCH_PACKAGES"])  # PyTorch and Pillow are taken from there: everything else is this environment's own
 
 import torch
-from mlserver import MLModel
-from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceRequest, InferenceResponse
+from PIL import Image
 
 
 class Program(MLModel):
@@ -22,7 +26,8 @@ class Program(MLModel):
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Class probabilities."""
-        images = torch.from_numpy(NumpyCodec.decode_input(payload.inputs[0]).copy())
+        pictures = [Image.open(io.BytesIO(raw)).convert("RGB") for raw in Base64Codec.decode_input(payload.inputs[0])]
+        images = torch.from_numpy(np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in pictures]))
         with torch.no_grad():
             found = self._program(images).numpy()
         return InferenceResponse(
