@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import math
 import os
 import socket
 import ssl
@@ -69,7 +70,7 @@ def serve(in_use: InUse, door: Door, limits: Limits, say: Callable[[str], None])
         serving = Serving(in_use, limits, door.token_file)
         config = uvicorn.Config(
             application(serving), log_level="critical", access_log=False, server_header=False, lifespan="on", ws="none", http="h11",
-            ssl_certfile=door.tls_cert, ssl_keyfile=door.tls_key, timeout_graceful_shutdown=int(limits.seconds))
+            ssl_certfile=door.tls_cert, ssl_keyfile=door.tls_key, timeout_graceful_shutdown=math.ceil(limits.seconds))
         try:
             config.load()
         except (OSError, ssl.SSLError) as e:
