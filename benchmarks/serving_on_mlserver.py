@@ -27,7 +27,7 @@ class Program(MLModel):
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Class probabilities."""
         pictures = [Image.open(io.BytesIO(raw)).convert("RGB") for raw in Base64Codec.decode_input(payload.inputs[0])]
-        images = torch.from_numpy(np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in pictures]))
+        images = torch.from_numpy(np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in pictures])).float()
         with torch.no_grad():
             found = self._program(images).numpy()
         return InferenceResponse(
