@@ -45,6 +45,7 @@ def federation_of(task: str, folder: Path) -> Federation:
         "name": "use",
         "task": {"name": task, "image_size": 16, **({"volume": {"spacing": 12.0, "patch_size": 8, "window_size": 12}} if volumes else {})},
         "algorithm": {"method": "fedavg", "proxy_model": NETWORKS[task], "large_model": NETWORKS[task]}, "store": {"url": str(folder)},
+        "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}"},  # of its own, whatever MLflow has put into the environment meanwhile
         "silos": [{"name": "aachen", "dispatch": {"silo_config": "silo.yaml"}}]}
     return parse_federation(document, source="test")
 
@@ -83,7 +84,6 @@ def here() -> Iterator[None]:
     before = os.environ.get("MLFLOW_TRACKING_URI")
     yield
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # documented in its code alone: back to the environment's
-    mlflow.set_registry_uri(None)  # type: ignore[arg-type]
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if before is not None:
         os.environ["MLFLOW_TRACKING_URI"] = before
@@ -140,7 +140,6 @@ def test_its_signature_example_card_and_metadata_say_what_it_is(registered: Regi
     for task in ("pneumonia", "lung-segmentation"):
         federation = registered[task]
         mlflow.set_tracking_uri(tracking_uri(federation))
-        mlflow.set_registry_uri(tracking_uri(federation))  # which other tests of this process may have left elsewhere
         info = mlflow.models.get_model_info(f"models:/{task}@candidate")
         assert info.signature.outputs.input_names() == (["normal", "pneumonia"] if task == "pneumonia" else ["lung"])
         assert [column.type.name for column in info.signature.inputs.inputs] == ["binary"]
