@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -67,8 +66,9 @@ def write_once(files: Mapping[Path, str]) -> None:
         ConfigError: such a file.
     """
     for path, text in files.items():
-        if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise ConfigError(f"{path}: is there with other content; delete it, or give another folder")
+        with disk_errors(path):
+            if path.exists() and path.read_bytes() != text.encode():
+                raise ConfigError(f"{path}: is there with other content; delete it, or give another folder")
     for path, text in files.items():
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def federation_of_ingested(out: Path, *, task: str, classes: Sequence[str], silo
     path = out / "federation.yaml"
     if not path.exists():
         dispatch = {silo: on_this_machine(config.relative_to(out)) for silo, config in silos.items()}
-        name = json.dumps(out.name)[1:-1].lower()
-        known = "".join(character if character.isalnum() and character.isascii() else "-" for character in name).strip("-")[:40].strip("-")
+        plain = "".join(character if character.isalnum() and character.isascii() else "-" for character in out.name.lower())
+        known = plain.strip("-")[:40].strip("-")
         write_once({path: starter(known or task, task, classes, dispatch, file=quoted(path))})
     return path

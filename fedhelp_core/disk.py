@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StorageFull
+from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StateLocked, StorageFull
 
 _KINDS: Mapping[int, type[FedHelpError]] = {
     errno.ENOENT: NotFound, errno.ENOTDIR: NotFound, errno.EISDIR: NotFound,
@@ -125,6 +125,24 @@ def require_locks(folder: Path, place: Place = STATE_VOLUME) -> None:
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def folder_locked(folder: Path, taken: str) -> Iterator[None]:
+    """Hold the lock of `folder`, which is made; it goes with the process, however that ends.
+
+    Raises:
+        StateLocked: another process holds it: `<folder>: <taken>`.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / "lock").open("a")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise StateLocked(f"{folder}: {taken}") from e
+        yield
 
 
 def write_all(handle: io.FileIO, piece: Any) -> None:

@@ -16,11 +16,10 @@ from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.protocol.documents import StoredWeights
 from fedhelp_core.protocol.facts import StartedFrom
 from fedhelp_core.protocol.keys import ModelKeys
-from fedhelp_core.protocol.model_record import read_chain
+from fedhelp_core.protocol.model_record import keep_weights, read_chain
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.base import Store
 from fedhelp_core.tracking.registry import Registry
-from fedhelp_core.weights.check import check_weights_file
 from fedhelp_core.weights.file import read_header
 
 
@@ -54,8 +53,7 @@ def settle_start(config: Federation, store: Store, run: Run) -> StartedFrom | No
     source = store.fetch(found.key, found.weights.size_bytes) if found.key else config.start.file
     assert source is not None
     try:
-        check_weights_file(source, spec=found.weights.spec, max_bytes=found.weights.size_bytes, sha256=found.weights.sha256)
-        run.store.put_new(ModelKeys(name).weights(found.weights.sha256), source)
+        keep_weights(run.store, name, source, found.weights)
     finally:
         if found.key:
             store.release(source)

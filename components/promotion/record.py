@@ -19,12 +19,11 @@ from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.protocol.documents import StoredWeights, dump, said, utc_now
 from fedhelp_core.protocol.facts import ClassShares, Served
 from fedhelp_core.protocol.keys import ModelKeys
-from fedhelp_core.protocol.model_record import Chain, ModelRecord, append_record, read_chain
+from fedhelp_core.protocol.model_record import Chain, ModelRecord, append_record, keep_weights, read_chain
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.store.base import Store
 from fedhelp_core.tracking.registry import Registry
-from fedhelp_core.weights.check import check_weights_file
 
 _MOST_CARD = 16 * 2**20  # bytes
 
@@ -112,8 +111,7 @@ def _of_run(store: Store, run_id: str, name: str, version: str) -> ModelRecord:
 def _kept(store: Store, name: str, source: Path, stored: StoredWeights) -> StoredWeights:
     """The file `source` in the store under the model's name, once it is what `stored` says."""
     try:
-        check_weights_file(source, spec=stored.spec, max_bytes=stored.size_bytes, sha256=stored.sha256)
-        store.put_new(ModelKeys(name).weights(stored.sha256), source)
+        keep_weights(store, name, source, stored)
     finally:
         store.release(source)
     return stored

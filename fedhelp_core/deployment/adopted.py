@@ -13,7 +13,6 @@ two of each are kept. Called by `adoption`, by `fedhelp model` and `fedhelp pred
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -25,8 +24,8 @@ from typing import Any
 
 from fedhelp_core.deployment.contract import Contract
 from fedhelp_core.deployment.decisions import DecisionLedger
-from fedhelp_core.disk import atomic_write, disk_errors, require_locks, sweep, sync
-from fedhelp_core.errors import ConfigError, NotFound, PermanentError, StateLocked, WeightsError
+from fedhelp_core.disk import atomic_write, disk_errors, folder_locked, require_locks, sweep, sync
+from fedhelp_core.errors import ConfigError, NotFound, PermanentError, WeightsError
 from fedhelp_core.protocol.documents import dump, parse
 from fedhelp_core.protocol.keys import ModelKeys
 from fedhelp_core.weights.file import write_weights
@@ -78,12 +77,7 @@ class ModelFolder:
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             require_locks(self.folder)
-            handle = (self.folder / "lock").open("a")
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                raise StateLocked(f"{self.folder}: another process fetches or adopts this model now; wait for it to end, and try again") from e
+        with folder_locked(self.folder, "another process fetches or adopts this model now; wait for it to end, and try again"):
             yield
 
     def in_use(self) -> Adopted:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -244,7 +244,7 @@ def adopt(
             before=now.contract.version if now else "", weights_sha256=found.new.weights_sha256, new=found.new.scores, old=found.old,
             reason=found.reason if found.passes else f"{force} ({found.reason})")
         if not found.passes and force is None:
-            folder.ledger.append(_kept(said, found.reason))
+            folder.ledger.append(replace(said, action="kept", reason=found.reason))
             raise NotAdopted(
                 f"model {folder.name} version {found.new.version} is not adopted: {found.reason}; version {said.before} stays in use"
                 " (--force --reason TEXT adopts it all the same, and is written down)")
@@ -252,12 +252,6 @@ def adopt(
         folder.ledger.append(said)
         folder.put_in_use(new)
     return found
-
-
-def _kept(said: Decision, reason: str) -> Decision:
-    return Decision(
-        model=said.model, action="kept", version=said.version, before=said.before, weights_sha256=said.weights_sha256, new=said.new, old=said.old,
-        reason=reason)
 
 
 def roll_back(folder: ModelFolder, reason: str = "") -> tuple[Contract, Contract]:

@@ -28,6 +28,7 @@ from fedhelp_core.data.grid import Volume
 from fedhelp_core.data.names import ending_of, is_text, not_text
 from fedhelp_core.data.picture_files import SUFFIXES, Picture, bytes_of_pixels, eight_bits, opaque, picture_in, read_file
 from fedhelp_core.data.unusable import Unusable
+from fedhelp_core.disk import digest_of
 from fedhelp_core.registry.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -181,10 +182,7 @@ def _told(prepare: Callable[[Source], Prepared], source: Source) -> Prepared:
 def digest_of_all(path: Path, volume: Volume) -> str:
     """sha256 (hex) of a file; of a folder of slices: of the sorted sha256s of its files, whatever they are called."""
     files = [path] if path.is_file() else sorted({file for file, _ in volume.slices})
-    digests = []
-    for file in files:
-        with file.open("rb") as handle:
-            digests.append(hashlib.file_digest(handle, "sha256").hexdigest())
+    digests = [digest_of(file)[0] for file in files]
     return digests[0] if path.is_file() else hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 

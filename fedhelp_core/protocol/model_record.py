@@ -258,6 +258,16 @@ def append_record(store: Store, record: ModelRecord) -> bool:
     return store.put_new(ModelKeys(record.name).record(record.number), dump(record))
 
 
+def keep_weights(store: Store, name: str, source: Path, stored: StoredWeights) -> None:
+    """The file `source` in the store under the model's name, once it is what `stored` says.
+
+    Raises:
+        WeightsError: it is not.
+    """
+    _require(source, stored)
+    store.put_new(ModelKeys(name).weights(stored.sha256), source)
+
+
 def fetch_weights(store: Store, record: ModelRecord, folder: Path) -> Path:
     """The model's weights as `folder`/<sha256>.safetensors, complete and verified, or not there at all. Fetched once.
 

@@ -14,7 +14,6 @@ Called by work.py. Knows no network.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -26,8 +25,7 @@ import torch
 
 from fedhelp_core.algorithm.local_update import SiloState
 from fedhelp_core.algorithm.operating_point import OperatingPoint
-from fedhelp_core.disk import atomic_write, disk_errors, sweep
-from fedhelp_core.errors import StateLocked
+from fedhelp_core.disk import atomic_write, disk_errors, folder_locked, sweep
 from fedhelp_core.weights.file import read_weights, write_weights
 
 _ARCHITECTURE = "silo-state"
@@ -93,15 +91,7 @@ class StateFolder:
         Raises:
             StateLocked: another process holds it.
         """
-        with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle = (self.folder / "lock").open("a")
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                raise StateLocked(
-                    f"{self.folder}: another process is working on this silo's state; wait for it to end, or stop it, and try again") from e
+        with folder_locked(self.folder, "another process is working on this silo's state; wait for it to end, or stop it, and try again"):
             yield
 
     def _read(self, version: int) -> SiloState:

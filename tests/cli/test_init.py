@@ -8,6 +8,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from fedhelp_cli.init import federation_of_ingested
 from fedhelp_cli.main import main
 from fedhelp_core.config.federation import load_federation
 from fedhelp_core.config.silo import load_silo
@@ -104,3 +105,16 @@ def test_what_ingest_ends_with_runs_as_it_is(tmp_path: Path) -> None:
     code, printed = fedhelp("simulate", out / "federation.yaml", "--methods", "local,fedavg", "--seeds", "1", "--set", "algorithm.rounds=1",
                             "--workers", "1", "--normalisation", "silo", "--out", tmp_path / "study")
     assert code == 0, printed
+
+
+@pytest.mark.parametrize(("folder", "name"), [("Charité 2", "charit--2"), ("日本", "pneumonia"), ("-x-", "x")])
+def test_a_federation_is_called_after_its_folder_where_that_can_be_a_name(tmp_path: Path, folder: str, name: str) -> None:
+    path = federation_of_ingested(tmp_path / folder, task="pneumonia", classes=("normal", "pneumonia"), silos={"north": tmp_path / folder / "n.yaml"})
+    assert load_federation(path).name == name
+
+
+def test_a_file_that_is_no_text_is_not_overwritten_either(tmp_path: Path) -> None:
+    (tmp_path / "federation.yaml").write_bytes(b"\xff\xfe")
+    code, printed = fedhelp("init", tmp_path, "--name", "chest", "--task", "pneumonia", "--silos", "north")
+    assert (code, (tmp_path / "federation.yaml").read_bytes()) == (10, b"\xff\xfe")
+    assert "is there with other content" in printed
