@@ -579,6 +579,7 @@ def fetch(silo: Path, name: str | None, store: str | None, endpoint_url: str | N
 @model.command(epilog=_EXIT_CODES)
 @_of_silo
 @_of_store
+@click.option("--fetch", "fetch_first", is_flag=True, help="Fetch the champion first, as `fedhelp model fetch` does.")
 @click.option("--version", help="Another fetched version; default: the newest.")
 @click.option("--force", is_flag=True, help="Adopt it although the hospital's rule says no; needs --reason, and is written down.")
 @click.option("--reason", default="", help="Why the rule is overruled.")
@@ -586,19 +587,21 @@ def fetch(silo: Path, name: str | None, store: str | None, endpoint_url: str | N
 @click.option("--dry-run", is_flag=True, help="Join and score it, print what the rule says, and change nothing.")
 @_with_exit_codes
 def adopt(
-    silo: Path, name: str | None, store: str | None, endpoint_url: str | None, version: str | None, force: bool, reason: str, device: str,
-    dry_run: bool,
+    silo: Path, name: str | None, store: str | None, endpoint_url: str | None, fetch_first: bool, version: str | None, force: bool, reason: str,
+    device: str, dry_run: bool,
 ) -> None:
     """Put a fetched model into use, if it is good enough for this hospital.
 
     It is joined with the hospital's own batch norms, or its own large model, and scored on the hospital's test images beside the one in use.
     It may score at most adoption.tolerance below that (silo.yaml); else the one in use stays, and the command ends with 40. The last
-    two are kept, every decision is in adoptions.jsonl. Needs no network, unless adoption.announce is on.
+    two are kept, every decision is in adoptions.jsonl. Needs no network but for --fetch, or where adoption.announce is on.
     """
     if force != bool(reason.strip()):
         raise click.UsageError("--force and --reason TEXT belong together: who overrules the hospital's rule says why")
-    from fedhelp_cli.model import adopt_model
+    from fedhelp_cli.model import adopt_model, fetch_model
 
+    if fetch_first:
+        click.echo(fetch_model(silo, store=store, endpoint_url=endpoint_url, name=name, version=version))
     click.echo(adopt_model(
         silo, name=name, version=version, force=reason.strip() or None, device=device, store=store, endpoint_url=endpoint_url, dry_run=dry_run))
 

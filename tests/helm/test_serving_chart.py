@@ -109,6 +109,49 @@ def test_without_a_token_the_network_policy_alone_guards_it(render: Render) -> N
     assert pod["containers"][0]["readinessProbe"]["httpGet"]["scheme"] == "HTTP"
 
 
+def test_a_folder_that_only_root_could_write_to_is_never_mounted(render: Render) -> None:
+    [first] = pod_of(render(SILO, "serving"))["initContainers"]
+    assert first["command"] == ["mkdir", "-p", "/state/models", "/state/answers"]
+    assert first["securityContext"]["readOnlyRootFilesystem"] and first["volumeMounts"] == [{"name": "state", "mountPath": "/state"}]
+
+
+@pytest.mark.parametrize("name", ["fedhelp-model", "fedhelp-model-rollback"])
+def test_a_person_adopts_and_goes_back_by_a_job_of_the_workers_pod_on_the_serving_device(name: str, render: Render) -> None:
+    objects = render(SILO, "serving", {"serving": {"model": "skin"}})
+    job = objects.one("CronJob", name)["spec"]
+    worker = objects.one("CronJob", "fedhelp-worker")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert job["suspend"] and job["jobTemplate"]["spec"]["backoffLimit"] == 0
+    pod = job["jobTemplate"]["spec"]["template"]["spec"]
+    [container], [workers] = pod.pop("containers"), worker.pop("containers")
+    assert pod == worker
+    assert workers["resources"]["limits"].pop("nvidia.com/gpu") and workers["resources"]["requests"].pop("nvidia.com/gpu")
+    changed = {key for key in {*container, *workers} if container.get(key) != workers.get(key)}
+    assert changed == {"command", "args"} and container["command"] == ["fedhelp"] and container["args"][-2:] == ["--name", "skin"]
+    done = CliRunner().invoke(main, [*container["args"], "--silo", "/nowhere/silo.yaml"])
+    assert done.exit_code == 10 and "/nowhere/silo.yaml" in done.output
+
+
+def test_adoption_by_schedule_leaves_going_back_to_people(render: Render, refusal: Callable[..., str]) -> None:
+    objects = render(SILO, "serving", {"serving": {"adoptSchedule": "0 3 * * 0", "gpu": {"count": 1}}})
+    adopting, back = (objects.one("CronJob", name)["spec"] for name in ("fedhelp-model", "fedhelp-model-rollback"))
+    assert (adopting["schedule"], adopting["suspend"], back["suspend"]) == ("0 3 * * 0", False, True)
+    [container] = adopting["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"][-1] == "cuda" and container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "adoptSchedule" in refusal(SILO, "serving", {"serving": {"adoptSchedule": "weekly"}})
+    assert not render(SILO, "own-cluster").has("CronJob", "fedhelp-model")
+
+
+def test_the_record_is_read_where_the_runs_are_unless_the_hospital_names_another_place(render: Render) -> None:
+    def adoption(values: dict[str, Any]) -> dict[str, Any]:
+        silo = yaml.safe_load(render(SILO, "serving", values).one("ConfigMap", "fedhelp-silo")["data"]["silo.yaml"])
+        return dict(silo["adoption"])
+
+    assert adoption({"store": {"endpointUrl": "https://s3.hub.example"}}) == {
+        "store": "s3://federation/runs", "endpoint_url": "https://s3.hub.example", "undecided_margin": 0.3}
+    elsewhere = {"adoption": {"store": "/data/record"}, "store": {"endpointUrl": "https://s3"}}
+    assert adoption(elsewhere) == {"store": "/data/record", "undecided_margin": 0.3}
+
+
 def test_alert_rules_and_dashboard_come_with_it(render: Render) -> None:
     objects = render(SILO, "serving")
     assert objects.one("PrometheusRule", "fedhelp-serving-alerts")["metadata"]["labels"]["release"] == "prometheus"

@@ -63,7 +63,7 @@ def test_every_object_says_whose_it_is(variant: str, render: Render) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_template_never_runs_by_itself(variant: str, render: Render) -> None:
-    assert render(SILO, variant).one("CronJob")["spec"]["suspend"] is True
+    assert render(SILO, variant).one("CronJob", "fedhelp-worker")["spec"]["suspend"] is True
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -6,6 +6,7 @@
 {{- define "silo.hub" -}}fedhelp-hub{{- end }}
 {{- define "silo.doctor" -}}fedhelp-doctor{{- end }}
 {{- define "silo.serving" -}}fedhelp-serving{{- end }}
+{{- define "silo.model" -}}fedhelp-model{{- end }}
 {{- define "silo.defaultDeny" -}}fedhelp-default-deny{{- end }}
 
 {{/* The policy is cluster-scoped: the namespace makes its name unique. */}}

@@ -41,6 +41,22 @@ runtimeClassName: {{ . }}
 {{- with .priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
+initContainers:
+  # A folder that Kubernetes made for subPath would be root's: no hospital could adopt anything into it.
+  - name: folders
+    image: {{ include "silo.image" $ | quote }}
+    imagePullPolicy: {{ .image.pullPolicy }}
+    command: ["mkdir", "-p", "/state/models", "/state/answers"]
+    resources:
+      requests: {{ .serving.resources.requests | default dict | toJson }}
+      limits: {{ .serving.resources.limits | default dict | toJson }}
+    securityContext:
+      allowPrivilegeEscalation: false
+      privileged: false
+      readOnlyRootFilesystem: true
+      capabilities: {drop: [ALL]}
+    volumeMounts:
+      - {name: state, mountPath: /state}
 containers:
   - name: {{ ternary "kserve-container" "serving" .serving.kserve }}
     image: {{ include "silo.image" $ | quote }}

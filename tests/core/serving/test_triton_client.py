@@ -26,7 +26,7 @@ def test_tritons_client_gets_predicts_answers_and_our_sentences(tmp_path: Path) 
     with served(here, "--token-file", str(token), headers={"Authorization": "Bearer secret"}) as server:
         expected = server.answer(files(image))
         done = subprocess.run(
-            [str(python), str(Path(__file__).with_name("triton_asks.py")), server.url.removeprefix("http://"), str(image), "secret"],
+            [str(python), str(Path(__file__).with_name("triton_asks.py")), server.url.removeprefix("http://"), str(image), "secret", "chest"],
             capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
