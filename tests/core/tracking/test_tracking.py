@@ -26,7 +26,7 @@ from mlflow import MlflowClient
 from fedhelp_components.evaluation.candidate import model_for_users
 from fedhelp_components.promotion.__main__ import run as decide
 from fedhelp_core.config.federation import Federation, parse_federation
-from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.config.task import TaskConfig, task_asked_for
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StoreUnavailable, TeacherError
 from fedhelp_core.models.build import build_model
 from fedhelp_core.protocol.run import Run
@@ -682,7 +682,7 @@ class TestGate:
         assert verdict.reasons == ["not comparable: the champion was not scored by Dice; was it made for another task?"]
 
     def test_a_distance_has_to_become_smaller(self) -> None:
-        metric = TaskConfig(name="brain-segmentation").scored_by[1]
+        metric = task_asked_for("brain-segmentation").scored_by[1]
         before, after = ({silo: {"hausdorff95": value, "kind": "small", "test_sha256": silo} for silo, value in found.items()}
                          for found in ({"a": 8.0, "b": 4.0}, {"a": 5.0, "b": 4.5}))
         verdict = gate(after, before, metric, min_improvement=1.0, max_regression=0.5)
