@@ -26,7 +26,7 @@ from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.data.examples import image_shape, target_shape
 from fedhelp_core.data.sharing import hand_sizes
 from fedhelp_core.objectives.open import objective_of
-from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.registry.tasks import PRESETS
 
 SECONDS_A_KERNEL = 10e-6  # PyTorch's eager launches from one Python thread
 FLOP_A_SECOND = 5e12      # float32 convolutions of few channels on a GPU of 20 TFLOP/s and more
@@ -64,9 +64,9 @@ class _Counted(TorchDispatchMode):
 
 def step_of(federation: Federation, kind: str) -> Step:
     """One step of a silo of `kind`, counted small and scaled to the federation's images."""
-    side = federation.task.volume.patch_size if TASKS[federation.task.name].dimensions == 3 else federation.task.image_size
+    side = federation.task.volume.patch_size if federation.task.dimensions == 3 else federation.task.image_size
     changes: dict[str, Any] = {"task.image_size": _SIDE}
-    if TASKS[federation.task.name].dimensions == 3:
+    if federation.task.dimensions == 3:
         changes |= {"task.volume.patch_size": _SIDE, "task.volume.window_size": _SIDE, "task.volume.patches": 1}
     small = federation.override(**changes)
     settings = UpdateSettings(algorithm=small.algorithm, objective=objective_of(small.task), seed=1, silo="counted", kind=kind)
@@ -75,7 +75,7 @@ def step_of(federation: Federation, kind: str) -> Step:
     counted, flop = _Counted(), FlopCounterMode(display=False)
     with flop, counted:
         local_update(weights, SiloState.empty(), data, settings, round_number=1)
-    return Step(counted.kernels, flop.get_total_flops() * (side / _SIDE) ** TASKS[federation.task.name].dimensions)
+    return Step(counted.kernels, flop.get_total_flops() * (side / _SIDE) ** federation.task.dimensions)
 
 
 def _data(federation: Federation) -> SiloData:
@@ -108,7 +108,7 @@ def main() -> None:
     """Print the table."""
     fix_arithmetic(1)
     print("| task | a small silo's step | a large silo's step | a GPU a silo | all silos on one GPU |\n| --- | ---: | ---: | ---: | ---: |")
-    for task in TASKS:
+    for task in PRESETS:
         print("| " + " | ".join(line_of(task)) + " |", flush=True)
 
 

@@ -28,7 +28,6 @@ from fedhelp_core.config.algorithm import AlgorithmConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.models.build import build_public_head
 from fedhelp_core.objectives.open import objective_of
-from fedhelp_core.registry.tasks import TASKS
 
 SEED, SILO = 1, "bench"
 ADAM = {"lr": 1e-3, "weight_decay": 1e-4, "fused": True}
@@ -49,12 +48,12 @@ class Case:
     @property
     def volumes(self) -> bool:
         """Whether images have three dimensions."""
-        return TASKS[self.task.name].dimensions == 3
+        return self.task.dimensions == 3
 
     @property
     def masks(self) -> bool:
         """Whether answers are masks."""
-        return TASKS[self.task.name].answer == "mask"
+        return self.task.per_pixel
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -86,11 +85,11 @@ CASES = {
 def silo_data(case: Case) -> SiloData:
     """Random pictures: the arithmetic does not care. Grey ones are equal in all channels, as decoded."""
     generator = torch.Generator().manual_seed(0)
-    entry = TASKS[case.task.name]
-    sides = (case.task.image_size,) * entry.dimensions
+    task = case.task
+    sides = (case.task.image_size,) * task.dimensions
 
     def pictures() -> Tensor:
-        return torch.randint(0, 256, (case.images, 1, *sides), dtype=torch.uint8, generator=generator).expand(-1, entry.channels, *sides).contiguous()
+        return torch.randint(0, 256, (case.images, 1, *sides), dtype=torch.uint8, generator=generator).expand(-1, task.channels, *sides).contiguous()
 
     if case.masks:
         masks = torch.rand((case.images, 1, *sides), generator=generator)

@@ -29,10 +29,9 @@ from PIL import Image
 
 from benchmarks.figures import Figure, run_alone, spread
 from fedhelp_core.config.algorithm import AlgorithmConfig
-from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.config.task import TaskConfig, algorithm_for
 from fedhelp_core.config.teachers import PublicSetConfig, TeacherConfig
 from fedhelp_core.objectives.open import objective_of
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.softlabels.prefetch import PrefetchReport, prefetch
 from fedhelp_core.softlabels.teachers import Question, Readiness
 from fedhelp_core.store.open import open_store
@@ -188,12 +187,12 @@ def data_wait(folder: Path, sha256: str, task: TaskConfig, private_images: int) 
     public = load_distillation_set(open_store(str(folder)), sha256)
     generator = torch.Generator().manual_seed(0)
     shape = (private_images, *public.images_NCHW.shape[1:])
-    masks = TASKS[task.name].answer == "mask"
+    masks = task.per_pixel
     labels = torch.randint(0, 2, shape, generator=generator) if masks else torch.randint(0, len(task.classes), shape[:1], generator=generator)
     data = SiloData(
         images_NCHW=torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator), labels_N=labels,
         public_images_MCHW=Timed(public.images_NCHW), public_probabilities_MP=Timed(public.probabilities_NC))
-    algorithm = AlgorithmConfig.model_validate(TASKS[task.name].defaults)
+    algorithm = AlgorithmConfig.model_validate(algorithm_for({"name": task.name}))
     settings = UpdateSettings(algorithm=algorithm, objective=objective_of(task), kind="small", seed=1, silo="bench")
     start = initial_weights(algorithm, objective_of(task), seed=1)
     began = time.perf_counter()

@@ -13,14 +13,15 @@ from rich.text import Text
 
 from fedhelp_cli.counting import Counting
 from fedhelp_cli.init import federation_of_ingested, next_steps
-from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.config.task import TaskConfig, task_asked_for
 from fedhelp_core.data.findings import DataReport, called, remarks, rows_of
 from fedhelp_core.data.ingest import Ingested, ingest, write_silos
 from fedhelp_core.data.leakage import Side
+from fedhelp_core.data.medmnist import MedMnist
 from fedhelp_core.data.problems import told
 from fedhelp_core.data.public_layouts import Hospital, Options, hospitals_of, layout_called
 from fedhelp_core.errors import ConfigError, DataError
-from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.registry.tasks import PRESETS
 from fedhelp_core.report.data_page import write_report
 from fedhelp_core.report.picture_page import Looked, write_picture_pages
 
@@ -41,8 +42,8 @@ def ingest_and_print(
     entry = layout_called(layout)
     try:
         archive = entry.archive(folder.resolve(), options) if entry.archive is not None else None
-        named = _known_task(task or (archive.task if archive else entry.task))
-        config = TaskConfig.model_validate({"name": named, "image_size": _SIDE, **({"classes": archive.classes} if archive else {})})
+        asked = _task_of(layout, task or entry.task, archive)
+        config = asked.model_copy(update={"image_size": _SIDE})
         out = (out or Path("data") / config.name).resolve()
         options = replace(options, unpacked=out / "images")
         hospitals = hospitals_of(layout, folder.resolve(), config, options)
@@ -70,7 +71,7 @@ def ingest_and_print(
     print(f"{out}: {len(paths)} silos, their silo.yaml files in {paths[0].parent}: {', '.join(ingested.manifests)}")
     training = {silo: path for (silo, manifest), path in zip(ingested.manifests.items(), paths, strict=True) if not manifest.test_only}
     if training:
-        federation = federation_of_ingested(out, task=config.name, classes=config.classes, silos=training)
+        federation = federation_of_ingested(out, task=asked, silos=training)
         print(f"{federation}: a federation of them, with a comment a line")
         print(next_steps(federation))
 
@@ -91,10 +92,17 @@ def _in_words_of_this_command(problem: str) -> str:
         lambda found: "give the right " + " or ".join(_OPTIONS.get(field, "FOLDER") for field in found[1].split(" or ")), problem)
 
 
-def _known_task(name: str) -> str:
-    if name not in TASKS:
-        raise ConfigError(f"--task: one of {', '.join(TASKS)} expected, got {name!r}")
-    return name
+def _task_of(layout: str, named: str | None, archive: MedMnist | None) -> TaskConfig:
+    """What is learnt: as --task or the layout names it, else as the archive does. An archive says its classes itself."""
+    if named is None and archive is None:
+        raise ConfigError(
+            f"--task: what is learnt expected, for layout {layout} is of no task by itself: one of {', '.join(PRESETS)}, or the YAML file of a task"
+            " (docs/tasks.md)")
+    asked = None if named is None else task_asked_for(named)
+    if archive is None:
+        assert asked is not None
+        return asked
+    return TaskConfig.model_validate(archive.task if asked is None else {**asked.model_dump(), "classes": archive.classes})
 
 
 def _print_plan(hospitals: Mapping[str, Hospital], task: TaskConfig, out: Path) -> None:
@@ -114,7 +122,7 @@ def _print_plan(hospitals: Mapping[str, Hospital], task: TaskConfig, out: Path) 
 
 
 def _print_report(report: DataReport) -> None:
-    classes = TASKS[report.task.name].answer == "classes"
+    classes = report.task.form == "classes"
     table = Table(title=Text(f"{report.task.name}: {len(report.places):,} images"))
     if classes:
         table.caption = Text(f"images of each class: {', '.join(report.task.classes)}")

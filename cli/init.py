@@ -8,11 +8,10 @@ from pathlib import Path
 from fedhelp_cli.commands import quoted
 from fedhelp_core.config.federation import parse_federation
 from fedhelp_core.config.files import mapping_in
-from fedhelp_core.config.sentences import nearest
 from fedhelp_core.config.starter import in_a_cluster, on_this_machine, starter
+from fedhelp_core.config.task import TaskConfig, task_asked_for, with_classes
 from fedhelp_core.disk import disk_errors
 from fedhelp_core.errors import ConfigError
-from fedhelp_core.registry.tasks import TASKS
 
 _SILO = """\
 # What hospital {silo} knows about itself. Never leaves it. Every field: docs/configuration.md.
@@ -34,15 +33,13 @@ def init_and_print(folder: Path, *, name: str, task: str, classes: Sequence[str]
     Raises:
         ConfigError: an option, or a file of other content is in the way.
     """
-    if task not in TASKS:
-        near = nearest(task, list(TASKS))
-        raise ConfigError(f"--task: one of {', '.join(TASKS)} expected, got {task!r}" + (f"; did you mean {near!r}?" if near else ""))
+    learnt = with_classes(task_asked_for(task), classes)
     for silo in silos:
         if silos.count(silo) > 1:
             raise ConfigError(f"--silos: each name once expected, got {silo!r} twice")
     path = folder / "federation.yaml"
     dispatch = {silo: in_a_cluster(silo) if clusters else on_this_machine(f"silos/{silo}.yaml") for silo in silos}
-    text = starter(name, task, classes or TASKS[task].classes, dispatch, store=store, file=quoted(path))
+    text = starter(name, learnt, dispatch, store=store, file=quoted(path))
     parse_federation(mapping_in(text, "--"), source="init")  # what is wrong with an option is said in the schema's words
     files = {path: text}
     if not clusters:
@@ -75,12 +72,12 @@ def write_once(files: Mapping[Path, str]) -> None:
             path.write_text(text, encoding="utf-8")
 
 
-def federation_of_ingested(out: Path, *, task: str, classes: Sequence[str], silos: Mapping[str, Path]) -> Path:
+def federation_of_ingested(out: Path, *, task: TaskConfig, silos: Mapping[str, Path]) -> Path:
     """The federation.yaml beside what `fedhelp data ingest` wrote; one that is there is left as it is, since somebody may have changed it."""
     path = out / "federation.yaml"
     if not path.exists():
         dispatch = {silo: on_this_machine(config.relative_to(out)) for silo, config in silos.items()}
         plain = "".join(character if character.isalnum() and character.isascii() else "-" for character in out.name.lower())
         known = plain.strip("-")[:40].strip("-")
-        write_once({path: starter(known or task, task, classes, dispatch, file=quoted(path))})
+        write_once({path: starter(known or task.name, task, dispatch, file=quoted(path))})
     return path

@@ -86,9 +86,10 @@ def look_at_data(silo: SiloConfig) -> Finding:
 def _task_of(items: Sequence[Item]) -> TaskConfig:
     """A task that reads such files; which one it is is the hub's to say, and `check` compares."""
     if not items or items[0].mask is None:
-        return TaskConfig(name="melanoma", image_size=_SAMPLE_SIZE)
+        return TaskConfig(name="sample", form="classes", classes=("first", "second"), image_size=_SAMPLE_SIZE)
     picture = items[0].image.suffix.lower() in SUFFIXES
-    return TaskConfig(name="lung-segmentation" if picture else "brain-segmentation", image_size=_SAMPLE_SIDE)
+    return TaskConfig(
+        name="sample", form="masks", dimensions=2 if picture else 3, channels=1, classes=("background", "foreground"), image_size=_SAMPLE_SIDE)
 
 
 def look_at_state(silo: SiloConfig) -> Finding:

@@ -12,7 +12,7 @@ from benchmarks.local_update import CASES, SEED, SILO, Case, Plain, silo_data
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.objectives.open import objective_of
-from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.registry.tasks import PRESETS
 
 
 def tiny(name: str) -> Case:
@@ -26,7 +26,7 @@ def tiny(name: str) -> Case:
 
 
 def test_every_task_is_measured() -> None:
-    assert set(CASES) == set(TASKS)
+    assert set(CASES) == set(PRESETS)
 
 
 @pytest.mark.slow

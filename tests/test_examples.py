@@ -14,10 +14,11 @@ from fedhelp_cli.check import check_and_print
 from fedhelp_components.check.__main__ import static_problems
 from fedhelp_core.config.algorithm import AlgorithmConfig
 from fedhelp_core.config.federation import Federation, load_federation
+from fedhelp_core.config.task import algorithm_for
 from fedhelp_core.data.phantom import chest_xray, fed_isic, fed_ixi, lungs
 from fedhelp_core.demo.prepare import silo_document
 from fedhelp_core.demo.tasks import DRAWN
-from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.registry.tasks import PRESETS
 from tests.test_docs import fault_of
 from tests.tiny import write_teacher
 
@@ -33,7 +34,7 @@ _DRAW: Mapping[str, Callable[[Path], None]] = {
 
 
 def test_each_task_has_a_file_with_the_papers_settings_and_a_small_one() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.yaml")} == {f"{task}{kind}.yaml" for task in TASKS for kind in ("", "-small")}
+    assert {path.name for path in EXAMPLES.glob("*.yaml")} == {f"{task}{kind}.yaml" for task in PRESETS for kind in ("", "-small")}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -44,18 +45,19 @@ def test_every_example_is_valid_and_named_like_its_file(path: Path) -> None:
     assert all(silo.dispatch.silo_config == path.parent / "data" / path.stem / "silos" / f"{silo.name}.yaml" for silo in federation.silos)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", PRESETS)
 def test_the_papers_file_says_the_papers_settings(task: str) -> None:
     """A changed default would make the file lie; a changed file would not be the paper's."""
     told = yaml.safe_load((EXAMPLES / f"{task}.yaml").read_text(encoding="utf-8"))["algorithm"]
-    paper = AlgorithmConfig(**{**TASKS[task].defaults, "batch_size": 4, **({} if told["method"] == "fedhelp" else {"method": told["method"]})})
+    other = {} if told["method"] == "fedhelp" else {"method": told["method"]}
+    paper = AlgorithmConfig(**{**algorithm_for({"name": task}), "batch_size": 4, **other})
     assert load_federation(EXAMPLES / f"{task}.yaml").algorithm.model_dump(exclude={"public_batch_size"}) == paper.model_dump(
         exclude={"public_batch_size"})
     shown = {"rounds", "local_epochs", "batch_size", "optimizer", "rank_weight", "rank_top_k", "large_silos", "proxy_model", "large_model"}
     assert shown <= told.keys()
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", PRESETS)
 def test_the_command_in_a_papers_file_makes_the_silos_it_names(task: str) -> None:
     text = (EXAMPLES / f"{task}.yaml").read_text(encoding="utf-8")
     assert re.search(rf"fedhelp data ingest \S+ FOLDER .*--out examples/data/{task}\b", text)
@@ -69,7 +71,7 @@ def test_every_command_in_a_files_comments_takes_its_arguments(path: Path) -> No
     assert [fault for line in shown if (fault := fault_of(line))] == []
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", PRESETS)
 def test_what_a_papers_file_lacks_is_its_public_images_alone(task: str, tmp_path: Path) -> None:
     federation = _copied(task, tmp_path)
     images = tmp_path / "data" / "public" / {"lung-segmentation": "skin", "brain-segmentation": "flare"}.get(task, "nct-crc-he")
@@ -78,7 +80,7 @@ def test_what_a_papers_file_lacks_is_its_public_images_alone(task: str, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", PRESETS)
 def test_a_small_example_passes_its_check_on_drawn_data(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     federation = _copied(f"{task}-small", tmp_path)
     folder = tmp_path / "data" / f"{task}-small"

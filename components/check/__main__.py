@@ -38,7 +38,6 @@ from fedhelp_core.protocol.keys import ModelKeys, RunKeys
 from fedhelp_core.protocol.kinds import resolve_kinds
 from fedhelp_core.protocol.report_check import require_credible_report
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.softlabels.image_sources import open_sources
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
@@ -177,7 +176,7 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
     """
     reports = ask_silos(config, run)
     counts = {silo: report.samples.training for silo, report in reports.items()}
-    if TASKS[config.task.name].answer == "classes":
+    if config.task.form == "classes":
         shares = pooled_shares(
             [reports[silo].training_class_counts for silo in config.silo_names],
             shares_of([counts[silo] for silo in config.silo_names], config.algorithm.weighting))

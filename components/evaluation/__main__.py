@@ -23,7 +23,7 @@ from fedhelp_components.session import Session, dispatcher_for, ends_in_mlflow, 
 from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation
 from fedhelp_core.protocol.facts import Candidate, LeftOut
-from fedhelp_core.registry.tasks import TASKS, Metric
+from fedhelp_core.registry.metrics import Metric
 from fedhelp_core.tracking.server import import_ahead
 from fedhelp_dispatch.request import Outcome
 from fedhelp_dispatch.supervisor import require_none_failed, run_everywhere, unanswered
@@ -66,7 +66,7 @@ def _evaluate(session: Session, run_id: str, report_file: str) -> Evaluated:
         [commit for commit in commits if commit is not None], {silo: outcome.reason for silo, outcome in failed.items()},
         session.federation.silo_names)
     session.run.note(LeftOut(left_out))
-    metrics = {**summary(evaluations, TASKS[session.federation.task.name].metrics), "silos_left_out": float(len(left_out))}
+    metrics = {**summary(evaluations, session.federation.task.scored_by), "silos_left_out": float(len(left_out))}
     version = register_candidate(session, final, evaluations, metrics, tuple(left_out))
     session.run.settle(Candidate(version=version, global_sha256=final.global_sha256, metrics=metrics))
     say(", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))

@@ -27,14 +27,14 @@ from fedhelp_core.config.card import CardConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.examples import preparation
 from fedhelp_core.data.given import prepared
-from fedhelp_core.demo.tasks import drawn_task
+from fedhelp_core.demo.tasks import drawn_like
 from fedhelp_core.disk import digest_of
 from fedhelp_core.errors import NotFound
 from fedhelp_core.models.build import normalisation_keys
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, Statistics, StoredWeights
 from fedhelp_core.protocol.facts import ClassShares, Served, SoftLabels
-from fedhelp_core.registry.tasks import TASKS, Metric
+from fedhelp_core.registry.metrics import Metric
 from fedhelp_core.report.card import CardFacts, render_card
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.tracking.models import ModelForUsers
@@ -45,7 +45,7 @@ from fedhelp_core.weights.header import Weights, WeightsSpec
 _DECISIONS = {
     "argmax": "Its probabilities are the network's own; the likeliest class is the answer.",
     "prior-corrected": "What the network learnt of how common classes are was taken out: probabilities are those of equally common classes.",
-    "mask": "A pixel or voxel is foreground where its probability is above 0.5."}
+    "masks": "A pixel or voxel is foreground where its probability is above 0.5."}
 _PICTURES = ("pillow", "simplejpeg")
 _VOLUMES = ("monai", "nibabel", "pydicom", "pyjpegls", "python-gdcm", "scipy")
 
@@ -84,7 +84,7 @@ def register_candidate(
             "fedhelp.code_version": VERSION,
             "fedhelp.participants": ",".join(final.participants),
             "fedhelp.left_out": ",".join(left_out),
-            "fedhelp.scores": json.dumps(silo_scores(evaluations, TASKS[federation.task.name].headline), sort_keys=True),
+            "fedhelp.scores": json.dumps(silo_scores(evaluations, federation.task.headline), sort_keys=True),
         })
 
 
@@ -122,7 +122,7 @@ def card_of(
     return render_card(CardFacts(
         name=federation.registered_name, run=run.run_id, global_sha256=final.global_sha256, task=federation.task,
         network=federation.algorithm.proxy_model, method=federation.algorithm.method, preprocessing=preparation(federation.task),
-        statistics=statistics, decision=_DECISIONS[point.rule if point is not None else "mask"], own=federation.card or CardConfig(),
+        statistics=statistics, decision=_DECISIONS[point.rule if point is not None else federation.task.form], own=federation.card or CardConfig(),
         class_shares=run.fact(ClassShares).shares if run.has_fact(ClassShares) else (),
         hospitals=hospital_scores(run, federation, evaluations), left_out=left_out, means=without_names(metrics, federation),
         recalls=_recalls([shared_model(evaluation) for evaluation in evaluations.values()], federation.task),
@@ -135,7 +135,7 @@ def _recalls(models: Sequence[ModelScores], task: TaskConfig) -> list[float]:
     counts = np.sum([model.confusion for model in models], axis=0) if models else np.zeros((len(task.classes),) * 2)
     with np.errstate(invalid="ignore"):
         recalls: list[float] = (np.diag(counts) / counts.sum(axis=1)).tolist()
-    return recalls[1:] if TASKS[task.name].answer == "mask" else recalls
+    return recalls[1:] if task.per_pixel else recalls
 
 
 def model_for_users(
@@ -143,19 +143,19 @@ def model_for_users(
 ) -> ModelForUsers:
     """`network` with all that whoever loads it needs: what prepares images, the classes' names, a drawn image as example."""
     example = drawn_image(task)
-    masks = TASKS[task.name].answer == "mask"
+    masks = task.per_pixel
     return ModelForUsers(
         network=network, example=example, prepared=torch.from_numpy(prepared(example, task)[None]).float(),
         answers=task.classes[1:] if masks else task.classes, code=Path(__file__).with_name("mlflow_model.py"), source=["fedhelp_core.data.given"],
         settings={**settings, "task": task.model_dump(mode="json"), "preprocessing": preparation(task), "fedhelp": VERSION},
-        requirements=[f"{package}=={version(package)}" for package in _PICTURES + (_VOLUMES if TASKS[task.name].dimensions == 3 else ())],
+        requirements=[f"{package}=={version(package)}" for package in _PICTURES + (_VOLUMES if task.dimensions == 3 else ())],
         card=card or {})
 
 
 def drawn_image(task: TaskConfig) -> bytes:
     """A file with an image of the kind that the task knows, drawn by this code: no patient's."""
     with tempfile.TemporaryDirectory(prefix="fedhelp-drawn-") as folder:
-        drawn_task(task.name).public.write(Path(folder), count=1, seed=0)
+        drawn_like(task).public.write(Path(folder), count=1, seed=0)
         return next(Path(folder).iterdir()).read_bytes()
 
 
@@ -175,7 +175,7 @@ def operating_point_for_others(session: Session) -> OperatingPoint | None:
     The hub has no image to fit anything on. It knows how common classes were in training, and takes that out where the model has learnt it.
     """
     federation = session.federation
-    if TASKS[federation.task.name].answer == "mask":
+    if federation.task.per_pixel:
         return None
     classes = len(federation.task.classes)
     if federation.evaluation.operating_point == "argmax":

@@ -18,7 +18,6 @@ from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation,
 from fedhelp_core.protocol.facts import Candidate, SoftLabels, StartedFrom
 from fedhelp_core.protocol.model_record import HospitalScores, Lineage, Parent
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.registry.tasks import TASKS
 
 
 def evaluations_of(run: Run, federation: Federation, final: Commit) -> dict[str, SiloEvaluation]:
@@ -44,7 +43,7 @@ def hospital_scores(run: Run, federation: Federation, evaluations: Mapping[str, 
 
     So the order of those without a name says nothing.
     """
-    metric = TASKS[federation.task.name].headline
+    metric = federation.task.headline
     named, others = [], []
     for silo, evaluation in evaluations.items():
         scores = dict(shared_model(evaluation).scores)

@@ -19,7 +19,6 @@ from fedhelp_core.protocol.facts import Candidate, Fact, Kinds, LeftOut, Promoti
 from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.protocol.report_check import require_credible_evaluation
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.report.facts import (
     GateFacts,
     PublicExample,
@@ -57,7 +56,7 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
     final = commits[-1] if commits else None
     return ReportFacts(
         run_id=run_id, federation=federation.name, method=algorithm.method, normalisation=algorithm.normalisation,
-        silos=_silos(run, federation), metrics=TASKS[federation.task.name].metrics,
+        silos=_silos(run, federation), metrics=federation.task.scored_by,
         classes=federation.task.classes, parameters=_parameters(federation),
         rounds=_rounds(store, commits), planned_rounds=algorithm.rounds, scores=_scores(run, federation, final) if final else {},
         soft_labels=soft_labels,
@@ -70,7 +69,7 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
             **({"MLflow": tracked.address} if tracked else {}),
             **({"registered model": f"{federation.registered_name} version {candidate.version}"} if candidate else {})},
         card="card.html" if run.has_fact(Served) else "",
-        operating_point=federation.evaluation.operating_point if TASKS[federation.task.name].answer == "classes" else "",
+        operating_point=federation.evaluation.operating_point if federation.task.form == "classes" else "",
         silos_left_out=left_out.root if left_out else {}, gate=_gate(run), aborted=run.abort_reason(), finished_at=final.created if final else None)
 
 
@@ -113,7 +112,7 @@ def _parameters(federation: Federation) -> dict[str, object]:
     return {
         "task": federation.task.name, "image size": f"{federation.task.image_size} px", **{k.replace("_", " "): v for k, v in algorithm.items()},
         "optimizer": f"Adam, learning rate {optimizer['learning_rate']:g}, weight decay {optimizer['weight_decay']:g}",
-        **({"operating point": federation.evaluation.operating_point} if TASKS[federation.task.name].answer == "classes" else {}),
+        **({"operating point": federation.evaluation.operating_point} if federation.task.form == "classes" else {}),
         "seed": federation.runtime.seed, "threads per silo": federation.runtime.threads, "min silos": federation.quorum,
         "round deadline": f"{federation.protocol.round_deadline:g} s",
     }
@@ -150,7 +149,7 @@ def _scores(run: Run, federation: Federation, final: Commit) -> dict[str, SiloSc
             found[silo] = SiloScores(
                 models={name: model.scores for name, model in models.items()},
                 confusion=tuple(tuple(row) for row in evaluation.deployed_model.confusion),
-                operating_point=evaluation.deployed_model.operating_point if TASKS[federation.task.name].answer == "classes" else "")
+                operating_point=evaluation.deployed_model.operating_point if federation.task.form == "classes" else "")
     return found
 
 

@@ -12,7 +12,6 @@ from fedhelp_components.promotion.record import Decision, chain_of, tell_hospita
 from fedhelp_components.session import open_session, run_component, say
 from fedhelp_core import telemetry
 from fedhelp_core.protocol.facts import Promotion
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.tracking.gate import gate
 from fedhelp_core.tracking.registry import Registry
 
@@ -22,7 +21,7 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
     session = open_session(store, run_id, endpoint_url)
     federation = session.federation
     name = federation.registered_name
-    registry, metric = Registry.for_federation(federation), TASKS[federation.task.name].headline
+    registry, metric = Registry.for_federation(federation), federation.task.headline
     chain_of(session.store, registry, name)  # where nothing can be added to the record, nothing is decided
     outcome: Literal["promoted", "kept", "manual"] = "manual"
     reasons, before = "", None

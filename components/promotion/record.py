@@ -21,7 +21,6 @@ from fedhelp_core.protocol.facts import ClassShares, Served
 from fedhelp_core.protocol.keys import ModelKeys
 from fedhelp_core.protocol.model_record import Chain, ModelRecord, append_record, keep_weights, read_chain
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.store.base import Store
 from fedhelp_core.tracking.registry import Registry
 
@@ -102,7 +101,7 @@ def _of_run(store: Store, run_id: str, name: str, version: str) -> ModelRecord:
         statistics=served.statistics if served is not None else "averaged" if federation.algorithm.normalisation == "shared" else "none",
         norms=_kept(store, name, store.fetch(run.keys.norms(norms.sha256), norms.size_bytes), norms) if norms is not None else None,
         class_shares=run.fact(ClassShares).shares if run.has_fact(ClassShares) else [],
-        headline=TASKS[federation.task.name].headline.name, scores=means_of(run, federation),
+        headline=federation.task.headline.name, scores=means_of(run, federation),
         hospitals=hospital_scores(run, federation, evaluations_of(run, federation, final)),
         lineage=lineage_of(run, federation, final, served.software if served is not None else {"fedhelp": VERSION}),
         card_sha256=served.card_sha256 if served is not None else "", card_html_sha256=served.card_html_sha256 if served is not None else "")

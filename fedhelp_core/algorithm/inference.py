@@ -75,7 +75,7 @@ def evaluated_models(
     """
     models = _models(global_weights, state, settings)
     objective, device = settings.objective, settings.device
-    enough = len(data.validation_labels_N) >= evaluation.enough_validation("classes" if objective.decides else "mask")
+    enough = len(data.validation_labels_N) >= evaluation.enough_validation("classes" if objective.decides else "masks")
     found: dict[ModelName, Evaluated] = {}
     for name, model in models.items():
         validation = None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedhelp_core.algorithm.batches import Augment
 from fedhelp_core.algorithm.losses import LossTerms
 from fedhelp_core.algorithm.operating_point import OperatingPoint
-from fedhelp_core.registry.tasks import Metric
+from fedhelp_core.registry.metrics import Metric
 
 Results = dict[str, npt.NDArray[Any]]
 """All that scores are computed from, by name, a row an image: what is true and what a model said of it."""

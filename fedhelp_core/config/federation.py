@@ -28,12 +28,12 @@ from fedhelp_core.config.files import mapping_in, read_yaml, template_in, with_a
 from fedhelp_core.config.section import Section, SiloName, validated
 from fedhelp_core.config.sentences import models_in, sentences
 from fedhelp_core.config.start import StartConfig
-from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.config.task import TaskConfig, algorithm_for
 from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.registry.methods import METHOD_PARTS
 from fedhelp_core.registry.models import Network, model_called, smallest_trained_side
-from fedhelp_core.registry.tasks import ENOUGH_VALIDATION, TASKS, Answer
+from fedhelp_core.registry.tasks import ENOUGH_VALIDATION, Form
 from fedhelp_core.store.url import folder_of
 
 OperatingRule = Literal["argmax", "prior-corrected", "validation"]
@@ -130,9 +130,9 @@ class EvaluationConfig(Section):
     """Fewest validation images that a hospital fits by, or chooses a model by; with fewer, 'validation' is 'prior-corrected'. null: ten, of masks
     four."""
 
-    def enough_validation(self, answer: Answer) -> int:
+    def enough_validation(self, form: Form) -> int:
         """Validation images that a decision may stand on."""
-        return self.min_validation_images or ENOUGH_VALIDATION[answer]
+        return self.min_validation_images or ENOUGH_VALIDATION[form]
 
 
 class Federation(Section):
@@ -195,9 +195,10 @@ class Federation(Section):
     def _defaults_of_the_task(cls, document: Any) -> Any:
         """What the file leaves open in `algorithm`, as its task has it."""
         chosen = document.get("task") if isinstance(document, dict) else None
-        task = TASKS.get(str(chosen.get("name", "melanoma"))) if isinstance(chosen, dict) else None
-        algorithm = document.get("algorithm", {}) if task is not None else None
-        return {**document, "algorithm": {**task.defaults, **algorithm}} if task is not None and isinstance(algorithm, dict) else document
+        algorithm = document.get("algorithm", {}) if isinstance(document, dict) else None
+        if not isinstance(chosen, dict) or not isinstance(algorithm, dict):
+            return document
+        return {**document, "algorithm": {**algorithm_for(chosen), **algorithm}}
 
     @property
     def registered_name(self) -> str:
@@ -223,7 +224,7 @@ class Federation(Section):
         problems += self._models_that_do_not_fit()
         if self.algorithm.rank_top_k >= len(self.task.classes):
             problems.append(f"algorithm.rank_top_k: must be below the number of classes ({len(self.task.classes)}), got {self.algorithm.rank_top_k}")
-        if self.algorithm.class_weights != "none" and TASKS[self.task.name].answer == "mask":
+        if self.algorithm.class_weights != "none" and self.task.per_pixel:
             problems.append(f"algorithm.class_weights: 'none' expected for {self.task.name}, where soft Dice (Eq 6) balances foreground and"
                             f" background, got {self.algorithm.class_weights!r}")
         if self.uses_public_set and self.public_set is None:
@@ -237,7 +238,7 @@ class Federation(Section):
     def _teachers_that_do_not_fit(self) -> list[str]:
         """One that names no classes, or whose masks are of another grid than the task's."""
         teachers = list(enumerate(self.public_set.teachers if self.public_set is not None else ()))
-        if TASKS[self.task.name].answer == "classes":
+        if self.task.form == "classes":
             return [f"public_set.teachers.{number}.classes: at least 2 expected where teachers name classes, got {teacher.classes}"
                     for number, teacher in teachers if teacher.classes < 2]
         side = self.task.image_size
@@ -246,12 +247,12 @@ class Federation(Section):
 
     def _models_that_do_not_fit(self) -> list[str]:
         """A model that does not know this task's images, or an image with sides that it cannot be trained on."""
-        task, volume = TASKS[self.task.name], self.task.volume
+        task, volume = self.task, self.task.volume
         models: dict[str, Network] = {}
         problems = []
         for field, name in (("proxy_model", self.algorithm.proxy_model), ("large_model", self.algorithm.large_model)):
             try:
-                models[name] = model_called(name, task.answer, task.dimensions)
+                models[name] = model_called(name, "mask" if task.per_pixel else "classes", task.dimensions)
             except ConfigError as e:
                 problems.append(f"algorithm.{field}: {e}")
         sides = {"task.image_size": self.task.image_size} if task.dimensions == 2 else {

@@ -6,13 +6,14 @@ Written by `fedhelp init` and at the end of `fedhelp data ingest`. A test reads 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.config.task import TaskConfig, filled
+from fedhelp_core.registry.tasks import PRESETS
 
-_SMALL_MODELS = {("classes", 2): ("resnet8", "resnet20"), ("mask", 2): ("unet2d-tiny", "unet2d"), ("mask", 3): ("unet3d-tiny", "unet3d")}
-_SIDE = 64  # pixels: enough to see something by, and seconds a round on two cores
+# whether it answers about every pixel, and dimensions -> proxy and large model
+_SMALL_MODELS = {(False, 2): ("resnet8", "resnet20"), (True, 2): ("unet2d-tiny", "unet2d"), (True, 3): ("unet3d-tiny", "unet3d")}
 _ROUNDS = 20
 _VOLUME = "  volume: {spacing: 3.0, patch_size: 32, window_size: 64}  # mm a voxel; voxels a side in training, and in an answer\n"
 
@@ -26,8 +27,7 @@ version: 1
 name: {name}
 
 task:
-  name: {task}
-{classes}  image_size: {side}          # pixels a side that images are brought to; larger sees more and takes longer
+{task}  image_size: {side}          # pixels a side that images are brought to; larger sees more and takes longer
 {volume}
 algorithm:
   method: fedhelp-no-api  # FedHelp without soft labels; `fedhelp` once public_set below is there
@@ -50,26 +50,32 @@ silos:
 {silos}"""
 
 
-def starter(name: str, task: str, classes: Sequence[str], silos: Mapping[str, str], *, store: str = "store", file: str = "federation.yaml") -> str:
+def starter(name: str, task: TaskConfig, silos: Mapping[str, str], *, store: str = "store", file: str = "federation.yaml") -> str:
     """The text of a federation.yaml.
 
     Args:
         name: The federation's.
-        task: Key of the task registry.
-        classes: Class names; the task's own are left out of the file.
+        task: What is learnt; what its preset says is left out of the file.
         silos: Hospital -> its `dispatch` as YAML in one line.
         store: Its URL, or a folder.
         file: The file's name as commands are given it.
     """
-    entry = TASKS[task]
-    proxy, large = _SMALL_MODELS[entry.answer, entry.dimensions]
-    own = "" if tuple(classes) == entry.classes else f"  classes: {json.dumps(list(classes), ensure_ascii=False)}\n"
-    top = min(5, len(classes) - 1)
+    proxy, large = _SMALL_MODELS[task.per_pixel, task.dimensions]
+    top = min(5, len(task.classes) - 1)
+    volume = (f"  volume: {json.dumps(task.volume.model_dump())}\n" if "volume" in task.model_fields_set else _VOLUME) if task.dimensions == 3 else ""
     return HEAD.format(
-        name=name, file=file, task=task, classes=own, side=_SIDE, volume=_VOLUME if entry.dimensions == 3 else "", rounds=_ROUNDS,
-        proxy=proxy, large=large, large_silos=max(1, len(silos) // 3), store=json.dumps(store),
-        rank=f"  rank_top_k: {top}           # of {len(classes)} classes (Eq 5)\n" if entry.answer == "classes" else "",
+        name=name, file=file, task=_fields(task), side=task.image_size, volume=volume, rounds=_ROUNDS, proxy=proxy, large=large,
+        large_silos=max(1, len(silos) // 3), store=json.dumps(store),
+        rank="" if task.per_pixel else f"  rank_top_k: {top}           # of {len(task.classes)} classes (Eq 5)\n",
         silos="".join(f"  - {{name: {silo}, dispatch: {dispatch}}}\n" for silo, dispatch in silos.items()))
+
+
+def _fields(task: TaskConfig) -> str:
+    """`task` a line a field, but for sizes; of a preset what differs from it alone."""
+    document = task.model_dump(mode="json", exclude={"image_size", "volume"}, exclude_none=True)
+    if task.name in PRESETS and task.classes == filled({"name": task.name})["classes"]:
+        del document["classes"]
+    return "".join(f"  {name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}\n" for name, value in document.items())
 
 
 def on_this_machine(silo_config: Path | str) -> str:

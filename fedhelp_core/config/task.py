@@ -1,14 +1,23 @@
-"""What is learnt: the `task` section of federation.yaml."""
+"""What is learnt: the `task` section of federation.yaml, a whole document that every consumer reads as it is."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer, model_validator
 
-from fedhelp_core.config.section import Section
+from fedhelp_core.config.files import read_yaml
+from fedhelp_core.config.section import Section, validated
 from fedhelp_core.config.sentences import nearest
-from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.registry.metrics import Metric, metrics_of
+from fedhelp_core.registry.tasks import DEFAULT_PRESET, PRESETS, Form, Preset, algorithm_of
+
+TaskName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")]
+_NEWER = ("preset", "form", "dimensions", "channels", "metrics")  # fields that files of the first version do not have
+_FIRST_SIDE = 64  # pixels: enough to see something by, and seconds a round on two cores
+_OWN = "a task of one's own says its form and classes too, for instance form: classes, classes: [none, mild, severe] (docs/tasks.md)"
 
 
 class VolumeConfig(Section):
@@ -29,36 +38,146 @@ class VolumeConfig(Section):
 
 
 class TaskConfig(Section):
-    """What is learnt."""
+    """What is learnt: what an image shows, what a model answers with, what it is scored by.
 
-    name: str = "melanoma"
-    """Key of the task registry (fedhelp_core/registry/tasks.py)."""
+    The name of a preset (fedhelp_core/registry/tasks.py) fills in all the rest. A task of one's own says `form` and `classes` too (docs/tasks.md).
+    """
+
+    name: TaskName = DEFAULT_PRESET
+    """A preset's, or one's own: lower-case letters, digits and '-', at most 40."""
+    preset: str | None = None
+    """The preset that fills in what this section leaves open, under another name; null: the one that `name` names, if it does."""
+    form: Form = "classes"
+    """What a model answers with. A task of one's own has to say it."""
+    dimensions: Literal[2, 3] = 2
+    """Of an image: 2 pictures, 3 volumes."""
+    channels: Literal[1, 3] = 3
+    """3: colour (grey files are shown as colour); 1: grey, colour files are refused. Default: 3 where pictures are classified, else 1."""
     classes: tuple[str, ...] = ()
-    """Class names in the order of the integer labels, of a mask: background, foreground; default: the task's own."""
+    """Class names in the order of the integer labels, of a mask: background, foreground; default: the preset's."""
     image_size: int = Field(32, ge=8, le=1024)
     """Side in pixels (of volumes: in voxels) that images are brought to before training."""
     volume: VolumeConfig = VolumeConfig()
+    metrics: tuple[str, ...] = ()
+    """Scores, of those of the form (docs/tasks.md); tables, report and gate go by the first. Default: all of the form."""
+
+    @property
+    def per_pixel(self) -> bool:
+        """Whether a model answers about every pixel or voxel of an image, rather than about the image."""
+        return self.form == "masks"
+
+    @property
+    def scored_by(self) -> tuple[Metric, ...]:
+        """The scores that `metrics` names."""
+        known = metrics_of(self.form, self.dimensions)
+        return tuple(known[name] for name in self.metrics)
+
+    @property
+    def headline(self) -> Metric:
+        """The score that tables, report and gate go by."""
+        return self.scored_by[0]
 
     @model_validator(mode="before")
     @classmethod
-    def _own_classes(cls, document: Any) -> Any:
-        task = TASKS.get(str(document.get("name", "melanoma"))) if isinstance(document, dict) else None
-        return {"classes": task.classes, **document} if task is not None else document
+    def _with_what_is_left_open(cls, document: Any) -> Any:
+        if not isinstance(document, dict):
+            return document
+        if _preset(document) is None and document.get("preset") is not None:
+            raise ValueError(f"preset: {_unknown(document['preset'])}")
+        if _preset(document) is None and document.get("form") is None and isinstance(document.get("name"), str):
+            raise ValueError(f"name: {_unknown(document['name'])}; {_OWN}")
+        return filled(document)
 
     @model_validator(mode="after")
     def _fields_make_sense(self) -> Self:
-        if self.name not in TASKS:
-            near = nearest(self.name, list(TASKS))
-            raise ValueError(f"name: one of {', '.join(TASKS)} expected, got {self.name!r}" + (f"; did you mean {near!r}?" if near else ""))
+        own = PRESETS.get(self.name)
+        if own is not None and self.preset not in (None, self.name):
+            raise ValueError(f"name: {self.name!r} is a preset itself; give the task that begins with preset {self.preset!r} another name")
+        if own is not None and (self.form, self.dimensions) != (form := own.task["form"], own.task.get("dimensions", 2)):
+            raise ValueError(f"form: {form!r} expected of preset {self.name!r}, in its own dimensions; give another task a name of its own")
         if len(self.classes) < 2:
             raise ValueError(f"classes: at least 2 names expected, got {len(self.classes)}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: names must differ from each other")
-        task = TASKS[self.name]
-        if task.answer == "mask" and len(self.classes) != 2:
+        if self.form == "masks" and len(self.classes) != 2:
             raise ValueError(f"classes: {self.name} tells one foreground from its background, so 2 names expected, got {len(self.classes)}")
-        if task.dimensions == 3:
+        if self.dimensions == 3:
             largest = max(self.volume.patch_size, self.volume.window_size)
             if largest > self.image_size:
                 raise ValueError(f"volume: patch_size and window_size of at most image_size ({self.image_size}) expected, got {largest}")
+        self._require_known_metrics()
         return self
+
+    def _require_known_metrics(self) -> None:
+        known = list(metrics_of(self.form, self.dimensions))
+        for number, name in enumerate(self.metrics):
+            if name not in known:
+                near = nearest(name, known)
+                raise ValueError(f"metrics.{number}: one of {', '.join(known)} expected of form {self.form!r}, got {name!r}"
+                                 + (f"; did you mean {near!r}?" if near else ""))
+        if not self.metrics or len(set(self.metrics)) != len(self.metrics):
+            raise ValueError(f"metrics: at least one, each once, expected, got {', '.join(self.metrics) or 'none'}")
+
+    @model_serializer(mode="wrap")
+    def _without_what_the_preset_says(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A preset's newer fields are not in the text where they are as the preset has them, so that older configs keep their sha256."""
+        document: dict[str, Any] = handler(self)
+        if self.name not in PRESETS:
+            return document
+        plain = {field: type(self).model_fields[field].default for field in _NEWER} | filled({"name": self.name})
+        return {field: value for field, value in document.items() if field not in _NEWER or getattr(self, field) != plain[field]}
+
+
+def filled(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A `task` section with what its preset, and then its form, has for the fields that it leaves open."""
+    preset = _preset(document)
+    said = {"name": DEFAULT_PRESET, **(preset.task if preset is not None else {}), **document}
+    form, dimensions = said.get("form"), said.get("dimensions", 2)
+    of_form: dict[str, Any] = {"channels": 3 if form == "classes" and dimensions == 2 else 1}
+    if form is not None and form in get_args(Form) and dimensions in (2, 3):  # else their own fault is told
+        of_form["metrics"] = tuple(metrics_of(form, dimensions))
+    return {**of_form, **said}
+
+
+def algorithm_for(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file that leaves fields of `algorithm` open gets for this `task` section: its preset's, and then what suits its form."""
+    preset, said = _preset(document), filled(document)
+    classes = said.get("classes")
+    return {
+        **algorithm_of(said.get("form"), said.get("dimensions", 2), len(classes) if isinstance(classes, list | tuple) else 0),
+        **(preset.algorithm if preset is not None else {})}
+
+
+def task_asked_for(said: str) -> TaskConfig:
+    """The task that option --task names: a preset, or a YAML file with a `task` section, alone in it or beside others; with a small side.
+
+    Raises:
+        ConfigError: there is neither, or the section is wrong.
+    """
+    if not said.endswith((".yaml", ".yml")):
+        return validated(TaskConfig, {"name": said, "image_size": _FIRST_SIDE}, "--task")
+    document = read_yaml(Path(said))
+    return validated(TaskConfig, {"image_size": _FIRST_SIDE, **(document["task"] if isinstance(document.get("task"), dict) else document)}, said)
+
+
+def with_classes(task: TaskConfig, classes: Sequence[str]) -> TaskConfig:
+    """`task` with other classes, where there are any: no longer the preset, and no longer called it.
+
+    Raises:
+        ConfigError: they cannot be its classes.
+    """
+    if not classes or tuple(classes) == task.classes:
+        return task
+    named = {"name": f"{task.name}-{len(classes)}", "preset": task.name} if task.name in PRESETS else {}
+    return validated(TaskConfig, {**task.model_dump(exclude_unset=True), **named, "classes": tuple(classes)}, "--classes")
+
+
+def _preset(document: Mapping[str, Any]) -> Preset | None:
+    """The one that a section goes on from."""
+    return PRESETS.get(str(document.get("preset") or document.get("name", DEFAULT_PRESET)))
+
+
+def _unknown(name: object) -> str:
+    """That there is no preset of this name."""
+    near = nearest(str(name), list(PRESETS))
+    return f"{str(name)[:60]!r} is none of the presets {', '.join(PRESETS)}" + (f"; did you mean {near!r}?" if near else "")

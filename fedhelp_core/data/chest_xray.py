@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.items import Item
 from fedhelp_core.data.names import files_in, plain
 from fedhelp_core.data.picture_files import SUFFIXES
@@ -17,6 +18,8 @@ from fedhelp_core.errors import DataError
 
 FOLDERS = {"training": "train", "validation": "val", "test": "test"}
 CLASS_FOLDERS = ("NORMAL", "PNEUMONIA")
+NUMBERED = TaskConfig(name="pneumonia").classes
+"""What the folders mean, in their order."""
 _PATIENT = re.compile(r"^(person\d+_[a-z]+|(?:NORMAL2-)?IM-\d+)[_-]")
 
 

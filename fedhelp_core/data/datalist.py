@@ -17,6 +17,7 @@ from typing import Any
 from fedhelp_core.budget import MOST_LIST_BYTES, json_in, regular_bytes
 from fedhelp_core.config.silo import ChestXrayData, DatalistData, FedIsicData, FedIxiData, PicturesAndMasks, SiloConfig
 from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.data import chest_xray, fed_isic
 from fedhelp_core.data.chest_xray import read_chest_xray
 from fedhelp_core.data.fed_isic import read_fed_isic
 from fedhelp_core.data.fed_ixi import read_fed_ixi
@@ -29,7 +30,6 @@ from fedhelp_core.data.setting_aside import set_aside
 from fedhelp_core.data.sharing import dealt
 from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.errors import ConfigError, DataError
-from fedhelp_core.registry.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def manifest_of(config: SiloConfig, task: TaskConfig | None) -> Manifest:
         DataError: with everything that is wrong.
     """
     data = config.data
-    masks = None if task is None else TASKS[task.name].answer == "mask"
+    masks = None if task is None else task.per_pixel
     if task is not None and not isinstance(data, DatalistData) and masks != isinstance(data, PicturesAndMasks | FedIxiData):
         kind = "masks" if masks else "class numbers"
         said = f"silo {config.name}: data.layout {data.layout!r} has no {kind}, which task {task.name} needs; choose another layout"
@@ -146,10 +146,10 @@ def as_published(data: FedIsicData | DatalistData | ChestXrayData | PicturesAndM
     if isinstance(data, FedIsicData):
         parts, subjects, problems = read_fed_isic(data)
         found = manifest_from(f"{data.split_csv}, center {data.center}", parts, problems, subjects=subjects)
-        return replace(found, numbered=TASKS["melanoma"].classes)
+        return replace(found, numbered=fed_isic.NUMBERED)
     if isinstance(data, ChestXrayData):
         parts, subjects, problems, notes = read_chest_xray(data.root)
-        return replace(manifest_from(str(data.root), parts, problems, notes, subjects), numbered=TASKS["pneumonia"].classes)
+        return replace(manifest_from(str(data.root), parts, problems, notes, subjects), numbered=chest_xray.NUMBERED)
     if isinstance(data, PicturesAndMasks):
         parts, problems, notes = read_pictures_and_masks(data)
         return manifest_from(str(data.images), parts, problems, notes)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data import decode
-from fedhelp_core.registry.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -28,20 +27,19 @@ class Example:
 
 def image_shape(task: TaskConfig) -> tuple[int, ...]:
     """(C, S, S), or (C, S, S, S) of volumes."""
-    entry = TASKS[task.name]
-    return (entry.channels, *(task.image_size,) * entry.dimensions)
+    return (task.channels, *(task.image_size,) * task.dimensions)
 
 
 def target_shape(task: TaskConfig) -> tuple[int, ...]:
     """() of a class number; (1, ...) of a mask."""
-    return () if TASKS[task.name].answer == "classes" else (1, *image_shape(task)[1:])
+    return (1, *image_shape(task)[1:]) if task.per_pixel else ()
 
 
 def preparation(task: TaskConfig) -> str:
     """How this task's files are prepared, in words: part of the name under which prepared images are kept."""
-    if TASKS[task.name].answer == "classes":
+    if task.form == "classes":
         return decode.preprocessing(task.image_size)
-    if TASKS[task.name].dimensions == 2:
+    if task.dimensions == 2:
         return f"grey8, shorter side {task.image_size}, bicubic, centre crop; mask nearest"
     return (f"grey8 between the 0.5th and 99.5th percentile, RAS, {task.volume.spacing:g} mm, bilinear, padded or cropped to {task.image_size};"
             " mask nearest")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedhelp_core.config.silo import FedIsicData
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.csv_files import Row, Table
 from fedhelp_core.data.items import Item
 from fedhelp_core.data.names import Finder
@@ -19,6 +20,8 @@ COLUMNS = ("image", "target", "center", "fold", "fold2")
 _NEEDED = COLUMNS[:4]
 _SUBJECTS = ("patient", "lesion")  # a patient may have several lesions
 _LESIONS = {"image": "image_id", "lesion": "lesion_id"}
+NUMBERED = TaskConfig(name="melanoma").classes
+"""What the CSV's targets mean."""
 METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata")
 """What HAM10000 and FLamby call the table of its lesions."""
 

@@ -12,7 +12,6 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.inspection import Seen
 from fedhelp_core.data.items import SPLITS
 from fedhelp_core.data.leakage import Group, Place
-from fedhelp_core.registry.tasks import TASKS
 
 _SIZES = 8    # different sizes that are listed
 
@@ -77,7 +76,7 @@ def remarks(report: DataReport) -> Iterator[str]:
     yield from report.notes
     for silo in report.silos:
         kept = {split: [place.seen for place in report.places if (place.silo, place.split) == (silo, split)] for split in SPLITS}
-        if TASKS[report.task.name].answer == "classes":
+        if report.task.form == "classes":
             yield from _about_classes(silo, report.task.classes, {split: {seen.item.label for seen in found} for split, found in kept.items()})
         everything = [seen for found in kept.values() for seen in found]
         yield from remarks_about(silo, everything, report.bits.get(silo))
@@ -129,7 +128,7 @@ def _split(report: DataReport, silo: str, split: str) -> dict[str, Any]:
     document: dict[str, Any] = {"images": len(found)}
     if not found:
         return document
-    if TASKS[report.task.name].answer == "classes":
+    if report.task.form == "classes":
         counts = Counter(seen.item.label for seen in found)
         document["classes"] = {name: counts[number] for number, name in enumerate(report.task.classes)}
         present = [count for count in document["classes"].values() if count]

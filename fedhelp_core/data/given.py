@@ -24,7 +24,6 @@ from fedhelp_core.data import decode, pictures
 from fedhelp_core.data.grid import Volume, require_plausible
 from fedhelp_core.data.picture_files import Picture, eight_bits, fitted
 from fedhelp_core.data.unusable import Unusable
-from fedhelp_core.registry.tasks import TASKS
 
 _LEAST_SIDE = 8  # pixels: fewer are no picture of a patient
 _FOR_FILES = "a path, a file's bytes, or an array expected"
@@ -63,7 +62,7 @@ def prepared(given: Any, task: TaskConfig, name: str = "the image", *, paths: bo
         raise Unusable(f"{name}: {_FOR_FILES}, got a text with a zero byte in it")
     if isinstance(given, str):
         given = Path(given) if paths and not given.startswith("data:") else bytes_in(given, name)
-    if TASKS[task.name].dimensions == 3:
+    if task.dimensions == 3:
         return _volume(given, task, name)
     if isinstance(given, Path | bytes | bytearray):
         return _picture_file(given, task, name)
@@ -75,7 +74,7 @@ def _picture_file(given: Path | bytes | bytearray, task: TaskConfig, name: str) 
         from fedhelp_core.data.picture_files import read_file
 
         given, name = read_file(given), str(given)
-    if TASKS[task.name].channels == 1:
+    if task.channels == 1:
         example = pictures.read_image(bytes(given), Path(name), task.image_size)
         if example.problem or example.image_CHW is None:
             raise Unusable(example.problem)
@@ -88,7 +87,7 @@ def _picture_file(given: Path | bytes | bytearray, task: TaskConfig, name: str) 
 
 def _fitted(picture: Picture, task: TaskConfig, name: str) -> NDArray[np.uint8]:
     """As files of this picture are prepared."""
-    if TASKS[task.name].channels == 1:
+    if task.channels == 1:
         plain = eight_bits(pictures.grey(picture, name), None, name)
         return fitted(plain.convert("L"), task.image_size)[None]
     return decode.prepared(picture, task.image_size, name).transpose(2, 0, 1)
@@ -221,7 +220,7 @@ def _is_nested_numbers(given: Sequence[Any]) -> bool:
 
 def _sides_of_one(shape: tuple[int, ...], task: TaskConfig) -> int:
     """Dimensions of one image in an array of this shape."""
-    if TASKS[task.name].dimensions == 3:
+    if task.dimensions == 3:
         return len(shape)
-    channels_first = len(shape) == 3 and shape[0] in (1, 3) and TASKS[task.name].channels == 3  # or so few grey pictures: nobody knows
+    channels_first = len(shape) == 3 and shape[0] in (1, 3) and task.channels == 3  # or so few grey pictures: nobody knows
     return 3 if channels_first or (len(shape) >= 3 and shape[-1] in (1, 3)) else 2

@@ -26,7 +26,6 @@ from fedhelp_core.data.items import Item
 from fedhelp_core.data.picture_files import Picture, eight_bits
 from fedhelp_core.data.pictures import checked_pair, example
 from fedhelp_core.data.unusable import Unusable
-from fedhelp_core.registry.tasks import TASKS
 
 if TYPE_CHECKING:
     from fedhelp_core.data.volumes import VolumeReader
@@ -84,10 +83,9 @@ _Look = Callable[[Item, bool], Seen]
 
 
 def _look_of(task: TaskConfig, bits: int | None) -> _Look:
-    entry = TASKS[task.name]
-    if entry.answer == "classes":
+    if task.form == "classes":
         return partial(_picture, size=task.image_size, bits=bits)
-    if entry.dimensions == 2:
+    if task.dimensions == 2:
         return partial(_picture_and_mask, size=task.image_size, bits=bits)
     from fedhelp_core.data.volumes import VolumeReader  # with MONAI, which classification never waits for
 

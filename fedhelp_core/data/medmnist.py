@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,9 +62,9 @@ class MedMnist:
     """Split -> (N,)."""
 
     @property
-    def task(self) -> str:
-        """The task of two classes, or of many."""
-        return "pneumonia" if len(self.classes) == 2 else "melanoma"
+    def task(self) -> dict[str, object]:
+        """The `task` section for it, named after the archive."""
+        return {"name": re.sub(r"[^a-z0-9]+", "-", self.path.stem.lower()).strip("-")[:40], "form": "classes", "classes": self.classes}
 
     def items(self, folder: Path) -> dict[str, tuple[Item, ...]]:
         """Split -> items, with the paths that `unpack` writes below `folder`."""

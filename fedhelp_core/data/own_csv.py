@@ -22,7 +22,6 @@ from fedhelp_core.data.names import Finder, plain
 from fedhelp_core.data.sharing import is_test
 from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.errors import DataError
-from fedhelp_core.registry.tasks import TASKS
 
 COLUMNS = ("image", "label", "mask", "split", "patient", "lesion", "hospital")
 _SPLIT_WORDS = {"train": "training", "training": "training", "val": "validation", "valid": "validation", "validation": "validation",
@@ -59,7 +58,7 @@ def read_own_csv(path: Path, reading: Reading) -> dict[str, Listed]:
     Raises:
         DataError: no such file, none that is a CSV, or its columns are not clear.
     """
-    answer = "mask" if TASKS[reading.task.name].answer == "mask" else "label"
+    answer = "mask" if reading.task.per_pixel else "label"
     names = {ours: reading.columns.get(ours, ours) for ours in COLUMNS}
     asked = [ours for ours in COLUMNS if ours in ("image", answer) or ours in reading.columns]
     try:

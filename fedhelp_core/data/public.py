@@ -21,7 +21,6 @@ from fedhelp_core.data import decode, pictures
 from fedhelp_core.data.examples import Example, image_shape, preparation
 from fedhelp_core.data.picture_files import SUFFIXES, read_file
 from fedhelp_core.data.unusable import Unusable
-from fedhelp_core.registry.tasks import TASKS
 
 if TYPE_CHECKING:
     from fedhelp_core.data.volumes import VolumeReader
@@ -67,10 +66,9 @@ class Preparation(Protocol):
 
 def preparation_of(task: TaskConfig) -> Preparation:
     """That of `task`."""
-    entry = TASKS[task.name]
-    if entry.dimensions == 3:
+    if task.dimensions == 3:
         return _Volumes(task)
-    return _Colour(task) if entry.channels == 3 else _Grey(task)
+    return _Colour(task) if task.channels == 3 else _Grey(task)
 
 
 class _Colour:

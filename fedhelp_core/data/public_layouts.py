@@ -28,7 +28,7 @@ from fedhelp_core.data.own_csv import COLUMNS, Reading, read_own_csv
 from fedhelp_core.data.sharing import dealt, skewed
 from fedhelp_core.data.volumes_and_masks import read_volumes_and_masks
 from fedhelp_core.errors import ConfigError, DataError
-from fedhelp_core.registry.tasks import TASKS, Answer
+from fedhelp_core.registry.tasks import PRESETS, Form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +97,10 @@ class Layout:
 
     holds: str
     """What lies in the folder, in words."""
-    task: str
-    """The task it is for, unless another is named."""
-    answer: Answer | None
-    """What it has; None: whichever the task asks for."""
+    task: str | None
+    """The preset it is for, unless another is named; None: its files say, or nobody."""
+    form: Form | None
+    """What its answers are; None: whichever the task asks for."""
     options: frozenset[str]
     """Beside those that every layout takes."""
     find: _Find
@@ -122,8 +122,8 @@ def hospitals_of(layout: str, folder: Path, task: TaskConfig, options: Options) 
     if surplus:
         takes = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(entry.options | _EVERYWHERE - {"count"}))
         raise ConfigError(f"--{surplus[0].replace('_', '-')}: layout {layout} does not take it; it takes {takes}")
-    if entry.answer not in (None, TASKS[task.name].answer):
-        fitting = ", ".join(name for name, one in TASKS.items() if one.answer == entry.answer)
+    if entry.form not in (None, task.form):
+        fitting = ", ".join(name for name, preset in PRESETS.items() if preset.task["form"] == entry.form)
         raise ConfigError(f"--task: layout {layout} has no answers of the kind that {task.name} needs; one of {fitting} expected")
     if not is_text(folder):
         raise DataError(not_text(folder))
@@ -287,25 +287,25 @@ def _medmnist(folder: Path, _task: TaskConfig, options: Options) -> dict[str, Ho
 LAYOUTS: Mapping[str, Layout] = {
     "fed-isic2019": Layout(
         holds="Fed-ISIC2019: a folder of <image>.jpg and FLamby's split CSV (image, target, center, fold); a silo a center", task="melanoma",
-        answer="classes", options=frozenset({"images", "split_csv", "lesions"}), find=_fed_isic),
+        form="classes", options=frozenset({"images", "split_csv", "lesions"}), find=_fed_isic),
     "chest-xray": Layout(
         holds="the paediatric chest X-rays: train|val|test / NORMAL|PNEUMONIA / *.jpeg; dealt out to six silos, or by --silos N, --sizes",
-        task="pneumonia", answer="classes", options=frozenset(), find=_chest_xray, hands=PAPER_SIZES),
+        task="pneumonia", form="classes", options=frozenset(), find=_chest_xray, hands=PAPER_SIZES),
     "pictures-and-masks": Layout(
-        holds="pictures in images/ and masks of the same names in masks/; silos by --prefixes or --sizes", task="lung-segmentation", answer="mask",
+        holds="pictures in images/ and masks of the same names in masks/; silos by --prefixes or --sizes", task="lung-segmentation", form="masks",
         options=frozenset({"images", "masks", "prefixes", "test_fraction"}), find=_pictures),
     "fed-ixi": Layout(
         holds="Fed-IXI: IXI002-Guys-0828/T1/*.nii.gz, /label/*.nii.gz and FLamby's split CSV; silos guys, hh, iop", task="brain-segmentation",
-        answer="mask", options=frozenset({"images", "split_csv"}), find=_fed_ixi),
+        form="masks", options=frozenset({"images", "split_csv"}), find=_fed_ixi),
     "volumes-and-masks": Layout(
         holds="volumes in images/ and masks/: a folder of DICOM slices or a NIfTI file for each subject; silos by --sizes", task="brain-segmentation",
-        answer="mask", options=frozenset({"images", "masks", "test_fraction"}), find=_volumes),
+        form="masks", options=frozenset({"images", "masks", "test_fraction"}), find=_volumes),
     "medmnist": Layout(
-        holds="MedMNIST: one .npz with train, val and test _images and _labels; a silo, or dealt out by --silos N, --sizes", task="pneumonia",
-        answer="classes", options=frozenset({"images"}), find=_medmnist, archive=_archive),
+        holds="MedMNIST: one .npz with train, val and test _images and _labels; a silo, or dealt out by --silos N, --sizes", task=None,
+        form="classes", options=frozenset({"images"}), find=_medmnist, archive=_archive),
     "csv": Layout(
-        holds="a hospital's own CSV (image, label or mask, perhaps split, patient, lesion, hospital) and the images it lists", task="melanoma",
-        answer=None, options=frozenset({"csv", "columns", "test_fraction"}), find=_own_csv),
+        holds="a hospital's own CSV (image, label or mask, perhaps split, patient, lesion, hospital) and the images it lists", task=None,
+        form=None, options=frozenset({"csv", "columns", "test_fraction"}), find=_own_csv),
 }
 
 

@@ -10,17 +10,15 @@ from fedhelp_core.data.examples import Example
 from fedhelp_core.data.items import Item
 from fedhelp_core.data.picture_files import deep_bits
 from fedhelp_core.data.pictures import read_picture
-from fedhelp_core.registry.tasks import TASKS
 
 
 def read_examples(items: Sequence[Item], task: TaskConfig, bits: int | None = None) -> Iterator[Example]:
     """The examples of `items`, in order. `bits`: in use in the 16-bit pictures of the hospital, as `bits_in_use` says."""
-    entry = TASKS[task.name]
-    if entry.answer == "classes":
+    if task.form == "classes":
         for item, found in zip(items, decode.decode_all([item.image for item in items], task.image_size, bits), strict=True):
             pixels = None if found.pixels_SSC is None else found.pixels_SSC.transpose(2, 0, 1)
             yield Example(pixels, item.label, found.problem)
-    elif entry.dimensions == 2:
+    elif task.dimensions == 2:
         for item in items:
             yield read_picture(item, task.image_size, bits)
     else:
@@ -36,4 +34,4 @@ def bits_in_use(items: Iterable[Item], task: TaskConfig) -> int | None:
 
     One choice for all of them: a dark picture of a 12-bit detector is not brightened, and two hospitals with other detectors look alike.
     """
-    return deep_bits(item.image for item in items) if TASKS[task.name].dimensions == 2 else None
+    return deep_bits(item.image for item in items) if task.dimensions == 2 else None

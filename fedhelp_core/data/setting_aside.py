@@ -38,7 +38,7 @@ def set_aside(
 
 def enough_for(items: Sequence[Item]) -> int:
     """Validation images that a hospital with such training images needs at least."""
-    return ENOUGH_VALIDATION["mask" if any(item.mask for item in items) else "classes"]
+    return ENOUGH_VALIDATION["masks" if any(item.mask for item in items) else "classes"]
 
 
 def wanted_of(training: Sequence[Item], fraction: float | None) -> dict[int, int]:

@@ -19,7 +19,6 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.inspection import Seen, tinted
 from fedhelp_core.data.items import Item
 from fedhelp_core.data.reading import read_examples
-from fedhelp_core.registry.tasks import TASKS
 
 FIRST = 6
 _SHOWN_SIDE = 160  # pixels that a picture is enlarged to, so that single pixels of the network's view can be seen
@@ -59,7 +58,7 @@ def view_of(item: Item, task: TaskConfig, bits: int | None) -> View:
     if image is None:
         return View(b"")
     mask = example.target if isinstance(example.target, np.ndarray) else None
-    if TASKS[task.name].dimensions == 3:
+    if task.dimensions == 3:
         marked = np.zeros_like(image[0]) if mask is None else mask[0]
         return volume_view(image[0], marked)
     picture = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0) if image.shape[0] == 3 else image[0])).convert("RGB")

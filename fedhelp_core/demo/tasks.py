@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.phantom import chest_xray, fed_isic, fed_ixi, lungs
 from fedhelp_core.data.phantom.drawing import Progress, PublicSet
 from fedhelp_core.errors import ConfigError
@@ -82,3 +83,12 @@ def drawn_task(name: str) -> DrawnTask:
     if name not in DRAWN:
         raise ConfigError(f"task {name!r}: there are demos of {', '.join(DRAWN)}; choose one of them")
     return DRAWN[name]
+
+
+def drawn_like(task: TaskConfig) -> DrawnTask:
+    """The demo whose images are most like those of `task`: its own, or one of as many dimensions and, if there is one, channels."""
+    def distance(drawn: DrawnTask) -> tuple[bool, bool, bool]:
+        other = TaskConfig.model_validate(drawn.task)
+        return other.name != task.name, other.dimensions != task.dimensions, other.channels != task.channels
+
+    return min(DRAWN.values(), key=distance)

@@ -27,7 +27,6 @@ from fedhelp_core.protocol.documents import StoredWeights, dump, parse
 from fedhelp_core.protocol.keys import ModelKeys
 from fedhelp_core.protocol.model_record import Chain, ModelRecord, fetch_norms, fetch_weights, read_chain
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.silo.egress import LedgeredStore
 from fedhelp_core.store.base import Store
 from fedhelp_core.weights.file import read_weights
@@ -212,7 +211,7 @@ def _read(place: Path, stored: StoredWeights) -> Weights:
 
 def verdict(new: Contract, old: Mapping[str, float], old_version: str, tolerance: float) -> tuple[bool, str]:
     """Whether the hospital's rule adopts `new`, and why: its main score may be below the old one's by at most `tolerance`."""
-    metric = TASKS[new.task.name].headline
+    metric = new.task.headline
     ours, theirs = new.scores[metric.name], old[metric.name]
     said = f"{metric.title} {ours:.3f} on this hospital's {new.test_images} test images, version {old_version} has {theirs:.3f}"
     if math.isnan(theirs):

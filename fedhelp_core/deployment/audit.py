@@ -19,7 +19,6 @@ from fedhelp_core.deployment.answer_record import Answered
 from fedhelp_core.disk import disk_errors
 from fedhelp_core.errors import ConfigError, DataError, listed
 from fedhelp_core.objectives.metrics import balanced_accuracy, balanced_accuracy_interval, confusion_matrix
-from fedhelp_core.registry.tasks import TASKS
 
 COLUMNS = ("sha256", "label", "when")
 _SHA256 = 64  # hexadecimal digits
@@ -113,7 +112,7 @@ def audited(lines: Sequence[Answered], outcomes: Sequence[Outcome], model: str, 
     Raises:
         ConfigError: the model's answers are masks, which no label judges.
     """
-    if TASKS[task.name].answer != "classes":
+    if task.form != "classes":
         raise ConfigError(f"model {model}: answers with masks, which need a true mask beside them; audit judges classes")
     last = {line.sha256: line for line in lines if line.model == model and line.answer in task.classes}
     pairs = [(outcome, last[outcome.sha256]) for outcome in outcomes if outcome.sha256 in last]

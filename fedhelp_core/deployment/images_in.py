@@ -29,7 +29,6 @@ from fedhelp_core.data.names import ending_of, is_text, not_text
 from fedhelp_core.data.picture_files import SUFFIXES, Picture, bytes_of_pixels, eight_bits, opaque, picture_in, read_file
 from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.disk import digest_of
-from fedhelp_core.registry.tasks import TASKS
 
 if TYPE_CHECKING:
     from fedhelp_core.data.volumes import Placed
@@ -103,9 +102,8 @@ class Reader:
     def __init__(self, task: TaskConfig, bits: int | None) -> None:
         self._task = task
         self._bits = bits
-        self._entry = TASKS[task.name]
         self._prepare: Callable[[Source], Prepared] = self._picture
-        if self._entry.dimensions == 3:
+        if self._task.dimensions == 3:
             from fedhelp_core.data.volumes import VolumeReader  # with MONAI, which classification never waits for
 
             self._volumes = VolumeReader(task)
@@ -114,7 +112,7 @@ class Reader:
     def read(self, sources: Sequence[Source]) -> Iterator[Prepared]:
         """Each of `sources`, in order; pictures on a few threads and never far ahead of whoever reads."""
         one = partial(_told, self._prepare)
-        if self._entry.dimensions == 3:
+        if self._task.dimensions == 3:
             yield from map(one, sources)
             return
         workers = min(8, os.cpu_count() or 1)
@@ -144,7 +142,7 @@ class Reader:
             Unusable: it is none for this task.
         """
         name, size = str(source.path), self._task.image_size
-        if self._entry.channels == 1:
+        if self._task.channels == 1:
             picture = pictures.grey(picture, name)
             image_CS = pictures.prepared(picture, size, name, self._bits)
         else:
@@ -191,7 +189,7 @@ def found_in(paths: Sequence[Path], task: TaskConfig) -> Found:
     sources: dict[Path, Source] = {}
     problems: list[str] = []
     others: list[str] = []
-    of_volumes = TASKS[task.name].dimensions == 3
+    of_volumes = task.dimensions == 3
     for path in paths:
         if not path.exists():
             problems.append(f"{path}: no such file or folder; correct the path")

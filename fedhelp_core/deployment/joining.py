@@ -28,7 +28,6 @@ from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import utc_now
 from fedhelp_core.protocol.model_record import ModelRecord
 from fedhelp_core.registry.methods import METHOD_PARTS
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.silo.state import StateFolder
 from fedhelp_core.weights.file import fingerprint
 from fedhelp_core.weights.header import Weights
@@ -160,4 +159,4 @@ def _complete(which: ModelName, weights: Weights, state: SiloState, settings: Up
 
 def answers_alike(one: Contract, other: Contract) -> bool:
     """Whether two models answer the same question: the same task, and the same classes in the same order."""
-    return (TASKS[one.task.name].answer, one.task.name, one.task.classes) == (TASKS[other.task.name].answer, other.task.name, other.task.classes)
+    return (one.task.form, one.task.name, one.task.classes) == (other.task.form, other.task.name, other.task.classes)

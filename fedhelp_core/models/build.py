@@ -8,8 +8,7 @@ from torch import nn
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.models.initialisation import initialise
 from fedhelp_core.models.resnet import Classifier
-from fedhelp_core.registry.models import CifarResNet, Network, model_called
-from fedhelp_core.registry.tasks import Answer
+from fedhelp_core.registry.models import Answer, CifarResNet, Network, model_called
 
 
 def build_model(

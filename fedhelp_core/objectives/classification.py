@@ -17,7 +17,6 @@ from fedhelp_core.algorithm.operating_point import OperatingPoint, likeliest
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.models.build import build_model
 from fedhelp_core.objectives.metrics import classification_scores, confusion_matrix
-from fedhelp_core.registry.tasks import Task
 
 _BATCH = 256  # large enough to keep the arithmetic busy, small enough for any GPU that trains at batch 4
 
@@ -48,17 +47,17 @@ class Classification:
     visits = 1
     decides = True
 
-    def __init__(self, task: Task, config: TaskConfig) -> None:
-        self.classes = config.classes
+    def __init__(self, task: TaskConfig) -> None:
+        self.classes = task.classes
         self.dimensions: int = task.dimensions
         self.headline = task.headline
-        self.outputs = len(config.classes)
+        self.outputs = len(task.classes)
         self._task = task
 
     def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
         """The classifier `name`."""
         return build_model(
-            name, outputs=self.outputs, in_channels=self._task.channels, answer=self._task.answer, dimensions=self._task.dimensions,
+            name, outputs=self.outputs, in_channels=self._task.channels, answer="classes", dimensions=self._task.dimensions,
             generator=generator)
 
     def augmentation(self, kind: str) -> Augment | None:

@@ -71,7 +71,7 @@ def brier_score(labels_N: IntArray, probabilities_NC: FloatArray) -> float:
 
 
 def classification_scores(labels_N: IntArray, probabilities_NC: FloatArray, point: OperatingPoint | None = None) -> dict[str, float]:
-    """The scores of registry/tasks.py by name, each in [0, 1] or NaN, of a model's probabilities; `point`: None is argmax.
+    """The scores of registry/metrics.py by name, each in [0, 1] or NaN, of a model's probabilities; `point`: None is argmax.
 
     Balanced accuracy and accuracy are of the decisions at the operating point, calibration of its probabilities. AUROC and argmax's
     balanced accuracy are of the model's own answers.

@@ -6,17 +6,15 @@ from functools import lru_cache
 
 from fedhelp_core.algorithm.objective import Objective
 from fedhelp_core.config.task import TaskConfig
-from fedhelp_core.registry.tasks import TASKS
 
 
 @lru_cache(maxsize=8)
-def objective_of(config: TaskConfig) -> Objective:
-    """The mathematics of the task that `config` names, imported when it is first asked for: classification never waits for MONAI."""
-    task = TASKS[config.name]
-    if task.answer == "classes":
+def objective_of(task: TaskConfig) -> Objective:
+    """The mathematics of the task that a federation is for, imported when it is first asked for: classification never waits for MONAI."""
+    if task.form == "classes":
         from fedhelp_core.objectives.classification import Classification
 
-        return Classification(task, config)
+        return Classification(task)
     from fedhelp_core.objectives.segmentation import Segmentation
 
-    return Segmentation(task, config)
+    return Segmentation(task)

@@ -32,7 +32,6 @@ from fedhelp_core.lean_monai import (
     sliding_window_inference,
 )
 from fedhelp_core.models.build import build_model
-from fedhelp_core.registry.tasks import Task
 
 _BATCH_PIXELS = 2**18  # a batch's images in evaluation
 _KEYS = ("image", "target")
@@ -91,20 +90,19 @@ class Segmentation:
     decides = False
     outputs = 1
 
-    def __init__(self, task: Task, config: TaskConfig) -> None:
-        self.classes = config.classes
+    def __init__(self, task: TaskConfig) -> None:
+        self.classes = task.classes
         self.dimensions: int = task.dimensions
         self.headline = task.headline
         self._task = task
-        self._config = config
         self._volumes = task.dimensions == 3
-        self.visits = config.volume.patches if self._volumes else 1
+        self.visits = task.volume.patches if self._volumes else 1
         set_track_meta(False)  # what the algorithm sees has been brought to one grid
 
     def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
         """The U-Net `name`."""
         return build_model(
-            name, outputs=1, in_channels=self._task.channels, answer=self._task.answer, dimensions=self._task.dimensions, generator=generator)
+            name, outputs=1, in_channels=self._task.channels, answer="mask", dimensions=self._task.dimensions, generator=generator)
 
     def augmentation(self, kind: str) -> Augment | None:
         """Image and target changed together: a random patch of a volume, then flips, left-right (`mirror`) or along all sides (`flips`)."""
@@ -112,7 +110,7 @@ class Segmentation:
         axes = {"none": (), "mirror": (self._left_right,), "flips": tuple(range(sides))}[kind]
         steps = [RandFlipd(_KEYS, prob=0.5, spatial_axis=axis) for axis in axes]
         if self._volumes:
-            patch = (self._config.volume.patch_size,) * sides
+            patch = (self._task.volume.patch_size,) * sides
             steps = [RandSpatialCropd(_KEYS, roi_size=patch, random_center=True, random_size=False), *steps]
         if not steps:
             return None
@@ -137,8 +135,8 @@ class Segmentation:
 
     def served(self, model: nn.Module, point: OperatingPoint | None = None) -> nn.Module:
         """Images (B, 1, H, W), values 0..255 -> probabilities (B, 2, H, W) of background and foreground."""
-        volume = self._config.volume
-        windows = Windows(model, self._config.image_size, volume.window_size, volume.window_overlap) if self._volumes else model
+        volume = self._task.volume
+        windows = Windows(model, self._task.image_size, volume.window_size, volume.window_overlap) if self._volumes else model
         return PixelClassifier(windows)
 
     @torch.no_grad()
@@ -151,7 +149,7 @@ class Segmentation:
     def _answer(self, model: nn.Module, input_B: Tensor) -> Tensor:
         if not self._volumes:
             return self.answers(model(input_B).float())
-        volume = self._config.volume
+        volume = self._task.volume
         logits_B: Tensor = sliding_window_inference(
             input_B, (volume.window_size,) * 3, volume.windows, model, overlap=volume.window_overlap, mode="gaussian")
         return self.answers(logits_B.float())
@@ -189,7 +187,7 @@ class Segmentation:
 
     def _hausdorff(self, predicted_1: Tensor, truth_1: Tensor) -> float:
         """In pixels, or in mm for volumes."""
-        spacing = self._config.volume.spacing if self._volumes else 1.0
+        spacing = self._task.volume.spacing if self._volumes else 1.0
         if not predicted_1.any() or not truth_1.any():
             return 0.0 if not predicted_1.any() and not truth_1.any() else math.dist((0,) * (truth_1.dim() - 2), truth_1.shape[2:]) * spacing
         with warnings.catch_warnings():

@@ -16,7 +16,7 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import PermanentError
 from fedhelp_core.objectives.metrics import accuracy, balanced_accuracy
 from fedhelp_core.protocol.documents import ModelScores, SiloEvaluation, SiloReport
-from fedhelp_core.registry.tasks import TASKS, Metric
+from fedhelp_core.registry.metrics import Metric
 
 _RECOMPUTED: Mapping[str, Callable[[ModelScores], float]] = {
     "balanced_accuracy": lambda model: balanced_accuracy(np.asarray(model.confusion, np.int64)),
@@ -79,7 +79,7 @@ def _require_counts(where: str, confusion: list[list[int]], test_samples: int, t
 
 def _require_operating_point(where: str, model: ModelScores, test_samples: int, task: TaskConfig) -> None:
     """Counts at argmax beside those at the operating point, the same where that is argmax; of masks there is neither."""
-    if TASKS[task.name].answer == "mask":
+    if task.per_pixel:
         if model.operating_point != "argmax" or model.argmax_confusion:
             raise PermanentError(f"{where}.operating_point: none expected of masks, got {model.operating_point!r}")
         return
@@ -90,13 +90,12 @@ def _require_operating_point(where: str, model: ModelScores, test_samples: int, 
 
 def _counted(images: int, task: TaskConfig) -> int:
     """What a count of so many images counts: them, or their pixels where a mask answers."""
-    entry = TASKS[task.name]
-    return images * (1 if entry.answer == "classes" else task.image_size**entry.dimensions)
+    return images * (task.image_size**task.dimensions if task.per_pixel else 1)
 
 
 def _require_scores(where: str, model: ModelScores, task: TaskConfig) -> None:
     """Exactly the task's metrics: what the counts say, or as far as they say nothing a value that there can be."""
-    metrics = TASKS[task.name].metrics
+    metrics = task.scored_by
     names = [metric.name for metric in metrics]
     if model.scores.keys() != set(names):
         raise PermanentError(f"{where}: {', '.join(names)} expected, got {', '.join(model.scores)[:80] or 'none'}")
@@ -116,7 +115,7 @@ def _require_interval(where: str, model: ModelScores, task: TaskConfig) -> None:
         return
     low, high = model.interval
     undefined = math.isnan(low) and math.isnan(high)
-    if TASKS[task.name].answer == "classes" or not (undefined or 0 <= low <= high <= 1 + _ROUNDING):
+    if task.form == "classes" or not (undefined or 0 <= low <= high <= 1 + _ROUNDING):
         raise PermanentError(f"{where}.interval: of masks two numbers from 0 to 1 in order, else none, expected, got {low:g} to {high:g}")
 
 
@@ -124,5 +123,5 @@ def _most(metric: Metric, task: TaskConfig) -> float:
     """The largest value that the metric can have: 1, or the length of an image's diagonal."""
     if math.isfinite(metric.most):
         return metric.most
-    dimensions = TASKS[task.name].dimensions
+    dimensions = task.dimensions
     return math.dist((0,) * dimensions, (task.image_size,) * dimensions) * (task.volume.spacing if dimensions == 3 else 1.0)

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from fedhelp_core.errors import ConfigError
-from fedhelp_core.registry.tasks import Answer
+
+Answer = Literal["classes", "mask"]
+"""What a network answers about: an image as a whole, or every pixel or voxel of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,110 +1,55 @@
-"""The task registry: what each task shows a network, asks of it and is scored by. Data only, no PyTorch.
+"""The forms of answers that a task may ask for, and the paper's four tasks as documents. Data only, no PyTorch.
 
-Read by config/ (names, classes, defaults), by the loaders (what an image and its label are) and by objectives/, which gives
-the algorithm a task's mathematics. A new task with a known answer is one entry here; tasks are named nowhere else.
+A task is the `task` section of federation.yaml (config/task.py); everything reads that section, and tasks are named nowhere else. A preset
+fills in what a section of its name leaves open.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Answer = Literal["classes", "mask"]
+Form = Literal["classes", "masks"]
 """What a model answers with: class probabilities of an image, or the foreground probability of every pixel or voxel."""
 
-
-ENOUGH_VALIDATION: Mapping[Answer, int] = {"classes": 10, "mask": 4}
+ENOUGH_VALIDATION: Mapping[Form, int] = {"classes": 10, "masks": 4}
 """Validation images by which a model is chosen; what fewer say is chance. A class is right or wrong, a mask's score is graded: fewer of them do."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
-    """A score that models are compared by."""
+class Preset:
+    """A task that has a name, and what suits it."""
 
-    name: str
-    """Its key in evaluations, CSV files and MLflow."""
-    title: str
-    """What people read."""
-    larger_is_better: bool = True
-    unit: str = ""
-    """Of a distance; empty for what lies in [0, 1]."""
-    of_ranks: bool = False
-    """Whether it looks at the order of a model's answers alone, so that no operating point changes it."""
-
-    @property
-    def most(self) -> float:
-        """The largest value that there is: 1, or none of a distance."""
-        return math.inf if self.unit else 1.0
-
-    @property
-    def label(self) -> str:
-        """Title, and unit where there is one."""
-        return f"{self.title} ({self.unit})" if self.unit else self.title
-
-    def gain(self, new: float, old: float) -> float:
-        """How much better `new` is than `old`; negative where it is worse."""
-        return new - old if self.larger_is_better else old - new
-
-    def worst(self, values: Iterable[float]) -> float:
-        """The worst of the finite values; NaN without any."""
-        finite = [value for value in values if math.isfinite(value)]
-        return (min if self.larger_is_better else max)(finite, default=math.nan)
+    task: Mapping[str, object]
+    """Fields of the `task` section."""
+    algorithm: Mapping[str, object] = field(default_factory=dict)
+    """Fields of the `algorithm` section, where others than those that its form asks for suit it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One task."""
-
-    name: str
-    answer: Answer
-    dimensions: Literal[2, 3] = 2
-    """Spatial dimensions of an image."""
-    channels: Literal[1, 3] = 3
-    """3: colour (grey files are shown as colour); 1: grey, colour files are refused."""
-    classes: tuple[str, ...]
-    """Names in the order of the integer labels; of a mask: what 0 and what 1 means."""
-    metrics: tuple[Metric, ...]
-    """The scores, the one that tables, report and gate go by first."""
-    defaults: Mapping[str, object] = field(default_factory=dict)
-    """Fields of the federation's `algorithm` that this task sets where a file does not, for the paper's other defaults do not fit."""
-
-    @property
-    def headline(self) -> Metric:
-        """The score that tables, report and gate go by."""
-        return self.metrics[0]
+PRESETS: Mapping[str, Preset] = {
+    "melanoma": Preset(
+        task={
+            "form": "classes",
+            "classes": ("melanoma", "nevus", "basal-cell-carcinoma", "actinic-keratosis", "benign-keratosis", "dermatofibroma", "vascular-lesion",
+                        "squamous-cell-carcinoma")},
+        algorithm={"augmentation": "flips"}),
+    "pneumonia": Preset(task={"form": "classes", "classes": ("normal", "pneumonia")}, algorithm={"rank_top_k": 1}),
+    "lung-segmentation": Preset(task={"form": "masks", "classes": ("background", "lung")}),
+    "brain-segmentation": Preset(task={"form": "masks", "dimensions": 3, "classes": ("background", "brain")}),
+}
+DEFAULT_PRESET = next(iter(PRESETS))
+"""The task of a federation.yaml that names none: the paper's first."""
 
 
-def beside(metrics: Iterable[Metric]) -> Metric | None:
-    """Which of `metrics` tables show beside the main one: what no operating point changes; None where each depends on it."""
-    return next((metric for metric in metrics if metric.of_ranks), None)
+def algorithm_of(form: object, dimensions: object, classes: int) -> dict[str, object]:
+    """Fields of `algorithm` that suit answers of `form` to images of `dimensions`, where the paper's defaults do not."""
+    fields: dict[str, object] = {"augmentation": "mirror"}  # what is up and down in a medical image is seldom chance
+    if form == "classes":
+        return fields | ({"rank_top_k": min(_TOP_K, classes - 1)} if classes > 1 else {})
+    fields |= {"rank_top_k": 1, "rank_weight": 0.0}  # Eq 6: no order among voxels
+    return fields | ({"batch_size": 2, "public_batch_size": 2, "proxy_model": "unet3d", "large_model": "unet3d-large"} if dimensions == 3
+                     else {"proxy_model": "unet2d", "large_model": "unet2d-large"})
 
 
-_CLASSIFICATION = (
-    Metric(name="balanced_accuracy", title="balanced accuracy"), Metric(name="auroc", title="AUROC", of_ranks=True),
-    Metric(name="accuracy", title="accuracy"), Metric(name="argmax_balanced_accuracy", title="balanced accuracy at argmax"),
-    Metric(name="ece", title="ECE", larger_is_better=False), Metric(name="brier", title="Brier score", larger_is_better=False))
-
-
-def _segmentation(unit: str) -> tuple[Metric, ...]:
-    return (Metric(name="dice", title="Dice"), Metric(name="hausdorff95", title="Hausdorff 95", larger_is_better=False, unit=unit))
-
-
-_ALL = (
-    Task(
-        name="melanoma", answer="classes", metrics=_CLASSIFICATION,
-        classes=("melanoma", "nevus", "basal-cell-carcinoma", "actinic-keratosis", "benign-keratosis", "dermatofibroma", "vascular-lesion",
-                 "squamous-cell-carcinoma")),
-    Task(
-        name="pneumonia", answer="classes", metrics=_CLASSIFICATION, classes=("normal", "pneumonia"),
-        defaults={"rank_top_k": 1, "augmentation": "mirror"}),
-    Task(
-        name="lung-segmentation", answer="mask", channels=1, metrics=_segmentation("pixels"), classes=("background", "lung"),
-        defaults={"rank_top_k": 1, "rank_weight": 0.0, "augmentation": "mirror", "proxy_model": "unet2d", "large_model": "unet2d-large"}),
-    Task(
-        name="brain-segmentation", answer="mask", dimensions=3, channels=1, metrics=_segmentation("mm"), classes=("background", "brain"),
-        defaults={"rank_top_k": 1, "rank_weight": 0.0, "augmentation": "mirror", "batch_size": 2, "public_batch_size": 2,
-                  "proxy_model": "unet3d", "large_model": "unet3d-large"}),
-)
-TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
+_TOP_K = 5  # of the paper's eight classes

@@ -18,7 +18,6 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.printable import printable
 from fedhelp_core.protocol.documents import Statistics
 from fedhelp_core.protocol.model_record import HospitalScores, Lineage
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.report import html
 from fedhelp_core.report.text import number
 
@@ -68,7 +67,7 @@ def render_card(facts: CardFacts) -> tuple[str, str]:
 
 
 def _lines(facts: CardFacts) -> Iterator[str]:
-    task = TASKS[facts.task.name]
+    task = facts.task
     yield from (f"# Model card: {_text(facts.name)}", "")
     yield from ("**Not a medical device.** No authority has assessed it. It must not decide about a patient.", "")
     yield from _section("What it is", [
@@ -104,13 +103,13 @@ def _lines(facts: CardFacts) -> Iterator[str]:
 
 
 def _answers(task: TaskConfig) -> str:
-    if TASKS[task.name].answer == "classes":
+    if task.form == "classes":
         return f"a probability of each of {', '.join(map(_text, task.classes))}"
-    return f"the probability of {_text(task.classes[1])} for each {'voxel' if TASKS[task.name].dimensions == 3 else 'pixel'}"
+    return f"the probability of {_text(task.classes[1])} for each {'voxel' if task.dimensions == 3 else 'pixel'}"
 
 
 def _score_rows(facts: CardFacts) -> list[list[str]]:
-    name = TASKS[facts.task.name].headline.name
+    name = facts.task.headline.name
     rows = []
     for place, one in enumerate(facts.hospitals, start=1):
         low, high = one.interval or (math.nan, math.nan)
@@ -121,13 +120,13 @@ def _score_rows(facts: CardFacts) -> list[list[str]]:
 
 def _failures(facts: CardFacts) -> list[str]:
     """What the numbers say by themselves."""
-    metric, name = TASKS[facts.task.name].headline, TASKS[facts.task.name].headline.name
+    metric, name = facts.task.headline, facts.task.headline.name
     scores = [score for one in facts.hospitals if math.isfinite(score := one.scores[name])]
     found = []
     mean, worst = sum(scores) / max(1, len(scores)), metric.worst(scores)
     if scores and abs(metric.gain(worst, mean)) > _FAR_BELOW:
         found.append(f"The worst hospital has {number(worst)}, the mean is {number(mean)}: yours may be as the worst.")
-    classes = facts.task.classes if TASKS[facts.task.name].answer == "classes" else facts.task.classes[1:]
+    classes = facts.task.classes if facts.task.form == "classes" else facts.task.classes[1:]
     poor = [f"{_text(label)} ({recall:.0%})" for label, recall in zip(classes, facts.recalls, strict=True) if recall < _POOR_RECALL]
     if poor:
         found.append(f"It misses more than it finds of {', '.join(poor)}.")

@@ -12,7 +12,6 @@ from pathlib import Path
 from fedhelp_core.data.findings import DataReport, remarks, rows_of, summary
 from fedhelp_core.data.leakage import Group
 from fedhelp_core.disk import disk_errors
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.report import html
 
 _SHOWN = 200  # rows a table
@@ -33,13 +32,13 @@ def render(report: DataReport) -> str:
         "The same more than once": [_told(group) for group in report.groups]}
     return html.render(
         "data.html.j2", title=f"{report.task.name}: {len(report.silos)} silos, {len(report.places):,} images", refused=bool(report.refused),
-        answers="classes" if TASKS[report.task.name].answer == "classes" else "foreground", rows=rows_of(report)[:_SHOWN], found=found, most=_SHOWN,
+        answers="classes" if report.task.form == "classes" else "foreground", rows=rows_of(report)[:_SHOWN], found=found, most=_SHOWN,
         pictures=dict(_pictures(report)))
 
 
 def _pictures(report: DataReport) -> Iterator[tuple[str, list[tuple[bytes, str]]]]:
     """Per silo that has some: its thumbnails as PNG, each with its class or how much of it is marked."""
-    classes = TASKS[report.task.name].answer == "classes"
+    classes = report.task.form == "classes"
     for silo in report.silos:
         shown = [place.seen for place in report.places if place.silo == silo and place.seen.thumbnail]
         if shown:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from fedhelp_core.registry.tasks import Metric, beside
+from fedhelp_core.registry.metrics import Metric, beside
 
 
 @dataclass(frozen=True, kw_only=True)

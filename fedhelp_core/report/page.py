@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhelp_core.printable import printable
-from fedhelp_core.registry.tasks import Metric
+from fedhelp_core.registry.metrics import Metric
 from fedhelp_core.report import charts
 from fedhelp_core.report.facts import ReportFacts, SiloFacts, SiloScores, SoftLabelFacts, mean
 from fedhelp_core.report.html import render

@@ -17,7 +17,6 @@ from fedhelp_core.data.findings import called
 from fedhelp_core.data.inspection import Seen
 from fedhelp_core.data.views import Picked, View, first_and_strangest, view_of
 from fedhelp_core.disk import disk_errors
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.report import html
 
 
@@ -56,7 +55,7 @@ def render(one: Looked, hospitals: Sequence[Looked], task: TaskConfig) -> str:
 
 def _pictures(picked: Sequence[Picked], one: Looked, task: TaskConfig) -> Iterator[tuple[View, tuple[str, ...]]]:
     """Each as the network sees it, with the lines below it."""
-    classes = TASKS[task.name].answer == "classes"
+    classes = task.form == "classes"
     for choice in picked:
         label = choice.seen.item.label
         answer = (task.classes[label] if label < len(task.classes) else f"label {label}") if classes else f"{choice.seen.foreground:.1%} marked"

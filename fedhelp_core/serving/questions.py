@@ -25,7 +25,6 @@ from fedhelp_core.deployment.contract import Contract
 from fedhelp_core.deployment.images_in import Prepared, Reader, Source, VolumeGrid
 from fedhelp_core.deployment.results import decision_of
 from fedhelp_core.deployment.scorer import Answer, ClassAnswer, MaskAnswer, Scorer
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.serving.open_inference import Question, Refused, Tensor
 
 FILES, PIXELS, VOXELS = "files", "pixels", "voxels"
@@ -40,7 +39,7 @@ def images_asked(question: Question, contract: Contract, reader: Reader) -> Iter
     Raises:
         Refused: there are no such images; one sentence, which names the input and the image.
     """
-    arrays = VOXELS if TASKS[contract.task.name].dimensions == 3 else PIXELS
+    arrays = VOXELS if contract.task.dimensions == 3 else PIXELS
     places = {name: tensor for name, tensor in question.inputs.items() if name in _PLACES and arrays == VOXELS}
     named = [name for name in question.inputs if name not in places]
     if named not in ([FILES], [arrays]) or (named == [FILES] and places) or (named == [VOXELS] and len(places) != 1):
@@ -107,19 +106,19 @@ def _mask_outputs(answers: Sequence[MaskAnswer], asked: Sequence[Prepared], name
 
 def metadata_of(contract: Contract) -> dict[str, Any]:
     """What the protocol says of a model: name, version, inputs, outputs."""
-    entry = TASKS[contract.task.name]
-    many = [-1] * entry.dimensions
+    task = contract.task
+    many = [-1] * task.dimensions
     inputs = [("files", "BYTES", [-1])]
-    inputs += [("voxels", "FP32", [-1, *many]), ("affine", "FP64", [-1, 4, 4])] if entry.dimensions == 3 else [
-        ("pixels", "UINT8", [-1, *many, entry.channels])]
+    inputs += [("voxels", "FP32", [-1, *many]), ("affine", "FP64", [-1, 4, 4])] if task.dimensions == 3 else [
+        ("pixels", "UINT8", [-1, *many, task.channels])]
     outputs: list[tuple[str, str, list[int]]] = [("decision", "BYTES", [-1]), ("sha256", "BYTES", [-1])]
-    if entry.answer == "classes":
+    if task.form == "classes":
         classes = len(contract.task.classes)
         outputs = [("probabilities", "FP64", [-1, classes]), *outputs, ("class", "BYTES", [-1]), ("margin", "FP64", [-1]),
                    ("model_probabilities", "FP32", [-1, classes]), ("class_names", "BYTES", [classes])]
     else:
         outputs = [("mask", "UINT8", [-1, *many]), *outputs, ("expected_dice", "FP64", [-1]), ("foreground", "FP64", [-1])]
-        outputs += [("affine", "FP64", [-1, 4, 4]), ("millilitres", "FP64", [-1])] if entry.dimensions == 3 else []
+        outputs += [("affine", "FP64", [-1, 4, 4]), ("millilitres", "FP64", [-1])] if task.dimensions == 3 else []
     return {"name": contract.name, "versions": [contract.version], "platform": "fedhelp", "inputs": _described(inputs),
             "outputs": _described(outputs)}
 

@@ -21,7 +21,6 @@ from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.config.teachers import TeacherConfig
 from fedhelp_core.data.examples import image_shape
 from fedhelp_core.errors import TeacherError, TeacherUnavailable
-from fedhelp_core.registry.tasks import TASKS
 
 
 class NotAnswered(TeacherUnavailable):
@@ -66,7 +65,7 @@ class Question:
     @classmethod
     def of(cls, task: TaskConfig) -> Question:
         """That of `task`."""
-        return cls(image_shape(task), TASKS[task.name].answer == "mask")
+        return cls(image_shape(task), task.per_pixel)
 
     @property
     def sides(self) -> tuple[int, ...]:

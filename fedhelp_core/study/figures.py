@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fedhelp_core.registry.tasks import Metric
+from fedhelp_core.registry.metrics import Metric
 from fedhelp_core.study.study import SAME_MATHEMATICS, StudyResult
 from fedhelp_core.study.table import Row, curve, rows_of
 

@@ -39,7 +39,7 @@ from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.processes import die_with_parent
 from fedhelp_core.protocol.kinds import resolve_kinds
 from fedhelp_core.registry.methods import METHOD_PARTS, METHODS
-from fedhelp_core.registry.tasks import TASKS, Metric
+from fedhelp_core.registry.metrics import Metric
 from fedhelp_core.silo.work import device_for
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.store.open import open_store
@@ -196,7 +196,7 @@ def run_study(
             _run_in_pool(work, todo, min(workers, len(todo)), federation.runtime.threads, advance)
     cells = {cell: read_cell(path) for cell, path in paths.items()}
     return StudyResult(
-        methods=tuple(methods), normalisations=tuple(normalisations), seeds=tuple(seeds), metrics=TASKS[federation.task.name].metrics, cells=cells)
+        methods=tuple(methods), normalisations=tuple(normalisations), seeds=tuple(seeds), metrics=federation.task.scored_by, cells=cells)
 
 
 def federation_of(federation: Federation, cell: Cell) -> Federation:
@@ -330,7 +330,7 @@ def _write_cell(path: Path, cell: Cell, silos: Silos, result: SimulationResult, 
 def _cell_digest(federation: Federation, data_digest: str, evaluate_every: int) -> str:
     """Name of a cell: everything that its numbers depend on, and nothing (paths, store, tracking) that they do not."""
     document = federation.model_dump(mode="json", include={"task", "algorithm", "evaluation", "runtime"})
-    if TASKS[federation.task.name].dimensions == 2:
+    if federation.task.dimensions == 2:
         del document["task"]["volume"]  # which only volumes depend on
     document |= {"silos": list(federation.silo_names), "data": data_digest, "evaluate_every": evaluate_every, "format": _FORMAT}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]

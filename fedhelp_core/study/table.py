@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedhelp_core.registry.tasks import Metric, beside
+from fedhelp_core.registry.metrics import Metric, beside
 from fedhelp_core.study.study import SAME_MATHEMATICS, CellResult, StudyResult
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedhelp_core.registry.tasks import Metric
+from fedhelp_core.registry.metrics import Metric
 
 _ROUNDING = 1e-9  # two scores closer than this are the same: 0.80 - 0.75 is 0.05000000000000004
 

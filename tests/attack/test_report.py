@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from fedhelp_components.aggregation.__main__ import describe, progress_line, round_metrics
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.protocol.documents import Commit, Moved
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.report.facts import ReportFacts, RoundReport, SiloFacts, SiloScores
 from fedhelp_core.report.page import render_report
 from fedhelp_core.report.terminal import render_summary_table
@@ -31,13 +31,13 @@ def floats(count: int) -> Iterator[float]:
 
 def page(values: list[float], scores: float) -> ReportFacts:
     """A run whose losses are `values` and whose score is `scores`."""
-    task = TASKS["melanoma"]
+    task = TaskConfig(name="melanoma")
     return ReportFacts(
-        run_id="r", federation="f", method="fedhelp", normalisation="shared", silos=(SiloFacts(name="a", kind="small"),), metrics=task.metrics,
+        run_id="r", federation="f", method="fedhelp", normalisation="shared", silos=(SiloFacts(name="a", kind="small"),), metrics=task.scored_by,
         classes=task.classes, rounds=tuple(
             RoundReport(number=number, participants=("a",), losses={"a": {"private_loss": value}}, seconds=value)
             for number, value in enumerate(values, start=1)),
-        scores={"a": SiloScores(models={"proxy": {metric.name: scores for metric in task.metrics}})})
+        scores={"a": SiloScores(models={"proxy": {metric.name: scores for metric in task.scored_by}})})
 
 
 @pytest.mark.timeout(120)

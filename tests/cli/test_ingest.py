@@ -71,13 +71,14 @@ def test_a_dry_run_says_what_would_be_written_and_opens_and_writes_nothing(chest
 @pytest.mark.parametrize(("words", "code", "said"), [
     (["dicom", "{chest}"], CONFIG, "layout 'dicom': one of fed-isic2019"),
     (["chest-xray", "{chest}/none"], DATA, "no such folder"),
-    (["chest-xray", "{chest}", "--task", "flu"], CONFIG, "--task: one of melanoma"),
+    (["chest-xray", "{chest}", "--task", "flu"], CONFIG, "--task: name: 'flu' is none of the presets melanoma"),
     (["chest-xray", "{chest}", "--prefixes", "A"], CONFIG, "--prefixes: layout chest-xray does not take it"),
     (["chest-xray", "{chest}", "--sizes", "1,-1"], 2, "positive numbers expected"),
     (["chest-xray", "{chest}", "--sizes", "one"], 2, "positive numbers expected"),
     (["chest-xray", "{chest}", "--drop-leaked", "validation"], 2, "'validation' is not one of"),
     (["csv", "{chest}", "--columns", "image"], 2, "OURS=YOURS expected"),
-    (["csv", "{chest}"], DATA, "one CSV expected in it, found none; give it with --csv"),
+    (["csv", "{chest}", "--task", "pneumonia"], DATA, "one CSV expected in it, found none; give it with --csv"),
+    (["csv", "{chest}"], CONFIG, "--task: what is learnt expected, for layout csv is of no task by itself"),
     (["chest-xray", "{chest}", "--test-fraction", "1"], 2, "is not in the range"),
 ])
 def test_what_is_wrong_is_one_sentence_with_its_exit_code(words: list[str], code: int, said: str, chest: Path, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from fedhelp_cli.main import main
 from fedhelp_core.config.federation import load_federation
 from fedhelp_core.config.silo import load_silo
 from fedhelp_core.config.starter import on_this_machine, starter
+from fedhelp_core.config.task import task_asked_for, with_classes
 from fedhelp_core.data.phantom.chest_xray import write_chest_xray
-from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.registry.tasks import PRESETS
 
 
 def fedhelp(*arguments: str | Path, typed: str | None = None) -> tuple[int, str]:
@@ -50,24 +51,24 @@ def test_hospitals_in_clusters_have_no_silo_yaml_here(tmp_path: Path) -> None:
     assert "fedhelp submit" in printed
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", PRESETS)
 @pytest.mark.parametrize("more", [0, 2])
 def test_a_first_federation_of_every_task_and_number_of_classes_fits_the_schema(tmp_path: Path, task: str, more: int) -> None:
-    if more and TASKS[task].answer == "mask":
+    if more and task_asked_for(task).per_pixel:
         pytest.skip("a mask has one foreground")
-    classes = (*TASKS[task].classes, *(f"no, not {number}: \"o\"" for number in range(more)))
-    (tmp_path / "federation.yaml").write_text(starter("a", task, classes, {"north": on_this_machine("north.yaml")}))
+    classes = (*task_asked_for(task).classes, *(f"no, not {number}: \"o\"" for number in range(more)))
+    (tmp_path / "federation.yaml").write_text(starter("a", with_classes(task_asked_for(task), classes), {"north": on_this_machine("north.yaml")}))
     federation = load_federation(tmp_path / "federation.yaml")
     assert federation.task.classes == classes
     assert federation.algorithm.rank_top_k < len(classes)
 
 
 @pytest.mark.parametrize(("options", "sentence"), [
-    (["--task", "pneumona", "--silos", "a"], "brain-segmentation expected, got 'pneumona'; did you mean 'pneumonia'?"),
+    (["--task", "pneumona", "--silos", "a"], "brain-segmentation; did you mean 'pneumonia'?; a task of one's own says its form"),
     (["--task", "pneumonia", "--silos", "North"], "silos.0.name: lower-case letters, digits and '-' expected"),
     (["--task", "pneumonia", "--silos", "a,a"], "--silos: each name once expected, got 'a' twice"),
     (["--task", "pneumonia", "--silos", ","], "silos"),
-    (["--task", "lung-segmentation", "--silos", "a", "--classes", "x,y,z"], "task.classes"),
+    (["--task", "lung-segmentation", "--silos", "a", "--classes", "x,y,z"], "--classes: classes: lung-segmentation-3 tells one foreground"),
     (["--task", "pneumonia", "--silos", "a", "--name", "Chest 1"], "name: lower-case letters"),
     (["--task", "pneumonia", "--silos", "a", "--store", "ftp://x"], "store.url"),
 ])
@@ -109,7 +110,7 @@ def test_what_ingest_ends_with_runs_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("folder", "name"), [("Charité 2", "charit--2"), ("日本", "pneumonia"), ("-x-", "x")])
 def test_a_federation_is_called_after_its_folder_where_that_can_be_a_name(tmp_path: Path, folder: str, name: str) -> None:
-    path = federation_of_ingested(tmp_path / folder, task="pneumonia", classes=("normal", "pneumonia"), silos={"north": tmp_path / folder / "n.yaml"})
+    path = federation_of_ingested(tmp_path / folder, task=task_asked_for("pneumonia"), silos={"north": tmp_path / folder / "n.yaml"})
     assert load_federation(path).name == name
 
 

@@ -21,9 +21,9 @@ from PIL import Image
 
 from fedhelp_components.evaluation.candidate import drawn_image, model_for_users
 from fedhelp_core.config.federation import Federation, parse_federation
+from fedhelp_core.config.task import task_asked_for
 from fedhelp_core.data.given import prepared
 from fedhelp_core.objectives.open import objective_of
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.tracking.carried import closure
 from fedhelp_core.tracking.runs import Tracker
 from fedhelp_core.tracking.server import tracking_uri
@@ -40,7 +40,7 @@ WITHOUT_FEDHELP = (  # an editable install is found by a finder of its own
 
 
 def federation_of(task: str, folder: Path) -> Federation:
-    volumes = TASKS[task].dimensions == 3
+    volumes = task_asked_for(task).dimensions == 3
     document: dict[str, Any] = {
         "name": "use",
         "task": {"name": task, "image_size": 16, **({"volume": {"spacing": 12.0, "patch_size": 8, "window_size": 12}} if volumes else {})},
@@ -105,7 +105,7 @@ def test_it_answers_by_files_where_fedhelp_is_not_installed_and_prepares_them_as
 ) -> None:
     federation = registered[task]
     raw = drawn_image(federation.task)
-    suffix = ".nii.gz" if TASKS[task].dimensions == 3 else ".jpg"
+    suffix = ".nii.gz" if task_asked_for(task).dimensions == 3 else ".jpg"
     (tmp_path / f"image{suffix}").write_bytes(raw)
     in_another_process(
         WITHOUT_FEDHELP +
@@ -116,7 +116,7 @@ def test_it_answers_by_files_where_fedhelp_is_not_installed_and_prepares_them_as
         "assert all((np.stack(one.iloc[:, 0].tolist()) == answers[0].iloc[0, 0]).all() for one in answers)\n"
         "import fedhelp_core\nassert fedhelp_core.__file__.endswith('preparation.zip/fedhelp_core/__init__.py'), fedhelp_core.__file__\n"
         "from fedhelp_core.data.given import prepared\n"
-        "from fedhelp_core.config.task import TaskConfig\n"
+        "from fedhelp_core.config.task import TaskConfig, TaskConfig\n"
         "task = TaskConfig.model_validate(model.metadata.metadata['fedhelp']['task'])\n"
         "np.savez(sys.argv[2], prepared=prepared(raw, task), columns=list(answers[0].columns),\n"
         "         answers=np.stack([np.stack(answers[0][name].tolist()) for name in answers[0].columns], axis=1))\n",
@@ -126,7 +126,7 @@ def test_it_answers_by_files_where_fedhelp_is_not_installed_and_prepares_them_as
     assert np.array_equal(found["prepared"], expected)
     with torch.inference_mode():
         probabilities = network_of(federation)(torch.from_numpy(expected[None]).float()).numpy()
-    if TASKS[task].answer == "classes":
+    if task_asked_for(task).form == "classes":
         assert found["columns"].tolist() == list(federation.task.classes)
         np.testing.assert_allclose(found["answers"], probabilities, atol=1e-6)
     else:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from fedhelp_core.config.task import task_asked_for
 from fedhelp_core.protocol.facts import ClassShares
-from fedhelp_core.registry.tasks import TASKS
 from tests.tiny import SILOS, Processes, TinyFederation, ended, last_json, succeeded, wait_until
 from tests.tiny_tasks import write_task
 
@@ -78,7 +78,7 @@ def test_the_other_tasks_end_with_the_same_bits_too_and_are_scored_by_their_own_
         assert models == {name: {metric: None if math.isnan(value) else value for metric, value in model["scores"].items()}
                           for name, model in evaluation["models"].items()}, "a study's scores are a run's, operating points included"
 
-    metric, *others = TASKS[task].metrics
+    metric, *others = task_asked_for(task).scored_by
     assert f"demo · {tiny.load().algorithm.method} · {metric.label}" in output
     assert "became the champion" in output
     report = (tiny.store / "runs" / "compact" / "report.html").read_text(encoding="utf-8")

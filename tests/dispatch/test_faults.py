@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.config.task import TaskConfig
 from tests.tiny import DELETE, SILOS, Processes, TinyFederation, ended, last_json, succeeded, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -50,7 +50,7 @@ def test_a_silo_that_fails_for_good_is_left_out_with_its_own_words_and_the_run_g
     output = succeeded(processes.component("evaluation", *where, "--report-file", tiny.folder / "report.html"), 900)
     assert re.search(r"silo brno: left out of the evaluation: data that cannot be used", output)
     scores = last_json(output)
-    others = {f"{whose}_silos_mean_{metric.name}" for whose in ("small", "all") for metric in TASKS["melanoma"].metrics[1:]}
+    others = {f"{whose}_silos_mean_{metric.name}" for whose in ("small", "all") for metric in TaskConfig(name="melanoma").scored_by[1:]}
     assert scores.keys() == {"aachen", "coimbra", "small_silos_mean", "all_silos_mean", "worst_silo", "silos_left_out", *others}
     assert scores["silos_left_out"] == 1
     assert "brno" in (tiny.folder / "report.html").read_text(encoding="utf-8")

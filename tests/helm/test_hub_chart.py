@@ -13,7 +13,7 @@ from fedhelp_cli.run_form import form_of
 from fedhelp_components.check.form import FIELDS
 from fedhelp_core.config.federation import parse_federation
 from fedhelp_core.config.trust import Trust
-from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.registry.tasks import PRESETS
 from fedhelp_pipelines.graphs import FEDERATION_CONFIG_MAP, MLFLOW_SECRET, STORE_SECRET, TEACHERS_FOLDER, TEACHERS_SECRET
 from tests.helm.conftest import HUB, OPTIONAL_APIS, Rendered, helm, variants
 
@@ -195,7 +195,7 @@ def shown_by(objects: Rendered) -> dict[str, Any]:
     return {parameter: inputs[parameter]["defaultValue"] for parameter in FIELDS}
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("task", sorted(PRESETS))
 def test_the_form_shows_what_the_federation_says(task: str, render: Render) -> None:
     """Whoever changes nothing in it runs the federation as its file has it."""
     by_task = {"task": {"name": task, "image_size": 64}}

@@ -20,8 +20,9 @@ from fedhelp_cli.run_form import default_form
 from fedhelp_components.check.form import FIELDS, LITERALS
 from fedhelp_core.config.algorithm import AlgorithmConfig, Normalisation
 from fedhelp_core.config.federation import Federation, PromotionConfig, parse_federation
+from fedhelp_core.config.task import algorithm_for
 from fedhelp_core.registry.methods import METHODS
-from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.registry.tasks import PRESETS
 from tests.pipelines.contract import FOLDER, contract_of
 
 HEAVY = ("torch", "mlflow", "boto3", "matplotlib", "monai", "kubernetes")
@@ -128,7 +129,7 @@ def test_every_parameter_of_the_form_is_typed_and_documented_and_defaulted(form:
 def test_a_form_is_one_screen_and_no_task_sets_what_it_shows(form: dict[str, dict[str, Any]]) -> None:
     """The chart fills it in from its federation alone: a default of the task's own would be undone by it."""
     assert len(form) <= 10
-    assert not {f"algorithm.{name}" for task in TASKS.values() for name in task.defaults} & set(FIELDS.values())
+    assert not {f"algorithm.{name}" for task in PRESETS for name in algorithm_for({"name": task})} & set(FIELDS.values())
 
 
 def test_the_forms_defaults_and_types_are_the_schemas(form: dict[str, dict[str, Any]]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, brier_score_loss, roc_auc_score
 
 from fedhelp_core.algorithm.operating_point import prior_corrected
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.objectives.metrics import (
     balanced_accuracy_interval,
     brier_score,
@@ -16,7 +17,6 @@ from fedhelp_core.objectives.metrics import (
     classification_scores,
     mean_interval,
 )
-from fedhelp_core.registry.tasks import TASKS
 
 
 def test_calibration_error_is_the_mean_distance_of_confidence_from_accuracy_in_fifteen_equal_bins() -> None:
@@ -53,7 +53,7 @@ def test_scores_are_scikit_learns(classes: int) -> None:
         "argmax_balanced_accuracy": pytest.approx(balanced_accuracy_score(labels, answers.argmax(axis=1))),
         "ece": calibration_error(labels, calibrated),
         "brier": pytest.approx(brier_score_loss(labels, calibrated, scale_by_half=True))}
-    assert tuple(found) == tuple(metric.name for metric in TASKS["melanoma"].metrics)
+    assert tuple(found) == tuple(metric.name for metric in TaskConfig(name="melanoma").scored_by)
 
 
 def test_without_images_no_score_is_defined() -> None:

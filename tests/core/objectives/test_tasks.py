@@ -21,7 +21,7 @@ from fedhelp_core.errors import ConfigError
 from fedhelp_core.models.build import build_model
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.registry.models import MODELS, smallest_trained_side
-from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.registry.tasks import PRESETS
 from fedhelp_core.study.study import run_study
 from fedhelp_core.study.table import markdown, scores_csv
 
@@ -91,7 +91,7 @@ def test_a_silo_of_few_images_trains_on_all_of_them(count: int, kind: str) -> No
 
 
 def test_every_tasks_defaults_make_a_valid_federation() -> None:
-    for name in TASKS:
+    for name in PRESETS:
         federation({"name": name, "image_size": 64})
 
 
@@ -186,7 +186,7 @@ def test_scores_of_a_known_prediction_image_by_image() -> None:
     found = objective.scored(_Threshold(), images, masks, torch.device("cpu"))
     assert found.scores["dice"] == pytest.approx((1 + 2 * 8 / (16 + 8)) / 2)
     assert found.confusion_CC.tolist() == [[2 * 256 - 32, 0], [8, 24]]
-    assert tuple(found.scores) == tuple(metric.name for metric in TASKS["lung-segmentation"].metrics)
+    assert tuple(found.scores) == tuple(metric.name for metric in TaskConfig(name="lung-segmentation").scored_by)
     nothing = objective.scored(_Threshold(), images * 0, masks, torch.device("cpu"))
     assert nothing.scores == {"dice": 0.0, "hausdorff95": pytest.approx(np.hypot(16, 16))}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from fedhelp_core.registry.tasks import TASKS
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.report.facts import ReportFacts, RoundReport, SiloFacts, SiloScores, SoftLabelFacts
 from fedhelp_core.report.page import render_report
 
@@ -29,7 +29,7 @@ def report(losses: Losses, *, scores: Mapping[str, SiloScores] | None = None, **
         for number in range(1, len(next(iter(losses.values()), ())) + 1))
     given: dict[str, object] = {"rounds": rounds, "scores": scores or {}} | other
     return ReportFacts(
-        run_id="r", federation="demo", method="fedhelp", normalisation="silo", metrics=TASKS["melanoma"].metrics,
+        run_id="r", federation="demo", method="fedhelp", normalisation="silo", metrics=TaskConfig(name="melanoma").scored_by,
         silos=tuple(SiloFacts(name=silo, kind="small") for silo in losses), **given)  # type: ignore[arg-type]
 
 

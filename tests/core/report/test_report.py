@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.printable import printable
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.report.charts import nice_ticks, thinned
 from fedhelp_core.report.facts import (
     GateFacts,
@@ -34,7 +34,7 @@ HOSTILE = "\"><script>alert('x')</script><img src=x onerror=y>\u202e\x1b[31m"
 
 def minimal(**changes: object) -> ReportFacts:
     start: dict[str, object] = {
-        "run_id": "run-1", "federation": "demo", "method": "fedhelp", "normalisation": "silo", "metrics": TASKS["melanoma"].metrics,
+        "run_id": "run-1", "federation": "demo", "method": "fedhelp", "normalisation": "silo", "metrics": TaskConfig(name="melanoma").scored_by,
         "silos": (
             SiloFacts(name="a", kind="large", training_samples=1200), SiloFacts(name="b", kind="small"), SiloFacts(name="c", kind="small")),
     }
@@ -230,7 +230,7 @@ def test_number_shows_a_dash_for_what_is_not_a_number() -> None:
 def test_scores_of_masks_are_named_and_a_large_distance_is_the_worst() -> None:
     models = {"a": {"dice": 0.9, "hausdorff95": 2.0}, "b": {"dice": 0.4, "hausdorff95": 9.5}}
     scores = {silo: SiloScores(models={"proxy": found}, confusion=((70, 10), (4, 16))) for silo, found in models.items()}
-    metrics = TASKS["lung-segmentation"].metrics
+    metrics = TaskConfig(name="lung-segmentation").scored_by
     facts = minimal(metrics=metrics, scores=scores, classes=("background", "lung"))
     page = render_report(facts)
     assert "Scores: Dice on each silo" in page and "Hausdorff 95 (pixels)" in page and "9.500" in page and "0 background" in page

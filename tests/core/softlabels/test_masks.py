@@ -18,12 +18,11 @@ from PIL import Image
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.algorithm import AlgorithmConfig
-from fedhelp_core.config.task import TaskConfig, VolumeConfig
+from fedhelp_core.config.task import TaskConfig, VolumeConfig, algorithm_for
 from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.data.public import preparation_of
 from fedhelp_core.errors import ConfigError, DataError, TeacherError
 from fedhelp_core.objectives.open import objective_of
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.softlabels import distillation_set
 from fedhelp_core.softlabels.distillation_set import DistillationSet, load_distillation_set, read_index
 from fedhelp_core.softlabels.prefetch import PrefetchReport, prefetch
@@ -292,7 +291,7 @@ class TestOpenInference:
 def test_a_small_silo_learns_from_the_mapped_set_what_it_learns_from_tensors(local: Store, tmp_path: Path) -> None:
     fix_arithmetic(1)
     found = loaded(local, draw_grey(tmp_path / "public"), BrightTeacher())
-    algorithm = AlgorithmConfig(**{**TASKS[LUNGS.name].defaults, "batch_size": 2, "public_batch_size": 2})
+    algorithm = AlgorithmConfig(**{**algorithm_for({"name": LUNGS.name}), "batch_size": 2, "public_batch_size": 2})
     settings = UpdateSettings(algorithm=algorithm, objective=objective_of(LUNGS), kind="small", seed=3, silo="a")
     images, masks = everything(found)
     private = {"images_NCHW": images[:4], "labels_N": (images[:4] > 127).to(torch.uint8)}

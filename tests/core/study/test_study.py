@@ -17,9 +17,10 @@ from fedhelp_core.algorithm.local_update import SiloData
 from fedhelp_core.algorithm.operating_point import OperatingPoint
 from fedhelp_core.algorithm.simulate import GUEST, SimulatedSilo
 from fedhelp_core.config.federation import Federation, parse_federation
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.objectives.open import objective_of
-from fedhelp_core.registry.tasks import TASKS, Metric
+from fedhelp_core.registry.metrics import Metric
 from fedhelp_core.study import study
 from fedhelp_core.study.cell_results import read_results
 from fedhelp_core.study.figures import write_figures
@@ -38,7 +39,7 @@ from fedhelp_core.study.table import (
     write_tables,
 )
 
-METRICS = TASKS["melanoma"].metrics
+METRICS = TaskConfig(name="melanoma").scored_by
 OTHERS = ("argmax_balanced_accuracy", "ece", "brier")
 SILOS = {"a": ("large", 12), "b": ("small", 6), "c": ("small", 4)}
 

@@ -26,11 +26,10 @@ from mlflow import MlflowClient
 from fedhelp_components.evaluation.candidate import model_for_users
 from fedhelp_components.promotion.__main__ import run as decide
 from fedhelp_core.config.federation import Federation, parse_federation
-from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.config.task import TaskConfig, task_asked_for
 from fedhelp_core.errors import AccessDenied, ConfigError, FedHelpError, NotFound, PermanentError, StoreUnavailable, TeacherError
 from fedhelp_core.models.build import build_model
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.store.open import open_store
 from fedhelp_core.tracking.gate import gate
 from fedhelp_core.tracking.models import ModelForUsers, load_pyfunc, save_pyfunc_from_code
@@ -627,7 +626,7 @@ def scores(**values: tuple[float, str]) -> dict[str, dict[str, Any]]:
     return {silo: {"balanced_accuracy": value, "kind": kind, "test_sha256": f"images of {silo}"} for silo, (value, kind) in values.items()}
 
 
-SCORE = TASKS["melanoma"].headline
+SCORE = TaskConfig(name="melanoma").headline
 BEFORE = scores(a=(0.80, "large"), b=(0.50, "small"), c=(0.60, "small"))
 
 
@@ -678,12 +677,12 @@ class TestGate:
         assert not gate(nan, BEFORE, SCORE, min_improvement=0.0, max_regression=0.05).promote
 
     def test_a_champion_of_another_task_is_not_comparable(self) -> None:
-        verdict = gate(BEFORE, BEFORE, TASKS["lung-segmentation"].headline, min_improvement=0.0, max_regression=1.0)
+        verdict = gate(BEFORE, BEFORE, TaskConfig(name="lung-segmentation").headline, min_improvement=0.0, max_regression=1.0)
         assert not verdict.promote
         assert verdict.reasons == ["not comparable: the champion was not scored by Dice; was it made for another task?"]
 
     def test_a_distance_has_to_become_smaller(self) -> None:
-        metric = TASKS["brain-segmentation"].metrics[1]
+        metric = task_asked_for("brain-segmentation").scored_by[1]
         before, after = ({silo: {"hausdorff95": value, "kind": "small", "test_sha256": silo} for silo, value in found.items()}
                          for found in ({"a": 8.0, "b": 4.0}, {"a": 5.0, "b": 4.5}))
         verdict = gate(after, before, metric, min_improvement=1.0, max_regression=0.5)
