@@ -201,6 +201,15 @@ class Clusters:
             await cluster.aclose()
 
 
+def token_of(context: str) -> str:
+    """The bearer token of a kubeconfig's context; '' where it has none of its own, or cannot be used: then whoever connects says so."""
+    try:
+        settings, _ = _credentials(context)
+    except ConfigError:
+        return ""
+    return str(settings.api_key.get("authorization", "")).removeprefix("Bearer ")
+
+
 def kubeconfig() -> str:
     """The file (or files, with ':' between) that kubectl would read; `kubernetes` looks at the variable when it is imported only."""
     return os.environ.get("KUBECONFIG") or "~/.kube/config"

@@ -2,13 +2,14 @@
 
 Silo workers `serve`, short hub tasks `push_if_configured`. Recording costs a dictionary look-up and an addition; until the
 first recording or `serve`, prometheus_client is not even imported. Names follow the Prometheus conventions: base units,
-`_total` for counters; the only labels are run, silo, phase, teacher and outcome, and of a served model model, version, decision, of and bin,
-whose values a federation's config bounds.
+`_total` for counters; the only labels are federation, run, silo, phase, teacher and outcome, and of a served model model, version, decision, of
+and bin, whose values a federation's config bounds.
 
     FEDHELP_METRICS_PORT     port for `serve_if_configured`
     FEDHELP_PUSHGATEWAY      host:port or URL for `push_if_configured`
 
-On a Pushgateway every task of every run has a group of its own (job, run), which the run's promotion deletes.
+On a Pushgateway every task of every run has a group of its own (job, run), which the run's promotion deletes. What outlives runs, scores and the
+ends of tokens, is in a group of the federation (job, federation), which the next run replaces.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 PORT_VARIABLE = "FEDHELP_METRICS_PORT"
 PUSHGATEWAY_VARIABLE = "FEDHELP_PUSHGATEWAY"
 AGGREGATION = "fedhelp_aggregation"
+CHECK = "fedhelp_check"
+EVALUATION = "fedhelp_evaluation"
 PREFETCH = "fedhelp_soft_label_prefetch"
 """Of shard 2: this, and _2."""
 _ROUND_BUCKETS_S = (0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800)
@@ -46,8 +49,11 @@ class _Metrics:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # 0.1 s that most commands never need
 
         self.registry = registry = CollectorRegistry()
+        self.kept = kept = CollectorRegistry()
+        """What outlives a run."""
         self.rounds = Counter("fedhelp_rounds_committed_total", "Rounds committed by this process.", ["run"], registry=registry)
         self.last_round = Gauge("fedhelp_last_committed_round", "Number of the last committed round.", ["run"], registry=registry)
+        self.last_commit = Gauge("fedhelp_last_commit_timestamp_seconds", "Unix time of the last commit.", ["run"], registry=registry)
         self.round_seconds = Histogram(
             "fedhelp_round_duration_seconds", "Time from a round's start to its commit.",
             ["run"], buckets=_ROUND_BUCKETS_S, registry=registry)
@@ -70,6 +76,13 @@ class _Metrics:
             ["teacher"], buckets=_REQUEST_BUCKETS_S, registry=registry)
         self.teacher_cost = Gauge(
             "fedhelp_teacher_cost", "Money that a teacher has cost in all, in its config's currency.", ["teacher"], registry=registry)
+        self.teacher_budget = Gauge("fedhelp_teacher_budget", "Money that a teacher may cost in all.", ["teacher"], registry=registry)
+        self.score = Gauge(
+            "fedhelp_silo_score", "Main score of the model that the silo deploys, on its own test images, in the federation's last run.",
+            ["federation", "silo"], registry=kept)
+        self.token_ends = Gauge(
+            "fedhelp_token_expiry_timestamp_seconds", "Unix time at which the hub's token for the silo's cluster ends.",
+            ["federation", "silo"], registry=kept)
 
 
 class _ServingMetrics:
@@ -123,6 +136,7 @@ def round_committed(
     metrics = _metrics()
     metrics.rounds.labels(run_id).inc()
     metrics.last_round.labels(run_id).set(round)
+    metrics.last_commit.labels(run_id).set_to_current_time()
     metrics.round_seconds.labels(run_id).observe(seconds)
     for outcome, silos in (("accepted", accepted), ("refused", refused), ("absent", absent)):
         for silo in silos:
@@ -172,9 +186,22 @@ def teacher_failed(teacher: str, outcome: str) -> None:
     _metrics().teacher_failures.labels(teacher, outcome).inc()
 
 
-def teacher_cost(teacher: str, cost: float) -> None:
-    """What a teacher has cost in all, over all runs that share its ledger."""
+def teacher_cost(teacher: str, cost: float, budget: float | None) -> None:
+    """What a teacher has cost in all, over all runs that share its ledger, and may cost; None: as much as it likes."""
     _metrics().teacher_cost.labels(teacher).set(cost)
+    if budget is not None:
+        _metrics().teacher_budget.labels(teacher).set(budget)
+
+
+def scored(federation: str, scores: Mapping[str, float]) -> None:
+    """Each silo's main score after a run of `federation`."""
+    for silo, score in scores.items():
+        _metrics().score.labels(federation, silo).set(score)
+
+
+def token_ends(federation: str, silo: str, when: float) -> None:
+    """The hub's token for the silo's cluster ends at `when`, seconds since 1970."""
+    _metrics().token_ends.labels(federation, silo).set(when)
 
 
 def model_served(model: str, version: str) -> None:
@@ -233,7 +260,7 @@ def exposition() -> str:
     """All metrics in Prometheus' text format."""
     from prometheus_client import generate_latest
 
-    return generate_latest(_metrics().registry).decode()
+    return (generate_latest(_metrics().registry) + generate_latest(_metrics().kept)).decode()
 
 
 def serve(port: int, address: str = "0.0.0.0") -> int:  # the pod's own address; the chart's NetworkPolicy says who reaches it
@@ -266,18 +293,29 @@ def serve_if_configured() -> int | None:
 
 
 def push(gateway: str, job: str, run: str) -> None:
-    """Send all metrics to a Pushgateway, added to what task `job` of `run` pushed before. A gateway that fails is one warning line."""
+    """Send a run's metrics to a Pushgateway, added to what task `job` of `run` pushed before. A gateway that fails is one warning line."""
+    _push(gateway, job, _metrics().registry, {"run": run})
+
+
+def _push(gateway: str, job: str, registry: CollectorRegistry, group: dict[str, str]) -> None:
     from prometheus_client import pushadd_to_gateway
 
     _at_gateway(gateway, "pushed to", lambda: pushadd_to_gateway(
-        gateway, job, _metrics().registry, grouping_key={"run": run}, timeout=_PUSH_TIMEOUT_S, handler=_through_our_proxy))
+        gateway, job, registry, grouping_key=group, timeout=_PUSH_TIMEOUT_S, handler=_through_our_proxy))
 
 
 def push_if_configured(job: str, run: str) -> None:
-    """`push` to $FEDHELP_PUSHGATEWAY where that is set."""
+    """`push` to $FEDHELP_PUSHGATEWAY, where that is set, into the run's group."""
     gateway = os.environ.get(PUSHGATEWAY_VARIABLE)
     if gateway:
         push(gateway, job, run)
+
+
+def keep_if_configured(job: str, federation: str) -> None:
+    """Send there what outlives a run, into the federation's group: `scored` and `token_ends`."""
+    gateway = os.environ.get(PUSHGATEWAY_VARIABLE)
+    if gateway:
+        _push(gateway, job, _metrics().kept, {"federation": federation})
 
 
 def delete_if_configured(jobs: Iterable[str], run: str) -> None:

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fedhelp_components.check.account import account_problems
+from fedhelp_components.check.account import account_problems, say_which_tokens_end
 from fedhelp_components.check.form import FIELDS
 from fedhelp_components.check.start import find_start, settle_start
 from fedhelp_components.session import dispatcher_for, end, ends_in_mlflow, say
@@ -94,6 +94,7 @@ def start(config: Federation, run_id: str, shown: Shown | None = None) -> Checke
         if (before := settle_start(config, store, started)) is not None:
             what = f"{before.model} version {before.version}" if before.version else "a file"
             say(f"starts from {what}, weights {before.weights.sha256[:12]}")
+        say_which_tokens_end(config)
         check_silos(config, store, started)
     return Checked(config.store.url, config.store.endpoint_url or "", run_id, list(config.silo_names), shards_of(config))
 

@@ -20,6 +20,7 @@ from fedhelp_components.evaluation.left_out import silos_left_out
 from fedhelp_components.evaluation.report import evaluation_of, write_report
 from fedhelp_components.evaluation.soft_labels import keep_summary
 from fedhelp_components.session import Session, dispatcher_for, ends_in_mlflow, open_session, run_component, say
+from fedhelp_core import telemetry
 from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation
 from fedhelp_core.protocol.facts import Candidate, LeftOut
@@ -71,6 +72,9 @@ def _evaluate(session: Session, run_id: str, report_file: str) -> Evaluated:
     session.run.settle(Candidate(version=version, global_sha256=final.global_sha256, metrics=metrics))
     say(", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     confusion = summed_confusion(evaluations, len(session.federation.task.classes))
+    name = session.federation.task.headline.name
+    telemetry.scored(session.federation.name, {silo: found.deployed_model.scores[name] for silo, found in evaluations.items()})
+    telemetry.keep_if_configured(telemetry.EVALUATION, session.federation.name)
     for silo, reason in left_out.items():
         say(f"left out: {silo}: {reason}")
     keep_summary(session.run)

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import yaml
 
-from fedhelp_core.data.phantom.drawing import PublicSet
 from fedhelp_core.demo.tasks import DrawnTask, drawn_task
 from fedhelp_core.disk import atomic_write
 from fedhelp_core.errors import ConfigError
@@ -62,7 +61,7 @@ def prepare_demo(folder: Path, *, task: str = "melanoma", seed: int = 1, progres
     _once(folder / "data", lambda path: drawn.write(path, seed, say))
     public = drawn.public
     _once(folder / "public", lambda path: public.write(path, count=drawn.public_images, seed=seed, progress=say))
-    _once(folder / "teacher", lambda path: _write_teacher(path, drawn, public, seed, say))
+    _once(folder / "teacher", lambda path: _write_teacher(path, task, drawn, say))
     (folder / "silos").mkdir(exist_ok=True)
     for number, silo in enumerate(drawn.silos):
         _once(folder / "silos" / f"{silo}.yaml", partial(_write_yaml, head=_SILO_HEAD, document=silo_document(drawn, number)))
@@ -113,15 +112,12 @@ def _write_yaml(path: Path, *, head: str, document: dict[str, object]) -> None:
     path.write_text(head + yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
 
 
-def _write_teacher(path: Path, drawn: DrawnTask, public: PublicSet, seed: int, say: Progress) -> None:
-    import torch
+def _write_teacher(path: Path, name: str, drawn: DrawnTask, say: Progress) -> None:
+    from fedhelp_core.demo.teacher import TEACHERS, save_teacher, save_weights_as_teacher, teachers_task, train_teacher_of
 
-    from fedhelp_core.config.task import TaskConfig
-    from fedhelp_core.demo.teacher import save_teacher, train_teacher
-
-    say("teacher's labelled images")
-    task = TaskConfig.model_validate({**drawn.task, "classes": public.classes})
-    images, targets = public.prepared(drawn.teacher_images, seed, task)
-    model = train_teacher(
-        drawn.teacher, torch.from_numpy(images).contiguous(), torch.from_numpy(targets), task=task, seed=seed, progress=say)
-    save_teacher(model, path, architecture=drawn.teacher, task=task)
+    task, known = teachers_task(drawn), TEACHERS / f"{name}.safetensors"
+    say("teacher")
+    if known.exists():
+        save_weights_as_teacher(known, path, architecture=drawn.teacher, task=task)
+    else:
+        save_teacher(train_teacher_of(drawn, progress=say), path, architecture=drawn.teacher, task=task)

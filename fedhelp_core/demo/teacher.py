@@ -1,10 +1,14 @@
-"""The demo's foundation model: a network trained on labelled public drawings, logged as an MLflow pyfunc.
+"""The demo's foundation model: a network that learnt from labelled public drawings, as an MLflow pyfunc.
 
-It never sees a hospital's image. Called by prepare.py; prefetch asks it through the same teacher protocol as any other model.
+It never saw a hospital's image. `teachers/` holds those of the presets, trained once; the teacher of any other drawn task is trained when its
+demo is made. Called by prepare.py; prefetch asks it through the same teacher protocol as any other model.
+
+    python -m fedhelp_core.demo.teacher     # train those of teachers/ anew, some minutes
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +18,12 @@ from torch import Tensor
 from fedhelp_core.algorithm.batches import memory_format, to_input
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.demo.tasks import DRAWN, DrawnTask
 from fedhelp_core.objectives.open import objective_of
+from fedhelp_core.tracking.models import save_pyfunc_from_code
+from fedhelp_core.weights.file import write_weights
 
+TEACHERS = Path(__file__).with_name("teachers")
 _BATCH, _EPOCHS, _PEAK_RATE = 32, 14, 6e-3
 
 Progress = Callable[[str], None]
@@ -53,15 +61,40 @@ def train_teacher(
 
 def save_teacher(model: torch.nn.Module, folder: Path, *, architecture: str, task: TaskConfig) -> None:
     """Write `model` as an MLflow pyfunc folder that `mlflow.pyfunc.load_model` reads."""
-    from fedhelp_core.tracking.models import save_pyfunc_from_code
-    from fedhelp_core.weights.file import write_weights
+    with tempfile.TemporaryDirectory(prefix="fedhelp-teacher-") as scratch:
+        weights = Path(scratch) / "teacher.safetensors"
+        write_weights(weights, {name: tensor.numpy() for name, tensor in model.state_dict().items()}, architecture)
+        save_weights_as_teacher(weights, folder, architecture=architecture, task=task)
 
+
+def save_weights_as_teacher(weights: Path, folder: Path, *, architecture: str, task: TaskConfig) -> None:
+    """The same of a safetensors file."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    weights = folder.parent / "teacher.safetensors"
-    write_weights(weights, {name: tensor.numpy() for name, tensor in model.state_dict().items()}, architecture)
-    try:
-        save_pyfunc_from_code(
-            folder, code=Path(__file__).with_name("pyfunc_teacher.py"), artifacts={"weights": weights},
-            settings={"architecture": architecture, "task": task.model_dump(mode="json")})
-    finally:
-        weights.unlink()
+    save_pyfunc_from_code(
+        folder, code=Path(__file__).with_name("pyfunc_teacher.py"), artifacts={"weights": weights},
+        settings={"architecture": architecture, "task": task.model_dump(mode="json")})
+
+
+def train_teacher_of(drawn: DrawnTask, *, seed: int = 1, progress: Progress | None = None) -> torch.nn.Module:
+    """The teacher of a drawn task's public images."""
+    task = teachers_task(drawn)
+    images, targets = drawn.public.prepared(drawn.teacher_images, seed, task)
+    return train_teacher(
+        drawn.teacher, torch.from_numpy(images).contiguous(), torch.from_numpy(targets), task=task, seed=seed, progress=progress)
+
+
+def teachers_task(drawn: DrawnTask) -> TaskConfig:
+    """The drawn task over the classes that its teacher tells apart."""
+    return TaskConfig.model_validate({**drawn.task, "classes": drawn.public.classes})
+
+
+def main() -> None:
+    """Train what `teachers/` holds."""
+    for name, drawn in DRAWN.items():
+        if (TEACHERS / f"{name}.safetensors").exists():
+            model = train_teacher_of(drawn, progress=lambda what, name=name: print(f"{name}: {what}", flush=True))
+            write_weights(TEACHERS / f"{name}.safetensors", {key: tensor.numpy() for key, tensor in model.state_dict().items()}, drawn.teacher)
+
+
+if __name__ == "__main__":
+    main()

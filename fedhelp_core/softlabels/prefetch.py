@@ -156,6 +156,6 @@ def _agreed_classes(configs: Sequence[TeacherConfig], *, least: int) -> int:
 
 def _report(ledger: Ledger, config: TeacherConfig, images: int, run: str) -> TeacherReport:
     mine, ever = ledger.account(config.budget, run=run), ledger.account(config.budget)
-    telemetry.teacher_cost(config.name, ever.cost)
+    telemetry.teacher_cost(config.name, ever.cost, config.budget.max_cost)
     asked = min(mine.images, images)
     return TeacherReport(asked=asked, cached=images - asked, currency=config.budget.currency, run=mine, ever=ever)

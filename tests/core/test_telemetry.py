@@ -88,6 +88,7 @@ def test_nothing_else_is_exposed_and_every_label_is_bounded(scraped: str) -> Non
         ("fedhelp_silo_phase_duration_seconds", "histogram"), ("fedhelp_update_bytes_total", "counter"), ("fedhelp_silo_loss", "gauge"),
         ("fedhelp_silo_images_per_second", "gauge"), ("fedhelp_teacher_requests_total", "counter"), ("fedhelp_teacher_images_total", "counter"),
         ("fedhelp_teacher_failures_total", "counter"), ("fedhelp_teacher_request_duration_seconds", "histogram"), ("fedhelp_teacher_cost", "gauge"),
+        ("fedhelp_teacher_budget", "gauge"), ("fedhelp_last_commit_timestamp_seconds", "gauge"),
     }
     assert set(re.findall(r'(\w+)="', scraped)) == {"run", "silo", "phase", "teacher", "outcome", "le"}
 
@@ -184,6 +185,20 @@ def test_runs_and_tasks_have_groups_of_their_own_and_an_ended_run_takes_its_own_
         else:
             groups[path] = body
     assert list(groups) == ["/metrics/job/aggregation/run/run-2"]
+
+
+def test_scores_and_the_ends_of_tokens_outlive_runs_in_the_federations_own_group(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDHELP_PUSHGATEWAY", gateway.address)
+    record_one_of_each()
+    telemetry.scored("skin", {"a": 0.75})
+    telemetry.token_ends("skin", "a", 1.8e9)
+    telemetry.keep_if_configured(telemetry.EVALUATION, "skin")
+    telemetry.push_if_configured(telemetry.AGGREGATION, "run-1")
+    (_, kept_at, kept), (_, _, of_the_run) = gateway.requests
+    assert kept_at == "/metrics/job/fedhelp_evaluation/federation/skin"
+    assert samples(kept) == {
+        'fedhelp_silo_score{federation="skin",silo="a"}': 0.75, 'fedhelp_token_expiry_timestamp_seconds{federation="skin",silo="a"}': 1.8e9}
+    assert "fedhelp_silo_score" not in of_the_run and 'run="run-1"' not in kept
 
 
 def test_a_gateway_that_fails_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:

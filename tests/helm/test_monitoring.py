@@ -65,7 +65,7 @@ def test_every_kind_of_metric_is_on_a_dashboard(exposed: set[str]) -> None:
 
 
 def test_only_labels_that_metrics_have_are_selected_by() -> None:
-    known = {"run", "silo", "phase", "teacher", "outcome", "decision"}
+    known = {"federation", "run", "silo", "phase", "teacher", "outcome", "decision"}
     for expression in expressions():
         for _metric, selectors in _LABELS.findall(expression):
             assert set(re.findall(r"(\w+)\s*(?:=~|!=|=)", selectors)) <= known, expression
@@ -99,6 +99,12 @@ def test_the_rules_fire_when_they_should(chart: Path, file: str, tmp_path: Path)
     done = subprocess.run(["promtool", "test", "rules", file], cwd=tmp_path, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_of_the_hub_has_a_paragraph_that_says_what_to_do() -> None:
+    page = (HUB.parents[1] / "docs" / "alerts.md").read_text(encoding="utf-8")
+    rules = [rule["alert"] for group in yaml.safe_load(ALERTS[HUB].read_text())["groups"] for rule in group["rules"]]
+    assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == rules
 
 
 def test_every_alert_of_a_served_model_has_its_line_for_whoever_is_called() -> None:
