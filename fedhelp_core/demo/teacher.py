@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -92,7 +93,7 @@ def main() -> None:
     """Train what `teachers/` holds."""
     for name, drawn in DRAWN.items():
         if (TEACHERS / f"{name}.safetensors").exists():
-            model = train_teacher_of(drawn, progress=lambda what, name=name: print(f"{name}: {what}", flush=True))
+            model = train_teacher_of(drawn, progress=partial(print, f"{name}:", flush=True))
             write_weights(TEACHERS / f"{name}.safetensors", {key: tensor.numpy() for key, tensor in model.state_dict().items()}, drawn.teacher)
 
 
