@@ -15,7 +15,6 @@ from typing import Any
 from fedhelp_components.session import say
 from fedhelp_core import telemetry
 from fedhelp_core.config.federation import Federation
-from fedhelp_dispatch.cluster import token_of
 
 ACCOUNT_VARIABLE = "FEDHELP_SERVICE_ACCOUNT"
 """The account of runs, as the hub's chart names it; unset: nobody knows which it should be."""
@@ -45,8 +44,11 @@ def _account_of(token: Path) -> str | None:
 def say_which_tokens_end(config: Federation) -> None:
     """A line for each hospital whose cluster will not know the hub much longer; Prometheus is told of all. Nothing is decided by it."""
     for silo in config.silos:
-        context = getattr(silo.dispatch, "context", None)
-        when = _claims(token_of(context)).get("exp") if context else None
+        if not (context := getattr(silo.dispatch, "context", None)):
+            continue
+        from fedhelp_dispatch.cluster import token_of  # with kubernetes, which hospitals that work as processes never need
+
+        when = _claims(token_of(context)).get("exp")
         if not isinstance(when, int):
             continue
         telemetry.token_ends(config.name, silo.name, when)
