@@ -12,6 +12,9 @@ import pytest
 
 from tests import tiny
 from tests.tiny import Processes, TinyFederation
+from tests.watchdog import pytest_sessionfinish, pytest_sessionstart
+
+__all__ = ["pytest_sessionfinish", "pytest_sessionstart"]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job passes that on, and tests of Ctrl-C would find it ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
