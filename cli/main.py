@@ -1,4 +1,4 @@
-"""The `fedhelp` command: init, run, simulate, data, softlabels, compile, register, submit, check, jobs, promote, rollback, model, predict,
+"""The `fedhelp` command: init, run, open, simulate, data, softlabels, compile, register, submit, check, jobs, promote, rollback, model, predict,
 serve.
 
 Only click and the standard library are imported here; each command imports what it needs when it is called, so that
@@ -102,9 +102,11 @@ _SET_HELP = "Replace a field of the file, e.g. --set algorithm.rounds=3 (repeata
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
 @click.option("--dry-run", is_flag=True, help="Check the file, print what would run (as YAML; Jobs of silos in clusters too), and stop.")
 @click.option("--through-kfp", is_flag=True, help="Run each task through Kubeflow's local runner instead: slower, and the same to the bit.")
+@click.option("--open", "open_", is_flag=True, help="Open the report in a browser at the end.")
 @_with_exit_codes
 def run(
     federation: Path | None, demo: Path | None, task: str | None, run_id: str | None, changes: tuple[str, ...], dry_run: bool, through_kfp: bool,
+    open_: bool,
 ) -> None:
     """Run the whole pipeline on this machine.
 
@@ -115,7 +117,26 @@ def run(
     """
     from fedhelp_cli.run import run_locally
 
-    run_locally(_file_or_demo(federation, demo, task), run_id=run_id, changes=_changes(changes), dry_run=dry_run, through_kfp=through_kfp)
+    run_locally(
+        _file_or_demo(federation, demo, task), run_id=run_id, changes=_changes(changes), dry_run=dry_run, through_kfp=through_kfp, show=open_)
+
+
+@main.command("open", epilog=_EXIT_CODES)
+@click.argument("federation", required=False, type=click.Path(path_type=Path))
+@click.option("--run-id", help="Whose report; default: the newest run's.")
+@click.option("--mlflow", is_flag=True, help="Open MLflow instead; over a file of this machine its server runs until Ctrl-C.")
+@_with_exit_codes
+def open_(federation: Path | None, run_id: str | None, mlflow: bool) -> None:
+    """Open a run's report in a browser, or print its address where there is none.
+
+    FEDERATION is a federation.yaml, or the folder that holds it; default: the one in this folder, else the demo's.
+    """
+    from fedhelp_cli.open_page import open_mlflow, open_report
+
+    if mlflow:
+        open_mlflow(federation)
+    else:
+        open_report(federation, run_id)
 
 
 @main.command(epilog=_EXIT_CODES)
