@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fedhelp_core.printable import printable
-from fedhelp_core.report.text import count, number
+from fedhelp_core.report.text import count, duration, number
 
 STATES = {
     "refused": "bold red", "absent": "red", "waits": "yellow", "trains": "cyan", "checks": "cyan", "scores": "cyan", "sent": "green",
@@ -76,7 +76,8 @@ class LiveTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         now = self._now()
-        yield Group(_head(now, self._spinner, options.max_width), *silo_rows(now, width=options.max_width, height=console.height, ascii_only=options.ascii_only))
+        width = options.max_width
+        yield Group(_head(now, self._spinner, width), *silo_rows(now, width=width, height=console.height, ascii_only=options.ascii_only))
 
 
 def silo_rows(now: RunNow, *, width: int, height: int, ascii_only: bool = False) -> list[RenderableType]:
@@ -98,17 +99,6 @@ def sparkline(values: Sequence[float], *, ascii_only: bool = False) -> str:
     blocks, low = _BLOCKS_ASCII if ascii_only else _BLOCKS, min(finite)
     span = max(finite) - low
     return "".join(blocks[round((value - low) / span * (len(blocks) - 1)) if span else 0] for value in finite)
-
-
-def duration(seconds: float) -> str:
-    """'45 s', '3 min 20 s', '2 h 5 min': as exact as anybody wants to know."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 and whole < 600 else "")
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")
 
 
 def _head(now: RunNow, spinner: Spinner, width: int) -> RenderableType:

@@ -23,7 +23,6 @@ from fedhelp_core.errors import FedHelpError, NotFound
 from fedhelp_core.protocol.documents import Commit
 from fedhelp_core.protocol.facts import Kinds, SoftLabels
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.registry.tasks import TASKS
 from fedhelp_core.store.open import open_store
 
 console = Console(stderr=True)
@@ -115,7 +114,7 @@ class Watch:
         """As of the last look."""
         return RunNow(
             phase=self.phase, done=self.commit.round if self.commit is not None else 0, rounds=self._federation.algorithm.rounds,
-            seconds=time.monotonic() - self._started, silos=self._silos, score=TASKS[self._federation.task.name].headline.title,
+            seconds=time.monotonic() - self._started, silos=self._silos, score=self._federation.task.headline.title,
             seconds_left=self._pace.seconds_left(time.monotonic()) if self.phase == _ROUNDS else None)
 
     def look(self, run: Run) -> None:
@@ -227,7 +226,7 @@ class Watch:
             return 0.0
 
     def _take_scores(self, run: Run) -> None:
-        name = TASKS[self._federation.task.name].headline.name
+        name = self._federation.task.headline.name
         for silo in self._federation.silo_names:
             if silo not in self._scores:
                 with contextlib.suppress(FedHelpError):  # evaluation says what is wrong with it

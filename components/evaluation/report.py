@@ -187,8 +187,8 @@ def rounds_csv(facts: ReportFacts) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["round", "silo", "outcome", *losses, "update_norm", "round_seconds", "reason"])
     for closed in facts.rounds:
-        outcomes = {**dict.fromkeys(closed.participants, "answered"), **dict.fromkeys(closed.absent, "absent"), **dict.fromkeys(closed.refused, "refused")}
-        for silo, outcome in outcomes.items():
+        groups = (("answered", closed.participants), ("absent", closed.absent), ("refused", closed.refused))
+        for outcome, silo in ((outcome, silo) for outcome, silos in groups for silo in silos):
             found = closed.losses.get(silo, {})
             writer.writerow([
                 closed.number, silo, outcome, *(_plain(found.get(name)) for name in losses), _plain(closed.norms.get(silo)), _plain(closed.seconds),

@@ -92,8 +92,8 @@ def _scores(facts: ReportFacts) -> Mapping[str, Any]:
         "chart": charts.bars(
             [(silo.name, *_pair(facts, silo.name)) for silo in facts.silos if silo.name in shown],
             deployed="model that the silo deploys", other="proxy (global model), where the silo deploys its large model"),
-        "head": ["silo", "kind", "#training images", "#test images", f"#{metric.label}", "95% interval", "#proxy", *(f"#{other.label}" for other in more),
-                 *(["operating point"] if rules else [])],
+        "head": ["silo", "kind", "#training images", "#test images", f"#{metric.label}", "95% interval", "#proxy",
+                 *(f"#{other.label}" for other in more), *(["operating point"] if rules else [])],
         "rows": [*([*_score_row(facts, silo, more), *([_decides(facts, silo)] if rules else [])] for silo in facts.silos[:_MAX_ROWS]),
                  *([label, "", "", "", number(facts.mean_of(metric, *kinds)), "", "",
                     *(number(facts.mean_of(other, *kinds)) for other in more), *([""] if rules else [])] for label, kinds in _MEANS)],

@@ -42,7 +42,8 @@ def gate(
     lost = {silo: -metric.gain(new, old) for silo, (new, old) in pairs.items()}
     failed = [
         f"{silo} {worse} by {lost[silo]:.3f} to {pairs[silo][0]:.3f}, more than {max_regression:.3f} is not allowed"
-        + _in_images(candidate_scores[silo], champion_scores[silo], classes) for silo in sorted(pairs) if not lost[silo] <= max_regression + _ROUNDING]
+        + _in_images(candidate_scores[silo], champion_scores[silo], classes)
+        for silo in sorted(pairs) if not lost[silo] <= max_regression + _ROUNDING]
     if not failed:
         worst = max(lost, key=lambda silo: lost[silo])
         most = f" by more than {max_regression:.3f} (most: {worst}, by {lost[worst]:.3f})" if lost[worst] > _ROUNDING else ""

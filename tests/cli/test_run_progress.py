@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedhelp_cli.live_table import LiveTable, RunNow, SiloNow, duration, sparkline
+from fedhelp_cli.live_table import LiveTable, RunNow, SiloNow, sparkline
 from fedhelp_cli.run_progress import LogLines, Pace, newest_event
+from fedhelp_core.report.text import duration
 from tests.tiny import SILOS, TinyFederation
 
 
