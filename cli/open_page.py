@@ -61,7 +61,7 @@ def open_mlflow(what: Path | None) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    command = [Path(sys.executable).parent / "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port), "--workers", "1"]
+    command = [str(Path(sys.executable).parent / "mlflow"), "ui", "--backend-store-uri", uri, "--port", str(port), "--workers", "1"]
     quiet = subprocess.DEVNULL
     print("MLflow is starting", flush=True)
     with subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True) as server:
