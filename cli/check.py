@@ -7,12 +7,15 @@ be taken there; their images are looked at when a run starts.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedhelp_cli.commands import quoted
+from fedhelp_cli.commands import print_json, quoted
 from fedhelp_components.check.__main__ import ask_silos, check_silos, missing_teachers, problems_of, problems_of_looking, raise_all
 from fedhelp_components.check.start import settle_start
 from fedhelp_components.session import say
@@ -33,8 +36,17 @@ from fedhelp_core.store.open import open_store
 _NAMED = 10  # silos that are listed by name
 
 
-def check_and_print(path: Path, changes: Mapping[str, Any], *, sample: int | None = None) -> None:
-    """Check the federation at `path` with `changes`.
+@dataclass(frozen=True)
+class Checked:
+    """What check found. `from_here`: problems that may be this machine's alone; `unseen`: what only a run looks at."""
+
+    problems: list[FedHelpError]
+    from_here: list[FedHelpError]
+    unseen: list[str]
+
+
+def check_and_print(path: Path, changes: Mapping[str, Any], *, sample: int | None = None, as_json: bool = False) -> None:
+    """Check the federation at `path` with `changes`, and say what was found; `as_json`: once more for programs, on standard output alone.
 
     Values of the hub's chart name folders of its pods and a store with its own credentials: what of these is not found here is told, and no fault.
     `sample`: look at about so many images of each silo, not at all.
@@ -44,9 +56,27 @@ def check_and_print(path: Path, changes: Mapping[str, Any], *, sample: int | Non
         DataError: silos' images are all that is wrong.
         FedHelpError: the only problem.
     """
-    federation = load_federation(path).override(**changes)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        found = _checked(load_federation(path).override(**changes), is_values_of_chart(path), sample)
+        for problem in found.from_here:
+            for line in str(problem).splitlines():
+                say(f"cannot be seen from this machine, a run's pods may well see it: {line}")
+    if as_json:
+        print_json({"federation": str(path), "in_order": not found.problems, "problems": [str(problem) for problem in found.problems],
+                    "not_seen_from_here": [str(problem) for problem in found.from_here], "not_looked_at": found.unseen})
+    if found.problems and all(isinstance(problem, DataError) for problem in found.problems):
+        raise DataError([line for problem in found.problems for line in str(problem).splitlines()])
+    raise_all(found.problems)
+    if as_json:
+        return
+    print(f"{path}: everything is in order; start it with: fedhelp run {quoted(path)}")
+    if found.unseen:
+        print(f"Not looked at yet: {'; '.join(found.unseen)}. A run does that before it trains.")
+
+
+def _checked(federation: Federation, of_chart: bool, sample: int | None) -> Checked:
     problems, from_here = problems_of(federation), problems_of_looking(federation) + missing_teachers(federation)
-    if not is_values_of_chart(path):
+    if not of_chart:
         problems, from_here = problems + from_here, []  # a run of this file looks from here, too
     unusable = _problems_of_images(federation, sample)
     problems += unusable
@@ -59,23 +89,15 @@ def check_and_print(path: Path, changes: Mapping[str, Any], *, sample: int | Non
     elsewhere = [silo.name for silo in federation.silos_in_clusters]
     if elsewhere:
         refused = _what_clusters_refuse(federation)
-        unseen_there = [problem for problem in refused if from_here_alone(problem)] if is_values_of_chart(path) else []
+        unseen_there = [problem for problem in refused if from_here_alone(problem)] if of_chart else []
         from_here += unseen_there
         problems += [problem for problem in refused if problem not in unseen_there]
-    for problem in from_here:
-        for line in str(problem).splitlines():
-            say(f"cannot be seen from this machine, a run's pods may well see it: {line}")
-    if problems and all(isinstance(problem, DataError) for problem in problems):
-        raise DataError([line for problem in problems for line in str(problem).splitlines()])
-    raise_all(problems)
-    print(f"{path}: everything is in order; start it with: fedhelp run {quoted(path)}")
     unseen = [f"the images of {', '.join(elsewhere) if len(elsewhere) <= _NAMED else f'{len(elsewhere)} silos in clusters'}"] if elsewhere else []
     if sample is not None:
         unseen += ["all images but the sample", "whether the silos' work starts"]
     if federation.uses_public_set:
         unseen += ["whether every public image can be decoded", "what the teachers answer"]
-    if unseen:
-        print(f"Not looked at yet: {'; '.join(unseen)}. A run does that before it trains.")
+    return Checked(problems, from_here, unseen)
 
 
 def from_here_alone(problem: FedHelpError) -> bool:

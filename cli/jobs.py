@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedhelp_cli.commands import print_json
 from fedhelp_core.config.federation import load_federation
 from fedhelp_core.errors import ConfigError, FedHelpError
 from fedhelp_core.protocol.lease import last_sign
@@ -51,21 +52,24 @@ class Listed:
     """'yes', 'no', '' for what has ended, '?' where its store cannot be read from here."""
 
 
-def list_and_print(federation: Path | None, *, run_id: str | None, context: str | None, namespaces: Sequence[str]) -> None:
-    """The table.
+def list_and_print(federation: Path | None, *, run_id: str | None, context: str | None, namespaces: Sequence[str], as_json: bool = False) -> None:
+    """The table, or its rows as JSON.
 
     Raises:
         ConfigError: the options do not fit each other, or no silo works in a cluster.
         AccessDenied: the account may not list Jobs there.
     """
-    rows = asyncio.run(jobs_at(places(federation, context, namespaces), run_id))
+    rows = sorted(asyncio.run(jobs_at(places(federation, context, namespaces), run_id)), key=lambda row: (row.run, row.silo, row.since))
+    if as_json:
+        print_json({"jobs": [asdict(row) for row in rows]})
+        return
     if not rows:
         print("no Jobs" + (f" of run {run_id}" if run_id else ""))
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("run", "silo", "namespace", "action", "round", "state", "since", "orphan", "reason"):
         table.add_column(heading, overflow="fold")
-    for row in sorted(rows, key=lambda r: (r.run, r.silo, r.since)):
+    for row in rows:
         table.add_row(row.run, row.silo, row.namespace, row.action, row.round, row.state, row.since, row.orphan, row.reason)
     console = Console()
     Console(width=None if console.is_terminal else 240, markup=False, highlight=False).print(table)

@@ -1,4 +1,4 @@
-"""The `fedhelp` command: init, run, simulate, data, softlabels, compile, register, submit, check, jobs, promote, rollback, model, predict,
+"""The `fedhelp` command: init, run, open, simulate, data, softlabels, compile, register, submit, check, jobs, promote, rollback, model, predict,
 serve.
 
 Only click and the standard library are imported here; each command imports what it needs when it is called, so that
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from fedhelp_cli.promote import Decided
     from fedhelp_core.config.federation import Federation
 
 _EXIT_CODES = """
@@ -91,6 +92,7 @@ def init(folder: Path, name: str | None, task: str, classes: str, silos: str, st
 
 _DEMO_HELP = "Make (once) and use a task's demo, drawn hospitals, in this folder instead of a FEDERATION file."
 _TASK_HELP = "Whose demo: melanoma (default), pneumonia, lung-segmentation, brain-segmentation; in folder demo-TASK where --demo names none."
+_json = click.option("--json", "as_json", is_flag=True, help="Print what was found as one JSON object, for programs; docs/json.md.")
 _SET_HELP = "Replace a field of the file, e.g. --set algorithm.rounds=3 (repeatable)."
 
 
@@ -102,9 +104,11 @@ _SET_HELP = "Replace a field of the file, e.g. --set algorithm.rounds=3 (repeata
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
 @click.option("--dry-run", is_flag=True, help="Check the file, print what would run (as YAML; Jobs of silos in clusters too), and stop.")
 @click.option("--through-kfp", is_flag=True, help="Run each task through Kubeflow's local runner instead: slower, and the same to the bit.")
+@click.option("--open", "open_", is_flag=True, help="Open the report in a browser at the end.")
 @_with_exit_codes
 def run(
     federation: Path | None, demo: Path | None, task: str | None, run_id: str | None, changes: tuple[str, ...], dry_run: bool, through_kfp: bool,
+    open_: bool,
 ) -> None:
     """Run the whole pipeline on this machine.
 
@@ -115,7 +119,26 @@ def run(
     """
     from fedhelp_cli.run import run_locally
 
-    run_locally(_file_or_demo(federation, demo, task), run_id=run_id, changes=_changes(changes), dry_run=dry_run, through_kfp=through_kfp)
+    run_locally(
+        _file_or_demo(federation, demo, task), run_id=run_id, changes=_changes(changes), dry_run=dry_run, through_kfp=through_kfp, show=open_)
+
+
+@main.command("open", epilog=_EXIT_CODES)
+@click.argument("federation", required=False, type=click.Path(path_type=Path))
+@click.option("--run-id", help="Whose report; default: the newest run's.")
+@click.option("--mlflow", is_flag=True, help="Open MLflow instead; over a file of this machine its server runs until Ctrl-C.")
+@_with_exit_codes
+def open_(federation: Path | None, run_id: str | None, mlflow: bool) -> None:
+    """Open a run's report in a browser, or print its address where there is none.
+
+    FEDERATION is a federation.yaml, or the folder that holds it; default: the one in this folder, else the demo's.
+    """
+    from fedhelp_cli.open_page import open_mlflow, open_report
+
+    if mlflow:
+        open_mlflow(federation)
+    else:
+        open_report(federation, run_id)
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -133,10 +156,11 @@ def run(
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("study"), show_default=True,
               help="Folder of table, figure, CSV and cells.")
 @click.option("--dry-run", is_flag=True, help="Print the cells that would be computed, and stop.")
+@_json
 @_with_exit_codes
 def simulate(
     federation: Path | None, demo: Path | None, task: str | None, methods: str, seeds: str, normalisations: str, workers: int, evaluate_every: int,
-    changes: tuple[str, ...], out: Path, dry_run: bool,
+    changes: tuple[str, ...], out: Path, dry_run: bool, as_json: bool,
 ) -> None:
     """Compare methods over seeds on this machine.
 
@@ -148,7 +172,7 @@ def simulate(
 
     simulate_and_print(
         _overridden(_file_or_demo(federation, demo, task), changes), methods=_list(methods), seeds=_seeds(seeds),
-        normalisations=_list(normalisations), workers=workers, evaluate_every=evaluate_every, out=out, dry_run=dry_run)
+        normalisations=_list(normalisations), workers=workers, evaluate_every=evaluate_every, out=out, dry_run=dry_run, as_json=as_json)
 
 
 @main.group(epilog=_EXIT_CODES)
@@ -362,8 +386,9 @@ def submit(
 @click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help=_SET_HELP)
 @click.option("--sample", type=click.IntRange(1), help="Look at about so many images of each silo, and start nothing; default: all of them, in full.")
+@_json
 @_with_exit_codes
-def check(federation: Path, changes: tuple[str, ...], sample: int | None) -> None:
+def check(federation: Path, changes: tuple[str, ...], sample: int | None, as_json: bool) -> None:
     """List everything that is wrong with a federation.
 
     With its file, store, public images and every silo, all at once; no run is started.
@@ -374,7 +399,7 @@ def check(federation: Path, changes: tuple[str, ...], sample: int | None) -> Non
     """
     from fedhelp_cli.check import check_and_print
 
-    check_and_print(federation, _changes(changes), sample=sample)
+    check_and_print(federation, _changes(changes), sample=sample, as_json=as_json)
 
 
 @main.command(epilog=_EXIT_CODES)
@@ -382,8 +407,9 @@ def check(federation: Path, changes: tuple[str, ...], sample: int | None) -> Non
 @click.option("--run-id", help="Jobs of this run only.")
 @click.option("--context", help="Kubeconfig context; with a FEDERATION: only its silos there.")
 @click.option("--namespace", "-n", "namespaces", multiple=True, help="Without a FEDERATION: look there (repeatable; default: everywhere).")
+@_json
 @_with_exit_codes
-def jobs(federation: Path | None, run_id: str | None, context: str | None, namespaces: tuple[str, ...]) -> None:
+def jobs(federation: Path | None, run_id: str | None, context: str | None, namespaces: tuple[str, ...], as_json: bool) -> None:
     """List the Jobs in the silos' clusters.
 
     With silo, action, round, state, since when, why, and whether a hub still wants them.
@@ -393,33 +419,46 @@ def jobs(federation: Path | None, run_id: str | None, context: str | None, names
     """
     from fedhelp_cli.jobs import list_and_print
 
-    list_and_print(federation, run_id=run_id, context=context, namespaces=namespaces)
+    list_and_print(federation, run_id=run_id, context=context, namespaces=namespaces, as_json=as_json)
 
 
 @main.command(epilog=_EXIT_CODES)
 @click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--version", "version", help="Version of the registered model; default: the candidate.")
 @click.option("--reason", default="", help="One sentence that stands in the record which hospitals read.")
+@_json
 @_with_exit_codes
-def promote(federation: Path, version: str | None, reason: str) -> None:
+def promote(federation: Path, version: str | None, reason: str, as_json: bool) -> None:
     """Make a model version the champion.
 
     Whatever the gate said; the champion before it is remembered, and hospitals read the decision in the store.
     """
     from fedhelp_cli import promote as by_hand
 
-    click.echo(by_hand.promote(federation, version, reason))
+    _echo_decided(by_hand.promote(federation, version, reason), as_json)
 
 
 @main.command(epilog=_EXIT_CODES)
 @click.argument("federation", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--reason", default="", help="One sentence that stands in the record which hospitals read.")
+@_json
 @_with_exit_codes
-def rollback(federation: Path, reason: str) -> None:
+def rollback(federation: Path, reason: str, as_json: bool) -> None:
     """Make the champion before this one champion again. Hospitals read the decision in the store."""
     from fedhelp_cli import promote as by_hand
 
-    click.echo(by_hand.rollback(federation, reason))
+    _echo_decided(by_hand.rollback(federation, reason), as_json)
+
+
+def _echo_decided(decided: Decided, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from fedhelp_cli.commands import print_json
+
+    if as_json:
+        print_json(asdict(decided))
+    else:
+        click.echo("\n".join(decided.said))
 
 
 _PREDICT_HELP = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +20,21 @@ from fedhelp_core.store.open import open_store
 from fedhelp_core.tracking.registry import Registry
 
 
-def promote(path: Path, version: str | None, reason: str = "") -> str:
-    """Make `version` (None: the candidate) the champion; what that changed, for people.
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """What a command changed."""
+
+    model: str
+    champion: str
+    """Version."""
+    replaced: str | None
+    """The champion before; None where there was none, the same version where nothing was changed."""
+    said: list[str]
+    """Sentences for people."""
+
+
+def promote(path: Path, version: str | None, reason: str = "") -> Decided:
+    """Make `version` (None: the candidate) the champion.
 
     Raises:
         NotFound: no such model or version, or no candidate.
@@ -32,15 +46,16 @@ def promote(path: Path, version: str | None, reason: str = "") -> str:
     done = registry.promote(name, version)
     told = _told(store, registry, name, "promoted", reason)
     if done.replaced == done.version:
-        return "\n".join([f"{name}: version {done.version} is the champion already; nothing was changed", *told])
+        said = [f"{name}: version {done.version} is the champion already; nothing was changed", *told]
+        return Decided(model=name, champion=done.version, replaced=done.replaced, said=said)
     place = f"in place of version {done.replaced}" if done.replaced else "no version was before"
     undo = [f"undo this with: fedhelp rollback {quoted(path)}"] if done.replaced else []
-    return "\n".join([
+    return Decided(model=name, champion=done.version, replaced=done.replaced or None, said=[
         f"{name}: champion is now version {done.version}, {place}", *_kept_back(federation, registry, done.version), *told, *undo])
 
 
-def rollback(path: Path, reason: str = "") -> str:
-    """Make the champion before this one champion again; which one that is, for people. One that was killed half-way is brought to its end.
+def rollback(path: Path, reason: str = "") -> Decided:
+    """Make the champion before this one champion again. One that was killed half-way is brought to its end.
 
     Raises:
         NotFound: there is no champion, or none was before it.
@@ -50,7 +65,8 @@ def rollback(path: Path, reason: str = "") -> str:
     told, champion = chain_of(store, registry, name).champion, registry.champion(name)
     half_way = told is not None and champion is not None and registry.rolled_back(name, told.version, champion)
     version = champion if half_way else registry.rollback(name)
-    return "\n".join([f"{name}: champion is again version {version}", *_told(store, registry, name, "rolled-back", reason)])
+    return Decided(model=name, champion=str(version), replaced=champion, said=[
+        f"{name}: champion is again version {version}", *_told(store, registry, name, "rolled-back", reason)])
 
 
 def _opened(federation: Federation) -> tuple[str, Registry, Store]:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from fedhelp_cli.commands import own_command, quoted
+from fedhelp_cli.open_page import local_report
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import FedHelpError
 from fedhelp_core.printable import without_passwords
@@ -77,16 +79,18 @@ class Ending:
     def _tell_how_to_go_on(self, *, can_roll_back: bool, can_promote: bool) -> None:
         from fedhelp_core.tracking.server import tracking_uri
 
-        run = self._run()
-        print(f"\nReport     {run.store.fetch(run.keys.report)}")
-        print(f"Log        {self.log}")
-        print(f"MLflow     {own_command('mlflow')} ui --backend-store-uri {quoted(without_passwords(tracking_uri(self.federation)))}")
+        report = local_report(self._run().store, self.run_id)
+        print()
+        _line("Report", report, link=report)
+        _line("Log", self.log, link=self.log.resolve())
+        _line("Open", f"{own_command('fedhelp')} open {quoted(self.path)}  (with --mlflow: MLflow)")
+        _line("MLflow", f"{own_command('mlflow')} ui --backend-store-uri {quoted(without_passwords(tracking_uri(self.federation)))}")
         if can_promote:
-            print(f"Promote    {own_command('fedhelp')} promote {quoted(self.path)}  (whatever the gate said)")
+            _line("Promote", f"{own_command('fedhelp')} promote {quoted(self.path)}  (whatever the gate said)")
         if can_roll_back:
-            print(f"Roll back  {own_command('fedhelp')} rollback {quoted(self.path)}")
+            _line("Roll back", f"{own_command('fedhelp')} rollback {quoted(self.path)}")
         else:
-            print(f"Run again  {self._another_run()}  (with another seed)")
+            _line("Run again", f"{self._another_run()}  (with another seed)")
 
     def _another_run(self) -> str:
         """The same run with the next seed; it has its own id, since the id is made of the config."""
@@ -97,6 +101,13 @@ class Ending:
     def _run(self) -> Run:
         store = self.federation.store
         return Run(open_store(store.url, endpoint_url=store.endpoint_url), self.run_id)
+
+
+def _line(name: str, value: object, *, link: Path | None = None) -> None:
+    """A line to go on with; on a terminal that knows how, `value` is a link to the file `link`."""
+    text = Text(f"{name:<11}")
+    text.append(str(value), style=f"link {link.as_uri()}" if link is not None else "")
+    Console().print(text, soft_wrap=True)
 
 
 def _typed(value: Any) -> str:

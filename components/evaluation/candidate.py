@@ -46,6 +46,7 @@ _DECISIONS = {
     "argmax": "Its probabilities are the network's own; the likeliest class is the answer.",
     "prior-corrected": "What the network learnt of how common classes are was taken out: probabilities are those of equally common classes.",
     "masks": "A pixel or voxel is foreground where its probability is above 0.5."}
+_MOST_COUNTS = 5000  # in a tag of the version: MLflow takes 100,000 characters
 _PICTURES = ("pillow", "simplejpeg")
 _VOLUMES = ("monai", "nibabel", "pydicom", "pyjpegls", "python-gdcm", "scipy")
 
@@ -160,10 +161,13 @@ def drawn_image(task: TaskConfig) -> bytes:
 
 
 def silo_scores(evaluations: Mapping[str, SiloEvaluation], metric: Metric) -> dict[str, dict[str, Any]]:
-    """What the gate compares: silo -> score of its deployed model, kind, and which test images it is from."""
+    """What the gate compares: silo -> score of its deployed model, kind, which test images it is from, and how many of each class are right."""
     return {
         silo: {
             metric.name: evaluation.deployed_model.scores[metric.name], "kind": evaluation.kind, "test_sha256": evaluation.test_sha256,
+            **({"right": [row[label] for label, row in enumerate(evaluation.deployed_model.confusion)]}
+               if evaluation.deployed_model.argmax_confusion and len(evaluations) * len(evaluation.deployed_model.confusion) <= _MOST_COUNTS
+               else {}),  # a mask's counts are pixels, which nobody can picture
         }
         for silo, evaluation in evaluations.items()
     }

@@ -8,12 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import numpy as np
-
-from fedhelp_components.evaluation.report import evaluation_of
+from fedhelp_components.evaluation.report import evaluation_of, interval_of
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import PermanentError
-from fedhelp_core.objectives.metrics import balanced_accuracy_interval
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SplitSizes
 from fedhelp_core.protocol.facts import Candidate, SoftLabels, StartedFrom
 from fedhelp_core.protocol.model_record import HospitalScores, Lineage, Parent
@@ -49,7 +46,7 @@ def hospital_scores(run: Run, federation: Federation, evaluations: Mapping[str, 
         scores = dict(shared_model(evaluation).scores)
         if evaluation.named:
             named.append(HospitalScores(
-                name=silo, scores=scores, interval=_interval(shared_model(evaluation)), kind=evaluation.kind, images=_images(run, silo)))
+                name=silo, scores=scores, interval=interval_of(shared_model(evaluation)), kind=evaluation.kind, images=_images(run, silo)))
         else:
             others.append(HospitalScores(name="", scores={metric.name: scores[metric.name]}))
     worst_last = sorted(others, key=lambda one: (math.isnan(one.scores[metric.name]), -metric.gain(one.scores[metric.name], 0.0)))
@@ -82,11 +79,6 @@ def parent_of(run: Run) -> Parent | None:
         return None
     start = run.fact(StartedFrom)
     return Parent(sha256=start.weights.sha256, model=start.model if start.version else "", version=start.version)
-
-
-def _interval(model: ModelScores) -> tuple[float, float] | None:
-    """Of the headline metric: from the counts of classes, or as the hospital took it from its masks."""
-    return model.interval if not model.argmax_confusion else balanced_accuracy_interval(np.asarray(model.confusion, np.int64))
 
 
 def _images(run: Run, silo: str) -> SplitSizes | None:

@@ -5,20 +5,28 @@ Called by evaluation, by promotion (which adds what the gate decided) and by `fe
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from fedhelp_components.images import VERSION
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import NotFound, PermanentError
-from fedhelp_core.protocol.documents import Commit, SiloEvaluation, SplitSizes
+from fedhelp_core.objectives.metrics import balanced_accuracy_interval
+from fedhelp_core.printable import printable
+from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SplitSizes
 from fedhelp_core.protocol.facts import Candidate, Fact, Kinds, LeftOut, Promotion, Served, SoftLabels, SoftLabelSummary, TeacherReport, Tracked
 from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.protocol.report_check import require_credible_evaluation
 from fedhelp_core.protocol.run import Run
+from fedhelp_core.protocol.study_record import known_study
 from fedhelp_core.report.facts import (
     GateFacts,
     PublicExample,
@@ -27,6 +35,7 @@ from fedhelp_core.report.facts import (
     SiloFacts,
     SiloScores,
     SoftLabelFacts,
+    StudyFacts,
     TeacherFacts,
 )
 from fedhelp_core.report.page import render_report
@@ -39,8 +48,10 @@ F = TypeVar("F", bound=Fact)
 
 def write_report(store: Store, run_id: str, federation: Federation, copy: Path | None = None) -> None:
     """Render the report into runs/<run>/report.html, and into `copy` where given."""
-    page = render_report(facts_of_run(store, run_id, federation)).encode()
-    store.put(RunKeys(run_id).report, page)
+    facts, keys = facts_of_run(store, run_id, federation), RunKeys(run_id)
+    store.put(keys.rounds_csv, rounds_csv(facts).encode())
+    page = render_report(facts).encode()
+    store.put(keys.report, page)
     if copy is not None:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(page)
@@ -70,7 +81,8 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
             **({"registered model": f"{federation.registered_name} version {candidate.version}"} if candidate else {})},
         card="card.html" if run.has_fact(Served) else "",
         operating_point=federation.evaluation.operating_point if federation.task.form == "classes" else "",
-        silos_left_out=left_out.root if left_out else {}, gate=_gate(run), aborted=run.abort_reason(), finished_at=final.created if final else None)
+        silos_left_out=left_out.root if left_out else {}, gate=_gate(run), study=_study(run, federation),
+        rounds_file=run.keys.rounds_csv.rpartition("/")[2], aborted=run.abort_reason(), finished_at=final.created if final else None)
 
 
 def _fact(run: Run, kind: type[F]) -> F | None:
@@ -148,9 +160,45 @@ def _scores(run: Run, federation: Federation, final: Commit) -> dict[str, SiloSc
             models = {evaluation.deployed: evaluation.deployed_model, **evaluation.models}
             found[silo] = SiloScores(
                 models={name: model.scores for name, model in models.items()},
-                confusion=tuple(tuple(row) for row in evaluation.deployed_model.confusion),
+                confusion=tuple(tuple(row) for row in evaluation.deployed_model.confusion), interval=interval_of(evaluation.deployed_model),
                 operating_point=evaluation.deployed_model.operating_point if federation.task.form == "classes" else "")
     return found
+
+
+def interval_of(model: ModelScores) -> tuple[float, float] | None:
+    """Of the headline metric: from the counts of classes, or as the hospital took it from its masks."""
+    return model.interval if not model.argmax_confusion else balanced_accuracy_interval(np.asarray(model.confusion, np.int64))
+
+
+def _study(run: Run, federation: Federation) -> StudyFacts | None:
+    """What is known of other methods; a report is no worse for a damaged record."""
+    try:
+        tests = {silo: evaluation.test_sha256 for silo in federation.silo_names if (evaluation := run.evaluation(silo)) is not None}
+        record = known_study(run.store, federation, tests)
+    except PermanentError:
+        return None
+    return StudyFacts(seeds=len(record.seeds), methods=record.methods) if record is not None else None
+
+
+def rounds_csv(facts: ReportFacts) -> str:
+    """A line a round and silo: whether it answered, its losses, how far its update moved, the round's seconds, and why it is not in the average."""
+    losses = list(dict.fromkeys(name for closed in facts.rounds for found in closed.losses.values() for name in found))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["round", "silo", "outcome", *losses, "update_norm", "round_seconds", "reason"])
+    for closed in facts.rounds:
+        groups = (("answered", closed.participants), ("absent", closed.absent), ("refused", closed.refused))
+        for outcome, silo in ((outcome, silo) for outcome, silos in groups for silo in silos):
+            found = closed.losses.get(silo, {})
+            writer.writerow([
+                closed.number, silo, outcome, *(_plain(found.get(name)) for name in losses), _plain(closed.norms.get(silo)), _plain(closed.seconds),
+                printable({**closed.absent, **closed.refused}.get(silo, ""))])
+    return out.getvalue()
+
+
+def _plain(value: float | None) -> str:
+    """Six digits, or nothing where there is no number."""
+    return f"{value:.6g}" if value is not None and math.isfinite(value) else ""
 
 
 def evaluation_of(run: Run, silo: str, task: TaskConfig, final: Commit) -> SiloEvaluation | None:

@@ -37,7 +37,8 @@ def run(*, store: str, endpoint_url: str, run_id: str, model_version: str) -> st
         else:
             verdict = gate(
                 candidate, registry.scores_of(name, champion) if champion else None, metric,
-                min_improvement=federation.promotion.min_improvement, max_regression=federation.promotion.max_regression)
+                min_improvement=federation.promotion.min_improvement, max_regression=federation.promotion.max_regression,
+                classes=federation.task.classes)
             if verdict.promote:
                 registry.promote(name, model_version)
             outcome = "promoted" if verdict.promote else "kept"

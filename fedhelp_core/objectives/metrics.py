@@ -14,6 +14,7 @@ from fedhelp_core.algorithm.operating_point import FloatArray, IntArray, Operati
 
 _DRAWS = 4000  # so that the ends of an interval move by less than half a point in a hundred from seed to seed
 _ENDS = (2.5, 97.5)  # percentiles: 95%
+_NORMAL_95 = 1.959964  # of the normal distribution: 95% lie within so many standard deviations
 _BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 
@@ -104,6 +105,23 @@ def balanced_accuracy_interval(confusion_CC: npt.NDArray[np.int64]) -> tuple[flo
     low, high = _ends(recalls.mean(axis=1))
     score = balanced_accuracy(confusion_CC)
     return min(low, score), max(high, score)
+
+
+def share_interval(right: int, total: int) -> tuple[float, float]:
+    """95% of what a share may be by `right` of `total` images: Wilson's interval (1927), never empty and never outside [0, 1]. NaN without images."""
+    if not total:
+        return float("nan"), float("nan")
+    share, squared = right / total, _NORMAL_95**2
+    centre = (share + squared / (2 * total)) / (1 + squared / total)
+    half = _NORMAL_95 * ((share * (1 - share) + squared / (4 * total)) / total) ** 0.5 / (1 + squared / total)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def sensitivity_and_specificity(confusion_CC: npt.NDArray[np.int64], label: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of class `label` against all others, as (right, of): its images that were found, and the others' images that were not called it."""
+    positive, total = int(confusion_CC[label].sum()), int(confusion_CC.sum())
+    found, called = int(confusion_CC[label, label]), int(confusion_CC[:, label].sum())
+    return (found, positive), (total - positive - (called - found), total - positive)
 
 
 def mean_interval(values_N: FloatArray) -> tuple[float, float]:

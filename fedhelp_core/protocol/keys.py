@@ -17,6 +17,8 @@ NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 MODEL_NAME = r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,98}[A-Za-z0-9])?"
 """Pattern of a registered model's name as part of objects' names."""
 _SHA_SHOWN = 16  # hex digits of a sha256 in a name
+RUNS = "runs/"
+"""Prefix of all runs' objects."""
 _SET_INDEX = re.compile(r"softlabels/([0-9a-f]{64})/index\.json")
 
 
@@ -47,6 +49,11 @@ class RunKeys:
     def report(self) -> str:
         """The page for people."""
         return self._of("report.html")
+
+    @property
+    def rounds_csv(self) -> str:
+        """Rounds as a table, beside the page."""
+        return self._of("rounds.csv")
 
     def card(self, suffix: str) -> str:
         """The model card of the final model; `suffix`: md or html."""
@@ -114,7 +121,13 @@ class RunKeys:
         return (int(match[1]), match[2]) if match else None
 
     def _of(self, name: str) -> str:
-        return f"runs/{self.run_id}/{name}"
+        return f"{RUNS}{self.run_id}/{name}"
+
+
+def run_of_report(key: str) -> str | None:
+    """The run whose report `key` is; None for another name."""
+    match = re.fullmatch(f"{RUNS}({NAME})/report\\.html", key)
+    return match[1] if match else None
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ class SiloScores:
     """Counts of the deployed model: row = true class, column = what is decided at the operating point."""
     operating_point: str = ""
     """What the deployed model's operating point comes from; '' of masks."""
+    interval: tuple[float, float] | None = None
+    """95% of what the deployed model's main score may be, by so few test images; None: nobody knows."""
 
     @property
     def deploys_proxy(self) -> bool:
@@ -128,6 +130,15 @@ class SoftLabelFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyFacts:
+    """What a study of the same settings and test images found: methods side by side, each a mean over seeds, by the main score."""
+
+    seeds: int
+    methods: Mapping[str, Mapping[str, float]]
+    """method -> silo -> mean score of the model that the silo deploys; NaN where undefined."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GateFacts:
     """What the promotion gate decided: 'promoted', 'kept' or 'manual', and why."""
 
@@ -165,6 +176,10 @@ class ReportFacts:
     silos_left_out: Mapping[str, str] = field(default_factory=dict)
     """Silo -> which rounds it missed, or why it was not evaluated."""
     gate: GateFacts | None = None
+    study: StudyFacts | None = None
+    """None: no study of these settings is known."""
+    rounds_file: str = ""
+    """Name of the CSV of rounds beside the page; '' where there is none."""
     aborted: str | None = None
     """Reason, where the run was ended early."""
     finished_at: str | None = None

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedhelp_core.objectives.metrics import sensitivity_and_specificity, share_interval
 from fedhelp_core.printable import printable
 from fedhelp_core.registry.metrics import Metric
 from fedhelp_core.report import charts
@@ -24,6 +25,9 @@ from fedhelp_core.report.text import count, number, size
 MAX_BYTES = 4 * 2**20
 """Largest page, bytes: optional sections are left out, the heaviest first, until it fits."""
 
+_MEANS: Sequence[tuple[str, Sequence[str]]] = (("small silos, mean", ("small",)), ("large silos, mean", ("large",)), ("all silos, mean", ()))
+_METHODS = {"local": "training alone", "fedavg": "FedAvg", "fedprox": "FedProx", "fedhelp": "FedHelp"}
+"""What people call a method; the others go by their names."""
 _HEAVY = ("soft_labels", "confusions", "rounds")
 _MAX_ROWS = 200          # per table: a page of hundreds of silos times hundreds of rounds helps nobody
 _MAX_SILOS_IN_CHART = 40
@@ -31,11 +35,12 @@ _MAX_ROUNDS_IN_GRID = 120
 _MAX_LOSSES = 12
 _MAX_EXAMPLES = 12
 _LOSS_TITLES = {
-    "private_loss": "Proxy on private images (Eq 1)",
-    "public_loss": "Proxy on soft labels (Eq 2)",
-    "proxy_loss": "Proxy taught by the large model (Eq 3)",
-    "large_loss": "Large model helped by the proxy (Eq 4)",
+    "private_loss": "Small hospitals: shared model on their own images",
+    "public_loss": "Small hospitals: shared model on the teacher's soft labels",
+    "proxy_loss": "Large hospitals: shared model taught by the large one",
+    "large_loss": "Large hospitals: large model helped by the shared one",
 }
+_FOUND = ["#sensitivity", "95% interval", "#images found", "#specificity", "95% interval", "#others left alone"]
 Row = Sequence[str]
 
 
@@ -57,7 +62,8 @@ def _page(facts: ReportFacts, left_out: Sequence[str]) -> str:
         "run.html.j2", facts=facts, most=_MAX_ROWS, in_chart=_MAX_SILOS_IN_CHART, left_out=left_out, tiles=_tiles(facts), scores=_scores(facts),
         took_part=_took_part(facts), missing=_missing(facts), losses=_losses(facts), traffic=_traffic(facts),
         rounds=[] if "rounds" in left_out else _rounds(facts), confusions=[] if "confusions" in left_out else list(_confusions(facts)),
-        soft=soft, **(_soft_labels(soft) if soft else {}), settings=list(facts.parameters.items())[:_MAX_ROWS], lineage=_lineage(facts))
+        soft=soft, **(_soft_labels(soft) if soft else {}), settings=list(facts.parameters.items())[:_MAX_ROWS], lineage=_lineage(facts),
+        beside=_beside(facts), found=_found(facts))
 
 
 def _tiles(facts: ReportFacts) -> Iterator[tuple[str, str]]:
@@ -82,16 +88,15 @@ def _scores(facts: ReportFacts) -> Mapping[str, Any]:
     rules = any(scores.operating_point for scores in facts.scores.values())
     more = [other for other in facts.metrics[1:] if any(
         other.name in scores for silo in facts.scores.values() for scores in silo.models.values())]
-    means = (("small silos, mean", ("small",)), ("large silos, mean", ("large",)), ("all silos, mean", ()))
     return {
         "chart": charts.bars(
             [(silo.name, *_pair(facts, silo.name)) for silo in facts.silos if silo.name in shown],
             deployed="model that the silo deploys", other="proxy (global model), where the silo deploys its large model"),
-        "head": ["silo", "kind", "#training images", "#test images", f"#{metric.label}", "#proxy", *(f"#{other.label}" for other in more),
-                 *(["operating point"] if rules else [])],
+        "head": ["silo", "kind", "#training images", "#test images", f"#{metric.label}", "95% interval", "#proxy",
+                 *(f"#{other.label}" for other in more), *(["operating point"] if rules else [])],
         "rows": [*([*_score_row(facts, silo, more), *([_decides(facts, silo)] if rules else [])] for silo in facts.silos[:_MAX_ROWS]),
-                 *([label, "", "", "", number(facts.mean_of(metric, *kinds)), "", *(number(facts.mean_of(other, *kinds)) for other in more),
-                    *([""] if rules else [])] for label, kinds in means)],
+                 *([label, "", "", "", number(facts.mean_of(metric, *kinds)), "", "",
+                    *(number(facts.mean_of(other, *kinds)) for other in more), *([""] if rules else [])] for label, kinds in _MEANS)],
     }
 
 
@@ -108,7 +113,52 @@ def _score_row(facts: ReportFacts, silo: SiloFacts, more: Sequence[Metric]) -> R
     scores = facts.scores.get(silo.name, SiloScores(models={}))
     name = facts.headline.name
     return [silo.name, facts.kind(silo), count(silo.training_samples), count(silo.test_samples), number(scores.deployed(name)),
-            number(scores.proxy(name)), *(number(scores.deployed(other.name)) for other in more)]
+            _interval(scores.interval), number(scores.proxy(name)), *(number(scores.deployed(other.name)) for other in more)]
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return f"{number(ends[0])} to {number(ends[1])}" if ends is not None and all(map(math.isfinite, ends)) else "–"
+
+
+def _beside(facts: ReportFacts) -> Mapping[str, Any] | None:
+    """Silos and means by method, as a study of the same settings found them, and this run's own score last; None without a study."""
+    if facts.study is None:
+        return None
+    study, kinds = facts.study, {silo.name: silo.kind for silo in facts.silos}
+    order = sorted(study.methods, key=lambda name: ([*_METHODS].index(name) if name in _METHODS else len(_METHODS), name))
+
+    def means(of: Sequence[str]) -> list[str]:
+        shown = [silo for silo, kind in kinds.items() if not of or kind in of]
+        return [*(number(mean(study.methods[name].get(silo, math.nan) for silo in shown)) for name in order),
+                number(mean(facts.deployed(silo) for silo in shown))]
+
+    rows = [[silo, *(number(study.methods[name].get(silo)) for name in order), number(facts.deployed(silo))] for silo in list(kinds)[:_MAX_ROWS]]
+    return {
+        "seeds": study.seeds, "head": ["silo", *(f"#{_METHODS.get(name, name)}" for name in order), "#this run"],
+        "rows": [*rows, *([label, *means(of)] for label, of in _MEANS)]}
+
+
+def _found(facts: ReportFacts) -> Mapping[str, Any] | None:
+    """Sensitivity and specificity with their counts: of two classes those of the second by silo, of more each class's over all silos."""
+    matrices = {silo.name: np.array(scores.confusion, dtype=np.int64) for silo in facts.silos
+                if (scores := facts.scores.get(silo.name)) is not None and scores.confusion and scores.operating_point
+                and len(scores.confusion) == len(facts.classes)}
+    if not matrices:
+        return None
+    total = np.sum(list(matrices.values()), axis=0)
+    if len(facts.classes) == 2:
+        rows = [(silo, matrix, 1) for silo, matrix in list(matrices.items())[:_MAX_ROWS]]
+        return {"of": facts.classes[1], "head": ["silo", *_FOUND], "sums": 1,
+                "rows": [[silo, *_rates(matrix, label)] for silo, matrix, label in [*rows, ("all silos", total, 1)]]}
+    return {"of": "", "head": ["class", *_FOUND], "sums": 0,
+            "rows": [[name, *_rates(total, label)] for label, name in enumerate(facts.classes[:_MAX_ROWS])]}
+
+
+def _rates(matrix_CC: npt.NDArray[np.int64], label: int) -> Iterator[str]:
+    for right, of in sensitivity_and_specificity(matrix_CC, label):
+        yield number(right / of if of else None)
+        yield _interval(share_interval(right, of))
+        yield f"{right:,} of {of:,}"
 
 
 def _decides(facts: ReportFacts, silo: SiloFacts) -> str:

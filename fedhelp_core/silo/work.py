@@ -21,7 +21,7 @@ from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.federation import Federation, federation_in
 from fedhelp_core.config.silo import SiloConfig
 from fedhelp_core.config.start import StartConfig
-from fedhelp_core.data.arrays import ImageArrays, SiloArrays, load_silo_arrays
+from fedhelp_core.data.arrays import SiloArrays, load_silo_arrays
 from fedhelp_core.disk import disk_errors, require_locks
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.objectives.metrics import mean_interval
@@ -88,7 +88,7 @@ class Silo:
         report = SiloReport(
             silo=self.config.name, samples=SplitSizes(**{name: len(split.labels_N) for name, split in splits.items()}),
             training_class_counts=self._class_counts(),
-            test_sha256=_content_digest(self.arrays.test), start_sha256=fingerprint(start, self.federation.algorithm.proxy_model))
+            test_sha256=self._test_sha256(), start_sha256=fingerprint(start, self.federation.algorithm.proxy_model))
         self.run.write_silo_report(report)
         return report
 
@@ -157,7 +157,7 @@ class Silo:
             self.state.keep_operating_points({name: model.point for name, model in found.items() if model.point is not None})
         evaluation = SiloEvaluation(
             silo=self.config.name, kind=self.settings.kind, round=commit.round, global_sha256=commit.global_sha256,
-            test_samples=len(self.arrays.test.labels_N), test_sha256=_content_digest(self.arrays.test),
+            test_samples=len(self.arrays.test.labels_N), test_sha256=self._test_sha256(),
             models={name: _model_scores(model) for name, model in found.items()}, deployed=next(iter(found)),
             named=self.config.named)
         self.run.write_evaluation(evaluation)
@@ -186,6 +186,9 @@ class Silo:
         return EvaluationData(
             test_images_NCHW=test.images_NCHW, test_labels_N=test.labels_N, validation_images_NCHW=validation.images_NCHW,
             validation_labels_N=validation.labels_N, class_counts_C=self._class_counts(), federation_shares_C=shares)
+
+    def _test_sha256(self) -> str:
+        return content_digest(self.arrays.test.images_NCHW, self.arrays.test.labels_N)
 
     def _class_counts(self) -> list[int]:
         """Training images of each class; of masks, pixels."""
@@ -348,8 +351,8 @@ def device_for(wanted: str) -> torch.device:
     return torch.device("cpu")
 
 
-def _content_digest(split: ImageArrays) -> str:
+def content_digest(images_NCHW: torch.Tensor, labels_N: torch.Tensor) -> str:
     """sha256 over images and labels: whether two evaluations used the same test data."""
-    digest = hashlib.sha256(split.images_NCHW.numpy().tobytes())
-    digest.update(split.labels_N.numpy().tobytes())
+    digest = hashlib.sha256(images_NCHW.numpy().tobytes())
+    digest.update(labels_N.numpy().tobytes())
     return digest.hexdigest()

@@ -29,16 +29,21 @@ _STYLE: dict[str, Any] = {
 
 
 def write_figures(result: StudyResult, out: Path) -> list[Path]:
-    """`scores.png|svg` and, where rounds in between were evaluated, `rounds.png|svg` in `out`; their paths."""
+    """`scores.png|svg` and, where rounds in between were evaluated (`has_curves`), `rounds.png|svg` in `out`; their paths."""
     import matplotlib
 
     out.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     with matplotlib.rc_context(cast("Any", _STYLE)):
         paths += _save(_bars_figure(result), out / "scores")
-        if len(next(iter(result.cells.values())).scores) > 1:
+        if has_curves(result):
             paths += _save(_curves_figure(result), out / "rounds")
     return paths
+
+
+def has_curves(result: StudyResult) -> bool:
+    """Whether more rounds than the last were evaluated: a curve of one point is none."""
+    return len(next(iter(result.cells.values())).scores) > 1
 
 
 def _bars_figure(result: StudyResult) -> Figure:
@@ -76,6 +81,8 @@ def _bar_labels(result: StudyResult) -> list[str]:
 
 def _curves_figure(result: StudyResult) -> Figure:
     """One panel a normalisation: the small silos' mean after each evaluated round, a line a method, a band of one standard deviation."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = _new_figure(width=1 + 4.8 * len(result.normalisations), height=3.9)
     panels = figure.subplots(1, len(result.normalisations), squeeze=False, sharey=True)[0]
     methods = [m for m in result.methods if m not in SAME_MATHEMATICS]
@@ -90,6 +97,7 @@ def _curves_figure(result: StudyResult) -> Figure:
                 panel.fill_between(rounds, low, high, color=_colour(method), alpha=0.12, linewidth=0)
         panel.set_title(f"normalisation {normalisation}")
         panel.set_xlabel("round")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_ylabel(f"small silos' mean {result.headline.label}")
     _legend_above(figure, panels[0], len(methods) if len(result.normalisations) > 1 else 3)
     return figure

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,10 +40,11 @@ from fedhelp_core.processes import die_with_parent
 from fedhelp_core.protocol.kinds import resolve_kinds
 from fedhelp_core.registry.methods import METHOD_PARTS, METHODS
 from fedhelp_core.registry.metrics import Metric
-from fedhelp_core.silo.work import device_for
+from fedhelp_core.silo.work import content_digest, device_for
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.store.open import open_store
 from fedhelp_core.study.cell_results import results_beside, write_results
+from fedhelp_core.study.timing import StudyTime, cost_of, left_after, seconds_a_round, timed_round
 from fedhelp_core.weights.file import fingerprint
 
 if TYPE_CHECKING:
@@ -56,10 +57,6 @@ OnRound = Callable[[int], None]
 _FORMAT = 4  # of a cell's file; raised when the meaning of its numbers changes
 SAME_MATHEMATICS = {"fedhelp-symmetric": "fedhelp-no-rank"}
 """Methods that docs/algorithm.md defines as the same computation: done once, shown under both names."""
-
-# Rough cost of a round beside fedavg's: only for the progress bar's estimate of the time left.
-_COST = {"local": 1.0, "fedavg": 1.0, "fedprox": 1.1}
-_COST_FEDHELP = 2.5
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -91,6 +88,8 @@ class CellResult:
     """Bytes of weights that all silos together send per round; 0 for `local`."""
     processor_seconds: float
     """Of the whole simulation, all threads."""
+    losses: dict[int, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """round -> silo -> loss's name -> mean over its last local epoch."""
     images: Path | None = None
     """Where `cell_results.read_results` finds what the models said of each image."""
 
@@ -127,6 +126,8 @@ class StudyResult:
     """The task's scores, the one that the tables and figures are of first."""
     cells: Mapping[Cell, CellResult]
     """Keyed by `Cell.computed_as()`."""
+    test_sha256: Mapping[str, str] = field(default_factory=dict)
+    """Of each silo's test images and labels, guests apart: what the report of a run is held against."""
 
     @property
     def headline(self) -> Metric:
@@ -189,6 +190,8 @@ def run_study(
     paths = {cell: folder / f"{_cell_digest(federations[cell], data_digest, evaluate_every)}.json" for cell in planned}
     todo = [cell for cell in planned if not paths[cell].exists()]
     work = _Work(load=load, federations=federations, paths=paths, evaluate_every=evaluate_every)
+    if console is not None and (said := _time_of(work, planned, todo, silos, min(workers, max(1, len(todo)))).said(todo)):
+        console.print(said, highlight=False)
     with _progress_bar(console, planned, todo, federation.algorithm.rounds) as advance:
         if workers == 1 or len(todo) <= 1:
             _run_here(work, todo, silos, advance)
@@ -196,7 +199,8 @@ def run_study(
             _run_in_pool(work, todo, min(workers, len(todo)), federation.runtime.threads, advance)
     cells = {cell: read_cell(path) for cell, path in paths.items()}
     return StudyResult(
-        methods=tuple(methods), normalisations=tuple(normalisations), seeds=tuple(seeds), metrics=federation.task.scored_by, cells=cells)
+        methods=tuple(methods), normalisations=tuple(normalisations), seeds=tuple(seeds), metrics=federation.task.scored_by, cells=cells,
+        test_sha256={name: content_digest(silo.test_images_NCHW, silo.test_labels_N) for name, silo in silos.items() if silo.kind != GUEST})
 
 
 def federation_of(federation: Federation, cell: Cell) -> Federation:
@@ -278,6 +282,7 @@ def read_cell(path: Path) -> CellResult:
         return CellResult(
             cell=Cell(**document["cell"]), kinds=document["kinds"], training_samples=document["training_samples"],
             scores={int(r): _with_nan(scores) for r, scores in document["scores"].items()},
+            losses={int(r): losses for r, losses in document.get("losses", {}).items()},
             proxy_bytes=document["proxy_bytes"], processor_seconds=document["processor_seconds"], images=results_beside(path))
     except (ValueError, KeyError, TypeError) as e:
         raise ConfigError(f"{path}: is not a finished cell of a study ({e}); delete it, and it will be computed again") from e
@@ -334,6 +339,19 @@ def _cell_digest(federation: Federation, data_digest: str, evaluate_every: int) 
         del document["task"]["volume"]  # which only volumes depend on
     document |= {"silos": list(federation.silo_names), "data": data_digest, "evaluate_every": evaluate_every, "format": _FORMAT}
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _time_of(work: _Work, planned: Sequence[Cell], todo: Sequence[Cell], silos: Silos, workers: int) -> StudyTime:
+    """How long `todo` will take: by the cells that are there, else by one round of the first one to come."""
+    runtime, rounds = work.federations[planned[0]].runtime, work.federations[planned[0]].algorithm.rounds
+
+    def one_round() -> None:
+        one = work.federations[todo[0]].override(**{"algorithm.rounds": 1})
+        simulate(one, objective_of(one.task), silos, device=device_for(one.runtime.device))
+
+    known = seconds_a_round(
+        {cell: read_cell(work.paths[cell]).processor_seconds for cell in planned if cell not in todo}, rounds, runtime.threads)
+    return StudyTime(rounds=rounds, workers=workers, round_seconds=known if known is not None else timed_round(todo, rounds, one_round))
 
 
 def _run_here(work: _Work, todo: Iterable[Cell], silos: Silos, advance: _Advance) -> None:
@@ -409,23 +427,21 @@ def _progress_bar(console: Console | None, planned: Sequence[Cell], todo: Sequen
              TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*shown, console=console, speed_estimate_period=600, disable=not console.is_terminal) as bar:
         kept = f", {len(planned) - len(todo)} known" if len(planned) > len(todo) else ""
-        task = bar.add_task(f"{len(todo)} simulations{kept}", total=sum(_cost(cell) * rounds for cell in todo))
-        done, lock = 0, threading.Lock()
+        whole = sum(cost_of(cell) * rounds for cell in todo)
+        task = bar.add_task(f"{len(todo)} simulations{kept}", total=whole)
+        done, spent, lock, started = 0, 0.0, threading.Lock(), time.monotonic()
 
         def advance(cell: Cell, number: int, /) -> None:
-            nonlocal done
+            nonlocal done, spent
             with lock:
-                done += number == rounds
+                done, spent = done + (number == rounds), spent + cost_of(cell)
                 text = f"{done} of {len(todo)} simulations{kept} · {cell.method} seed {cell.seed}"
-                bar.update(task, advance=_cost(cell), description=text)
+                bar.update(task, advance=cost_of(cell), description=text)
                 if number == rounds and not console.is_terminal:
-                    console.print(f"{text} normalisation {cell.normalisation}", highlight=False)
+                    left = left_after(spent, whole, time.monotonic() - started) if done < len(todo) else ""
+                    console.print(f"{text} normalisation {cell.normalisation}{left}", highlight=False)
 
         yield advance
-
-
-def _cost(cell: Cell) -> float:
-    return _COST.get(cell.method, _COST_FEDHELP)
 
 
 def _unknown(field: str, values: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -138,9 +138,10 @@ def rounds_to(results: Sequence[CellResult], metric: Metric, target: float) -> R
 
 
 def write_tables(result: StudyResult, out: Path, *, target: float | None = None) -> list[Path]:
-    """`table.md`, `table.csv` (a row a method) and `scores.csv` (a row a method, seed and silo) in `out`; their paths."""
+    """`table.md`, `table.csv` (a row a method), `scores.csv` (a row a method, seed and silo), `rounds.csv` (of each round, too) in `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    texts = {"table.md": markdown(result, target=target), "table.csv": summary_csv(result, target=target), "scores.csv": scores_csv(result)}
+    texts = {"table.md": markdown(result, target=target), "table.csv": summary_csv(result, target=target), "scores.csv": scores_csv(result),
+             "rounds.csv": rounds_csv(result)}
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8")
     return [out / name for name in texts]
@@ -223,6 +224,24 @@ def scores_csv(result: StudyResult) -> str:
                     lines.append([normalisation, method, seed, silo, kind, cell.training_samples[silo],
                                   *(_plain(deployed[m]) for m in names), *(_plain(proxy[m]) for m in names)])
     return _csv(head, lines)
+
+
+def rounds_csv(result: StudyResult) -> str:
+    """A line a normalisation, method, seed, round and silo: its losses in every round, and its deployed model's scores where that was evaluated."""
+    names = [metric.name for metric in result.metrics]
+    rows = [(normalisation, method, seed, cell) for normalisation in result.normalisations for method in result.methods
+            for seed, cell in zip(result.seeds, result.row(method, normalisation), strict=True)]
+    losses = list(dict.fromkeys(
+        name for *_, cell in rows for silos in cell.losses.values() for found in silos.values() for name in found))
+    lines = []
+    for normalisation, method, seed, cell in rows:
+        for at in sorted({*cell.losses, *cell.scores}):
+            for silo, kind in cell.kinds.items():
+                lost = cell.losses.get(at, {}).get(silo, {})
+                scores = next(iter(cell.scores[at][silo].values())) if at in cell.scores else {}
+                lines.append([normalisation, method, seed, at, silo, kind, *(_plain(lost.get(name, math.nan)) for name in losses),
+                              *(_plain(scores.get(name, math.nan)) for name in names)])
+    return _csv(["normalisation", "method", "seed", "round", "silo", "kind", *losses, *names], lines)
 
 
 _PAIRED_HEADINGS = ["normalisation", "against", "mean difference", "sd over seeds", "better in"]

@@ -19,6 +19,7 @@ PREVIOUS_TAG = "fedhelp.previous_champions"  # of the registered model: versions
 ROLLBACK_TAG = "fedhelp.rollback"  # of the registered model: the last rollback, as "from to"
 RECORD_TAG = "fedhelp.record"  # of the registered model: the newest record that hospitals read, as "number sha256"
 _NOTED = ("kind", "test_sha256")  # of a silo in SCORES_TAG, beside its scores
+_COUNTS = "right"  # the same: right test images of each class, where a version has noted them
 _CHAMPIONS_KEPT = 20
 _VERSIONS_LISTED = 20  # in a message
 
@@ -224,10 +225,11 @@ def _checked_scores(document: Any) -> dict[str, dict[str, Any]]:
         raise ValueError("no silo in it")
     scores: dict[str, dict[str, Any]] = {}
     for silo, noted in document.items():
-        values = {str(name): float(value) for name, value in noted.items() if name not in _NOTED}
+        values = {str(name): float(value) for name, value in noted.items() if name not in (*_NOTED, _COUNTS)}
         if not values:
             raise ValueError(f"no score of {silo}")
         if not all(map(math.isfinite, values.values())):
             raise ValueError(f"{', '.join(values)} of {silo} is not finite")
-        scores[str(silo)] = values | {key: str(noted[key]) for key in _NOTED}
+        counts = {_COUNTS: [int(count) for count in noted[_COUNTS]]} if _COUNTS in noted else {}
+        scores[str(silo)] = values | {key: str(noted[key]) for key in _NOTED} | counts
     return scores

@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from fedhelp_core.report.facts import (
     SiloFacts,
     SiloScores,
     SoftLabelFacts,
+    StudyFacts,
     TeacherFacts,
 )
 from fedhelp_core.report.page import render_report
@@ -236,3 +238,53 @@ def test_scores_of_masks_are_named_and_a_large_distance_is_the_worst() -> None:
     assert "Scores: Dice on each silo" in page and "Hausdorff 95 (pixels)" in page and "9.500" in page and "0 background" in page
     assert facts.worst_silo() == ("b", 0.4)
     assert minimal(metrics=metrics[::-1], scores=scores).worst_silo() == ("b", 9.5)
+
+
+def _two_classes(**changes: object) -> ReportFacts:
+    point = {"operating_point": "argmax"}
+    scores = {
+        "a": SiloScores(models={"proxy": {"balanced_accuracy": 0.8}}, confusion=((45, 5), (2, 8)), interval=(0.62, 0.91), **point),  # type: ignore[arg-type]
+        "b": SiloScores(models={"proxy": {"balanced_accuracy": 0.7}}, confusion=((9, 1), (2, 3)), **point)}  # type: ignore[arg-type]
+    return minimal(scores=scores, classes=("normal", "pneumonia"), **changes)
+
+
+def _cells(page: str, first: str) -> list[list[str]]:
+    """Rows of all tables that begin with `first`."""
+    return [cells[1:] for row in re.findall(r"<tr.*?</tr>", page, re.DOTALL)
+            if (cells := re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)) and cells[0] == first]
+
+
+def test_of_two_classes_sensitivity_and_specificity_stand_by_silo_with_counts_and_intervals() -> None:
+    page = render_report(_two_classes())
+    assert "Sensitivity and specificity for pneumonia" in page
+    # 8 of 10 found: Wilson's 95% interval is 0.490 to 0.943
+    assert ["0.800", "0.490 to 0.943", "8 of 10", "0.900", "0.786 to 0.957", "45 of 50"] in _cells(page, "a")
+    assert _cells(page, "all silos")[0][2::3] == ["11 of 15", "54 of 60"]
+
+
+def test_of_more_classes_each_ones_stand_over_all_silos() -> None:
+    scores = {"a": SiloScores(models={"proxy": {}}, confusion=((3, 1, 0), (0, 4, 0), (1, 1, 0)), operating_point="argmax")}
+    page = render_report(minimal(scores=scores, classes=("x", "y", "z")))
+    assert _cells(page, "x")[0][2::3] == ["3 of 4", "5 of 6"]
+    assert _cells(page, "z")[0][2::3] == ["0 of 2", "8 of 8"]
+
+
+def test_a_score_has_the_interval_that_its_test_images_allow() -> None:
+    assert "0.620 to 0.910" in _cells(render_report(_two_classes()), "a")[0]
+
+
+def test_a_study_of_the_same_settings_puts_training_alone_and_fedavg_beside_the_run() -> None:
+    study = StudyFacts(seeds=3, methods={"fedhelp": {"a": 0.7, "b": 0.6, "c": 0.5}, "fedavg": {"a": 0.6, "b": 0.4, "c": 0.2},
+                                         "local": {"a": 0.65, "b": 0.2, "c": math.nan}})
+    page = render_report(_two_classes(study=study))
+    assert re.search(r"<th>silo</th><th class=\"n\">training alone</th><th class=\"n\">FedAvg</th><th class=\"n\">FedHelp</th><th class=\"n\">this run", page)
+    assert ["0.200", "0.400", "0.600", "0.700"] in _cells(page, "b")
+    assert ["0.200", "0.300", "0.550", "0.700"] in _cells(page, "small silos, mean")  # c has no score alone, and none in this run
+    assert "fedhelp simulate FEDERATION --methods local,fedavg,fedhelp" in render_report(_two_classes())
+
+
+def test_charts_have_plain_titles_and_the_table_of_rounds_is_linked() -> None:
+    page = render_report(replace(full(), rounds_file="rounds.csv"))
+    assert "Large hospitals: large model helped by the shared one" in page
+    assert not re.search(r"\bEq \d", page)
+    assert '<a href="rounds.csv">' in page

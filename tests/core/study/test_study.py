@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +21,13 @@ from fedhelp_core.config.federation import Federation, parse_federation
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.objectives.open import objective_of
+from fedhelp_core.protocol.study_record import known_study
 from fedhelp_core.registry.metrics import Metric
+from fedhelp_core.store.open import open_store
 from fedhelp_core.study import study
 from fedhelp_core.study.cell_results import read_results
 from fedhelp_core.study.figures import write_figures
+from fedhelp_core.study.for_reports import record_study
 from fedhelp_core.study.study import Cell, CellResult, StudyResult, planned_cells, read_cell, run_study
 from fedhelp_core.study.table import (
     Spread,
@@ -31,6 +35,7 @@ from fedhelp_core.study.table import (
     curve,
     markdown,
     paired,
+    rounds_csv,
     rounds_to,
     rows_of,
     scores_csv,
@@ -38,6 +43,7 @@ from fedhelp_core.study.table import (
     terminal_tables,
     write_tables,
 )
+from fedhelp_core.study.timing import StudyTime, left_after, timed_round
 
 METRICS = TaskConfig(name="melanoma").scored_by
 OTHERS = ("argmax_balanced_accuracy", "ece", "brier")
@@ -148,8 +154,55 @@ def test_workers_find_the_same_numbers_as_this_process(federation: Federation, t
 def test_without_a_terminal_each_finished_cell_is_a_line(federation: Federation, tmp_path: Path) -> None:
     out = io.StringIO()
     run_study(federation, methods=["fedavg"], seeds=[1, 2], out=tmp_path, load=tiny_silos, console=Console(file=out, width=200))
-    assert out.getvalue().splitlines() == [
-        f"{number} of 2 simulations · fedavg seed {number} normalisation silo" for number in (1, 2)]
+    first, last = out.getvalue().splitlines()
+    assert re.fullmatch(r"1 of 2 simulations · fedavg seed 1 normalisation silo; about \d+ s left", first)
+    assert last == "2 of 2 simulations · fedavg seed 2 normalisation silo"
+
+
+def test_a_wider_study_says_before_it_starts_how_long_it_takes_by_the_cells_that_are_there(federation: Federation, tmp_path: Path) -> None:
+    out = io.StringIO()
+    run_study(federation, methods=["fedavg"], seeds=[1], out=tmp_path, load=tiny_silos)
+    [cell] = (tmp_path / "cells").glob("*.json")
+    cell.write_text(json.dumps(json.loads(cell.read_text()) | {"processor_seconds": 60.0}))
+    run_study(federation, methods=["fedavg"], seeds=[1, 2, 3], out=tmp_path, load=tiny_silos, console=Console(file=out, width=200))
+    assert out.getvalue().splitlines()[0] == "2 simulations of 2 rounds: about 2 min"
+
+
+def test_a_long_study_is_timed_by_one_round_and_a_short_one_is_not() -> None:
+    calls: list[int] = []
+    cell = Cell(method="fedhelp", normalisation="silo", seed=1)
+    assert timed_round([cell] * 9, 10, lambda: calls.append(1)) is None and not calls
+    assert timed_round([cell] * 10, 10, lambda: calls.append(1)) is not None and calls == [1]
+    # fedhelp's round counts as 2.5 of fedavg's: 10 x 50 x 2.5 rounds of 2 s, two at a time
+    assert StudyTime(rounds=50, workers=2, round_seconds=2.0).of([cell] * 10) == pytest.approx(1250)
+    assert left_after(25, 100, 60) == "; about 3 min left"
+
+
+def test_the_table_of_rounds_has_losses_of_every_round_and_scores_of_the_evaluated_ones(federation: Federation, tmp_path: Path) -> None:
+    found = run_study(federation, methods=["fedavg"], seeds=[1], out=tmp_path, load=tiny_silos, evaluate_every=0)
+    lines = list(csv.DictReader(io.StringIO(rounds_csv(found))))
+    assert [(line["round"], line["silo"]) for line in lines] == [(str(at), silo) for at in (1, 2) for silo in SILOS]
+    assert all(float(line["private_loss"]) > 0 for line in lines)
+    assert [bool(line["balanced_accuracy"]) for line in lines] == [False] * 3 + [True] * 3
+
+
+def test_rounds_are_whole_numbers_on_the_axis(result: StudyResult, tmp_path: Path) -> None:
+    write_figures(result, tmp_path)
+    texts = re.findall(r"<!-- (\d+(?:\.\d+)?) -->", (tmp_path / "rounds.svg").read_text())
+    assert {"1", "2"} <= set(texts) and "1.5" not in texts and "1.25" not in texts
+
+
+def test_a_study_is_found_by_the_settings_of_a_run_and_shown_on_the_same_test_images_alone(federation: Federation, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    found = run_study(federation, methods=["local", "fedavg"], seeds=[1, 2], normalisations=["silo"], out=tmp_path, load=tiny_silos)
+    record_study(store, federation, found)
+    a_run = federation.override(**{"algorithm.method": "fedhelp", "algorithm.normalisation": "silo", "runtime.seed": 9})
+    record = known_study(store, a_run, found.test_sha256)
+    assert record is not None
+    assert record.methods["fedavg"]["a"] == pytest.approx(sum(found.cell("fedavg", "silo", seed).score(METRICS[0], "a") for seed in (1, 2)) / 2)
+    assert known_study(store, a_run, {**found.test_sha256, "a": "0" * 64}) is None
+    assert known_study(store, a_run.override(**{"algorithm.rounds": 3}), found.test_sha256) is None
+    assert known_study(store, a_run.override(**{"algorithm.normalisation": "shared"}), found.test_sha256) is None
 
 
 def test_other_data_or_settings_are_other_cells(federation: Federation, tmp_path: Path) -> None:

@@ -613,8 +613,11 @@ class TestRegistry:
         bad = ["{", "[]", "3", "{}", '{"a": 1}', '{"a": {"kind": "small", "test_sha256": "x"}}',
                '{"a": {"kind": "small", "test_sha256": "x", "balanced_accuracy": NaN}}',
                '{"a": {"kind": "small", "test_sha256": "x", "balanced_accuracy": "?"}}']
-        registry = add_versions(federation, json.dumps(SCORES), None, *bad)
+        counted = {silo: {**noted, "right": [3, 0]} for silo, noted in SCORES.items()}
+        bad.append('{"a": {"kind": "small", "test_sha256": "x", "balanced_accuracy": 0.5, "right": [null]}}')
+        registry = add_versions(federation, json.dumps(SCORES), None, *bad, json.dumps(counted))
         assert registry.scores_of("tiny", "1") == SCORES
+        assert registry.scores_of("tiny", str(3 + len(bad))) == counted
         with pytest.raises(NotFound, match=r"version 2: no tag fedhelp\.scores"):
             registry.scores_of("tiny", "2")
         for number in range(3, 3 + len(bad)):
@@ -667,6 +670,18 @@ class TestGate:
             verdict = gate(candidate, BEFORE, SCORE, min_improvement=0.0, max_regression=1.0)
             assert not verdict.promote
             assert len(verdict.reasons) == 1 and reason in verdict.reasons[0]
+
+    def test_a_fall_is_said_in_test_images_where_both_were_counted(self) -> None:
+        before = scores(a=(0.80, "large"), b=(0.60, "small"))
+        after = scores(a=(0.747, "large"), b=(0.70, "small"))
+        before["a"]["right"], after["a"]["right"] = [5, 30, 9], [3, 29, 12]
+        verdict = gate(after, before, SCORE, min_improvement=0.0, max_regression=0.05, classes=("melanoma", "nevus", "other"))
+        assert verdict.reasons[1] == (
+            "a falls by 0.053 to 0.747, more than 0.050 is not allowed: of its test images 3 fewer are right (2 of melanoma, 1 of nevus),"
+            " and 3 more of other classes")
+        del before["a"]["right"]  # a champion of an older version
+        verdict = gate(after, before, SCORE, min_improvement=0.0, max_regression=0.05, classes=("melanoma", "nevus", "other"))
+        assert verdict.reasons[1] == "a falls by 0.053 to 0.747, more than 0.050 is not allowed"
 
     def test_without_small_silos_all_count(self) -> None:
         verdict = gate(scores(a=(0.9, "large")), scores(a=(0.8, "large")), SCORE, min_improvement=0.05, max_regression=0.0)
