@@ -199,15 +199,16 @@ def _losses(facts: ReportFacts) -> list[tuple[str, charts.Chart | None]]:
     return found
 
 
-def _traffic(facts: ReportFacts) -> list[tuple[str, charts.Chart]]:
+def _traffic(facts: ReportFacts) -> list[tuple[str, charts.Chart | None]]:
+    """None stands for a chart without values, and is said so; without any, there is no section."""
     measured = {
         ("Sent by the silos", "MiB"): [None if r.bytes_up is None else r.bytes_up / 2**20 for r in facts.rounds],
         ("Fetched by the silos", "MiB"): [None if r.bytes_down is None else r.bytes_down / 2**20 for r in facts.rounds],
         ("Duration", "seconds"): [r.seconds for r in facts.rounds],
     }
     labels = [str(r.number) for r in facts.rounds]
-    drawn = ((title, charts.columns(values, labels=labels, x_label="round", y_label=unit)) for (title, unit), values in measured.items())
-    return [(title, chart) for title, chart in drawn if chart is not None]
+    drawn = [(title, charts.columns(values, labels=labels, x_label="round", y_label=unit)) for (title, unit), values in measured.items()]
+    return drawn if any(chart is not None for _, chart in drawn) else []
 
 
 def _rounds(facts: ReportFacts) -> list[Row]:
@@ -241,7 +242,7 @@ def _soft_labels(soft: SoftLabelFacts) -> Mapping[str, Any]:
 def _soft_charts(soft: SoftLabelFacts) -> list[tuple[str, charts.Chart]]:
     favoured = [float(images) for _, images, _ in soft.favourites[:_MAX_ROWS]]
     labels = [str(i) for i in range(len(favoured))]
-    drawn = (("What the teacher sees", charts.columns(favoured, labels=labels, x_label="likeliest class", y_label="images")),
+    drawn = (("What the teacher sees", charts.columns(favoured, labels=labels, x_label="likeliest class", y_label="images", whole=True)),
              ("How sure the teacher is", _entropies(soft)))
     return [(title, chart) for title, chart in drawn if chart is not None]
 
@@ -252,7 +253,7 @@ def _entropies(soft: SoftLabelFacts) -> charts.Chart | None:
     top = soft.most_entropy or math.log(max(soft.classes, 2))
     counts, edges = np.histogram(np.clip([e for e in soft.entropies if math.isfinite(e)], 0.0, top), bins=24, range=(0.0, top))
     label = f"entropy of an answer in nats (0: certain, {top:.2f}: no opinion)"
-    return charts.columns(counts.astype(float).tolist(), labels=[f"{edge:.2f}" for edge in edges[:-1]], x_label=label, y_label="images")
+    return charts.columns(counts.astype(float).tolist(), labels=[f"{edge:.2f}" for edge in edges[:-1]], x_label=label, y_label="images", whole=True)
 
 
 def _png(image_HWC: npt.NDArray[np.uint8], side: int = 96) -> bytes:
