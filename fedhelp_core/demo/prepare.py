@@ -97,7 +97,7 @@ def silo_document(drawn: DrawnTask, number: int) -> dict[str, object]:
     return {"version": 1, "name": drawn.silos[number], "data": drawn.silo_data(number), "state": drawn.silos[number]}
 
 
-_FEDERATION_HEAD = "# What the hub knows of the demo. Every field and its default: fedhelp_core/config/federation.py. Change and run again.\n"
+_FEDERATION_HEAD = "# What the hub knows of the demo. Every field and its default: docs/configuration.md. Change and run again.\n"
 _SILO_HEAD = "# What this hospital knows about itself. Never leaves it.\n"
 
 

@@ -99,12 +99,12 @@ def lines(xs: Sequence[float], series: Mapping[str, Sequence[float | None]], *, 
         f"{left_out} more silos are not drawn." if left_out else "")
 
 
-def columns(values: Sequence[float | None], *, labels: Sequence[str], x_label: str, y_label: str) -> Chart | None:
-    """Columns from zero, one a label: histograms, bytes or seconds by round. None without values."""
+def columns(values: Sequence[float | None], *, labels: Sequence[str], x_label: str, y_label: str, whole: bool = False) -> Chart | None:
+    """Columns from zero, one a label: histograms, bytes or seconds by round. `whole`: of counts, whose ticks are whole. None without values."""
     drawn = [value for value in values if _drawable(value)]
     if not drawn:
         return None
-    plane = _Plane([0.0, float(len(values))], nice_ticks(0.0, max(drawn), 4), 200)
+    plane = _Plane([0.0, float(len(values))], nice_ticks(0.0, max(drawn), 4, whole=whole), 200)
     width = plane.x.at(1) - plane.x.at(0)
     every = max(1, math.ceil(max(len(label) for label in labels) * _CHARACTER * 1.4 / width))
     marks = plane.frame(x_label, y_label, [(plane.x.at(i + 0.5), labels[i]) for i in range(0, len(labels), every)])
@@ -136,13 +136,15 @@ def participation_grid(silos: Sequence[str], rounds: Sequence[int], cells: Mappi
     return Chart("who took part in which round", _WIDTH, bottom + 20, marks, legend)
 
 
-def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """About `wanted` round numbers (steps of 1, 2 or 5 times a power of ten) that enclose [low, high]."""
+def nice_ticks(low: float, high: float, wanted: int = 5, *, whole: bool = False) -> list[float]:
+    """About `wanted` round numbers (steps of 1, 2 or 5 times a power of ten) that enclose [low, high]; `whole` ones where that is asked for."""
     if not high - low > 1 / _LARGEST:
         high = low + 1.0
     raw = (high - low) / wanted
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= raw * 0.999)
+    if whole:
+        step = max(1.0, step)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{i * step:.10g}") for i in range(first, last + 1)]
 

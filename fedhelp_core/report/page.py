@@ -40,7 +40,7 @@ _LOSS_TITLES = {
     "proxy_loss": "Large hospitals: shared model taught by the large one",
     "large_loss": "Large hospitals: large model helped by the shared one",
 }
-_FOUND = ["#sensitivity", "95% interval", "#images found", "#specificity", "95% interval", "#others left alone"]
+_FOUND = ["#sensitivity", "#95% interval", "#images found", "#specificity", "#95% interval", "#others left alone"]
 Row = Sequence[str]
 
 
@@ -88,16 +88,26 @@ def _scores(facts: ReportFacts) -> Mapping[str, Any]:
     rules = any(scores.operating_point for scores in facts.scores.values())
     more = [other for other in facts.metrics[1:] if any(
         other.name in scores for silo in facts.scores.values() for scores in silo.models.values())]
+    near = [other for other in more if len(more) == 1 or other == facts.beside]
     return {
         "chart": charts.bars(
             [(silo.name, *_pair(facts, silo.name)) for silo in facts.silos if silo.name in shown],
             deployed="model that the silo deploys", other="proxy (global model), where the silo deploys its large model"),
-        "head": ["silo", "kind", "#training images", "#test images", f"#{metric.label}", "95% interval", "#proxy",
-                 *(f"#{other.label}" for other in more), *(["operating point"] if rules else [])],
-        "rows": [*([*_score_row(facts, silo, more), *([_decides(facts, silo)] if rules else [])] for silo in facts.silos[:_MAX_ROWS]),
+        "head": ["silo", "kind", "#training images", "#test images", f"#{metric.label}", "#95% interval", "#proxy",
+                 *(f"#{other.label}" for other in near), *(["operating point"] if rules else [])],
+        "rows": [*([*_score_row(facts, silo, near), *([_decides(facts, silo)] if rules else [])] for silo in facts.silos[:_MAX_ROWS]),
                  *([label, "", "", "", number(facts.mean_of(metric, *kinds)), "", "",
-                    *(number(facts.mean_of(other, *kinds)) for other in more), *([""] if rules else [])] for label, kinds in _MEANS)],
+                    *(number(facts.mean_of(other, *kinds)) for other in near), *([""] if rules else [])] for label, kinds in _MEANS)],
+        **_other_scores(facts, [other for other in more if other not in near]),
     }
+
+
+def _other_scores(facts: ReportFacts, metrics: Sequence[Metric]) -> Mapping[str, Any]:
+    """The deployed models' scores by `metrics`, in a table of their own: one of a dozen columns is no reading."""
+    rows = [[silo.name, *(number(facts.scores[silo.name].deployed(metric.name) if silo.name in facts.scores else None) for metric in metrics)]
+            for silo in facts.silos[:_MAX_ROWS]]
+    return {"others": [metric.label for metric in metrics], "other_head": ["silo", *(f"#{metric.label}" for metric in metrics)],
+            "other_rows": [*rows, *([label, *(number(facts.mean_of(metric, *kinds)) for metric in metrics)] for label, kinds in _MEANS)]}
 
 
 def _pair(facts: ReportFacts, silo: str) -> tuple[float | None, float | None]:
@@ -121,18 +131,23 @@ def _interval(ends: tuple[float, float] | None) -> str:
 
 
 def _beside(facts: ReportFacts) -> Mapping[str, Any] | None:
-    """Silos and means by method, as a study of the same settings found them, and this run's own score last; None without a study."""
+    """Silos and means by method, as a study of the same settings found them, and this run's own score last; None without a study.
+
+    Means are over the silos that have a score in every column, so that they can be compared.
+    """
     if facts.study is None:
         return None
     study, kinds = facts.study, {silo.name: silo.kind for silo in facts.silos}
     order = sorted(study.methods, key=lambda name: ([*_METHODS].index(name) if name in _METHODS else len(_METHODS), name))
 
-    def means(of: Sequence[str]) -> list[str]:
-        shown = [silo for silo, kind in kinds.items() if not of or kind in of]
-        return [*(number(mean(study.methods[name].get(silo, math.nan) for silo in shown)) for name in order),
-                number(mean(facts.deployed(silo) for silo in shown))]
+    by_silo = {silo: [*(study.methods[name].get(silo, math.nan) for name in order), facts.deployed(silo)] for silo in kinds}
+    whole = {silo: scores for silo, scores in by_silo.items() if all(map(math.isfinite, scores))}
 
-    rows = [[silo, *(number(study.methods[name].get(silo)) for name in order), number(facts.deployed(silo))] for silo in list(kinds)[:_MAX_ROWS]]
+    def means(of: Sequence[str]) -> list[str]:
+        shown = [scores for silo, scores in whole.items() if not of or kinds[silo] in of]
+        return [number(mean(scores[column] for scores in shown)) for column in range(len(order) + 1)]
+
+    rows = [[silo, *map(number, scores)] for silo, scores in list(by_silo.items())[:_MAX_ROWS]]
     return {
         "seeds": study.seeds, "head": ["silo", *(f"#{_METHODS.get(name, name)}" for name in order), "#this run"],
         "rows": [*rows, *([label, *means(of)] for label, of in _MEANS)]}
@@ -199,15 +214,16 @@ def _losses(facts: ReportFacts) -> list[tuple[str, charts.Chart | None]]:
     return found
 
 
-def _traffic(facts: ReportFacts) -> list[tuple[str, charts.Chart]]:
+def _traffic(facts: ReportFacts) -> list[tuple[str, charts.Chart | None]]:
+    """None stands for a chart without values, and is said so; without any, there is no section."""
     measured = {
         ("Sent by the silos", "MiB"): [None if r.bytes_up is None else r.bytes_up / 2**20 for r in facts.rounds],
         ("Fetched by the silos", "MiB"): [None if r.bytes_down is None else r.bytes_down / 2**20 for r in facts.rounds],
         ("Duration", "seconds"): [r.seconds for r in facts.rounds],
     }
     labels = [str(r.number) for r in facts.rounds]
-    drawn = ((title, charts.columns(values, labels=labels, x_label="round", y_label=unit)) for (title, unit), values in measured.items())
-    return [(title, chart) for title, chart in drawn if chart is not None]
+    drawn = [(title, charts.columns(values, labels=labels, x_label="round", y_label=unit)) for (title, unit), values in measured.items()]
+    return drawn if any(chart is not None for _, chart in drawn) else []
 
 
 def _rounds(facts: ReportFacts) -> list[Row]:
@@ -241,7 +257,7 @@ def _soft_labels(soft: SoftLabelFacts) -> Mapping[str, Any]:
 def _soft_charts(soft: SoftLabelFacts) -> list[tuple[str, charts.Chart]]:
     favoured = [float(images) for _, images, _ in soft.favourites[:_MAX_ROWS]]
     labels = [str(i) for i in range(len(favoured))]
-    drawn = (("What the teacher sees", charts.columns(favoured, labels=labels, x_label="likeliest class", y_label="images")),
+    drawn = (("What the teacher sees", charts.columns(favoured, labels=labels, x_label="likeliest class", y_label="images", whole=True)),
              ("How sure the teacher is", _entropies(soft)))
     return [(title, chart) for title, chart in drawn if chart is not None]
 
@@ -252,7 +268,7 @@ def _entropies(soft: SoftLabelFacts) -> charts.Chart | None:
     top = soft.most_entropy or math.log(max(soft.classes, 2))
     counts, edges = np.histogram(np.clip([e for e in soft.entropies if math.isfinite(e)], 0.0, top), bins=24, range=(0.0, top))
     label = f"entropy of an answer in nats (0: certain, {top:.2f}: no opinion)"
-    return charts.columns(counts.astype(float).tolist(), labels=[f"{edge:.2f}" for edge in edges[:-1]], x_label=label, y_label="images")
+    return charts.columns(counts.astype(float).tolist(), labels=[f"{edge:.2f}" for edge in edges[:-1]], x_label=label, y_label="images", whole=True)
 
 
 def _png(image_HWC: npt.NDArray[np.uint8], side: int = 96) -> bytes:

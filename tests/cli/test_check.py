@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,3 +104,21 @@ def test_values_of_the_hubs_chart_are_told_apart_what_is_wrong_and_what_cannot_b
     (wrong,) = [line for line in as_file.output.splitlines() if "/public-of-a-pod" in line]
     assert wrong.startswith("fedhelp check: error: ")
     assert "none.yaml" in as_values.output and as_values.exit_code != 0
+
+
+@pytest.mark.slow
+def test_json_has_everything_on_standard_output_and_progress_elsewhere_with_the_same_exit_code(make_tiny: Callable[..., TinyFederation]) -> None:
+    tiny = make_tiny()
+    done = typed(tiny, "--json", "--sample", "2")
+    found = json.loads(done.stdout)
+    assert (done.exit_code, found["in_order"], found["problems"]) == (0, True, [])
+    assert "all images but the sample" in found["not_looked_at"]
+    assert "images looked at" in done.stderr
+
+    (tiny.folder / "aachen.yaml").unlink()
+    done = typed(tiny, "--json", "--sample", "2")
+    found = json.loads(done.stdout)
+    assert done.exit_code == CONFIG
+    assert found["in_order"] is False
+    assert any(problem.startswith("silo aachen: ") for problem in found["problems"])
+    assert "check: error: silo aachen: " in done.stderr

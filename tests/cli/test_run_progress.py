@@ -135,18 +135,33 @@ def test_on_a_terminal_a_run_shows_every_silo_and_leaves_the_cursor_and_the_term
     assert f"\x1b]8;;file://{tiny.store}/runs/" in re.sub(r"id=\d+", "", screen)  # the report's path is a link
 
 
-def _on_a_terminal(command: list[str | Path], *, width: int, height: int) -> tuple[int, str]:
-    """Exit code of `command`, and all that it wrote to a terminal of that size."""
+@pytest.mark.slow
+def test_ctrl_c_on_a_terminal_is_one_sentence_below_the_table_and_the_cursor_is_back(make_tiny: Callable[..., TinyFederation]) -> None:
+    tiny = make_tiny(algorithm__method="fedavg", algorithm__rounds=10_000)
+    code, screen = _on_a_terminal(
+        [Path(sys.executable).with_name("fedhelp"), "run", tiny.path], width=40, height=12, stop_at=re.compile(r"[2-9]/10000, "))
+    assert code == 130, screen[-3000:]
+    end = screen[screen.rindex("\x1b[?25h"):]
+    assert "fedhelp run: stopped; the same command goes on where it was" in end
+    assert "Traceback" not in screen
+
+
+def _on_a_terminal(command: list[str | Path], *, width: int, height: int, stop_at: re.Pattern[str] | None = None) -> tuple[int, str]:
+    """Exit code of `command`, and all that it wrote to a terminal of that size; Ctrl-C is typed where `stop_at` is seen."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
     process = subprocess.Popen(
-        [str(part) for part in command], stdin=theirs, stdout=theirs, stderr=theirs, env={**environment, "TERM": "xterm-256color"}, close_fds=True)
+        [str(part) for part in command], stdin=theirs, stdout=theirs, stderr=theirs, env={**environment, "TERM": "xterm-256color"}, close_fds=True,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
     os.close(theirs)
     written = b""
     try:
         while chunk := os.read(ours, 65536):
             written += chunk
+            if stop_at is not None and stop_at.search(re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", written.decode(errors="replace"))):
+                stop_at = None
+                os.write(ours, b"\x03")
     except OSError:  # how Linux says that nobody holds the other end any more
         pass
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,8 @@ def test_jobs_are_listed_with_state_reason_and_whether_a_hub_still_wants_them(
     assert found["celle"][5] == "running" and found["celle"][7] == "yes", "no hub has ever given a sign for it"
     assert set(rows("-n", hospitals["bonn"].namespace)) == {"bonn"}
     assert rows(str(path), "--run-id", "run-2") == {}
+    listed = {job["silo"]: job for job in json.loads(CliRunner().invoke(main, ["jobs", str(path), "--json"]).stdout)["jobs"]}
+    assert (listed["bonn"]["state"], listed["bonn"]["reason"]) == ("failed", "split.csv: row 7 has no target")
     dispatcher.close()
 
 

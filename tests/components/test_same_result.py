@@ -150,8 +150,11 @@ def test_a_champion_is_replaced_by_gate_and_by_hand_and_every_command_says_what_
     promoted = said("run", "--run-id", "third", "--set", "runtime.seed=7")  # no better, no worse
     assert "tiny version 4 became the champion" in promoted and f"fedhelp rollback {tiny.path}" in promoted
     assert "Roll back" in said("run", "--run-id", "third", "--set", "runtime.seed=7")
-    assert "champion is again version 1" in said("rollback")
+    back = json.loads(said("rollback", "--json"))
+    assert (back["model"], back["champion"], back["replaced"]) == ("tiny", "1", "4")
     assert "Roll back" not in said("run", "--run-id", "first")
+    nothing = json.loads(said("promote", "--version", "1", "--json"))
+    assert nothing["champion"] == nothing["replaced"] == "1" and "nothing was changed" in nothing["said"][0]
 
 
 def test_ctrl_c_says_one_sentence_wherever_it_comes(make_tiny: Callable[..., TinyFederation], processes: Processes) -> None:

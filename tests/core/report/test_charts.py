@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.report.charts import nice_ticks
 from fedhelp_core.report.facts import ReportFacts, RoundReport, SiloFacts, SiloScores, SoftLabelFacts
 from fedhelp_core.report.page import render_report
 
@@ -271,3 +272,9 @@ def test_the_grid_shows_who_took_part_in_which_round() -> None:
         ("a", 1): "cell-answered", ("a", 2): "cell-answered", ("a", 3): "cell-refused",
         ("b", 1): "cell-answered", ("b", 2): "cell-absent", ("b", 3): "cell-answered",
         ("c", 1): "cell-none", ("c", 2): "cell-none", ("c", 3): "cell-none"}
+
+
+def test_counts_have_whole_ticks_however_few_there_are() -> None:
+    assert nice_ticks(0.0, 1.0, 4, whole=True) == [0.0, 1.0]
+    assert nice_ticks(0.0, 2.0, 4, whole=True) == [0.0, 1.0, 2.0]
+    assert nice_ticks(0.0, 2.0, 4) == [0.0, 0.5, 1.0, 1.5, 2.0]

@@ -365,3 +365,17 @@ def test_a_guest_is_scored_with_the_global_model_and_changes_nothing(federation:
     for metric in METRICS:
         assert visited.mean(metric) == pytest.approx(alone.mean(metric), nan_ok=True)
         assert visited.worst(metric) == pytest.approx(alone.worst(metric), nan_ok=True)
+
+
+def test_the_page_about_a_studys_files_names_every_field_of_a_cell_and_every_file(federation: Federation, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "study.md").read_text(encoding="utf-8")
+    one = federation.override(**{"algorithm.rounds": 1})
+    found = run_study(one, methods=["fedavg"], seeds=[1], out=tmp_path, load=tiny_silos)
+    [cell] = (tmp_path / "cells").glob("*.json")
+    assert [name for name in json.loads(cell.read_text()) if f"| `{name}` |" not in page] == []
+    written = [path.name for path in [*write_tables(found, tmp_path), *write_figures(found, tmp_path)]]
+    assert [name for name in written if f"`{name}`" not in page] == []
+    results = found.cell("fedavg", "silo", 1).images
+    assert results is not None
+    kept = {what for models in read_results(results).values() for arrays in models.values() for what in arrays}
+    assert [what for what in kept if f"`{what}`" not in page and not what.startswith("validation/")] == []
