@@ -35,7 +35,7 @@ from fedhelp_core.protocol.run import Run
 from fedhelp_core.protocol.update_check import Terms
 from fedhelp_core.store.local import LocalStore
 from fedhelp_core.study.study import load_simulated_silos
-from fedhelp_core.weights.check import is_statistic
+from fedhelp_core.weights.header import is_statistic
 from fedhelp_core.weights.comparison import directions, distances
 from fedhelp_core.weights.header import Weights
 

@@ -1,4 +1,4 @@
-"""Eq 7 of arXiv 2412.19654: w = Σ_k a_k w_k. Arrays in, arrays out. Called by simulate, and by protocol/averaging.py on files.
+"""Eq 7 of arXiv 2412.19654: w = Σ_k a_k w_k. Arrays in, arrays out. Called by server.py, and by protocol/averaging.py on files.
 
 Floating tensors are summed in float64 in the order given and cast back; integer and bool tensors (batch counters) take the
 maximum. Two other rules bound what a minority can do: the median of each coordinate, and its mean without the outermost
@@ -9,36 +9,47 @@ size changes no bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fedhelp_core.config.algorithm import Aggregation, AlgorithmConfig
+from fedhelp_core.algorithm.kernels import Kernel, SortingKernel, SumKernel, compute_tensor
+from fedhelp_core.config.algorithm import Aggregation, AlgorithmConfig, ServerOptimizerConfig
 from fedhelp_core.errors import WeightsError
+from fedhelp_core.registry.methods import METHOD_PARTS
 from fedhelp_core.weights.header import Weights, WeightsSpec
 
-PIECE_ELEMENTS = 2**16  # float64 sum and float32 piece together 768 KiB: fits a second-level cache of 1 MiB
-
-_SHORTEST_PIECE = 2**9  # elements: below, the calls cost more than the arithmetic
-
-Read = Callable[[int, NDArray[Any]], NDArray[Any]]
-"""(which update, buffer) -> that update's elements of the piece: the buffer filled, or a view that needs no copy."""
+_AS_IT_IS = ServerOptimizerConfig()
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How updates become one model. Only `mean` looks at shares."""
+    """How updates become the next model. Only `mean` and `fednova` look at shares."""
 
     aggregation: Aggregation = "mean"
     trim_share: float = 0.2
     """`trimmed-mean`: share of the updates that is left out at either end of each coordinate; at least one, while any is left."""
+    optimizer: ServerOptimizerConfig = _AS_IT_IS
+    """What the hub makes of the average."""
+    control_variates_of: float | None = None
+    """Learning rate of the silos' steps, where the hub keeps SCAFFOLD's control variate; None: it keeps none."""
+    momentum: float = 0.0
+    """Of the silos' steps: what FedNova counts them by."""
+    pull: float = 0.0
+    """Share of its way that a silo's step goes back to the global model, under FedProx: the same."""
 
     def trimmed(self, updates: int) -> int:
         """How many of so many updates are left out at either end."""
         return min(max(1, math.floor(self.trim_share * updates)), (updates - 1) // 2)
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the next model depends on more than the updates: on the model that they started from, or on rounds before."""
+        return self.by_steps or self.optimizer.kind != "none"
+
+    @property
+    def by_steps(self) -> bool:
+        """Whether an update counts by what it changed in a step, so that few steps make it loud."""
+        return self.aggregation == "fednova" or self.control_variates_of is not None
 
 
 MEAN = Rule()
@@ -46,7 +57,12 @@ MEAN = Rule()
 
 def rule_of(algorithm: AlgorithmConfig) -> Rule:
     """The rule that a federation has chosen."""
-    return Rule(algorithm.aggregation, algorithm.trim_share)
+    parts, optimizer = METHOD_PARTS[algorithm.method], algorithm.optimizer
+    proximal = parts.proximal and optimizer.kind == "sgd"
+    return Rule(
+        algorithm.aggregation, algorithm.trim_share, algorithm.server_optimizer,
+        control_variates_of=optimizer.learning_rate if parts.control_variates else None,
+        momentum=optimizer.momentum, pull=optimizer.learning_rate * algorithm.proximal_weight if proximal else 0.0)
 
 
 def average_arrays(updates: Sequence[Weights], shares: Sequence[float], rule: Rule = MEAN) -> Weights:
@@ -60,7 +76,7 @@ def average_arrays(updates: Sequence[Weights], shares: Sequence[float], rule: Ru
     check_shares(shares, len(updates))
     check_alike([WeightsSpec.from_weights(update, "") for update in updates])
     kernel = kernel_for(shares, rule)
-    return {name: _average_tensor(kernel, [update[name] for update in updates]) for name in updates[0]}
+    return {name: compute_tensor(kernel, [update[name] for update in updates]) for name in updates[0]}
 
 
 def shares_of(samples: Sequence[int], weighting: str) -> list[float]:
@@ -69,95 +85,12 @@ def shares_of(samples: Sequence[int], weighting: str) -> list[float]:
     return [n / total if weighting == "samples" else 1.0 / len(samples) for n in samples]
 
 
-def kernel_for(shares: Sequence[float], rule: Rule) -> Kernel | SortingKernel:
-    """What computes `rule` with these shares."""
-    return Kernel(shares) if rule.aggregation == "mean" else SortingKernel(len(shares), rule)
-
-
-class SortingKernel:
-    """Each coordinate's median, or mean without the outermost values, as `Kernel` has Eq 7.
-
-    It must see all updates' values of a coordinate at once, so its pieces are shorter the more updates there are: memory
-    stays that of few pieces, whatever the number of silos.
-    """
-
-    def __init__(self, updates: int, rule: Rule) -> None:
-        self._updates = updates
-        self._cut = (updates - 1) // 2 if rule.aggregation == "median" else rule.trimmed(updates)
-        self.piece_elements = max(_SHORTEST_PIECE, PIECE_ELEMENTS // updates)
-        self._read = np.empty(self.piece_elements * 8, np.uint8)
-        self._values = np.empty((updates, self.piece_elements))
-
-    def average(self, read: Read, dtype: np.dtype[Any], elements: int) -> NDArray[Any]:
-        """The piece's average as a new array of `elements` ≤ `piece_elements` of `dtype`."""
-        buffer = self._read[:elements * dtype.itemsize].view(dtype)
-        if dtype.kind != "f":
-            return _maximum(read, buffer, self._updates)
-        values = self._values[:, :elements]
-        for k in range(self._updates):
-            np.copyto(values[k], read(k, buffer))
-        values.sort(axis=0)
-        kept = values[self._cut:self._updates - self._cut]
-        total = kept[0].copy()
-        for row in kept[1:]:  # one after the other: a sum over an axis may pair rows as the piece's length has it
-            np.add(total, row, out=total)
-        return np.asarray(total / len(kept)).astype(dtype)
-
-
-class Kernel:
-    """The arithmetic on one piece, with buffers that live as long as the kernel. One per thread."""
-
-    def __init__(self, shares: Sequence[float]) -> None:
-        self.piece_elements = PIECE_ELEMENTS
-        self._shares = [float(share) for share in shares]
-        self._uniform = len(set(self._shares)) == 1
-        self._sum = np.empty(PIECE_ELEMENTS)
-        self._scaled = np.empty(0 if self._uniform else PIECE_ELEMENTS)
-        self._read = np.empty(PIECE_ELEMENTS * 8, np.uint8)  # untouched pages cost nothing: float32 uses half
-
-    def average(self, read: Read, dtype: np.dtype[Any], elements: int) -> NDArray[Any]:
-        """The piece's average as a new array of `elements` ≤ PIECE_ELEMENTS of `dtype`."""
-        buffer = self._read[:elements * dtype.itemsize].view(dtype)
-        if dtype.kind != "f":
-            return _maximum(read, buffer, len(self._shares))
-        total = self._sum[:elements]
-        add = self._add_plain if self._uniform else self._add_scaled
-        for k in range(len(self._shares)):
-            add(total, k, read(k, buffer))
-        if self._uniform:
-            total *= self._shares[0]
-        return total.astype(dtype)
-
-    def _add_plain(self, total: NDArray[Any], k: int, values: NDArray[Any]) -> None:
-        """Equal shares are applied once to the sum. Adding float32 to float64 directly is the fastest of the ways measured."""
-        if k == 0:
-            np.copyto(total, values)
-        else:
-            np.add(total, values, out=total)
-
-    def _add_scaled(self, total: NDArray[Any], k: int, values: NDArray[Any]) -> None:
-        scaled = total if k == 0 else self._scaled[:len(total)]
-        np.copyto(scaled, values)  # first to float64: a float32 array times a Python float would be rounded to float32
-        np.multiply(scaled, self._shares[k], out=scaled)
-        if k > 0:
-            np.add(total, scaled, out=total)
-
-
-def _maximum(read: Read, buffer: NDArray[Any], updates: int) -> NDArray[Any]:
-    result = np.array(read(0, buffer))
-    for k in range(1, updates):
-        np.maximum(result, read(k, buffer), out=result)
-    return result
-
-
-def _average_tensor(kernel: Kernel | SortingKernel, tensors: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    flat = [np.asarray(tensor, order="C").reshape(-1) for tensor in tensors]
-    result = np.empty(flat[0].shape, flat[0].dtype)
-    step = kernel.piece_elements
-    for begin in range(0, len(result), step):
-        values = [array[begin:begin + step] for array in flat]
-        result[begin:begin + step] = kernel.average(lambda k, _, v=values: v[k], result.dtype, len(values[0]))  # type: ignore[misc]
-    return result.reshape(tensors[0].shape)
+def kernel_for(shares: Sequence[float], rule: Rule) -> Kernel:
+    """What computes `rule` with these shares: Eq 7, its median or its trimmed mean."""
+    updates = len(shares)
+    if rule.aggregation == "median":
+        return SortingKernel(updates, (updates - 1) // 2)
+    return SortingKernel(updates, rule.trimmed(updates)) if rule.aggregation == "trimmed-mean" else SumKernel(shares)
 
 
 def check_shares(shares: Sequence[float], updates: int) -> None:

@@ -4,7 +4,8 @@
 no I/O and draws all randomness from generators made of (seed, silo, round). Called by simulate and by the silo's worker.
 
 Names of the state's tensors: `large/...` the large model f, `public_head/...` the head g, `normalisation/...` the proxy's
-batch norms under `normalisation: silo`, `proxy/...` the whole proxy under method local, `optimizer_<x>/...` Adam's moments.
+batch norms under `normalisation: silo`, `proxy/...` the whole proxy under method local, `optimizer_<x>/...` an optimizer's moments,
+`control_variate/...` SCAFFOLD's c_k.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fedhelp_core.algorithm.batches import Batches, Rows, memory_format
 from fedhelp_core.algorithm.objective import Objective
 from fedhelp_core.algorithm.precision import Precision, arithmetic, kernels
 from fedhelp_core.algorithm.randomness import generator_for
+from fedhelp_core.algorithm.scaffold import ControlVariates
 from fedhelp_core.config.algorithm import AlgorithmConfig
 from fedhelp_core.errors import DataError, GlobalModelDiverges, WeightsError
 from fedhelp_core.models.build import build_public_head, normalisation_keys
@@ -160,8 +162,11 @@ def _placed(model: nn.Module, settings: UpdateSettings) -> nn.Module:
 
 def local_update(
     global_weights: Weights, state: SiloState, data: SiloData, settings: UpdateSettings, *, round_number: int, progress: Progress | None = None,
+    control: Weights | None = None,
 ) -> LocalResult:
     """One silo's round: Eq 1-2 if it is small, Eq 3-5 if it is large, or what the compared method does there.
+
+    `control`: the hub's control variate, of the form of the weights; None: zero, as before the first round.
 
     Raises:
         GlobalModelDiverges: the global model's own loss is NaN, infinite or absurd, before a step has changed it.
@@ -174,7 +179,7 @@ def local_update(
     with kernels(settings.precision, settings.device):
         if round_number == 1 and parts.soft_labels and settings.algorithm.public_start_steps:
             global_weights, state = _started_from_public(global_weights, data, settings, large=large)
-        return trainer(global_weights, state, data, settings, round_number).run(progress)
+        return trainer(global_weights, state, data, settings, round_number, control).run(progress)
 
 
 def _started_from_public(global_weights: Weights, data: SiloData, settings: UpdateSettings, *, large: bool) -> tuple[Weights, SiloState]:
@@ -191,7 +196,10 @@ def _started_from_public(global_weights: Weights, data: SiloData, settings: Upda
 class _Trainer:
     """What both kinds of silo share: the proxy, the private batches, the loop over epochs, the state."""
 
-    def __init__(self, global_weights: Weights, state: SiloState, data: SiloData, settings: UpdateSettings, round_number: int) -> None:
+    def __init__(
+        self, global_weights: Weights, state: SiloState, data: SiloData, settings: UpdateSettings, round_number: int,
+        control: Weights | None = None,
+    ) -> None:
         self.algorithm = settings.algorithm
         self.parts = METHOD_PARTS[self.algorithm.method]
         self.settings = settings
@@ -204,7 +212,11 @@ class _Trainer:
         self.terms = losses.with_class_weights(self.objective.terms, self.algorithm.class_weights, counts_C)
         self.private = self._batches(data.images_NCHW, data.labels_N, self.algorithm.batch_size, "private")
         self.arithmetic = arithmetic(settings.precision, settings.device)
-        self.optimizers: dict[str, torch.optim.Adam] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.variates: ControlVariates | None = None
+        if self.parts.control_variates:
+            known = control or {name: np.zeros_like(array) for name, array in global_weights.items()}
+            self.variates = ControlVariates(self.proxy, {name: torch.from_numpy(array) for name, array in known.items()}, state.tensors)
 
     def _batches(self, images: Rows, targets: Rows, batch_size: int, purpose: str) -> Batches:
         generator = generator_for(self.settings.seed, self.settings.silo, self.round, purpose)
@@ -212,11 +224,13 @@ class _Trainer:
         return Batches(
             images, targets, batch_size=batch_size, augment=augment, generator=generator, device=self.settings.device, visits=self.objective.visits)
 
-    def _optimizer(self, name: str, *modules: nn.Module) -> torch.optim.Adam:
-        """Adam over `modules`, with the moments that the state keeps under `optimizer_<name>/`."""
+    def _optimizer(self, name: str, *modules: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer over `modules`, with the moments that the state keeps under `optimizer_<name>/`."""
         parameters = [p for module in modules for p in module.parameters()]
         chosen = self.algorithm.optimizer
-        optimizer = torch.optim.Adam(parameters, lr=chosen.learning_rate, weight_decay=chosen.weight_decay, fused=True)
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            parameters, lr=chosen.learning_rate, weight_decay=chosen.weight_decay, fused=True) if chosen.kind == "adam" else torch.optim.SGD(
+            parameters, lr=chosen.learning_rate, weight_decay=chosen.weight_decay, momentum=chosen.momentum, fused=True)
         if self.algorithm.persist_optimizer:
             _load_moments(optimizer, parameters, _group(self.state.tensors, f"optimizer_{name}"), self.settings.device)
         self.optimizers[name] = optimizer
@@ -241,7 +255,10 @@ class _Trainer:
         means = {name: float(value) / batches for name, value in sums.items()}
         self._refuse_divergence(means, math.nan if first is None else float(first))
         weights = travelling_weights(self.proxy, self.algorithm) if self.parts.averaged else {}
-        state = SiloState(round=self.round, tensors={k: v.detach().cpu().contiguous() for k, v in self.kept().items()})
+        kept = self.kept()
+        if self.variates is not None:
+            kept |= self.variates.kept(steps=total, learning_rate=self.algorithm.optimizer.learning_rate)
+        state = SiloState(round=self.round, tensors={k: v.detach().cpu().contiguous() for k, v in kept.items()})
         return LocalResult(weights=weights, state=state, samples=len(self.data.labels_N), steps=total, metrics=means)
 
     def _logits(self, model: nn.Module, images_BCHW: Tensor) -> Tensor:
@@ -283,8 +300,11 @@ class _Trainer:
 class _SmallTrainer(_Trainer):
     """Eq 1 with Eq 2 alternating batch by batch; with other parts switched off, also FedAvg, FedProx and local."""
 
-    def __init__(self, global_weights: Weights, state: SiloState, data: SiloData, settings: UpdateSettings, round_number: int) -> None:
-        super().__init__(global_weights, state, data, settings, round_number)
+    def __init__(
+        self, global_weights: Weights, state: SiloState, data: SiloData, settings: UpdateSettings, round_number: int,
+        control: Weights | None = None,
+    ) -> None:
+        super().__init__(global_weights, state, data, settings, round_number, control)
         self.private_optimizer = self._optimizer("private", self.proxy)
         self.public: Iterator[tuple[Tensor, Tensor]] | None = None
         self.parameters = list(self.proxy.parameters())
@@ -316,12 +336,14 @@ class _SmallTrainer(_Trainer):
         return torch.stack([self._public_step(*next(self.public)) for _ in range(steps)]).mean()
 
     def _private_step(self, images_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        """Eq 1, with FedProx's pull where the method asks for it."""
+        """Eq 1, with FedProx's pull or SCAFFOLD's correction where the method asks for it."""
         self.private_optimizer.zero_grad(set_to_none=True)
         loss = self.terms.supervised(self._logits(self.proxy, images_BCHW), labels_B)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.parts.proximal:
             losses.proximal_gradient_(self.parameters, self.anchor, weight=self.algorithm.proximal_weight)
+        if self.variates is not None:
+            self.variates.correct_gradients_()
         self.private_optimizer.step()
         return loss
 
@@ -347,8 +369,11 @@ class _SmallTrainer(_Trainer):
 class _LargeTrainer(_Trainer):
     """Eq 3 and Eq 4 on every private batch, from one forward pass of each model (docs/decisions/0002)."""
 
-    def __init__(self, global_weights: Weights, state: SiloState, data: SiloData, settings: UpdateSettings, round_number: int) -> None:
-        super().__init__(global_weights, state, data, settings, round_number)
+    def __init__(
+        self, global_weights: Weights, state: SiloState, data: SiloData, settings: UpdateSettings, round_number: int,
+        control: Weights | None = None,
+    ) -> None:
+        super().__init__(global_weights, state, data, settings, round_number, control)
         self.large = large_model_of(state, settings).train()
         self.proxy_optimizer = self._optimizer("proxy", self.proxy)
         self.large_optimizer = self._optimizer("large", self.large)
@@ -410,13 +435,13 @@ def _fresh_normalisation(model: nn.Module) -> dict[str, Tensor]:
     return fresh
 
 
-def _moments(optimizer: torch.optim.Adam) -> dict[str, Tensor]:
-    """Adam's state as tensors named `<parameter index>/<step | exp_avg | exp_avg_sq>`."""
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as tensors named `<parameter index>/<step | exp_avg | exp_avg_sq | momentum_buffer>`."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {f"{i}/{key}": value for i, p in enumerate(parameters) for key, value in optimizer.state[p].items()}
+    return {f"{i}/{key}": value for i, p in enumerate(parameters) for key, value in optimizer.state[p].items() if value is not None}
 
 
-def _load_moments(optimizer: torch.optim.Adam, parameters: list[nn.Parameter], kept: dict[str, Tensor], device: torch.device) -> None:
+def _load_moments(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], kept: dict[str, Tensor], device: torch.device) -> None:
     for i, parameter in enumerate(parameters):
         entries = _group(kept, str(i))
         if entries:

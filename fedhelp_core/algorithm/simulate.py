@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedhelp_core.algorithm.averaging import average_arrays, rule_of, shares_of
+from fedhelp_core.algorithm.averaging import rule_of, shares_of
 from fedhelp_core.algorithm.class_shares import Shares, pooled_shares
 from fedhelp_core.algorithm.inference import Evaluated, EvaluationData, ModelName, evaluated_models
 from fedhelp_core.algorithm.local_update import CPU, LocalResult, SiloData, SiloState, UpdateSettings, Weights, initial_weights, local_update
 from fedhelp_core.algorithm.objective import Objective
+from fedhelp_core.algorithm.server import Answers, Part, next_round
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.registry.methods import METHOD_PARTS
 
@@ -78,14 +79,17 @@ def simulate(
     data = _evaluation_data(federation, objective, silos)
     evaluated: dict[str, dict[ModelName, Evaluated]] = {}
     history: list[RoundFacts] = []
+    samples = {name: len(silos[name].training.labels_N) for name in federation.silo_names}
+    answers = Answers.of(federation.silo_names, samples, {name: federation.steps(n) for name, n in samples.items()}, algorithm.weighting)
+    remembered: dict[Part, Weights] = {}
     for number in range(1, algorithm.rounds + 1):
         results: dict[str, LocalResult] = {}
         for name in federation.silo_names:
-            results[name] = local_update(weights, states[name], silos[name].training, settings[name], round_number=number)
+            results[name] = local_update(
+                weights, states[name], silos[name].training, settings[name], round_number=number, control=remembered.get("control"))
         states |= {name: result.state for name, result in results.items()}
         if METHOD_PARTS[algorithm.method].averaged:
-            shares = shares_of([r.samples for r in results.values()], algorithm.weighting)
-            weights = average_arrays([r.weights for r in results.values()], shares, rule_of(algorithm))
+            weights, remembered = next_round(rule_of(algorithm), answers, weights, remembered, [r.weights for r in results.values()])
         wanted = number == algorithm.rounds or (evaluate_every and number % evaluate_every == 0)
         if wanted:
             evaluated = {

@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedhelp_core.config.section import Section
+from fedhelp_core.config.section import GrownSection, Section
 from fedhelp_core.registry.methods import METHOD_PARTS, Method
 
 Normalisation = Literal["shared", "silo"]
-Aggregation = Literal["mean", "median", "trimmed-mean"]
+Aggregation = Literal["mean", "median", "trimmed-mean", "fednova"]
 ClassWeights = Literal["none", "balanced", "logit-adjusted"]
 
 
-class OptimizerConfig(Section):
-    """Adam, as the paper uses it."""
+class OptimizerConfig(GrownSection):
+    """What silos train with: Adam, as the paper uses it, or stochastic gradient descent."""
 
+    newer: ClassVar[frozenset[str]] = frozenset({"kind", "momentum"})
+
+    kind: Literal["adam", "sgd"] = "adam"
+    """'adam': paper. 'sgd': what SCAFFOLD needs and FedNova is derived for; its learning rates are some ten to a hundred times Adam's."""
     learning_rate: float = Field(1e-3, gt=0, le=10)
     """Step size; paper."""
     weight_decay: float = Field(1e-4, ge=0, le=1)
-    """L2 penalty inside Adam's gradient; paper."""
+    """L2 penalty inside the gradient; paper."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Of 'sgd': how much of the last step goes into the next."""
+
+    @model_validator(mode="after")
+    def _momentum_is_of_sgd(self) -> Self:
+        if self.momentum and self.kind != "sgd":
+            raise ValueError(f"momentum: Adam has its own, so 0 expected with kind {self.kind!r}, got {self.momentum}")
+        return self
 
 
-class AlgorithmConfig(Section):
+class ServerOptimizerConfig(Section):
+    """What the hub makes of a round's average: the next model itself, or a direction for an optimizer of its own (Reddi et al. 2021)."""
+
+    kind: Literal["none", "momentum", "adam", "yogi"] = "none"
+    """'none': the average is the next model; paper. 'momentum': FedAvgM. 'adam': FedAdam. 'yogi': FedYogi.
+    It goes with every method and aggregation."""
+    learning_rate: float | None = Field(None, gt=0, le=100)
+    """Step size of the hub; null: 1 of 'momentum', 0.01 of the others (Reddi et al.: 10^-3 to 1, by data set)."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """How much of the last direction goes into the next; Reddi et al."""
+    beta2: float = Field(0.99, ge=0, lt=1)
+    """Of 'adam' and 'yogi': how long squared changes are remembered; Reddi et al."""
+    tau: float = Field(1e-3, gt=0, le=1)
+    """Of 'adam' and 'yogi': changes of a weight well below it count in proportion, those above it as steps of one length; Reddi et al."""
+
+    @property
+    def step_size(self) -> float:
+        """The learning rate, or its default."""
+        return self.learning_rate or (1.0 if self.kind == "momentum" else 0.01)
+
+
+class AlgorithmConfig(GrownSection):
     """Hyper-parameters of docs/algorithm.md; every default is the paper's unless said otherwise."""
+
+    newer: ClassVar[frozenset[str]] = frozenset({"server_optimizer"})
 
     method: Method = "fedhelp"
     """Which algorithm: FedHelp, a baseline or an ablation."""
@@ -66,9 +101,10 @@ class AlgorithmConfig(Section):
     """a_k of Eq 7: 1/K (paper) or n_k/Σn."""
     aggregation: Aggregation = "mean"
     """'mean': Eq 7; paper. 'median' and 'trimmed-mean' are of each weight by itself and take every silo alike.
-    A minority of silos cannot move them far (docs/security.md)."""
+    A minority of silos cannot move them far (docs/security.md). 'fednova': Eq 7 of what each silo changed in a step (Wang et al. 2020)."""
     trim_share: float = Field(0.2, gt=0, lt=0.5)
     """trimmed-mean: share of the updates left out at either end of each weight, rounded down, but at least one."""
+    server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
     large_silos: int = Field(2, ge=0, le=10_000)
     """How many silos of kind `auto` with most training images are large; paper."""
     proxy_model: str = "resnet20"
@@ -80,9 +116,22 @@ class AlgorithmConfig(Section):
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
-        if self.aggregation != "mean" and self.weighting != "uniform":
+        if self.aggregation in ("median", "trimmed-mean") and self.weighting != "uniform":
             raise ValueError(f"weighting: aggregation {self.aggregation!r} takes every silo alike, so 'uniform' expected, got {self.weighting!r}")
         if not self.public_steps and not self.public_start_steps and METHOD_PARTS[self.method].soft_labels:
             raise ValueError(f"public_steps: with 0 here and in public_start_steps method {self.method!r} learns nothing from soft labels;"
                              " at least 1 in one of them expected, or method 'fedhelp-no-api'")
+        if METHOD_PARTS[self.method].control_variates:
+            self._require_plain_steps()
+        if self.aggregation == "fednova" and self.optimizer.momentum and self.persist_optimizer:
+            raise ValueError("persist_optimizer: false expected with aggregation 'fednova' and optimizer.momentum: its correction counts from a"
+                             " momentum of zero at each round's start")
         return self
+
+    def _require_plain_steps(self) -> None:
+        """A control variate is a mean gradient, which only plain steps of one length tell."""
+        if self.optimizer.kind != "sgd" or self.optimizer.momentum:
+            raise ValueError(f"optimizer: kind 'sgd' without momentum expected for method {self.method!r}, got kind {self.optimizer.kind!r} with"
+                             f" momentum {self.optimizer.momentum}; set algorithm.optimizer.kind=sgd, and a learning rate of about 0.05")
+        if self.aggregation != "mean":
+            raise ValueError(f"aggregation: 'mean' expected for method {self.method!r}, whose control variates are means, got {self.aggregation!r}")

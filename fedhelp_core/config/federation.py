@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationError,
-    model_serializer,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -25,7 +24,7 @@ from fedhelp_core.config.algorithm import AlgorithmConfig
 from fedhelp_core.config.card import CardConfig
 from fedhelp_core.config.dispatch import SiloEntry
 from fedhelp_core.config.files import mapping_in, read_yaml, template_in, with_absolute_paths, with_changed
-from fedhelp_core.config.section import Section, SiloName, validated
+from fedhelp_core.config.section import GrownSection, Section, SiloName, validated
 from fedhelp_core.config.sentences import models_in, sentences
 from fedhelp_core.config.start import StartConfig
 from fedhelp_core.config.task import TaskConfig, algorithm_for
@@ -37,7 +36,6 @@ from fedhelp_core.registry.tasks import ENOUGH_VALIDATION, Form
 from fedhelp_core.store.url import folder_of
 
 OperatingRule = Literal["argmax", "prior-corrected", "validation"]
-_NEWER: Mapping[str, Any] = {"start": "seed", "card": None}  # section -> what stands for a file that has none
 _OBJECTS = ("abort", "commit", "federation", "global", "kinds", "lease")
 
 
@@ -135,8 +133,10 @@ class EvaluationConfig(Section):
         return self.min_validation_images or ENOUGH_VALIDATION[form]
 
 
-class Federation(Section):
+class Federation(GrownSection):
     """One federation: `federation.yaml`."""
+
+    newer: ClassVar[frozenset[str]] = frozenset({"start", "card"})
 
     version: Literal[1] = 1
     """Of this file's format."""
@@ -168,6 +168,11 @@ class Federation(Section):
         """Fewest updates that close a round, and evaluations that make a candidate."""
         return self.protocol.min_silos or len(self.silos) // 2 + 1
 
+    def steps(self, samples: int) -> int:
+        """Optimizer steps that a silo with so many training images takes in a round, on its proxy and on these images."""
+        visits = self.task.volume.patches if TASKS[self.task.name].dimensions == 3 else 1
+        return math.ceil(samples * visits / self.algorithm.batch_size) * self.algorithm.local_epochs
+
     @property
     def silos_here(self) -> tuple[SiloEntry, ...]:
         """Those that work as processes of this machine."""
@@ -177,12 +182,6 @@ class Federation(Section):
     def silos_in_clusters(self) -> tuple[SiloEntry, ...]:
         """Those that work as Jobs, wherever that is."""
         return tuple(silo for silo in self.silos if silo.dispatch.how.carrier is not None)
-
-    @model_serializer(mode="wrap")
-    def _without_what_came_later(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Sections of newer versions that a file does not have are not in its text, so that older configs keep their sha256."""
-        document: dict[str, Any] = handler(self)
-        return {name: value for name, value in document.items() if name not in _NEWER or value != _NEWER[name]}
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Eq 7 on weights files, in pieces: the arithmetic is algorithm/averaging.py's, so files and arrays agree bit for bit.
+"""The hub's computations on weights files, in pieces: the arithmetic is algorithm/kernels.py's, so files and arrays agree bit for bit.
 
 Memory is a few pieces, whatever the number of silos and the size of the model; the number of threads changes no bit. Called by
 the closing of rounds. Numbers in docs/benchmarks.md come from `python -m benchmarks.averaging`.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.algorithm.averaging import MEAN, Kernel, Read, Rule, SortingKernel, check_alike, check_shares, kernel_for
+from fedhelp_core.algorithm.averaging import MEAN, Rule, check_alike, check_shares, kernel_for
+from fedhelp_core.algorithm.kernels import Kernel, Read
+from fedhelp_core.algorithm.server import MODEL, Computation, MakeKernel, is_learnt
 from fedhelp_core.disk import disk_errors, write_all
 from fedhelp_core.weights.file import WEIGHTS_FILE, WeightsFile, read_header
 from fedhelp_core.weights.header import WeightsSpec, canonical_header
@@ -45,19 +47,33 @@ def average_files(
         StorageFull: no space left for `destination`.
     """
     check_shares(shares, len(paths))
+    kernel = partial(kernel_for, shares, rule)
+    return compute_file(Computation(MODEL, tuple(range(len(paths))), kernel, kernel), paths, destination, architecture, threads=threads)
+
+
+def compute_file(computation: Computation, paths: Sequence[Path], destination: Path, architecture: str, *, threads: int = _THREADS) -> str:
+    """`computation` on weights files, which are its sources in order: each read once, in pieces. Gives the sha256 (hex) of `destination`.
+
+    The result's bytes are those that `write_weights` makes of the same computation on arrays, whatever `threads` is.
+
+    Raises:
+        WeightsError: a file is damaged, or they differ in names, shapes or dtypes.
+        StorageFull: no space left for `destination`.
+    """
     headers = [read_header(path) for path in paths]
     specs = [header.spec for header in headers]
     check_alike(specs)
     head, layout = canonical_header(WeightsSpec(architecture, specs[0].tensors))
-    kernel = partial(kernel_for, shares, rule)
-    pieces = _pieces(common_segments((layout, *headers)), kernel().piece_elements)
+    makers = {True: computation.learnt, False: computation.counted}
+    segments = common_segments((layout, *headers), None if computation.learnt is computation.counted else is_learnt)
+    longest = {group: makers[group]().piece_elements for group in {segment.group for segment in segments}}
     worthwhile = (layout.end - layout.data_start) * len(paths) >= _WORTH_THREADS
     digest = hashlib.sha256(head)
     with disk_errors(destination, WEIGHTS_FILE), _Sources(paths) as sources, destination.open("wb", buffering=0) as output:
         write_all(output, head)
-        for mean in _averaged(pieces, sources, kernel, threads if worthwhile else 1):
-            digest.update(mean.data)
-            write_all(output, mean)
+        for piece in _computed(_pieces(segments, longest), sources, makers, threads if worthwhile else 1):
+            digest.update(piece.data)
+            write_all(output, piece)
     return digest.hexdigest()
 
 
@@ -68,14 +84,16 @@ class _Piece:
     dtype: np.dtype[Any]
     begins: tuple[int, ...]
     elements: int
+    learnt: bool
 
 
-def _pieces(segments: Iterable[Segment], longest: int) -> Iterator[_Piece]:
-    """Segments cut for the kernel; the first of a segment's begins is the destination's, which is written in order anyway."""
+def _pieces(segments: Iterable[Segment], longest: Mapping[bool, int]) -> Iterator[_Piece]:
+    """Segments cut for their kernel; the first of a segment's begins is the destination's, which is written in order anyway."""
     for segment in segments:
-        for first in range(0, segment.elements, longest):
+        step = longest[segment.group]
+        for first in range(0, segment.elements, step):
             begins = tuple(begin + first * segment.dtype.itemsize for begin in segment.begins[1:])
-            yield _Piece(segment.dtype, begins, min(longest, segment.elements - first))
+            yield _Piece(segment.dtype, begins, min(step, segment.elements - first), segment.group)
 
 
 class _Sources:
@@ -109,17 +127,15 @@ class _Sources:
         return read
 
 
-def _averaged(
-    pieces: Iterator[_Piece], sources: _Sources, kernel: Callable[[], Kernel | SortingKernel], threads: int,
-) -> Iterator[NDArray[Any]]:
-    """The pieces' averages in their order, a few at a time in flight."""
+def _computed(pieces: Iterator[_Piece], sources: _Sources, makers: Mapping[bool, MakeKernel], threads: int) -> Iterator[NDArray[Any]]:
+    """The pieces' results in their order, a few at a time in flight."""
     kernels = local()
 
     def work(piece: _Piece) -> NDArray[Any]:
-        if not hasattr(kernels, "own"):
-            kernels.own = kernel()
-        mean: NDArray[Any] = kernels.own.average(sources.reader(piece), piece.dtype, piece.elements)
-        return mean
+        own: dict[bool, Kernel] = kernels.__dict__.setdefault("own", {})
+        if piece.learnt not in own:
+            own[piece.learnt] = makers[piece.learnt]()
+        return own[piece.learnt].compute(sources.reader(piece), piece.dtype, piece.elements)
 
     if threads == 1:
         yield from map(work, pieces)

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
-from fedhelp_core.algorithm.averaging import MEAN, Rule, shares_of
+from fedhelp_core.algorithm.averaging import MEAN, Rule
+from fedhelp_core.algorithm.server import BEFORE, MODEL, PARTS, Answers, Part, Source, computations, last
 from fedhelp_core.errors import AccessDenied, ConfigError, NotFound, PermanentError, QuorumLost, WeightsError
-from fedhelp_core.protocol.averaging import average_files
+from fedhelp_core.protocol.averaging import compute_file
 from fedhelp_core.protocol.documents import Commit, Moved, UpdateManifest, said, utc_now
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.protocol.update_check import Terms, check_manifest, check_update
 from fedhelp_core.store.waiting import Poller
-from fedhelp_core.weights.check import Checked
+from fedhelp_core.weights.check import Checked, check_weights_file
 from fedhelp_core.weights.comparison import Compared, compare
 from fedhelp_core.weights.file import WeightsFile
-from fedhelp_core.weights.outliers import far_movers, odd_statistics, opposed
+from fedhelp_core.weights.outliers import far_movers, loud_steppers, odd_statistics, opposed
 
 OnEvent = Callable[[dict[str, object]], None]
 """Called with {"event": "update_accepted" | "update_refused" | "silo_absent" | "round_committed", "round": r, …}."""
@@ -32,7 +35,7 @@ _WRITTEN_TO = "is written to again and again; it must not be after it has its na
 def close_round(
     run: Run, round: int, samples: Mapping[str, int], *, min_silos: int, deadline_s: float, terms: Terms,
     weighting: Literal["uniform", "samples"] = "uniform", rule: Rule = MEAN, on_event: OnEvent | None = None, workdir: Path | None = None,
-    keep_updates: bool = False,
+    keep_updates: bool = False, steps: Mapping[str, int] | None = None,
 ) -> Commit:
     """Wait for the updates of the silos in `samples`, check each, average them in that order, and commit the round. For the hub.
 
@@ -42,7 +45,8 @@ def close_round(
     `workdir`: where the average (one model) is written before it goes to the store; null: the store's own folder where it has
     one, else the system's. `keep_updates`: False removes the weights that silos sent to the round before, which its commit has
     made useless, while this round's silos train: they say more about one hospital than an average does, and S silos times R
-    rounds of them fill a disk. Their manifests and hashes stay.
+    rounds of them fill a disk. Their manifests and hashes stay. `steps`: silo -> optimizer steps of a round, by its images as check counted
+    them; null: batches in one pass.
 
     Raises:
         QuorumLost: fewer than `min_silos` good updates; the run is aborted with that reason. Refused updates' manifests are
@@ -57,7 +61,10 @@ def close_round(
         raise NotFound(f"run {run.run_id!r}: round {round} cannot be closed before round {round - 1} is committed")
     if not keep_updates:
         run.drop_weights(round - 1)
-    closing = _Closing(run, round, samples, previous, max(1, min_silos), terms, on_event or (lambda _event: None))
+    if previous.server_state:
+        run.drop_server_state(round - 2)  # of the round before a late silo may still be reading
+    steps = steps or {silo: math.ceil(count / terms.batch_size) for silo, count in samples.items()}
+    closing = _Closing(run, round, samples, steps, previous, max(1, min_silos), terms, on_event or (lambda _event: None))
     try:
         return closing.wait(deadline_s) or closing.commit(weighting, rule, workdir)
     except NotFound:  # another hub was faster, and has removed what this one was about to average
@@ -72,11 +79,13 @@ class _Closing:
     """One round being closed: who has answered, who will not."""
 
     def __init__(
-        self, run: Run, round: int, samples: Mapping[str, int], previous: Commit, min_silos: int, terms: Terms, on_event: OnEvent,
+        self, run: Run, round: int, samples: Mapping[str, int], steps: Mapping[str, int], previous: Commit, min_silos: int, terms: Terms,
+        on_event: OnEvent,
     ) -> None:
         self._run = run
         self._round = round
         self._samples = samples
+        self._steps = steps
         self._silos = tuple(samples)
         self._previous = previous
         self._min_silos = min_silos
@@ -88,6 +97,7 @@ class _Closing:
         self._files: dict[str, Path] = {}
         self._checked: dict[str, Checked] = {}
         self._compared: dict[str, Compared] = {}
+        self._recalled: dict[Part, Path] = {}
         self._absent: dict[str, str] = {}
         self._refused: dict[str, str] = {}
 
@@ -109,20 +119,22 @@ class _Closing:
 
     def commit(self, weighting: Literal["uniform", "samples"], rule: Rule, workdir: Path | None) -> Commit:
         """Refuse who is unlike all others, average the other good updates and make the round real."""
-        self._refuse_outliers()
-        shares, key, sha256 = self._average(weighting, rule, workdir)
+        self._refuse_outliers(rule)
+        for part, sha256 in self._previous.server_state.items():
+            self._recalled[part] = self._run.store.fetch(self._run.keys.server_state(self._round, part, sha256), self._terms.max_bytes)
+        shares, key, sha256, state = self._compute(weighting, rule, workdir)
         commit = self._run.make_real(Commit(
             round=self._round, global_key=key, global_sha256=sha256, spec=self._previous.spec, participants=tuple(shares), shares=shares,
             absent=_in_order(self._absent, self._silos), refused=_in_order(self._refused, self._silos),
             metrics={silo: _metrics(self._manifests[silo], self._samples[silo]) for silo in shares},
             norms={silo: self._moved(silo) for silo in shares},
-            previous_sha256=self._previous.global_sha256, created=utc_now()))
+            server_state=state, previous_sha256=self._previous.global_sha256, created=utc_now()))
         self._tell("round_committed", participants=list(commit.participants), global_sha256=commit.global_sha256)
         return commit
 
     def release(self) -> None:
         """Drop local copies of what came from a bucket."""
-        for path in [*self._files.values(), self._reference]:
+        for path in [*self._files.values(), *self._recalled.values(), self._reference]:
             self._run.store.release(path)
 
     def _look(self, poller: Poller) -> Commit | None:
@@ -171,13 +183,15 @@ class _Closing:
         self._manifests[silo] = manifest
         self._tell("update_accepted", silo=silo, bytes=manifest.size_bytes, samples=self._samples[silo], loss=manifest.loss)
 
-    def _refuse_outliers(self) -> None:
+    def _refuse_outliers(self, rule: Rule) -> None:
         """Who moved much farther than the others of this round, then who is unlike those who are left."""
         terms, spec = self._terms, self._previous.spec
         batches = {silo: math.ceil(samples / terms.batch_size) for silo, samples in self._samples.items()}
         checked = {silo: self._checked[silo] for silo in self._manifests}
         if terms.max_norm_ratio is not None:
             self._refuse_all(far_movers(checked, spec, batches, bound=terms.max_norm_ratio))
+            if rule.by_steps:
+                self._refuse_all(loud_steppers({silo: checked[silo] for silo in self._manifests}, self._steps, bound=terms.max_norm_ratio))
         if terms.max_statistics_ratio is None and terms.min_direction is None:
             return
         self._compare()
@@ -239,37 +253,66 @@ class _Closing:
             self._run.take_back_update(silo, self._round)
         raise QuorumLost(reason)
 
-    def _average(self, weighting: Literal["uniform", "samples"], rule: Rule, workdir: Path | None) -> tuple[dict[str, float], str, str]:
-        """Shares by participant, key and sha256 of the stored average of the very bytes that were checked.
+    def _compute(
+        self, weighting: Literal["uniform", "samples"], rule: Rule, workdir: Path | None,
+    ) -> tuple[dict[str, float], str, str, dict[Part, str]]:
+        """Shares by participant, key and sha256 of the next model, sha256 of what is remembered; all stored, of the very bytes that were checked.
 
-        Whoever may write to a folder can write to a file that was checked. What changed meanwhile is checked again, and averaged
+        Whoever may write to a folder can write to a file that was checked. What changed meanwhile is checked again, and computed
         again; a file that never rests is refused.
         """
-        with self._run.store.scratch_file(workdir) as path:
-            for last in (False, False, True, *[True] * len(self._silos)):
+        with ExitStack() as stack:
+            made: dict[str, Path] = defaultdict(lambda: stack.enter_context(self._run.store.scratch_file(workdir)))
+            for last_turn in (False, False, True, *[True] * len(self._silos)):
                 self._require_quorum()
                 participants = [silo for silo in self._silos if silo in self._manifests]
-                shares = shares_of([self._samples[silo] for silo in participants], weighting)
-                files, sha256 = [self._files[silo] for silo in participants], None
+                answers = Answers.of(participants, self._samples, self._steps, weighting)
+                found: dict[str, str] = {}
                 try:
-                    sha256 = average_files(files, shares, path, self._previous.spec.architecture, rule=rule)
+                    found = self._computed(rule, answers, [self._files[silo] for silo in participants], made)
                 except (NotFound, WeightsError) as e:
                     if self._run.is_committed(self._round):
                         raise NotFound("another hub has committed the round, and removed its updates") from e
                     if all(map(self._rests, participants)):
                         raise
                 changed = [silo for silo in participants if not self._rests(silo)]
-                if not changed and sha256 is not None:
-                    key = self._run.keys.global_model(self._round + 1, sha256)
-                    self._run.store.give(key, path)
-                    return dict(zip(participants, shares, strict=True)), key, sha256
+                if not changed and found:
+                    return dict(zip(participants, answers.shares, strict=True)), *self._stored(found, made)
                 for silo in changed:
                     manifest = self._manifests.pop(silo)
-                    if last:
+                    if last_turn:
                         self._refuse(silo, f"{self._files[silo]}: {_WRITTEN_TO}")
                     else:
                         self._take_in(silo, manifest)
             raise AssertionError("unreachable: every last turn refuses a silo")
+
+    def _computed(self, rule: Rule, answers: Answers, updates: Sequence[Path], made: Mapping[str, Path]) -> dict[str, str]:
+        """The rule's computations, each written to its place in `made`: their sha256."""
+        at: dict[Source, Path] = {
+            BEFORE: self._reference, **dict(enumerate(updates)), **{last(part): path for part, path in self._recalled.items()}}
+        found = {}
+        for one in computations(rule, answers, self._recalled):
+            found[one.name] = compute_file(one, [at[source] for source in one.sources], made[one.name], self._previous.spec.architecture)
+            at[one.name] = made[one.name]
+        if rule.looks_back:
+            self._require_own_files()
+        return found
+
+    def _require_own_files(self) -> None:
+        """What the hub itself brought into the round is still what it wrote; looked at afterwards, so that nobody changes it in between."""
+        own = [(self._reference, self._previous.global_sha256), *((path, self._previous.server_state[part]) for part, path in self._recalled.items())]
+        for path, sha256 in own:
+            check_weights_file(path, spec=self._previous.spec, max_bytes=self._terms.max_bytes, sha256=sha256)
+
+    def _stored(self, found: Mapping[str, str], made: Mapping[str, Path]) -> tuple[str, str, dict[Part, str]]:
+        """Key and sha256 of the next model, and sha256 by part of what is remembered."""
+        run, after = self._run, self._round + 1
+        state = {part: found[part] for part in PARTS if part in found}
+        for part, sha256 in state.items():
+            run.store.give(run.keys.server_state(after, part, sha256), made[part])
+        key = run.keys.global_model(after, found[MODEL])
+        run.store.give(key, made[MODEL])
+        return key, found[MODEL], state
 
     def _rests(self, silo: str) -> bool:
         """Whether the silo's file is still the one that was checked."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
 
+from fedhelp_core.algorithm.server import Part
 from fedhelp_core.errors import NotFound, PermanentError, WeightsError
 from fedhelp_core.printable import printable_lines
 from fedhelp_core.protocol.keys import NAME
@@ -249,6 +251,8 @@ class Commit(Document):
     """By participant: samples as check counted them, loss, and what the silo's manifest says."""
     norms: BySilo[Moved] = field(default_factory=dict)
     """How far each update moved from the global model, by participant; empty where nobody looked."""
+    server_state: Annotated[dict[Part, Sha256], Field(exclude_if=operator.not_)] = field(default_factory=dict)
+    """What the hub remembers of this round beside the model (algorithm/server.py), by its file's sha256; mostly nothing, and then not written."""
     previous_sha256: Sha256OrNone = ""
     """sha256 of the model that this round started from; '' in commit 0."""
     created: Time = ""

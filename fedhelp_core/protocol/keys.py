@@ -95,6 +95,10 @@ class RunKeys:
         """The model that `round` starts from."""
         return f"{self.round(round)}global-{sha256[:_SHA_SHOWN]}.safetensors"
 
+    def server_state(self, round: int, part: str, sha256: str) -> str:
+        """What the hub remembers as `round` starts. Its name begins as the model's does: who may read the one may read the other."""
+        return f"{self.round(round)}global-{part}-{sha256[:_SHA_SHOWN]}.safetensors"
+
     def updates(self, round: int) -> str:
         """Prefix of the round's updates: manifests and weights."""
         return f"{self.round(round)}updates/"

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedhelp_core.algorithm.server import PARTS, Part
 from fedhelp_core.config.files import mapping_in
 from fedhelp_core.disk import digest_of
 from fedhelp_core.errors import NotFound, PermanentError, RunAborted, RunConflict
@@ -142,6 +143,21 @@ class Run:
         """A local file of the model after `commit`, not verified; `Store.release` drops a bucket's copy."""
         return self.store.fetch(commit.global_key, max_bytes)
 
+    def server_state(self, commit: Commit, part: Part, *, max_bytes: int) -> Weights | None:
+        """What the hub remembers after `commit`, its hash and spec verified; None if it remembers no such part.
+
+        Raises:
+            WeightsError: the object is damaged or larger than `max_bytes`.
+        """
+        if part not in commit.server_state:
+            return None
+        sha256 = commit.server_state[part]
+        path = self.store.fetch(self.keys.server_state(commit.round + 1, part, sha256), max_bytes)
+        try:
+            return read_weights(path, expected=commit.spec, max_bytes=max_bytes, sha256=sha256)
+        finally:
+            self.store.release(path)
+
     def require_start(self, commit: Commit, drawn_sha256: str) -> None:
         """Hold commit 0 against the model that silos draw from the seed: whoever came first wrote it, and may have written another.
 
@@ -225,6 +241,13 @@ class Run:
         """Remove the weights of a committed round's updates, those of killed submissions included."""
         for key in self.store.list(self.keys.updates(round)):
             if key.endswith(".safetensors"):
+                self.store.delete(key)
+
+    def drop_server_state(self, round: int) -> None:
+        """Remove what the hub remembered as `round` started; the model stays."""
+        prefixes = tuple(self.keys.server_state(round, part, "").removesuffix(".safetensors") for part in PARTS)
+        for key in self.store.list(self.keys.global_model(round, "").removesuffix(".safetensors")):
+            if key.startswith(prefixes):
                 self.store.delete(key)
 
     def mark_absent(self, silo: str, round: int, reason: str) -> None:
@@ -355,8 +378,9 @@ class Run:
         expected = self.keys.global_model(round + 1, commit.global_sha256)
         if commit.global_key != expected:
             raise PermanentError(f"{key}: global_key: {expected!r} expected, got {commit.global_key[:200]!r}; the store was tampered with")
-        if round == 0 and (commit.participants or commit.shares or commit.absent or commit.refused or commit.metrics or commit.previous_sha256):
-            raise PermanentError(f"{key}: the start has no participants, absent or refused silos; the store was tampered with")
+        if round == 0 and (commit.participants or commit.shares or commit.absent or commit.refused or commit.metrics or commit.previous_sha256
+                           or commit.server_state):
+            raise PermanentError(f"{key}: the start has no participants, absent or refused silos, and no state; the store was tampered with")
 
     def _remember(self, commit: Commit) -> None:
         if self._newest is None or commit.round > self._newest.round:

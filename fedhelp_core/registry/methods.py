@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Method = Literal["local", "fedavg", "fedprox", "fedhelp", "fedhelp-no-api", "fedhelp-no-rank", "fedhelp-symmetric", "fedhelp-one-way"]
+Method = Literal[
+    "local", "fedavg", "fedprox", "scaffold", "fedhelp", "fedhelp-no-api", "fedhelp-no-rank", "fedhelp-symmetric", "fedhelp-one-way"]
 METHODS: tuple[str, ...] = get_args(Method)
 
 
@@ -24,6 +25,8 @@ class MethodParts:
     """The rank term, Eq 5."""
     proximal: bool = False
     """FedProx's pull to the global model."""
+    control_variates: bool = False
+    """SCAFFOLD's correction of each gradient; the hub keeps the mean of the silos' control variates."""
     averaged: bool = True
     """Updates are averaged; False for `local`."""
 
@@ -39,6 +42,7 @@ METHOD_PARTS: Mapping[str, MethodParts] = {
     "local": MethodParts(averaged=False),
     "fedavg": MethodParts(),
     "fedprox": MethodParts(proximal=True),
+    "scaffold": MethodParts(control_variates=True),
     "fedhelp": MethodParts(soft_labels=True, large_model=True, help_large=True, rank=True),
     "fedhelp-no-api": MethodParts(large_model=True, help_large=True, rank=True),
     "fedhelp-no-rank": MethodParts(soft_labels=True, large_model=True, help_large=True),

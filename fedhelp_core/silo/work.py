@@ -18,12 +18,13 @@ import torch
 from fedhelp_core.algorithm.inference import Evaluated, EvaluationData, evaluated_models
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, Weights, carried_over, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic
+from fedhelp_core.algorithm.scaffold import taken_back
 from fedhelp_core.config.federation import Federation, federation_in
 from fedhelp_core.config.silo import SiloConfig
 from fedhelp_core.config.start import StartConfig
 from fedhelp_core.data.arrays import SiloArrays, load_silo_arrays
 from fedhelp_core.disk import disk_errors, require_locks
-from fedhelp_core.errors import ConfigError, NotFound
+from fedhelp_core.errors import ConfigError, NotFound, PermanentError
 from fedhelp_core.objectives.metrics import mean_interval
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
@@ -127,8 +128,9 @@ class Silo:
         state, data = self._state_after(commit), self._training_data()
         if not state.round:  # its first round of this run
             state = self._first_state(data)
+        control = self._control_variate(commit)
         phases.end("load")
-        result = local_update(weights, state, data, self.settings, round_number=number, progress=self._progress(number))
+        result = local_update(weights, state, data, self.settings, round_number=number, progress=self._progress(number), control=control)
         phases.end("train")
         self.state.save(result.state)
         phases.end("save")
@@ -177,7 +179,30 @@ class Silo:
                         + (f"nothing after round {state.round}" if state.round else "no state of this run")
                         + "; bring the volume back as it was, or start a run with another id")
                 raise NotFound(f"{self.state.folder}: {said}", public=said)
-        return state
+        return self._as_the_hub_took_it(state, commit)
+
+    def _as_the_hub_took_it(self, state: SiloState, commit: Commit) -> SiloState:
+        """`state`, its control variate without the last round where the hub left that out: the silos' mean at the hub has none of it."""
+        if not METHOD_PARTS[self.federation.algorithm.method].control_variates or not state.round:
+            return state
+        its_last = commit if commit.round == state.round else self.run.commit(state.round)
+        if its_last is None or self.config.name in its_last.participants:
+            return state
+        return SiloState(round=state.round, tensors=taken_back(state.tensors))
+
+    def _control_variate(self, commit: Commit) -> Weights | None:
+        """What the hub remembers of all silos' control variates; None: nothing yet, or the method has none.
+
+        Raises:
+            PermanentError: the commit lacks what each round of the method leaves behind.
+        """
+        if not METHOD_PARTS[self.federation.algorithm.method].control_variates:
+            return None
+        control = self.run.server_state(commit, "control", max_bytes=self.federation.protocol.max_update_bytes)
+        if control is None and commit.round:
+            said = f"run {self.run.run_id!r}: the commit of round {commit.round} has no control variate, which SCAFFOLD needs; ask the hub"
+            raise PermanentError(said, public=said)
+        return control
 
     def _evaluation_data(self) -> EvaluationData:
         test, validation = self.arrays.test, self.arrays.validation

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedhelp_core.errors import WeightsError
 from fedhelp_core.weights.file import CHUNK_BYTES, Stamp, WeightsFile, require_digest
-from fedhelp_core.weights.header import Header, TensorEntry, WeightsSpec, quoted
+from fedhelp_core.weights.header import Header, TensorEntry, WeightsSpec, is_statistic, quoted
 from fedhelp_core.weights.segments import common_segments
 
 _COUNTS_PER_ROUND = 2**31
@@ -40,11 +40,6 @@ class Checked:
     def statistics(self) -> float:
         """Over running means and variances."""
         return math.hypot(*(norm for name, norm in self.norms.items() if is_statistic(name)))
-
-
-def is_statistic(name: str) -> bool:
-    """Whether a tensor is counted by a batch norm rather than learnt (PyTorch's own names)."""
-    return name.endswith((".running_mean", ".running_var"))
 
 
 def check_weights_file(

@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhelp_core.weights.check import is_statistic
 from fedhelp_core.weights.file import WeightsFile
-from fedhelp_core.weights.header import Header, WeightsSpec, canonical_header, numpy_dtype
+from fedhelp_core.weights.header import Header, WeightsSpec, canonical_header, is_statistic, numpy_dtype
 
 Floats = NDArray[np.float64]
 _Run = tuple[int, np.dtype[Any], int]

@@ -40,6 +40,11 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(_DTYPES[name])
 
 
+def is_statistic(name: str) -> bool:
+    """Whether a tensor is counted by a batch norm rather than learnt (PyTorch's own names)."""
+    return name.endswith((".running_mean", ".running_var"))
+
+
 @dataclass(frozen=True)
 class WeightsSpec:
     """What a weights file must look like: architecture name, and dtype name ('F32') and shape of every tensor."""

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedhelp_core.weights.check import Checked, is_statistic
+from fedhelp_core.weights.check import Checked
 from fedhelp_core.weights.comparison import Compared
-from fedhelp_core.weights.header import WeightsSpec, quoted
+from fedhelp_core.weights.header import WeightsSpec, is_statistic, quoted
 
 _ONE_TENSOR = 2.0  # times the bound of all together: honest silos' farthest tensors lie 2.3 times beyond their whole
 _MOST_BATCHES = 25.0  # medians: who says of itself that it has a thousand times the images is granted five times the length, not thirty
@@ -29,6 +29,21 @@ def far_movers(found: Mapping[str, Checked], spec: WeightsSpec, batches: Mapping
         " (protocol.max_norm_ratio) expected; a damaged or a hostile update, or a silo unlike all others"
         for silo, (part, times, most) in _beyond(
             norms, _sizes(spec, statistics=False), batches, "trained weights", bound, _ONE_TENSOR * bound).items()}
+
+
+def loud_steppers(found: Mapping[str, Checked], steps: Mapping[str, int], *, bound: float) -> dict[str, str]:
+    """Silo -> why its update is refused, where one counts by what it changed in a step: that is more than 5 times `bound` medians.
+
+    Who says of itself that it takes few steps is loud then. Honest steps point in ever other directions, so a twenty-fifth of the median's
+    steps make a silo five times as loud: as many as `far_movers` believes in the other direction.
+    """
+    changes = {silo: one.trainable / steps[silo] for silo, one in found.items()}
+    usual, most = float(np.median(list(changes.values()))) if changes else 0.0, bound * math.sqrt(_MOST_BATCHES)
+    return {
+        silo: f"its trained weights moved {change / usual:.3g} times as far in a step as is usual in this round, at most {most:g} times"
+        f" (5 times protocol.max_norm_ratio) expected where updates count by their steps; it has {steps[silo]} a round: its check may have"
+        " counted too few images, or aggregation 'mean' fits this federation better"
+        for silo, change in changes.items() if usual > 0 and change > most * usual}
 
 
 def odd_statistics(found: Mapping[str, Compared], spec: WeightsSpec, batches: Mapping[str, int], *, bound: float) -> dict[str, str]:

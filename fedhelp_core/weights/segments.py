@@ -5,6 +5,7 @@ Called by the check of one file and by the averaging of many. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import numpy as np
 
 from fedhelp_core.weights.header import Header, numpy_dtype
+
+Belongs = Callable[[str, np.dtype[Any]], bool]
+"""Tensor's name and dtype -> which of two groups it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,13 @@ class Segment:
     dtype: np.dtype[Any]
     begins: tuple[int, ...]
     elements: int
+    group: bool = False
+    """What `belongs` says of all its tensors."""
 
 
 @lru_cache(maxsize=8)
-def common_segments(headers: tuple[Header, ...]) -> tuple[Segment, ...]:
-    """The data of files of one spec as few long segments, in the order of the first file's bytes.
+def common_segments(headers: tuple[Header, ...], belongs: Belongs | None = None) -> tuple[Segment, ...]:
+    """The data of files of one spec as few long segments, in the order of the first file's bytes; none with tensors of both groups.
 
     97 tensors that lie alike in all files are one segment per dtype, so that a small model costs few calls.
     """
@@ -35,10 +41,11 @@ def common_segments(headers: tuple[Header, ...]) -> tuple[Segment, ...]:
         dtype = numpy_dtype(entry.dtype)
         begins = tuple(table[entry.name] for table in tables)
         elements = (entry.end - entry.begin) // dtype.itemsize
-        if segments and segments[-1].dtype == dtype:
+        group = belongs is not None and belongs(entry.name, dtype)
+        if segments and (segments[-1].dtype, segments[-1].group) == (dtype, group):
             last = segments[-1]
             if all(b + last.elements * dtype.itemsize == begin for b, begin in zip(last.begins, begins, strict=True)):
-                segments[-1] = Segment(dtype, last.begins, last.elements + elements)
+                segments[-1] = Segment(dtype, last.begins, last.elements + elements, group)
                 continue
-        segments.append(Segment(dtype, begins, elements))
+        segments.append(Segment(dtype, begins, elements, group))
     return tuple(segments)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fedhelp_core.algorithm import averaging as arithmetic
+from fedhelp_core.algorithm import kernels as arithmetic
 from fedhelp_core.algorithm.averaging import Rule, average_arrays
 from fedhelp_core.errors import StorageFull, WeightsError
 from fedhelp_core.protocol import averaging
