@@ -35,9 +35,8 @@ from fedhelp_core.protocol.run import Run
 from fedhelp_core.protocol.update_check import Terms
 from fedhelp_core.store.local import LocalStore
 from fedhelp_core.study.study import load_simulated_silos
-from fedhelp_core.weights.header import is_statistic
 from fedhelp_core.weights.comparison import directions, distances
-from fedhelp_core.weights.header import Weights
+from fedhelp_core.weights.header import Weights, is_statistic
 
 POISONER = 2  # of the demo's silos: neither the largest nor the smallest
 TOLERANCE = 0.02

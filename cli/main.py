@@ -146,7 +146,9 @@ def open_(federation: Path | None, run_id: str | None, mlflow: bool) -> None:
 @click.option("--demo", type=click.Path(file_okay=False, path_type=Path), help=_DEMO_HELP)
 @click.option("--task", help=_TASK_HELP)
 @click.option("--methods", default="local,fedavg,fedprox,fedhelp,fedhelp-no-api,fedhelp-no-rank,fedhelp-symmetric,fedhelp-one-way",
-              show_default=True, help="Compared methods, comma-separated.")
+              show_default=True,
+              help="Compared methods, comma-separated: also scaffold, and with another step of the hub fedavgm, fedadam, fedyogi, fednova, or"
+                   " METHOD+momentum, +adam, +yogi, +fednova.")
 @click.option("--seeds", default="1,2,3,4,5", show_default=True, help="Seeds, comma-separated.")
 @click.option("--normalisation", "normalisations", default="shared,silo", show_default=True, help="Where batch norms live, comma-separated.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes; each cell of the study runs in one.")

@@ -16,7 +16,7 @@ FIELDS = {
 
 # kfp 2.17 cannot express enumerations in Python: `fedhelp compile` writes them into the YAML, and the UI shows menus.
 LITERALS = {
-    "method": ["fedhelp", "fedavg", "fedprox", "fedhelp-no-api", "fedhelp-no-rank", "fedhelp-symmetric", "fedhelp-one-way"],
+    "method": ["fedhelp", "fedavg", "fedprox", "scaffold", "fedhelp-no-api", "fedhelp-no-rank", "fedhelp-symmetric", "fedhelp-one-way"],
     "normalisation": ["shared", "silo"],
     "promotion_mode": ["gate", "manual"],
 }

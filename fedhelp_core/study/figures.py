@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fedhelp_core.registry.metrics import Metric
-from fedhelp_core.study.study import SAME_MATHEMATICS, StudyResult
+from fedhelp_core.study.compared import SAME_MATHEMATICS, compared
+from fedhelp_core.study.study import StudyResult
 from fedhelp_core.study.table import Row, curve, rows_of
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 FIGURE_1_METHODS = ("local", "fedavg", "fedhelp")
 _COLOURS = {
     "local": "#a9b6c8", "fedavg": "#e0953a", "fedprox": "#b0367f", "fedhelp": "#2a6fdb",
+    "scaffold": "#8a6d3b", "fedavg+momentum": "#c4553b", "fedavg+adam": "#d98fb8", "fedavg+yogi": "#6b8f23", "fedavg+fednova": "#2f9fb5",
     "fedhelp-no-api": "#1a9a72", "fedhelp-no-rank": "#7a5bd0", "fedhelp-one-way": "#4a7f96",
 }
 _STYLE: dict[str, Any] = {
@@ -118,7 +120,7 @@ def _legend_above(figure: Figure, panel: Axes, columns: int) -> None:
 
 
 def _colour(method: str) -> str:
-    return _COLOURS.get(method, "#5a6472")
+    return _COLOURS.get(compared(method).computed_as, "#5a6472")
 
 
 def _save(figure: Figure, stem: Path) -> list[Path]:

@@ -38,12 +38,12 @@ from fedhelp_core.errors import ConfigError, RetryableError
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.processes import die_with_parent
 from fedhelp_core.protocol.kinds import resolve_kinds
-from fedhelp_core.registry.methods import METHOD_PARTS, METHODS
 from fedhelp_core.registry.metrics import Metric
 from fedhelp_core.silo.work import content_digest, device_for
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
 from fedhelp_core.store.open import open_store
 from fedhelp_core.study.cell_results import results_beside, write_results
+from fedhelp_core.study.compared import compared
 from fedhelp_core.study.timing import StudyTime, cost_of, left_after, seconds_a_round, timed_round
 from fedhelp_core.weights.file import fingerprint
 
@@ -55,8 +55,6 @@ LoadSilos = Callable[[], Silos]
 OnRound = Callable[[int], None]
 
 _FORMAT = 4  # of a cell's file; raised when the meaning of its numbers changes
-SAME_MATHEMATICS = {"fedhelp-symmetric": "fedhelp-no-rank"}
-"""Methods that docs/algorithm.md defines as the same computation: done once, shown under both names."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -64,14 +62,14 @@ class Cell:
     """One simulation of the study."""
 
     method: str
+    """A row, as compared.py has it."""
     normalisation: str
     seed: int
 
     def computed_as(self) -> Cell:
         """The cell whose numbers this one has: `local` averages nothing, so where batch norms live makes no difference to it."""
-        method = SAME_MATHEMATICS.get(self.method, self.method)
-        normalisation = self.normalisation if METHOD_PARTS[method].averaged else "silo"
-        return Cell(method=method, normalisation=normalisation, seed=self.seed)
+        row = compared(self.method)
+        return Cell(method=row.computed_as, normalisation=self.normalisation if row.parts.averaged else "silo", seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +147,7 @@ def planned_cells(methods: Sequence[str], seeds: Sequence[int], normalisations: 
     Raises:
         ConfigError: an unknown method or normalisation, an empty list, or a value given twice.
     """
-    problems = _unknown("methods", methods, METHODS) + _unknown("normalisations", normalisations, ("shared", "silo"))
+    problems = _unknown_rows(methods) + _unknown("normalisations", normalisations, ("shared", "silo"))
     problems += [f"{name}: at least one value expected" for name, values in (
         ("methods", methods), ("seeds", seeds), ("normalisations", normalisations)) if not values]
     problems += [f"seeds: {seed} is given twice" for seed in sorted({s for s in seeds if list(seeds).count(s) > 1})]
@@ -179,7 +177,7 @@ def run_study(
         raise ConfigError("start: a study draws every start from its own seed; take `start` out, or give --set start=seed")
     federations = {cell: federation_of(federation, cell) for cell in planned}
     if load is None:
-        soft_labels = any(METHOD_PARTS[cell.method].soft_labels for cell in planned)
+        soft_labels = any(compared(cell.method).parts.soft_labels for cell in planned)
         sha256 = distillation_sha256 or (prefetched(federation) if soft_labels else None)
         load = partial(load_simulated_silos, federation, distillation_sha256=sha256)
     fix_arithmetic(federation.runtime.threads)  # volumes are resampled with PyTorch
@@ -206,7 +204,7 @@ def run_study(
 def federation_of(federation: Federation, cell: Cell) -> Federation:
     """The federation that `cell` simulates."""
     return federation.override(**{
-        "algorithm.method": cell.method, "algorithm.normalisation": cell.normalisation, "runtime.seed": cell.seed})
+        **compared(cell.method).settings, "algorithm.normalisation": cell.normalisation, "runtime.seed": cell.seed})
 
 
 def load_simulated_silos(
@@ -316,7 +314,7 @@ def _compute(work: _Work, cell: Cell, silos: Silos, on_round: OnRound) -> None:
 def _write_cell(path: Path, cell: Cell, silos: Silos, result: SimulationResult, seconds: float, proxy_model: str) -> None:
     """Atomic: a reader, or a study that was killed here, finds the whole file or none."""
     write_results(results_beside(path), result.evaluated)
-    averaged = METHOD_PARTS[cell.method].averaged
+    averaged = compared(cell.method).parts.averaged
     document = {
         "format": _FORMAT,
         "cell": {"method": cell.method, "normalisation": cell.normalisation, "seed": cell.seed},
@@ -442,6 +440,16 @@ def _progress_bar(console: Console | None, planned: Sequence[Cell], todo: Sequen
                     console.print(f"{text} normalisation {cell.normalisation}{left}", highlight=False)
 
         yield advance
+
+
+def _unknown_rows(rows: Sequence[str]) -> list[str]:
+    problems = []
+    for row in rows:
+        try:
+            compared(row)
+        except ConfigError as e:
+            problems += e.problems
+    return problems
 
 
 def _unknown(field: str, values: Sequence[str], known: Sequence[str]) -> list[str]:

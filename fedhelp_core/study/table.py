@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedhelp_core.registry.metrics import Metric, beside
-from fedhelp_core.study.study import SAME_MATHEMATICS, CellResult, StudyResult
+from fedhelp_core.study.compared import SAME_MATHEMATICS
+from fedhelp_core.study.study import CellResult, StudyResult
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fedhelp_core.report.text import duration
+from fedhelp_core.study.compared import compared
 
 # Rough cost of a round beside fedavg's, by the time that docs/results.md measured.
-_COST = {"local": 1.0, "fedavg": 1.0, "fedprox": 1.1}
+_COST = {"local": 1.0, "fedavg": 1.0, "fedprox": 1.1, "scaffold": 1.1}
 _COST_FEDHELP = 2.5
 _WORTH_TIMING = 100  # rounds in all: timing one is then at most a hundredth of the study
 
@@ -25,7 +26,7 @@ class Costly(Protocol):
 
 def cost_of(cell: Costly) -> float:
     """Of a round, in rounds of fedavg."""
-    return _COST.get(cell.method, _COST_FEDHELP)
+    return _COST.get(compared(cell.method).method, _COST_FEDHELP)
 
 
 @dataclass(frozen=True, kw_only=True)
