@@ -50,7 +50,10 @@ def run_components(tiny: TinyFederation, processes: Processes, run_id: str) -> s
     {"algorithm__normalisation": "silo"},
     {"algorithm__normalisation": "shared", "algorithm__weighting": "samples"},
     {"algorithm__method": "fedavg", "silos__0__dispatch__residency": "round", "silos__1__dispatch__residency": "round"},
-], ids=["fedhelp-silo", "fedhelp-shared-samples", "fedavg-residency-round"])
+    {"algorithm__method": "scaffold", "algorithm__optimizer__kind": "sgd", "algorithm__optimizer__learning_rate": 0.05,
+     "silos__2__dispatch__residency": "round"},
+    {"algorithm__server_optimizer__kind": "adam", "algorithm__aggregation": "fednova", "algorithm__weighting": "samples"},
+], ids=["fedhelp-silo", "fedhelp-shared-samples", "fedavg-residency-round", "scaffold", "fedhelp-adam-fednova"])
 def test_simulation_driver_kfp_and_concurrent_components_end_with_the_same_bits(
     changes: dict[str, object], make_tiny: Callable[..., TinyFederation], processes: Processes,
 ) -> None:

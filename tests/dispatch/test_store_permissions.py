@@ -108,6 +108,11 @@ def test_the_policy_allows_all_that_a_silos_run_asks_for(
     assert sorted(one for one in asked if not allowed(*one)) == []
 
 
+def test_the_policy_allows_a_hospital_to_read_scaffolds_control_variate_and_not_to_write_it(allowed: Allowed) -> None:
+    key = RunKeys("a-run").server_state(3, "control", "0" * 64)
+    assert allowed("s3:GetObject", key) and not allowed("s3:PutObject", key)
+
+
 def test_the_policy_allows_a_hospital_to_read_what_became_champion(tmp_path: Path, allowed: Allowed) -> None:
     hub = LocalStore(tmp_path / "store")
     keys = ModelKeys("chest")
