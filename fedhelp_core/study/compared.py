@@ -1,4 +1,4 @@
-"""What a row of a study compares: a method, which is what silos run, and perhaps another step of the hub (docs/decisions/0031).
+"""What a row of a study compares: a method, which is what silos run, and perhaps another step of the hub (docs/decisions/0034).
 
 A row is a method's name, `METHOD+STEP`, or one of the names that the literature has for FedAvg with such a step. Called by study.py.
 """

@@ -20,6 +20,7 @@ from fedhelp_core.algorithm.local_update import (
 )
 from fedhelp_core.algorithm.randomness import generator_for
 from fedhelp_core.config.algorithm import AlgorithmConfig
+from fedhelp_core.config.federation import parse_federation
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import DataError, GlobalModelDiverges, RetryableError, WeightsError
 from fedhelp_core.models.build import build_model, build_public_head, normalisation_keys
@@ -115,6 +116,22 @@ def test_optimizers_start_afresh_where_they_are_not_persisted(data):
 def test_every_image_is_used_once_an_epoch_the_partial_batch_included(data):
     result = update(algorithm(batch_size=4, local_epochs=2), data)
     assert (result.samples, result.steps) == (10, 2 * 3)
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 4, "local_epochs": 2}, {"batch_size": 10}, {"batch_size": 3}])
+def test_the_hub_counts_a_silos_steps_as_the_silo_takes_them(data, changes):
+    config = parse_federation({
+        "name": "f", "store": {"url": "/nowhere"}, "silos": [{"name": "a", "dispatch": {"silo_config": "/nowhere"}}],
+        "algorithm": {"method": "fedavg", **changes}}, source="test")
+    assert config.steps(10) == update(algorithm(method="fedavg", **changes), data).steps
+
+
+def test_sgd_keeps_its_momentum_from_round_to_round(data):
+    config = algorithm(method="fedavg", optimizer={"kind": "sgd", "learning_rate": 0.05, "momentum": 0.9})
+    first = update(config, data)
+    assert any(name.endswith("momentum_buffer") for name in first.state.tensors)
+    on, anew = (update(config, data, state=state, round_number=2, weights=first.weights) for state in (first.state, SiloState.empty()))
+    assert not same(on.weights, anew.weights)
 
 
 def test_a_public_set_shorter_than_the_private_one_is_cycled(data):

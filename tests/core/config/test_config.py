@@ -133,6 +133,21 @@ BAD_FEDERATIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"silos.1.dispatch": {"kind": "kubernetes", "cluster": "clinic-berlin"}},
         ("silos.1.dispatch ('berlin'): ", "cluster: belongs to dispatch kind 'manifestwork', got kind 'kubernetes'")),
     "a silo called like an object": ({"silos.1.name": "global-klinik"}, ("silos.1.name: ", "'global-klinik' is what an object of each run is")),
+    "scaffold with adam": (
+        {"algorithm.method": "scaffold"},
+        ("algorithm.optimizer: kind 'sgd' without momentum expected for method 'scaffold', got kind 'adam'", "algorithm.optimizer.kind=sgd")),
+    "scaffold with momentum": (
+        {"algorithm.method": "scaffold", "algorithm.optimizer": {"kind": "sgd", "momentum": 0.9}},
+        ("algorithm.optimizer: kind 'sgd' without momentum expected", "with momentum 0.9")),
+    "scaffold of a median": (
+        {"algorithm.method": "scaffold", "algorithm.optimizer": {"kind": "sgd"}, "algorithm.aggregation": "median"},
+        ("algorithm.aggregation: 'mean' expected for method 'scaffold'", "got 'median'")),
+    "momentum of adam": ({"algorithm.optimizer": {"momentum": 0.9}}, ("algorithm.optimizer.momentum: Adam has its own, so 0 expected", "got 0.9")),
+    "fednova with momentum that stays": (
+        {"algorithm.aggregation": "fednova", "algorithm.optimizer": {"kind": "sgd", "momentum": 0.9}},
+        ("algorithm.persist_optimizer: false expected with aggregation 'fednova' and optimizer.momentum",)),
+    "server optimizer": (
+        {"algorithm.server_optimizer": {"kind": "adan"}}, ("algorithm.server_optimizer.kind: ", "got 'adan'", "did you mean 'adam'?")),
     "promotion out of range": ({"promotion.max_regression": 1.5}, ("promotion.max_regression: ", "less than or equal to 1", "got 1.5")),
     "url as number": ({"store.url": 5}, ("store.url: ", "string", "got 5")),
     "key that is a number": ({"algorithm": {3: 4}}, ("algorithm.3: ", "keys should be strings", "got 3")),
@@ -352,6 +367,11 @@ def test_the_digest_does_not_depend_on_the_order_of_keys(tmp_path: Path) -> None
 def test_a_default_written_out_gives_the_same_digest_and_a_changed_value_another() -> None:
     assert federation({"algorithm.rounds": 50}).digest() == federation().digest()
     assert federation({"algorithm.rounds": 51}).digest() != federation().digest()
+    for field, default in {
+        "server_optimizer": {"kind": "none"}, "optimizer": {"kind": "adam", "momentum": 0.0}}.items():  # fields that older versions did not have
+        assert federation({f"algorithm.{field}": default}).digest() == federation().digest()
+    assert "server_optimizer" not in federation().to_yaml() and "momentum" not in federation().to_yaml()
+    assert federation({"algorithm.server_optimizer": {"kind": "adam"}}).digest() != federation().digest()
     swapped = federation_document()
     swapped["silos"].reverse()
     assert parse_federation(swapped, source="test").digest() != federation().digest()  # the order in which updates are summed

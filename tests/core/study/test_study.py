@@ -111,6 +111,34 @@ def test_methods_of_equal_mathematics_are_planned_once() -> None:
     assert {c.method for c in cells} == {"local", "fedavg", "fedhelp-no-rank"}
 
 
+def test_a_row_may_have_another_step_of_the_hub_by_its_name_in_the_literature_or_as_a_sum(federation: Federation) -> None:
+    assert len(planned_cells(["fedavg", "fedadam", "fedavg+adam", "fedhelp-symmetric+yogi", "fedhelp-no-rank+yogi"], [1], ["silo"])) == 3
+    settings = {
+        row: study.federation_of(federation, Cell(method=row, normalisation="silo", seed=1)).algorithm
+        for row in ("fedavgm", "fedhelp+yogi", "fednova")}
+    found = {row: (one.method, one.server_optimizer.kind, one.aggregation) for row, one in settings.items()}
+    assert found == {
+        "fedavgm": ("fedavg", "momentum", "mean"), "fedhelp+yogi": ("fedhelp", "yogi", "mean"), "fednova": ("fedavg", "none", "fednova")}
+
+
+@pytest.mark.parametrize(("row", "said"), [
+    ("fedavg+adagrad", "'fedavg+adagrad' is unknown; known: local, "), ("fedavg+", "'fedavg+' is unknown"),
+    ("fedadam+yogi", "'fedadam+yogi' is unknown"), ("local+adam", "method 'local' sends nothing to the hub")])
+def test_a_row_that_makes_no_sense_is_refused_in_a_sentence(row: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        planned_cells([row], [1], ["silo"])
+    assert said in str(caught.value)
+
+
+def test_a_study_computes_such_rows(federation: Federation, tmp_path: Path) -> None:
+    plain = federation.override(**{"algorithm.optimizer.kind": "sgd", "algorithm.optimizer.learning_rate": 0.05})
+    rows = ["fedavg", "fedadam", "fednova", "scaffold"]
+    found = run_study(plain, methods=rows, seeds=[1], normalisations=["shared"], out=tmp_path, load=tiny_silos)
+    digests = {json.loads(path.read_text())["global_sha256"] for path in (tmp_path / "cells").glob("*.json")}
+    assert len(digests) == len(rows), "each ends with another model"
+    assert [row for row in rows if f"| {row} |" not in markdown(found)] == []
+
+
 def test_plan_names_everything_that_is_wrong_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         planned_cells(["fedavgg"], [1, 1], ["layer"])
