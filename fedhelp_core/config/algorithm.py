@@ -39,8 +39,7 @@ class ServerOptimizerConfig(Section):
     """What the hub makes of a round's average: the next model itself, or a direction for an optimizer of its own (Reddi et al. 2021)."""
 
     kind: Literal["none", "momentum", "adam", "yogi"] = "none"
-    """'none': the average is the next model; paper. 'momentum': FedAvgM. 'adam': FedAdam. 'yogi': FedYogi.
-    It goes with every method and aggregation."""
+    """'none': the average is the next model; paper. 'momentum', 'adam', 'yogi': FedAvgM, FedAdam, FedYogi, with any method and aggregation."""
     learning_rate: float | None = Field(None, gt=0, le=100)
     """Step size of the hub; null: 1 of 'momentum', 0.01 of the others (Reddi et al.: 10^-3 to 1, by data set)."""
     beta1: float = Field(0.9, ge=0, lt=1)
@@ -100,8 +99,8 @@ class AlgorithmConfig(GrownSection):
     weighting: Literal["uniform", "samples"] = "uniform"
     """a_k of Eq 7: 1/K (paper) or n_k/Σn."""
     aggregation: Aggregation = "mean"
-    """'mean': Eq 7; paper. 'median' and 'trimmed-mean' are of each weight by itself and take every silo alike.
-    A minority of silos cannot move them far (docs/security.md). 'fednova': Eq 7 of what each silo changed in a step (Wang et al. 2020)."""
+    """'mean': Eq 7; paper. 'fednova': Eq 7 of what changed in a step. 'median' and 'trimmed-mean' are of each weight by itself and take every silo
+    alike: a minority of silos cannot move them far (docs/security.md)."""
     trim_share: float = Field(0.2, gt=0, lt=0.5)
     """trimmed-mean: share of the updates left out at either end of each weight, rounded down, but at least one."""
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
