@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.flower_agreement import FEDAVG, ROOT, TIMEOUT_S
+from benchmarks.flower_agreement import FEDAVG, TIMEOUT_S
 from benchmarks.peers.__main__ import FLOWER, environment, run_to_its_end
 from fedhelp_core.algorithm.averaging import rule_of
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, Weights, initial_weights, local_update
@@ -83,7 +83,7 @@ def flowers(federation: Federation, samples: list[int], start: Weights, rounds: 
             "kind": chosen.kind, "as_published": as_published, "settings": settings, "samples": samples, "rounds": len(rounds)}), encoding="utf-8")
         app = Path(__file__).parent / "peers" / "flower_optimizers" / "app.py"
         run_to_its_end(
-            [str(python.absolute()), str(app), name], cwd=folder, folder=folder, timeout=TIMEOUT_S, PYTHONPATH=str(ROOT), RAY_worker_niceness="0")
+            [str(python.absolute()), str(app), name], cwd=folder, folder=folder, timeout=TIMEOUT_S)
         with np.load(folder / f"round-{len(rounds)}.npz") as found:
             return {name: np.array(found[name]) for name in found.files}
 
@@ -126,8 +126,8 @@ def page(found: list[Compared], federation: Federation, silos: dict[str, Simulat
         "", "Flower's FedAdam and FedYogi begin with squares of 0, the paper (Reddi et al. 2021, algorithm 2) with τ² or more.",
         "Flower's FedAdam also corrects its steps for that start, as Adam does. FedHelp does neither.",
         "With the paper's start the two agree: what is left is Flower's sums in float32.",
-        "Flower's optimizers also move the running statistics of batch norms. FedHelp averages these"
-        " ([algorithm.md](../algorithm.md#the-hubs-own-optimizer))."]
+        "Flower's optimizers also move the running statistics of batch norms. So one of its variances may become negative.",
+        "FedHelp averages these ([algorithm.md](../algorithm.md#the-hubs-own-optimizer))."]
     return "\n".join(lines) + "\n"
 
 

@@ -2,26 +2,20 @@
 
     python app.py FOLDER
 
-FOLDER/job.json says which strategy with which settings (benchmarks/flower_optimizers.py writes it), FOLDER/update-<round>-<silo>.npz holds what each
-silo sends, FOLDER/start.npz the first weights. FOLDER/round-<number>.npz gets the weights of every round. Nothing is trained.
+FOLDER/job.json says which strategy with which settings (benchmarks/flower_optimizers.py writes it), FOLDER/update-<round>-<silo>.npz
+what each silo sends, FOLDER/start.npz the first weights. FOLDER/round-<number>.npz gets the weights of every round. Nothing is trained.
 
 `as_published` gives FedAdam and FedYogi the start and the step size of their paper: scales begin at tau², and no step is corrected for that.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvgM, FedYogi
-from flwr.simulation import run_simulation
-
-client_app = ClientApp()
-server_app = ServerApp()
+from flwr.supercore.task_identity import TaskIdentity
 
 
 class PublishedStart:
@@ -50,45 +44,45 @@ class PublishedYogi(PublishedStart, FedYogi):
 STRATEGIES = {"momentum": (FedAvgM, FedAvgM), "adam": (FedAdam, PublishedAdam), "yogi": (FedYogi, PublishedYogi)}
 
 
-def folder() -> Path:
-    return Path(os.environ["BENCH_FOLDER"])
-
-
-def job() -> dict:
-    return json.loads((folder() / "job.json").read_text(encoding="utf-8"))
-
-
 def record_in(path: Path) -> ArrayRecord:
     with np.load(path) as found:
         return ArrayRecord({name: Array(np.array(found[name])) for name in found.files})
 
 
-@client_app.train()
-def train(message: Message, context: Context) -> Message:
-    """What the silo sends in this round, whatever it was sent."""
-    number, silo = int(message.content["config"]["server-round"]), int(context.node_config["partition-id"])
-    content = RecordDict({"arrays": record_in(folder() / f"update-{number}-{silo}.npz"), "metrics": MetricRecord({
-        "num-examples": job()["samples"][silo]})})
-    return Message(content=content, reply_to=message)
+class FilesAsSilos:
+    """What a strategy asks of Flower's grid: silo k sends the file of its round, whatever it is sent. No process is started."""
+
+    def __init__(self, folder: Path, samples: list[int]) -> None:
+        self.folder, self.samples = folder, samples
+
+    def get_node_ids(self) -> list[int]:
+        """One a silo, from 1 on."""
+        return list(range(1, len(self.samples) + 1))
+
+    def send_and_receive(self, messages, *, timeout=None) -> list[Message]:
+        """A reply to each."""
+        return [self._reply(message) for message in messages]
+
+    def _reply(self, message: Message) -> Message:
+        number, silo = int(message.content["config"]["server-round"]), message.metadata.dst_node_id - 1
+        return Message(reply_to=message, content=RecordDict({
+            "arrays": record_in(self.folder / f"update-{number}-{silo}.npz"), "metrics": MetricRecord({"num-examples": self.samples[silo]})}))
 
 
-@server_app.main()
-def main(grid: Grid, context: Context) -> None:
+def main(folder: Path) -> None:
     """All silos in every round, weighted by their numbers of images."""
-    work = job()
+    work = json.loads((folder / "job.json").read_text(encoding="utf-8"))
 
     def keep(number: int, arrays: ArrayRecord) -> MetricRecord:
-        np.savez(folder() / f"round-{number}.npz", **{name: array.numpy() for name, array in arrays.items()})
+        np.savez(folder / f"round-{number}.npz", **{name: array.numpy() for name, array in arrays.items()})
         return MetricRecord({"round": number})
 
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # messages carry it
     strategy = STRATEGIES[work["kind"]][work["as_published"]]
     silos = len(work["samples"])
     strategy(fraction_evaluate=0.0, min_train_nodes=silos, min_available_nodes=silos, **work["settings"]).start(
-        grid=grid, initial_arrays=record_in(folder() / "start.npz"), num_rounds=work["rounds"], evaluate_fn=keep)
+        grid=FilesAsSilos(folder, work["samples"]), initial_arrays=record_in(folder / "start.npz"), num_rounds=work["rounds"], evaluate_fn=keep)
 
 
 if __name__ == "__main__":
-    os.environ["BENCH_FOLDER"] = sys.argv[1]
-    run_simulation(
-        server_app, client_app, num_supernodes=len(job()["samples"]),
-        backend_config={"client_resources": {"num_cpus": os.cpu_count() or 1, "num_gpus": 0.0}})
+    main(Path(sys.argv[1]))
