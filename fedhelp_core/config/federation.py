@@ -170,7 +170,7 @@ class Federation(GrownSection):
 
     def steps(self, samples: int) -> int:
         """Optimizer steps that a silo with so many training images takes in a round, on its proxy and on these images."""
-        visits = self.task.volume.patches if TASKS[self.task.name].dimensions == 3 else 1
+        visits = self.task.volume.patches if self.task.dimensions == 3 else 1
         return math.ceil(samples * visits / self.algorithm.batch_size) * self.algorithm.local_epochs
 
     @property

@@ -443,7 +443,7 @@ def _progress_bar(console: Console | None, planned: Sequence[Cell], todo: Sequen
 
 
 def _unknown_rows(rows: Sequence[str]) -> list[str]:
-    problems = []
+    problems: list[str] = []
     for row in rows:
         try:
             compared(row)

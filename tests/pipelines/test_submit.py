@@ -226,8 +226,8 @@ def test_a_run_that_cannot_be_looked_at_is_said_to_go_on(kubeflow: Kubeflow, fed
     ("rounds=0", "--set rounds: algorithm.rounds: input should be greater than or equal to 1, got 0"),
     ("rounds=true", "--set rounds: algorithm.rounds: input should be a valid integer, got True"),
     ("learning_rate=NaN", "--set learning_rate: algorithm.optimizer.learning_rate: input should be a finite number, got nan"),
-    ("method=foo", "--set method: one of fedhelp, fedavg, fedprox, scaffold, fedhelp-no-api, fedhelp-no-rank, fedhelp-symmetric, fedhelp-one-way expected,"
-                   " got 'foo'"),
+    ("method=foo", "--set method: one of fedhelp, fedavg, fedprox, scaffold, fedhelp-no-api, fedhelp-no-rank, fedhelp-symmetric,"
+                   " fedhelp-one-way expected, got 'foo'"),
     ("method=local", "fedhelp-one-way expected, got 'local'"),
     ("promotion_mode=manuel", "--set promotion_mode: one of gate, manual expected, got 'manuel'; did you mean 'manual'?"),
     ("round=3", "--set round: the form has no such parameter; did you mean 'rounds'?"),
