@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fedhelp_core.printable import printable
+from fedhelp_core.report.charts import thinned
 from fedhelp_core.report.text import count, duration, number
 
 STATES = {
@@ -92,10 +93,11 @@ def silo_rows(now: RunNow, *, width: int, height: int, ascii_only: bool = False)
 
 
 def sparkline(values: Sequence[float], *, ascii_only: bool = False) -> str:
-    """The newest `values` as a line of blocks, the lowest value the lowest block; nothing where there is no number."""
-    finite = [value for value in values if math.isfinite(value)][-_POINTS:]
-    if not finite:
+    """`values` as a line of blocks, the lowest value the lowest block, at most so many that the whole run fits; nothing without a number."""
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
         return ""
+    finite = [known[place] for place in thinned(len(known), _POINTS)]
     blocks, low = _BLOCKS_ASCII if ascii_only else _BLOCKS, min(finite)
     span = max(finite) - low
     return "".join(blocks[round((value - low) / span * (len(blocks) - 1)) if span else 0] for value in finite)

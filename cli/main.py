@@ -131,7 +131,8 @@ def run(
 def open_(federation: Path | None, run_id: str | None, mlflow: bool) -> None:
     """Open a run's report in a browser, or print its address where there is none.
 
-    FEDERATION is a federation.yaml, or the folder that holds it; default: the one in this folder, else the demo's.
+    FEDERATION is a federation.yaml, or the folder that holds it; default: the one in this folder, else the demo's. A run's id may stand there
+    instead.
     """
     from fedhelp_cli.open_page import open_mlflow, open_report
 

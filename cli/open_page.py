@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,7 +19,7 @@ from fedhelp_cli.commands import quoted
 from fedhelp_core.config.federation import load_federation
 from fedhelp_core.errors import JobFailed, NotFound
 from fedhelp_core.printable import without_passwords
-from fedhelp_core.protocol.keys import RUNS, RunKeys, run_of_report
+from fedhelp_core.protocol.keys import NAME, RUNS, RunKeys, run_of_report
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.proxies import opener_for
 from fedhelp_core.store.base import Store
@@ -32,9 +33,13 @@ _PLACES = ("federation.yaml", "demo/federation.yaml")  # where one is looked for
 def open_report(what: Path | None, run_id: str | None) -> None:
     """Show the report of run `run_id` of the federation at `what` (a file, or its folder); None: of the newest run that has one.
 
+    `what` may be the run's id itself, of the federation that is found here.
+
     Raises:
         NotFound: no federation, no such run, or none with a report.
     """
+    if what is not None and run_id is None and re.fullmatch(NAME, str(what)) and not what.exists():
+        what, run_id = None, str(what)
     path = federation_file(what)
     federation = load_federation(path)
     store = open_store(federation.store.url, endpoint_url=federation.store.endpoint_url)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,8 +42,12 @@ def test_a_report_is_known_by_its_objects_name() -> None:
 
 @pytest.mark.slow
 def test_without_a_browser_the_newest_runs_report_is_printed_as_an_address(reported: TinyFederation, processes: Processes) -> None:
+    said = f"file://{reported.store}/runs/newer/report.html"
     code, output = ended(processes.fedhelp("open", reported.folder, **NO_BROWSER))
-    assert (code, output.split()[4]) == (0, f"file://{reported.store}/runs/newer/report.html")
+    assert code == 0 and said in output.split()
+    code, output = ended(processes.start(
+        "sh", "-c", f"cd {reported.folder} && exec {Path(sys.executable).with_name('fedhelp')} open older", **NO_BROWSER))
+    assert code == 0 and said.replace("newer", "older") in output.split()
 
 
 @pytest.mark.slow

@@ -74,6 +74,7 @@ def test_a_line_of_losses_is_lowest_where_the_loss_is() -> None:
     assert sparkline([1.0, 0.5, 0.0]) == "█▅▁"
     assert sparkline([1.0, 0.5, 0.0], ascii_only=True) == "#=_"
     assert sparkline([0.3, 0.3]) == "▁▁"
+    assert sparkline([float(100 - at) for at in range(100)])[::11] == "█▁"  # of a long run every part is there
     assert sparkline([float("nan")]) == ""
 
 
