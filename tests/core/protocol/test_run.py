@@ -421,7 +421,7 @@ class TestRefusal:
         assert manifest is not None
         path = local_run.store.fetch(manifest.weights, 10**6)
         good, bad = path.read_bytes(), serialize_weights(weights(1e6), "net")
-        plain = closing.average_files
+        plain = closing.compute_file
         turns: list[int] = []
 
         def average(*arguments: Any, **more: Any) -> str:
@@ -434,7 +434,7 @@ class TestRefusal:
                 path.write_bytes(good)
             return sha256
 
-        monkeypatch.setattr(closing, "average_files", average)
+        monkeypatch.setattr(closing, "compute_file", average)
         commit = close(local_run)
         if rests:
             assert value_of(local_run, commit) == [3.0, 6.0] and commit.refused == {}
@@ -444,13 +444,13 @@ class TestRefusal:
     def test_a_file_that_is_gone_before_the_average_leaves_its_silo_out(self, local_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         for silo in SILOS:
             manifest = submit(local_run, silo, 1, 2)
-        plain = closing.average_files
+        plain = closing.compute_file
 
         def average(*arguments: Any, **more: Any) -> str:
             local_run.store.delete(manifest.weights)
             return plain(*arguments, **more)
 
-        monkeypatch.setattr(closing, "average_files", average)
+        monkeypatch.setattr(closing, "compute_file", average)
         commit = close(local_run)
         assert commit.participants == SILOS[:2] and "no such" in commit.refused["cadiz"]
 
