@@ -122,10 +122,10 @@ def _print_plan(hospitals: Mapping[str, Hospital], task: TaskConfig, out: Path) 
 
 
 def _print_report(report: DataReport) -> None:
-    classes = report.task.form == "classes"
+    classes = not report.task.per_pixel
     table = Table(title=Text(f"{report.task.name}: {len(report.places):,} images"))
     if classes:
-        table.caption = Text(f"images of each class: {', '.join(report.task.classes)}")
+        table.caption = Text(f"images of each {'finding' if report.task.form == 'labels' else 'class'}: {', '.join(report.task.classes)}")
     for heading in ("silo", "split", "images", "of each class" if classes else "foreground", "sizes", "intensities", "grid"):
         table.add_column(heading, justify="right" if heading == "images" else "left", overflow="fold")
     for row in rows_of(report, short=True):

@@ -39,17 +39,27 @@ with _hidden(_NOT_USED):
     from monai.networks.nets import UNet
     from monai.transforms import (
         Compose,
+        NormalizeIntensity,
         Orientation,
+        RandAdjustContrastd,
+        RandAffined,
         RandFlipd,
+        RandGaussianNoised,
+        RandGaussianSmoothd,
+        RandScaleIntensityd,
+        RandShiftIntensityd,
         RandSpatialCropd,
+        RandZoomd,
         ResizeWithPadOrCrop,
+        ScaleIntensityRange,
         ScaleIntensityRangePercentiles,
         Spacing,
     )
     from monai.visualize import GradCAM
 
 __all__ = [
-    "ADN", "Compose", "DiceLoss", "GradCAM", "MetaTensor", "Orientation", "RandFlipd", "RandSpatialCropd", "ResizeWithPadOrCrop",
-    "ScaleIntensityRangePercentiles", "Spacing", "UNet", "compute_dice", "compute_hausdorff_distance", "compute_importance_map", "dense_patch_slices",
-    "get_track_meta", "set_track_meta", "sliding_window_inference",
+    "ADN", "Compose", "DiceLoss", "GradCAM", "MetaTensor", "NormalizeIntensity", "Orientation", "RandAdjustContrastd", "RandAffined", "RandFlipd",
+    "RandGaussianNoised", "RandGaussianSmoothd", "RandScaleIntensityd", "RandShiftIntensityd", "RandSpatialCropd", "RandZoomd",
+    "ResizeWithPadOrCrop", "ScaleIntensityRange", "ScaleIntensityRangePercentiles", "Spacing", "UNet", "compute_dice", "compute_hausdorff_distance",
+    "compute_importance_map", "dense_patch_slices", "get_track_meta", "set_track_meta", "sliding_window_inference",
 ]

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -14,11 +15,11 @@ from fedhelp_cli.check import check_and_print
 from fedhelp_components.check.__main__ import static_problems
 from fedhelp_core.config.algorithm import AlgorithmConfig
 from fedhelp_core.config.federation import Federation, load_federation
-from fedhelp_core.config.task import algorithm_for
+from fedhelp_core.config.task import TaskConfig, algorithm_for
 from fedhelp_core.data.phantom import chest_xray, fed_isic, fed_ixi, lungs
 from fedhelp_core.demo.prepare import silo_document
 from fedhelp_core.demo.tasks import DRAWN
-from fedhelp_core.registry.tasks import PRESETS
+from fedhelp_core.registry.tasks import PRESETS, Form
 from tests.test_docs import fault_of
 from tests.tiny import write_teacher
 
@@ -33,8 +34,22 @@ _DRAW: Mapping[str, Callable[[Path], None]] = {
 }
 
 
-def test_each_task_has_a_file_with_the_papers_settings_and_a_small_one() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.yaml")} == {f"{task}{kind}.yaml" for task in PRESETS for kind in ("", "-small")}
+def test_each_task_of_the_paper_has_a_file_with_its_settings_and_a_small_one_and_each_form_has_an_example() -> None:
+    of_paper = {f"{task}{kind}.yaml" for task in PRESETS for kind in ("", "-small")}
+    assert {path.name for path in EXAMPLES.glob("*.yaml")} == of_paper | {f"{task}.yaml" for task in DRAWN if task not in PRESETS}
+    assert {load_federation(EXAMPLES / f"{task}.yaml").task.form for task in DRAWN} == set(get_args(Form))
+
+
+@pytest.mark.parametrize("task", [task for task in DRAWN if task not in PRESETS])
+def test_an_example_of_a_form_is_the_demo_with_comments(task: str) -> None:
+    """What `fedhelp data phantom` draws for it is what the file reads."""
+    federation, demo = load_federation(EXAMPLES / f"{task}.yaml"), TaskConfig.model_validate(DRAWN[task].task)
+    assert federation.task.model_copy(update={"metrics": demo.metrics}) == demo
+    assert federation.silo_names == DRAWN[task].silos
+    assert {silo.name: list(silo.labelled) for silo in federation.silos if silo.labelled} == {
+        silo: list(names) for silo, names in DRAWN[task].labelled.items()}
+    assert federation.public_set is not None
+    assert federation.public_set.teachers[0].classes == DRAWN[task].public.answers
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)

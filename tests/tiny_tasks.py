@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from fedhelp_core.config.task import TaskConfig
-from fedhelp_core.data.phantom import chest_xray, fed_ixi, lungs
+from fedhelp_core.data.phantom import chest_findings, chest_xray, fed_ixi, fundus, lungs, organs, tumours
 from fedhelp_core.demo.prepare import federation_document, silo_document
 from fedhelp_core.demo.tasks import DRAWN
 from fedhelp_core.demo.teacher import save_teacher
@@ -26,6 +26,12 @@ _WRITERS: Mapping[str, Callable[[Path], None]] = {
     "lung-segmentation": lambda folder: lungs.write_lungs(folder, seed=7, counts={"CHNCXR": 16, "MCUCXR": 12, "JPCLN": 14}),
     "brain-segmentation": lambda folder: fed_ixi.write_fed_ixi(
         folder, seed=7, counts={"Guys": (4, 2), "HH": (2, 2), "IOP": (2, 2)}, spacing=10.0),
+    "chest-findings": lambda folder: chest_findings.write_chest_findings(
+        folder, seed=7, counts={"amsterdam": (12, 10, 8), "barcelona": (8, 10, 8), "coimbra": (6, 10, 8)}),
+    "retinopathy": lambda folder: fundus.write_fundus(folder, seed=7, counts={"athens": (15, 10, 10), "basel": (10, 10, 10), "cork": (5, 10, 10)}),
+    "chest-organs": lambda folder: organs.write_organs(folder, seed=7, counts={"north": (8, 4, 4), "south": (6, 4, 4), "west": (4, 4, 4)}),
+    "brain-tumours": lambda folder: tumours.write_tumours(
+        folder, seed=7, counts={"aachen": (4, 4, 2), "bonn": (2, 0, 2), "celle": (2, 0, 2)}, spacing=10.0),
 }
 _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "pneumonia": {"task.image_size": 16, "algorithm.large_model": "resnet8"},
@@ -33,12 +39,19 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
     "brain-segmentation": {
         "task.image_size": 16, "task.volume": {"spacing": 12.0, "patch_size": 8, "patches": 2, "window_size": 12},
         "algorithm.large_model": "unet3d-tiny"},
+    "chest-findings": {"task.image_size": 16, "algorithm.large_model": "resnet8"},
+    "retinopathy": {"task.image_size": 16, "algorithm.large_model": "resnet8"},
+    "chest-organs": {"task.image_size": 16, "algorithm.large_model": "unet2d-tiny"},
+    "brain-tumours": {
+        "task.image_size": 16, "task.volume": {"spacing": 12.0, "patch_size": 8, "patches": 2, "window_size": 12},
+        "algorithm.large_model": "unet3d-tiny", "silos.2.labelled": ["whole-tumour"]},
 }
 
 
 def write_task(task: str, folder: Path) -> TinyFederation:
     """Three hospitals of `task` in their set's own layout, all in `folder`."""
-    drawn = replace(DRAWN[task], silos=DRAWN[task].silos[:3])
+    silos = DRAWN[task].silos[:3]
+    drawn = replace(DRAWN[task], silos=silos, labelled={silo: names for silo, names in DRAWN[task].labelled.items() if silo in silos})
     _WRITERS[task](folder / "data")
     document: dict[str, Any] = federation_document(drawn)
     set_field(document, "algorithm.rounds", 2)

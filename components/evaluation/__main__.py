@@ -21,6 +21,7 @@ from fedhelp_components.evaluation.report import evaluation_of, write_report
 from fedhelp_components.evaluation.soft_labels import keep_summary
 from fedhelp_components.session import Session, dispatcher_for, ends_in_mlflow, open_session, run_component, say
 from fedhelp_core import telemetry
+from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import NotFound, PermanentError
 from fedhelp_core.protocol.documents import Commit, SiloEvaluation
 from fedhelp_core.protocol.facts import Candidate, LeftOut
@@ -71,15 +72,15 @@ def _evaluate(session: Session, run_id: str, report_file: str) -> Evaluated:
     version = register_candidate(session, final, evaluations, metrics, tuple(left_out))
     session.run.settle(Candidate(version=version, global_sha256=final.global_sha256, metrics=metrics))
     say(", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
-    confusion = summed_confusion(evaluations, len(session.federation.task.classes))
     name = session.federation.task.headline.name
     telemetry.scored(session.federation.name, {silo: found.deployed_model.scores[name] for silo, found in evaluations.items()})
     telemetry.keep_if_configured(telemetry.EVALUATION, session.federation.name)
+    classes, confusion = summed_confusion(evaluations, session.federation.task)
     for silo, reason in left_out.items():
         say(f"left out: {silo}: {reason}")
     keep_summary(session.run)
     write_report(session.store, run_id, session.federation, Path(report_file) if report_file else None)
-    return Evaluated(metrics, list(session.federation.task.classes), confusion, version, left_out)
+    return Evaluated(metrics, classes, confusion, version, left_out)
 
 
 @contextmanager
@@ -169,14 +170,22 @@ def _means(evaluations: Mapping[str, SiloEvaluation], scores: Mapping[str, float
     return {name: sum(values) / len(values) for name, values in finite.items() if values}
 
 
-def summed_confusion(evaluations: Mapping[str, SiloEvaluation], classes: int) -> list[list[int]]:
-    """Counts (C, C) of images, or of pixels of masks, over all silos' test images, of the models that they deploy."""
+def summed_confusion(evaluations: Mapping[str, SiloEvaluation], task: TaskConfig) -> tuple[list[str], list[list[int]]]:
+    """Classes, and counts (C, C) of images, or of pixels of masks, over all silos' test images, of the models that they deploy.
+
+    Findings are counted all together: seen or not, and found or not; regions likewise.
+    """
+    if task.form in ("labels", "regions"):
+        rows = [row for evaluation in evaluations.values() for row in evaluation.deployed_model.confusion]
+        sums = [sum(row[number] for row in rows) for number in range(4)]
+        return ["not seen", "seen"] if task.form == "labels" else ["outside", "inside"], [sums[:2], sums[2:]]
+    classes = len(task.classes)
     total = [[0] * classes for _ in range(classes)]
     for evaluation in evaluations.values():
         for i, row in enumerate(evaluation.deployed_model.confusion):
             for j, count in enumerate(row):
                 total[i][j] += count
-    return total
+    return list(task.classes), total
 
 
 def narrow(classes: Sequence[str]) -> list[str]:

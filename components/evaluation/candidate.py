@@ -27,6 +27,7 @@ from fedhelp_core.config.card import CardConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.examples import preparation
 from fedhelp_core.data.given import prepared
+from fedhelp_core.data.phantom.tumours import with_sequences
 from fedhelp_core.demo.tasks import drawn_like
 from fedhelp_core.disk import digest_of
 from fedhelp_core.errors import NotFound
@@ -45,6 +46,8 @@ from fedhelp_core.weights.header import Weights, WeightsSpec
 _DECISIONS = {
     "argmax": "Its probabilities are the network's own; the likeliest class is the answer.",
     "prior-corrected": "What the network learnt of how common classes are was taken out: probabilities are those of equally common classes.",
+    "labels": "A finding is seen where its probability is above 0.5.",
+    "regions": "A pixel or voxel is in a region where its probability is above 0.5.",
     "masks": "A pixel or voxel is foreground where its probability is above 0.5."}
 _MOST_COUNTS = 5000  # in a tag of the version: MLflow takes 100,000 characters
 _PICTURES = ("pillow", "simplejpeg")
@@ -132,7 +135,12 @@ def card_of(
 
 
 def _recalls(models: Sequence[ModelScores], task: TaskConfig) -> list[float]:
-    """Of each class over all test images; of masks, of the foreground's pixels."""
+    """Of each class over all test images, of each finding over those that show it; of masks and regions, of the pixels of each."""
+    if task.form in ("labels", "regions"):
+        counts_K4 = np.sum([model.confusion for model in models], axis=0) if models else np.zeros((len(task.classes), 4))
+        with np.errstate(invalid="ignore"):
+            found: list[float] = (counts_K4[:, 3] / counts_K4[:, 2:].sum(axis=1)).tolist()
+        return found
     counts = np.sum([model.confusion for model in models], axis=0) if models else np.zeros((len(task.classes),) * 2)
     with np.errstate(invalid="ignore"):
         recalls: list[float] = (np.diag(counts) / counts.sum(axis=1)).tolist()
@@ -144,10 +152,9 @@ def model_for_users(
 ) -> ModelForUsers:
     """`network` with all that whoever loads it needs: what prepares images, the classes' names, a drawn image as example."""
     example = drawn_image(task)
-    masks = task.per_pixel
     return ModelForUsers(
         network=network, example=example, prepared=torch.from_numpy(prepared(example, task)[None]).float(),
-        answers=task.classes[1:] if masks else task.classes, code=Path(__file__).with_name("mlflow_model.py"), source=["fedhelp_core.data.given"],
+        form=task.form, answers=task.answered, code=Path(__file__).with_name("mlflow_model.py"), source=["fedhelp_core.data.given"],
         settings={**settings, "task": task.model_dump(mode="json"), "preprocessing": preparation(task), "fedhelp": VERSION},
         requirements=[f"{package}=={version(package)}" for package in _PICTURES + (_VOLUMES if task.dimensions == 3 else ())],
         card=card or {})
@@ -157,7 +164,8 @@ def drawn_image(task: TaskConfig) -> bytes:
     """A file with an image of the kind that the task knows, drawn by this code: no patient's."""
     with tempfile.TemporaryDirectory(prefix="fedhelp-drawn-") as folder:
         drawn_like(task).public.write(Path(folder), count=1, seed=0)
-        return next(Path(folder).iterdir()).read_bytes()
+        file = next(Path(folder).iterdir())
+        return file.read_bytes() if task.dimensions == 2 else with_sequences(file, task.channels).read_bytes()
 
 
 def silo_scores(evaluations: Mapping[str, SiloEvaluation], metric: Metric) -> dict[str, dict[str, Any]]:
@@ -174,12 +182,13 @@ def silo_scores(evaluations: Mapping[str, SiloEvaluation], metric: Metric) -> di
 
 
 def operating_point_for_others(session: Session) -> OperatingPoint | None:
-    """How those decide who load the registered model: they may have no images of their own, so all classes count as equally common. None of masks.
+    """How those decide who load the registered model: they may have no images of their own, so all classes count as equally common. None
+    of findings and masks.
 
     The hub has no image to fit anything on. It knows how common classes were in training, and takes that out where the model has learnt it.
     """
     federation = session.federation
-    if federation.task.per_pixel:
+    if federation.task.form != "classes":
         return None
     classes = len(federation.task.classes)
     if federation.evaluation.operating_point == "argmax":

@@ -49,7 +49,7 @@ class RegisteredModel(PythonModel):
         self.network = torch.export.load(context.artifacts["program"]).module()
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Class probabilities by name; of masks the foreground's mask, and its probabilities where `params` asks for them.
+        """Probabilities of classes or findings by name; of masks the foreground's mask, and its probabilities where `params` asks for them.
 
         `model_input` is whatever `images_in` knows, of which a table is one: MLflow warns at each load of hints that it does not know.
         """
@@ -69,9 +69,16 @@ class RegisteredModel(PythonModel):
         classes = self.task.classes
         if answers_NC.ndim == 2:
             return pd.DataFrame(answers_NC, columns=list(classes))
-        found = {classes[1]: [(one[1] > 0.5).astype(np.uint8) for one in answers_NC]}
-        if (params or {}).get("probabilities"):
-            found[f"{classes[1]} probability"] = [one[1] for one in answers_NC]
+        regions = self.settings["task"].get("form") == "regions"
+        names = classes if regions else classes[1:]
+        first = 0 if regions else 1  # channel of a mask's background
+        likeliest = answers_NC.argmax(axis=1)
+        found = {}
+        for number, name in enumerate(names, start=first):
+            inside = [one[number] > 0.5 for one in answers_NC] if regions or len(names) == 1 else [one == number for one in likeliest]
+            found[name] = [mask.astype(np.uint8) for mask in inside]
+            if (params or {}).get("probabilities"):
+                found[f"{name} probability"] = [one[number] for one in answers_NC]
         return pd.DataFrame(found)
 
     def _answers(self, images_NCS: Any) -> Any:

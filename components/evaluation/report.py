@@ -68,7 +68,7 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
     return ReportFacts(
         run_id=run_id, federation=federation.name, method=algorithm.method, normalisation=algorithm.normalisation,
         silos=_silos(run, federation), metrics=federation.task.scored_by,
-        classes=federation.task.classes, parameters=_parameters(federation),
+        classes=federation.task.classes, answered=federation.task.answered, parameters=_parameters(federation),
         rounds=_rounds(store, commits), planned_rounds=algorithm.rounds, scores=_scores(run, federation, final) if final else {},
         soft_labels=soft_labels,
         final_sha256=final.global_sha256 if final and final.round == algorithm.rounds else None,
@@ -160,14 +160,17 @@ def _scores(run: Run, federation: Federation, final: Commit) -> dict[str, SiloSc
             models = {evaluation.deployed: evaluation.deployed_model, **evaluation.models}
             found[silo] = SiloScores(
                 models={name: model.scores for name, model in models.items()},
-                confusion=tuple(tuple(row) for row in evaluation.deployed_model.confusion), interval=interval_of(evaluation.deployed_model),
-                operating_point=evaluation.deployed_model.operating_point if federation.task.form == "classes" else "")
+                confusion=None if federation.task.form in ("labels", "regions") else tuple(tuple(row) for row in evaluation.deployed_model.confusion),
+                operating_point=evaluation.deployed_model.operating_point if federation.task.form == "classes" else "",
+                interval=interval_of(evaluation.deployed_model, federation.task), of_each=evaluation.deployed_model.of_each)
     return found
 
 
-def interval_of(model: ModelScores) -> tuple[float, float] | None:
-    """Of the headline metric: from the counts of classes, or as the hospital took it from its masks."""
-    return model.interval if not model.argmax_confusion else balanced_accuracy_interval(np.asarray(model.confusion, np.int64))
+def interval_of(model: ModelScores, task: TaskConfig) -> tuple[float, float] | None:
+    """Of the headline metric: from the counts of classes, or as the hospital took it from its masks; None of a metric that neither tells."""
+    if task.headline.name == "balanced_accuracy" and task.form == "classes":
+        return balanced_accuracy_interval(np.asarray(model.confusion, np.int64))
+    return model.interval if task.headline.name == "dice" else None
 
 
 def _study(run: Run, federation: Federation) -> StudyFacts | None:

@@ -34,10 +34,10 @@ def to_input(images_BCHW: Tensor, device: torch.device) -> Tensor:
 
 
 def flip_at_random(images_BCHW: Tensor, generator: torch.Generator, dimensions: Sequence[int] = (3, 2)) -> Tensor:
-    """Each image flipped along each of `dimensions` (3: left-right, 2: top-bottom) with probability one half."""
+    """Each image flipped along each of `dimensions` (of a picture 3: left-right, 2: top-bottom) with probability one half."""
     flips_FB = torch.rand((len(dimensions), images_BCHW.shape[0]), generator=generator) < 0.5
     for dimension, flip_B in zip(dimensions, flips_FB, strict=True):
-        images_BCHW = torch.where(flip_B[:, None, None, None], images_BCHW.flip(dimension), images_BCHW)
+        images_BCHW = torch.where(flip_B.view(-1, *(1,) * (images_BCHW.dim() - 1)), images_BCHW.flip(dimension), images_BCHW)
     return images_BCHW
 
 

@@ -40,7 +40,7 @@ class EvaluationData:
     """There may be none."""
     validation_labels_N: Tensor
     class_counts_C: Sequence[int]
-    """The silo's own training images of each class; of masks, anything."""
+    """The silo's own training images of each class; of other forms, anything."""
     federation_shares_C: Shares | None
     """Class frequencies of all silos' training images (class_shares.pooled_shares); None: nobody told, the silo's own stand for them."""
 
@@ -52,7 +52,7 @@ class Evaluated:
     scored: Scored
     """On test images, at the operating point."""
     point: OperatingPoint | None
-    """None of masks."""
+    """None of findings and masks."""
     test: Results
     validation: Results | None
     """None where nobody looked."""
@@ -75,7 +75,7 @@ def evaluated_models(
     """
     models = _models(global_weights, state, settings)
     objective, device = settings.objective, settings.device
-    enough = len(data.validation_labels_N) >= evaluation.enough_validation("classes" if objective.decides else "masks")
+    enough = len(data.validation_labels_N) >= evaluation.enough_validation(objective.form)
     found: dict[ModelName, Evaluated] = {}
     for name, model in models.items():
         validation = None

@@ -30,6 +30,7 @@ from fedhelp_core.config.algorithm import AlgorithmConfig
 from fedhelp_core.errors import DataError, GlobalModelDiverges, WeightsError
 from fedhelp_core.models.build import build_public_head, normalisation_keys
 from fedhelp_core.registry.methods import METHOD_PARTS
+from fedhelp_core.registry.tasks import NOT_LABELLED
 
 Weights = dict[str, npt.NDArray[np.generic]]
 CPU = torch.device("cpu")
@@ -41,8 +42,8 @@ Progress = Callable[[int, int], None]
 class SiloData:
     """What a silo trains on: private images uint8 (N, C, H, W), their labels, and the public set where Eq 2 runs.
 
-    Volumes have D, H, W for H, W. Labels are class numbers int64 (N,), or masks uint8 (N, 1, H, W) of 0 and 1; the teachers'
-    answers class probabilities (M, P), or foreground probabilities (M, 1, H, W).
+    Volumes have D, H, W for H, W. Labels are class numbers int64 (N,), findings uint8 (N, K) of 0, 1 and NOT_LABELLED, or masks
+    uint8 (N, 1, H, W) of 0 and 1; the teachers' answers probabilities (M, P), or foreground probabilities (M, 1, H, W).
     """
 
     images_NCHW: Tensor
@@ -208,8 +209,10 @@ class _Trainer:
         self.round = round_number
         self.data = data
         self.proxy = proxy_with(global_weights, state, settings).train()
-        counts_C = torch.bincount(data.labels_N, minlength=len(settings.objective.classes)).tolist() if self.objective.decides else []
+        counts_C = self.objective.counts(data.labels_N) if self.objective.decides else []
         self.terms = losses.with_class_weights(self.objective.terms, self.algorithm.class_weights, counts_C)
+        if self.objective.form == "labels":  # the others know it by `labelling`
+            self.terms = losses.with_labelled(self.terms, (data.labels_N != NOT_LABELLED).any(dim=0).tolist())
         self.private = self._batches(data.images_NCHW, data.labels_N, self.algorithm.batch_size, "private")
         self.arithmetic = arithmetic(settings.precision, settings.device)
         self.optimizers: dict[str, torch.optim.Optimizer] = {}

@@ -1,11 +1,11 @@
 """Equations 1-5 of FedHelp (arXiv 2412.19654; numbers as in docs/algorithm.md), one function each. Called by local_update.
 
-Eq 1-4 are written over `LossTerms`: what supervision, softened answers and divergence are for one kind of answer. `CLASSES`, the
-default, is classification's; Eq 6 (voxel_losses.py) has those of segmentation.
+Eq 1-4 are written over `LossTerms`: what supervision, softened answers and divergence are for one form of answer. `CLASSES`, the
+default, are those of one class an image; `FINDINGS` of several findings at once; Eq 6 (voxel_losses.py) has those of masks and regions.
 
-Shapes: B batch, C the task's classes, P the teacher's classes (C_pub). Logits are unnormalised; probabilities sum to 1
-over the last dimension. Every function returns a scalar tensor, the mean over the batch. "Fixed" arguments receive no
-gradient, whether or not the caller detached them.
+Shapes: B batch, C the task's classes, P the teacher's classes (C_pub), K findings. Logits are unnormalised; probabilities sum to 1
+over the last dimension, but for findings, each of which has a probability of its own. Every function returns a scalar tensor, the
+mean over the batch. "Fixed" arguments receive no gradient, whether or not the caller detached them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from torch.nn import functional
 
 from fedhelp_core.algorithm.class_shares import prior_of, shares_of_classes
 from fedhelp_core.config.algorithm import ClassWeights
+from fedhelp_core.registry.tasks import NOT_LABELLED
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What Eq 1-4 are made of for one kind of answer. Shapes in brackets are those of `CLASSES`."""
+    """What Eq 1-4 are made of for one form of answer. Shapes in brackets are those of `CLASSES`."""
 
     supervised: Callable[[Tensor, Tensor], Tensor]
     """(logits (B, C), targets (B,)) -> the private step's loss."""
@@ -31,6 +32,8 @@ class LossTerms:
     """(logits of the model that is fixed in this step, T) -> its probabilities at T, without gradient."""
     divergence: Callable[[Tensor, Tensor, float], Tensor]
     """(target probabilities, logits, T) -> T² KL(target ‖ probabilities of logits / T)."""
+    taught: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    """The same in Eq 3, where a silo's large model teaches what the silo labels alone; None: `divergence`."""
 
 
 def supervised_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
@@ -51,6 +54,47 @@ def _scaled_divergence(target_BC: Tensor, logits_BC: Tensor, temperature: float)
 
 
 CLASSES = LossTerms(supervised=supervised_loss, softened=_softened, divergence=_scaled_divergence)
+
+
+def findings_loss(logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+    """Eq 1 of several findings: binary cross-entropy of each, mean over all that are labelled; 0 where none is.
+
+    `targets_BK`: 1 seen, 0 not seen, NOT_LABELLED.
+    """
+    labelled_BK = targets_BK != NOT_LABELLED
+    each_BK = functional.binary_cross_entropy_with_logits(logits_BK, (targets_BK == 1).to(logits_BK.dtype), reduction="none")
+    return (each_BK * labelled_BK).sum() / labelled_BK.sum().clamp(min=1)
+
+
+def softened_each(fixed_logits_BK: Tensor, temperature: float) -> Tensor:
+    """sigmoid(logits / T) of the model that is fixed in this step, each answer by itself: no gradient flows."""
+    return torch.sigmoid(fixed_logits_BK.detach() / temperature)
+
+
+def divergence_each(target_BK: Tensor, logits_BK: Tensor, temperature: float) -> Tensor:
+    """T² KL over {no, yes} of each answer by itself (a finding, or a voxel's foreground), mean over all of them and the batch."""
+    target_BK = target_BK.detach()
+    cross_entropy = functional.binary_cross_entropy_with_logits(logits_BK / temperature, target_BK)
+    entropy = -(torch.xlogy(target_BK, target_BK) + torch.xlogy(1 - target_BK, 1 - target_BK)).mean()
+    return (cross_entropy - entropy) * temperature**2
+
+
+FINDINGS = LossTerms(supervised=findings_loss, softened=softened_each, divergence=divergence_each)
+
+
+def with_labelled(terms: LossTerms, labelled: Sequence[bool]) -> LossTerms:
+    """`terms` for a silo that labels these answers alone: in Eq 3 its large model, which knows nothing of the others, teaches none of them.
+
+    Eq 4 is left as it is: the proxy has learnt the others elsewhere, and the large model may.
+    """
+    if all(labelled):
+        return terms
+    chosen = [number for number, is_labelled in enumerate(labelled) if is_labelled]
+
+    def taught(target_BK: Tensor, logits_BK: Tensor, temperature: float) -> Tensor:
+        return terms.divergence(target_BK[:, chosen], logits_BK[:, chosen], temperature) if chosen else logits_BK.sum() * 0
+
+    return replace(terms, taught=taught)
 
 
 def balanced_loss(logits_BC: Tensor, labels_B: Tensor, weights_C: Tensor) -> Tensor:
@@ -90,7 +134,7 @@ def proxy_loss(
     proxy_logits_BC: Tensor, large_logits_BC: Tensor, labels_B: Tensor, *, temperature: float, weight: float, terms: LossTerms = CLASSES,
 ) -> Tensor:
     """Eq 3: CE(p, y) + λ T² KL(softmax(f / T) ‖ softmax(p / T)); the large model f is fixed."""
-    taught = terms.divergence(terms.softened(large_logits_BC, temperature), proxy_logits_BC, temperature)
+    taught = (terms.taught or terms.divergence)(terms.softened(large_logits_BC, temperature), proxy_logits_BC, temperature)
     return terms.supervised(proxy_logits_BC, labels_B) + weight * taught
 
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from fedhelp_core.algorithm.batches import Augment
 from fedhelp_core.algorithm.losses import LossTerms
 from fedhelp_core.algorithm.operating_point import OperatingPoint
+from fedhelp_core.config.algorithm import AugmentationConfig
 from fedhelp_core.registry.metrics import Metric
+from fedhelp_core.registry.tasks import Form
 
 Results = dict[str, npt.NDArray[Any]]
 """All that scores are computed from, by name, a row an image: what is true and what a model said of it."""
@@ -25,13 +27,15 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Scored:
-    """A model's scores on a set of images, by metric, the main one first; and counts (true class, predicted class)."""
+    """A model's scores on a set of images, by metric, the main one first; and counts (true class, predicted class), of findings (K, 4)."""
 
     scores: dict[str, float]
     confusion_CC: Counts
     """Of the decisions at the operating point."""
     argmax_confusion_CC: Counts = field(default_factory=lambda: np.zeros((0, 0), np.int64))
-    """Of the model's likeliest classes; (0, 0) of masks."""
+    """Of the model's likeliest classes; (0, 0) of other forms."""
+    of_each: dict[str, list[float]] = field(default_factory=dict)
+    """Metric -> its value for each finding, class or region by itself, in the task's order; none of classes, whose counts say it."""
 
 
 class Objective(Protocol):
@@ -39,8 +43,10 @@ class Objective(Protocol):
 
     terms: LossTerms
     """What Eq 1-4 are made of."""
+    form: Form
+    """Of the task's answers."""
     classes: tuple[str, ...]
-    """Names of the classes; of a mask: of background and foreground."""
+    """Names of the classes, findings or regions; of masks: of background and foregrounds."""
     dimensions: int
     """Spatial dimensions of an image: 2 or 3."""
     headline: Metric
@@ -52,16 +58,22 @@ class Objective(Protocol):
     visits: int
     """How often an epoch comes to each image."""
     decides: bool
-    """Whether hospitals have an operating point of their own; False: masks, which are cut at 0.5."""
+    """Whether hospitals have an operating point of their own; False: findings and masks, which are cut at 0.5."""
 
     def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
         """The model `name` for this task; see models.build_model."""
 
-    def augmentation(self, kind: str) -> Augment | None:
+    def augmentation(self, kind: str | tuple[AugmentationConfig, ...]) -> Augment | None:
         """How training images (and what lies on them) are changed at random: `kind` is the config's `augmentation`."""
 
     def probabilities(self, model: nn.Module, images_NCHW: Tensor, device: torch.device) -> Tensor:
         """Answers (N, ...) float32 on the CPU for uint8 images; the model is left in eval mode."""
+
+    def labelling(self, labelled: tuple[bool, ...] | None) -> Objective:
+        """The same mathematics for a silo that labels these answers alone; None: all."""
+
+    def counts(self, targets_NK: Tensor) -> list[int]:
+        """Images of each class, or with each finding; of masks, pixels."""
 
     def answers(self, logits: Tensor) -> Tensor:
         """Probabilities of `logits`."""

@@ -70,7 +70,8 @@ def simulate(
     algorithm, seed = federation.algorithm, federation.runtime.seed
     settings = {
         name: UpdateSettings(
-            algorithm=algorithm, objective=objective, seed=seed, silo=name, kind=silos[name].kind, device=device,
+            algorithm=algorithm, objective=objective.labelling(federation.labelled_by(name)), seed=seed, silo=name,
+            kind=silos[name].kind, device=device,
             precision=federation.runtime.precision)
         for name in (*federation.silo_names, *(name for name, silo in silos.items() if silo.kind == GUEST))
     }
@@ -107,7 +108,7 @@ def _evaluation_data(federation: Federation, objective: Objective, silos: Mappin
     counts: dict[str, list[int]] = {name: [] for name in silos}
     pooled: Shares | None = None
     if objective.decides:
-        counts = {name: torch.bincount(silo.training.labels_N, minlength=objective.outputs).tolist() for name, silo in silos.items()}
+        counts = {name: objective.counts(silo.training.labels_N) for name, silo in silos.items()}
         taking_part = [counts[name] for name in federation.silo_names]
         pooled = pooled_shares(taking_part, shares_of([sum(found) for found in taking_part], federation.algorithm.weighting))
     return {

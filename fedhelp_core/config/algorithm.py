@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fedhelp_core.config.section import GrownSection, Section
+from fedhelp_core.config.sentences import nearest
+from fedhelp_core.registry.augmentations import AUGMENTATIONS
 from fedhelp_core.registry.methods import METHOD_PARTS, Method
 
 Normalisation = Literal["shared", "silo"]
@@ -32,6 +34,37 @@ class OptimizerConfig(GrownSection):
     def _momentum_is_of_sgd(self) -> Self:
         if self.momentum and self.kind != "sgd":
             raise ValueError(f"momentum: Adam has its own, so 0 expected with kind {self.kind!r}, got {self.momentum}")
+        return self
+
+
+class AugmentationConfig(Section):
+    """One of MONAI's random transforms, of those that docs/tasks.md lists."""
+
+    transform: str
+    """Its name."""
+    probability: float = Field(0.5, ge=0, le=1)
+    """That an image is changed."""
+    range: tuple[float, float] | None = None
+    """By how much: the least and the most, in the transform's own unit."""
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The range of a transform that takes one."""
+        assert self.range is not None
+        return self.range
+
+    @model_validator(mode="after")
+    def _is_known_and_within_bounds(self) -> Self:
+        known = AUGMENTATIONS.get(self.transform)
+        if known is None:
+            near = nearest(self.transform, list(AUGMENTATIONS))
+            raise ValueError(f"transform: one of {', '.join(AUGMENTATIONS)} expected, got {self.transform[:60]!r}"
+                             + (f"; did you mean {near!r}?" if near else ""))
+        if not known.unit and self.range is not None:
+            raise ValueError(f"range: {self.transform} takes none, got {list(self.range)}; leave it out")
+        if known.unit and (self.range is None or not known.least <= self.range[0] <= self.range[1] <= known.most):
+            got = "none" if self.range is None else list(self.range)
+            raise ValueError(f"range: two numbers from {known.least:g} to {known.most:g} ({known.unit}) expected of {self.transform}, got {got}")
         return self
 
 
@@ -110,8 +143,8 @@ class AlgorithmConfig(GrownSection):
     """Key of the model registry: the model that travels; paper."""
     large_model: str = "resnet110"
     """Key of the model registry: stays in large silos; paper."""
-    augmentation: Literal["none", "mirror", "flips"] = "flips"
-    """Random flips: along every side, left-right alone, or none."""
+    augmentation: Literal["none", "mirror", "flips"] | Annotated[tuple[AugmentationConfig, ...], Field(min_length=1, max_length=32)] = "flips"
+    """Random flips: along every side, left-right alone, or none; or a list of MONAI's transforms (docs/tasks.md)."""
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:

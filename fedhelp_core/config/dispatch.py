@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedhelp_core.config.section import NamespaceName, Section, SiloName
+from fedhelp_core.config.section import GrownSection, NamespaceName, Section, SiloName
 
 SiloKind = Literal["auto", "large", "small"]
 
@@ -87,13 +87,17 @@ class DispatchConfig(Section):
         return self
 
 
-class SiloEntry(Section):
+class SiloEntry(GrownSection):
     """A hospital as the hub knows it."""
+
+    newer: ClassVar[frozenset[str]] = frozenset({"labelled"})
 
     name: SiloName
     """Lower-case letters, digits and '-', at most 40; in Job names, reports and the store."""
     kind: SiloKind = "auto"
     """'large' silos keep a large model at home. 'auto': the `algorithm.large_silos` with most training images are large."""
+    labelled: tuple[str, ...] | None = None
+    """Findings, foregrounds or regions of the task that this hospital labels; null: all. It learns and is scored by these alone."""
     dispatch: DispatchConfig
 
     @property

@@ -25,7 +25,7 @@ from fedhelp_core.config.card import CardConfig
 from fedhelp_core.config.dispatch import SiloEntry
 from fedhelp_core.config.files import mapping_in, read_yaml, template_in, with_absolute_paths, with_changed
 from fedhelp_core.config.section import GrownSection, Section, SiloName, validated
-from fedhelp_core.config.sentences import models_in, sentences
+from fedhelp_core.config.sentences import models_in, nearest, sentences
 from fedhelp_core.config.start import StartConfig
 from fedhelp_core.config.task import TaskConfig, algorithm_for
 from fedhelp_core.config.teachers import PublicSetConfig
@@ -221,15 +221,16 @@ class Federation(GrownSection):
         if self.protocol.min_silos > len(self.silos):
             problems.append(f"protocol.min_silos: {self.protocol.min_silos} silos asked for, but only {len(self.silos)} are listed under silos")
         problems += self._models_that_do_not_fit()
-        if self.algorithm.rank_top_k >= len(self.task.classes):
+        if self.task.ranks and self.algorithm.rank_top_k >= len(self.task.classes):
             problems.append(f"algorithm.rank_top_k: must be below the number of classes ({len(self.task.classes)}), got {self.algorithm.rank_top_k}")
-        if self.algorithm.class_weights != "none" and self.task.per_pixel:
-            problems.append(f"algorithm.class_weights: 'none' expected for {self.task.name}, where soft Dice (Eq 6) balances foreground and"
-                            f" background, got {self.algorithm.class_weights!r}")
+        if self.algorithm.class_weights != "none" and self.task.form != "classes":
+            why = "where soft Dice (Eq 6) balances foreground and background" if self.task.per_pixel else "where each finding is by itself"
+            problems.append(f"algorithm.class_weights: 'none' expected for {self.task.name}, {why}, got {self.algorithm.class_weights!r}")
         if self.uses_public_set and self.public_set is None:
             problems.append(f"public_set: method {self.algorithm.method!r} learns from soft labels, so public_set.images and public_set.teachers are"
                             " needed (or choose method: fedhelp-no-api)")
         problems += self._teachers_that_do_not_fit()
+        problems += self._silos_that_label_something_else()
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -240,9 +241,35 @@ class Federation(GrownSection):
         if self.task.form == "classes":
             return [f"public_set.teachers.{number}.classes: at least 2 expected where teachers name classes, got {teacher.classes}"
                     for number, teacher in teachers if teacher.classes < 2]
+        if not self.task.per_pixel:
+            return []
         side = self.task.image_size
         return [f"public_set.teachers.{number}.image_size: masks are learnt pixel by pixel, so task.image_size ({side}) expected, got"
                 f" {teacher.image_size}; leave it out" for number, teacher in teachers if teacher.image_size not in (None, side)]
+
+    def labelled_by(self, silo: str) -> tuple[bool, ...] | None:
+        """Which of the task's answers the silo labels; None: all, as a silo that the federation does not know."""
+        named = next((entry.labelled for entry in self.silos if entry.name == silo), None)
+        return None if named is None else tuple(name in named for name in self.task.answered)
+
+    def _silos_that_label_something_else(self) -> list[str]:
+        """What is said to be labelled and is no finding of the task."""
+        problems = []
+        for number, silo in enumerate(self.silos):
+            if silo.labelled is None:
+                continue
+            where = f"silos.{number} ({silo.name!r}).labelled"
+            if self.task.form == "classes":
+                problems.append(f"{where}: belongs to findings, masks and regions, got form 'classes'; leave it out")
+                continue
+            if not silo.labelled:
+                problems.append(f"{where}: at least one finding expected, got none; leave the silo out, or leave the field out if it labels all")
+            for name in silo.labelled:
+                if name not in self.task.answered:
+                    near = nearest(name, list(self.task.answered))
+                    problems.append(f"{where}: one of {', '.join(self.task.answered)} expected, got {name!r}"
+                                    + (f"; did you mean {near!r}?" if near else ""))
+        return problems
 
     def _models_that_do_not_fit(self) -> list[str]:
         """A model that does not know this task's images, or an image with sides that it cannot be trained on."""

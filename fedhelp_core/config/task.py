@@ -15,7 +15,9 @@ from fedhelp_core.registry.metrics import Metric, metrics_of
 from fedhelp_core.registry.tasks import DEFAULT_PRESET, PRESETS, Form, Preset, algorithm_of
 
 TaskName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")]
-_NEWER = ("preset", "form", "dimensions", "channels", "metrics")  # fields that files of the first version do not have
+_NEWER = ("preset", "form", "dimensions", "channels", "intensity", "mask_values", "metrics")  # fields that files of the first version do not have
+_ENDS = {"percentiles": (0.5, 99.5), "window": (0.0, 255.0), "z-score": (-3.0, 3.0), "none": (0.0, 255.0)}
+_MOST_MASK_VALUE = 65535  # of a 16-bit file
 _FIRST_SIDE = 64  # pixels: enough to see something by, and seconds a round on two cores
 _OWN = "a task of one's own says its form and classes too, for instance form: classes, classes: [none, mild, severe] (docs/tasks.md)"
 
@@ -37,6 +39,36 @@ class VolumeConfig(Section):
     """Windows answered at a time; fewer need less memory."""
 
 
+class IntensityConfig(Section):
+    """How a channel's intensities, in the scanner's units, become 0 to 255."""
+
+    how: Literal["percentiles", "window", "z-score", "none"] = "percentiles"
+    """By 'percentiles' of the volume, a 'window' of values such as Hounsfield units, or 'z-score', in standard deviations of what is not 0.
+    'none': they are 0 to 255 already."""
+    lower: float | None = None
+    """What becomes 0: a percentile (0.5), a value, or standard deviations (-3)."""
+    upper: float | None = None
+    """What becomes 255: a percentile (99.5), a value, or standard deviations (3)."""
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """What becomes 0 and what 255."""
+        low, high = _ENDS[self.how]
+        return low if self.lower is None else self.lower, high if self.upper is None else self.upper
+
+    @model_validator(mode="after")
+    def _ends_make_sense(self) -> Self:
+        low, high = self.ends
+        if self.how == "window" and None in (self.lower, self.upper):
+            raise ValueError("lower: a window needs lower and upper, in the scanner's units")
+        if self.how == "none" and (self.lower, self.upper) != (None, None):
+            raise ValueError("how: 'none' takes no lower and no upper; leave them out")
+        if not low < high or (self.how == "percentiles" and not 0 <= low < high <= 100):
+            raise ValueError(f"lower: below upper{', both percentiles from 0 to 100,' if self.how == 'percentiles' else ''} expected, got {low:g} and"
+                             f" {high:g}")
+        return self
+
+
 class TaskConfig(Section):
     """What is learnt: what an image shows, what a model answers with, what it is scored by.
 
@@ -51,20 +83,48 @@ class TaskConfig(Section):
     """What a model answers with. A task of one's own has to say it."""
     dimensions: Literal[2, 3] = 2
     """Of an image: 2 pictures, 3 volumes."""
-    channels: Literal[1, 3] = 3
-    """3: colour (grey files are shown as colour); 1: grey, colour files are refused. Default: 3 where pictures are classified, else 1."""
+    channels: int = Field(3, ge=1, le=8)
+    """Of pictures 3: colour (grey files are shown as colour), or 1: grey, colour files are refused. Of volumes the sequences of an image, registered
+    to each other: a file each, or one file of four dimensions. Default: 3 where pictures are classified, else 1."""
     classes: tuple[str, ...] = ()
-    """Class names in the order of the integer labels, of a mask: background, foreground; default: the preset's."""
+    """Class names in the order of the integer labels; names of findings or regions; of masks: background, then each
+    foreground. Default: the preset's."""
     image_size: int = Field(32, ge=8, le=1024)
     """Side in pixels (of volumes: in voxels) that images are brought to before training."""
     volume: VolumeConfig = VolumeConfig()
+    intensity: tuple[IntensityConfig, ...] = ()
+    """Of volumes: how intensities become 0 to 255, for all channels or one each. Default: between the 0.5th and the 99.5th percentile."""
+    mask_values: tuple[tuple[int, ...], ...] = ()
+    """Of each foreground or region, the values in a mask's file that lie inside it, such as [[1, 2, 3], [1, 3], [3]]. Default: 1, 2, 3 and so on;
+    of one foreground, whichever value is there."""
     metrics: tuple[str, ...] = ()
     """Scores, of those of the form (docs/tasks.md); tables, report and gate go by the first. Default: all of the form."""
 
     @property
     def per_pixel(self) -> bool:
         """Whether a model answers about every pixel or voxel of an image, rather than about the image."""
-        return self.form == "masks"
+        return self.form in ("masks", "regions")
+
+    @property
+    def answered(self) -> tuple[str, ...]:
+        """What a model has an output for: the classes but for a mask's background, the findings, the regions."""
+        return self.classes[1:] if self.form == "masks" else self.classes
+
+    @property
+    def intensity_of_each(self) -> tuple[IntensityConfig, ...]:
+        """Of each channel."""
+        given = self.intensity or (IntensityConfig(),)
+        return given * self.channels if len(given) == 1 else given
+
+    @property
+    def values_inside(self) -> tuple[tuple[int, ...], ...]:
+        """Of each of `answered`, the values in a mask's file that lie inside it."""
+        return self.mask_values or tuple((number,) for number in range(1, len(self.answered) + 1))
+
+    @property
+    def ranks(self) -> bool:
+        """Whether there are classes or findings for Eq 5 to order."""
+        return not self.per_pixel and len(self.classes) > 1
 
     @property
     def scored_by(self) -> tuple[Metric, ...]:
@@ -95,18 +155,35 @@ class TaskConfig(Section):
             raise ValueError(f"name: {self.name!r} is a preset itself; give the task that begins with preset {self.preset!r} another name")
         if own is not None and (self.form, self.dimensions) != (form := own.task["form"], own.task.get("dimensions", 2)):
             raise ValueError(f"form: {form!r} expected of preset {self.name!r}, in its own dimensions; give another task a name of its own")
-        if len(self.classes) < 2:
-            raise ValueError(f"classes: at least 2 names expected, got {len(self.classes)}")
+        if len(self.classes) < (least := 1 if self.form in ("labels", "regions") else 2):
+            raise ValueError(f"classes: at least {least} {'names' if least > 1 else 'name'} expected, got {len(self.classes)}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("classes: names must differ from each other")
-        if self.form == "masks" and len(self.classes) != 2:
-            raise ValueError(f"classes: {self.name} tells one foreground from its background, so 2 names expected, got {len(self.classes)}")
+        if self.dimensions == 2 and self.channels not in (1, 3):
+            raise ValueError(f"channels: pictures have 1 (grey) or 3 (colour), got {self.channels}; several sequences are for volumes")
+        self._require_mask_values_of_each()
+        if self.intensity and (self.dimensions == 2 or len(self.intensity) not in (1, self.channels)):
+            what = f"one for all channels or one for each of {self.channels}" if self.dimensions == 3 else "none for pictures, whose bits say it,"
+            raise ValueError(f"intensity: {what} expected, got {len(self.intensity)}")
         if self.dimensions == 3:
             largest = max(self.volume.patch_size, self.volume.window_size)
             if largest > self.image_size:
                 raise ValueError(f"volume: patch_size and window_size of at most image_size ({self.image_size}) expected, got {largest}")
         self._require_known_metrics()
         return self
+
+    def _require_mask_values_of_each(self) -> None:
+        if not self.mask_values:
+            return
+        if not self.per_pixel:
+            raise ValueError(f"mask_values: belongs to masks and regions, got form {self.form!r}; leave it out")
+        if len(self.mask_values) != len(self.answered) or not all(self.mask_values):
+            raise ValueError(f"mask_values: a list of values for each of {', '.join(self.answered)} expected, got {len(self.mask_values)} lists")
+        values = [value for inside in self.mask_values for value in inside]
+        if min(values) < 1 or max(values) > _MOST_MASK_VALUE:
+            raise ValueError(f"mask_values: whole numbers from 1 to {_MOST_MASK_VALUE:,} expected, got {min(values)} to {max(values)}")
+        if self.form == "masks" and len(set(values)) != len(values):
+            raise ValueError("mask_values: each value once expected of masks, whose classes exclude each other; regions may share values")
 
     def _require_known_metrics(self) -> None:
         known = list(metrics_of(self.form, self.dimensions))
@@ -133,7 +210,7 @@ def filled(document: Mapping[str, Any]) -> dict[str, Any]:
     preset = _preset(document)
     said = {"name": DEFAULT_PRESET, **(preset.task if preset is not None else {}), **document}
     form, dimensions = said.get("form"), said.get("dimensions", 2)
-    of_form: dict[str, Any] = {"channels": 3 if form == "classes" and dimensions == 2 else 1}
+    of_form: dict[str, Any] = {"channels": 3 if form in ("classes", "labels") and dimensions == 2 else 1}
     if form is not None and form in get_args(Form) and dimensions in (2, 3):  # else their own fault is told
         of_form["metrics"] = tuple(metrics_of(form, dimensions))
     return {**of_form, **said}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from fedhelp_core.data.problems import told
 from fedhelp_core.data.reading import bits_in_use, read_examples
 from fedhelp_core.disk import atomic_write, disk_errors
 from fedhelp_core.errors import DataError
+from fedhelp_core.registry.tasks import NOT_LABELLED
 from fedhelp_core.weights.file import write_weights
 
 _SHOWN = 5  # rows
@@ -34,7 +35,8 @@ _KEPT_CACHES = 2  # the one in use, and the one before it for a silo that goes b
 
 @dataclass(frozen=True)
 class ImageArrays:
-    """One split: images uint8 (N, C, S, S) (volumes: (N, 1, S, S, S)); labels int64 (N,), or masks uint8 (N, 1, S, S) of 0 and 1."""
+    """One split: images uint8 (N, C, S, S) (volumes: (N, 1, S, S, S)); labels int64 (N,), findings uint8 (N, K), or masks uint8
+    (N, 1, S, S) of 0 and 1."""
 
     images_NCHW: Tensor
     labels_N: Tensor
@@ -49,8 +51,9 @@ class SiloArrays:
     test: ImageArrays
 
 
-def load_silo_arrays(config: SiloConfig, task: TaskConfig) -> SiloArrays:
-    """Every image of the silo, from the cache where it is still true.
+def load_silo_arrays(config: SiloConfig, task: TaskConfig, labelled: Sequence[bool] | None = None) -> SiloArrays:
+    """Every image of the silo, from the cache where it is still true. `labelled`: which of the task's findings or regions the silo
+    labels; None: all.
 
     Raises:
         ConfigError: a layout that this task has no use for.
@@ -70,7 +73,19 @@ def load_silo_arrays(config: SiloConfig, task: TaskConfig) -> SiloArrays:
         found = _read(path, manifest, task)
         if found is None:
             raise DataError(f"{path}: could not be read back after it was written; check the silo's volume")
-    return found
+    return found if labelled is None or all(labelled) or task.form == "masks" else _only(found, labelled)
+
+
+def _only(arrays: SiloArrays, labelled: Sequence[bool]) -> SiloArrays:
+    """`arrays` with what the silo does not label marked as such."""
+    away = [number for number, is_labelled in enumerate(labelled) if not is_labelled]
+
+    def without(split: ImageArrays) -> ImageArrays:
+        targets = split.labels_N.clone()
+        targets[:, away] = NOT_LABELLED
+        return replace(split, labels_N=targets)
+
+    return SiloArrays(training=without(arrays.training), validation=without(arrays.validation), test=without(arrays.test))
 
 
 def _decoded(silo: str, manifest: Manifest, task: TaskConfig) -> dict[str, Tensor]:
@@ -124,12 +139,12 @@ def _digest(silo: str, manifest: Manifest, task: TaskConfig) -> str:
     problems: list[str] = []
     rows: dict[str, list[int]] = {}
     for name, row, item in _items(manifest):
-        for path in (item.image, item.mask):
+        for path in (item.image, *item.sequences, item.mask):
             if path is None:
                 continue
             try:
                 stat = path.stat()
-                facts.append([name, str(path), item.label, stat.st_size, stat.st_mtime_ns])
+                facts.append([name, str(path), list(item.findings) or item.label, stat.st_size, stat.st_mtime_ns])
             except OSError as e:
                 problems.append(f"silo {silo}: {path}: no such image file ({e.strerror}); listed in {manifest.source}")
                 rows.setdefault(name, []).append(row)

@@ -1,4 +1,7 @@
-"""A silo's manifest: a MONAI datalist, JSON with lists `training`, `validation` and `test` of {"image": path, "label": int or mask's path}.
+"""A silo's manifest: a MONAI datalist, JSON with lists `training`, `validation` and `test` of {"image": path, "label": answer}.
+
+An image is a path, or a list of paths with a sequence each. An answer is a class number, the path of a mask, or a list with 0, 1 or null (not
+labelled) of each finding.
 
 `manifest_of` turns whatever layout silo.yaml names into one; `arrays` decodes it. The file is what MONAI's
 `load_decathlon_datalist` reads, so a hospital can use the same list elsewhere.
@@ -30,6 +33,10 @@ from fedhelp_core.data.setting_aside import set_aside
 from fedhelp_core.data.sharing import dealt
 from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.errors import ConfigError, DataError
+from fedhelp_core.registry.tasks import NOT_LABELLED, Form
+
+_ANSWERS: Mapping[Form, str] = {
+    "classes": "class numbers", "labels": "lists of findings", "masks": "masks", "regions": "masks"}
 
 
 @dataclass(frozen=True)
@@ -75,12 +82,12 @@ def manifest_of(config: SiloConfig, task: TaskConfig | None) -> Manifest:
         DataError: with everything that is wrong.
     """
     data = config.data
-    masks = None if task is None else task.per_pixel
-    if task is not None and not isinstance(data, DatalistData) and masks != isinstance(data, PicturesAndMasks | FedIxiData):
-        kind = "masks" if masks else "class numbers"
-        said = f"silo {config.name}: data.layout {data.layout!r} has no {kind}, which task {task.name} needs; choose another layout"
+    form = None if task is None else task.form
+    theirs = ("masks", "regions") if isinstance(data, PicturesAndMasks | FedIxiData) else ("classes",)
+    if task is not None and not isinstance(data, DatalistData) and task.form not in theirs:
+        said = f"silo {config.name}: data.layout {data.layout!r} has no {_ANSWERS[task.form]}, which task {task.name} needs; choose another layout"
         raise ConfigError(said, public=said)
-    found = read_layout(data, masks=masks)
+    found = read_layout(data, form=form)
     require_usable(config.name, found, task)
     return found
 
@@ -91,7 +98,7 @@ def require_usable(silo: str, found: Manifest, task: TaskConfig | None) -> None:
     Raises:
         DataError: with everything that is wrong.
     """
-    problems = [*found.problems, *_problems_of(found, sys.maxsize if task is None else len(task.classes))]
+    problems = [*found.problems, *_problems_of(found, sys.maxsize if task is None else len(task.classes), task)]
     problems += [] if task is None else _other_classes(found, task)
     if problems:
         few = len(found.training) < 2 or not found.test
@@ -121,13 +128,13 @@ def with_validation(found: Manifest, fraction: float | None = None) -> Manifest:
     return replace(found, training=training, validation=validation, aside=aside, notes=(*found.notes, *([note] if moved else [])))
 
 
-def read_layout(data: FedIsicData | DatalistData | ChestXrayData | PicturesAndMasks | FedIxiData, *, masks: bool | None = None) -> Manifest:
-    """The silo's images, with enough of them for validation; `problems` says what cannot be used. `masks` as in `read_datalist`.
+def read_layout(data: FedIsicData | DatalistData | ChestXrayData | PicturesAndMasks | FedIxiData, *, form: Form | None = None) -> Manifest:
+    """The silo's images, with enough of them for validation; `problems` says what cannot be used. `form` as in `read_datalist`.
 
     Raises:
         DataError: a file or folder that all of it hangs on.
     """
-    found = as_published(data, masks=masks)
+    found = as_published(data, form=form)
     if isinstance(data, DatalistData):
         return found if found.splits_told else with_validation(found)
     share = getattr(data, "share", None)
@@ -137,8 +144,8 @@ def read_layout(data: FedIsicData | DatalistData | ChestXrayData | PicturesAndMa
     return with_validation(found, data.validation_fraction)
 
 
-def as_published(data: FedIsicData | DatalistData | ChestXrayData | PicturesAndMasks | FedIxiData, *, masks: bool | None = None) -> Manifest:
-    """What the layout holds, dealt out to nobody and in its own splits; `problems` says what cannot be used. `masks` as in `read_datalist`.
+def as_published(data: FedIsicData | DatalistData | ChestXrayData | PicturesAndMasks | FedIxiData, *, form: Form | None = None) -> Manifest:
+    """What the layout holds, dealt out to nobody and in its own splits; `problems` says what cannot be used. `form` as in `read_datalist`.
 
     Raises:
         DataError: a file or folder that all of it hangs on.
@@ -156,7 +163,7 @@ def as_published(data: FedIsicData | DatalistData | ChestXrayData | PicturesAndM
     if isinstance(data, FedIxiData):
         parts, subjects, problems = read_fed_ixi(data)
         return manifest_from(f"{data.root}, hospital {data.hospital}", parts, problems, subjects=subjects)
-    return read_datalist(data, masks=masks)
+    return read_datalist(data, form=form)
 
 
 def manifest_from(
@@ -169,10 +176,10 @@ def manifest_from(
         subjects=subjects or {})
 
 
-def read_datalist(data: DatalistData, *, masks: bool | None = None) -> Manifest:
+def read_datalist(data: DatalistData, *, form: Form | None = None) -> Manifest:
     """The datalist as it is written; `problems` names every item that cannot be used.
 
-    `masks`: labels are paths of masks, not class numbers; None: either, as each row has it.
+    `form`: of the labels; None: any, as each row has it.
 
     Raises:
         DataError: no file, or not a JSON mapping.
@@ -190,7 +197,7 @@ def read_datalist(data: DatalistData, *, masks: bool | None = None) -> Manifest:
         items: list[Item] = []
         for i, row in enumerate(rows):
             try:
-                items.append(_item(row, root, masks, finder))
+                items.append(_item(row, root, form, finder))
             except Unusable as e:
                 problems.append(f"{data.datalist}: {split}[{i}]: {e}")
         splits[split] = tuple(items)
@@ -211,11 +218,22 @@ def write_datalist(path: Path, manifest: Manifest, *, root: Path) -> None:
     document: dict[str, Any] = {"classes": list(manifest.classes)} if manifest.classes else {}
     document |= {"pixel_bits": manifest.pixel_bits} if manifest.pixel_bits else {}
     document |= {
-        name: [{"image": item.image.relative_to(root).as_posix(),
-                "label": item.label if item.mask is None else item.mask.relative_to(root).as_posix()} for item in items]
+        name: [{"image": _image_of(item, root),
+                "label": _label_of(item, root)} for item in items]
         for name, items in manifest.splits()
     }
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _image_of(item: Item, root: Path) -> str | list[str]:
+    paths = [path.relative_to(root).as_posix() for path in (item.image, *item.sequences)]
+    return paths if len(paths) > 1 else paths[0]
+
+
+def _label_of(item: Item, root: Path) -> Any:
+    if item.findings:
+        return [None if found == NOT_LABELLED else found for found in item.findings]
+    return item.label if item.mask is None else item.mask.relative_to(root).as_posix()
 
 
 def _json(path: Path) -> Mapping[str, Any]:
@@ -233,27 +251,41 @@ def _json(path: Path) -> Mapping[str, Any]:
     return document
 
 
-def _item(row: Any, root: Path, masks: bool | None, finder: Finder) -> Item:
+def _item(row: Any, root: Path, form: Form | None, finder: Finder) -> Item:
     """The item that `row` describes. Paths must stay below `root`.
 
     Raises:
         Unusable: it describes none.
     """
-    what = "mask's path" if masks else "class number"
-    if not isinstance(row, dict) or not isinstance(row.get("image"), str):
+    what = {"masks": "mask's path", "regions": "mask's path", "labels": "0, 1 or null of each finding"}.get(form or "classes", "class number")
+    images = _images_in(row)
+    if not images:
         raise Unusable(f'{{"image": path, "label": {what}}} expected, got {str(row)[:80]}')
     label = row.get("label")
-    if masks is None:
-        masks = isinstance(label, str)
+    if form is None:
+        form = "masks" if isinstance(label, str) else "labels" if isinstance(label, list) else "classes"
+    masks = form in ("masks", "regions")
     if masks and not isinstance(label, str):
         raise Unusable(f"label: the mask's path expected, got {label!r}")
-    if not masks and (isinstance(label, bool) or not isinstance(label, int)):
+    if form == "classes" and (isinstance(label, bool) or not isinstance(label, int)):
         raise Unusable(f"label: a whole number expected, got {label!r}")
-    for name in (row["image"], *([label] if masks else [])):
+    if form == "labels" and not (isinstance(label, list) and label and all(one is None or (type(one) is int and one in (0, 1)) for one in label)):
+        raise Unusable(f"label: a list with 0, 1 or null of each finding expected, got {str(label)[:80]}")
+    for name in (*images, *([label] if masks else [])):
         if "\0" in name or not _is_below(root / name, root):
             raise Unusable(f"image {name!r} lies outside {root}; keep images below data.root")
-    image = finder.find(root, row["image"])
-    return Item(image, mask=finder.find(root, str(label))) if masks else Item(image, int(str(label)))
+    image, *sequences = (finder.find(root, name) for name in images)
+    if isinstance(label, list):
+        return Item(image, sequences=tuple(sequences), findings=tuple(NOT_LABELLED if one is None else one for one in label))
+    return Item(image, 0 if masks else int(str(label)), finder.find(root, str(label)) if masks else None, tuple(sequences))
+
+
+def _images_in(row: Any) -> list[str]:
+    """Paths of a row's image, or of its sequences; [] where it has none."""
+    image = row.get("image") if isinstance(row, dict) else None
+    if isinstance(image, str):
+        return [image]
+    return image if isinstance(image, list) and image and all(isinstance(one, str) for one in image) else []
 
 
 def _is_below(path: Path, root: Path) -> bool:
@@ -263,10 +295,12 @@ def _is_below(path: Path, root: Path) -> bool:
         return False
 
 
-def _problems_of(manifest: Manifest, classes: int) -> Iterator[str]:
+def _problems_of(manifest: Manifest, classes: int, task: TaskConfig | None) -> Iterator[str]:
     """What no split may have: class numbers out of range, images twice, too few of them."""
     for name, items in manifest.splits():
         for item in items:
+            if task is not None and task.form == "labels" and len(item.findings) != classes:
+                yield f"{manifest.source}: {item.image.name} ({name}) has {len(item.findings)} findings, {classes} expected (task.classes)"
             if item.mask is None and not 0 <= item.label < classes:
                 yield f"{manifest.source}: {item.image.name} ({name}) has label {item.label}, expected 0 to {classes - 1} (task.classes)"
     places: dict[Path, list[str]] = {}

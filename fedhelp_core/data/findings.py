@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.data.examples import label_in_words
 from fedhelp_core.data.inspection import Seen
-from fedhelp_core.data.items import SPLITS
+from fedhelp_core.data.items import SPLITS, Item
 from fedhelp_core.data.leakage import Group, Place
+from fedhelp_core.registry.tasks import NOT_LABELLED
 
 _SIZES = 8    # different sizes that are listed
 
@@ -78,6 +80,8 @@ def remarks(report: DataReport) -> Iterator[str]:
         kept = {split: [place.seen for place in report.places if (place.silo, place.split) == (silo, split)] for split in SPLITS}
         if report.task.form == "classes":
             yield from _about_classes(silo, report.task.classes, {split: {seen.item.label for seen in found} for split, found in kept.items()})
+        if report.task.form == "labels":
+            yield from _about_findings(silo, report.task.classes, [seen.item for seen in kept["training"]])
         everything = [seen for found in kept.values() for seen in found]
         yield from remarks_about(silo, everything, report.bits.get(silo))
     if report.leaks_kept:
@@ -87,7 +91,7 @@ def remarks(report: DataReport) -> Iterator[str]:
         yield f"{len(within)} pictures are there more than once in the same split, such as {within[0].places[0]} = {within[0].places[1]}"
     for group in report.groups:
         if group.contradicts:
-            labels = sorted({report.task.classes[place.seen.item.label] for place in group.places})
+            labels = sorted({label_in_words(place.seen.item, report.task) for place in group.places})
             yield f"the same picture is called {' and '.join(labels)}: {' = '.join(str(place) for place in group.places[:4])}"
 
 
@@ -115,6 +119,15 @@ def _about_classes(silo: str, classes: Sequence[str], found: Mapping[str, set[in
             yield f"silo {silo}: {split} has images of {classes[next(iter(found[split]))]} alone; AUROC is undefined there"
 
 
+def _about_findings(silo: str, findings: Sequence[str], training: Sequence[Item]) -> Iterator[str]:
+    labelled = {name: [item.findings[number] for item in training if item.findings[number] != NOT_LABELLED] for number, name in enumerate(findings)}
+    nowhere, unseen = [name for name, found in labelled.items() if not found], [name for name, found in labelled.items() if found and not any(found)]
+    if training and nowhere:
+        yield f"silo {silo}: no training image is labelled for {', '.join(nowhere)}; it learns nothing of it, and is not scored by it"
+    if unseen:
+        yield f"silo {silo}: no training image shows {', '.join(unseen)}"
+
+
 def _about_leaks(groups: Sequence[Group]) -> Iterator[str]:
     leaking = [group for group in groups if group.leaks]
     known = {place.key for group in leaking if "test" in group.splits for place in group.places if place.split == "test"}
@@ -128,7 +141,11 @@ def _split(report: DataReport, silo: str, split: str) -> dict[str, Any]:
     document: dict[str, Any] = {"images": len(found)}
     if not found:
         return document
-    if report.task.form == "classes":
+    if report.task.form == "labels":
+        document["classes"] = {name: sum(seen.item.findings[number] == 1 for seen in found) for number, name in enumerate(report.task.classes)}
+        document["labelled"] = {
+            name: sum(seen.item.findings[number] != NOT_LABELLED for seen in found) for number, name in enumerate(report.task.classes)}
+    elif report.task.form == "classes":
         counts = Counter(seen.item.label for seen in found)
         document["classes"] = {name: counts[number] for number, name in enumerate(report.task.classes)}
         present = [count for count in document["classes"].values() if count]

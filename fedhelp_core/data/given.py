@@ -134,7 +134,7 @@ def _raw_pixels(array: NDArray[Any], name: str) -> NDArray[Any]:
 
 
 def _volume(given: Any, task: TaskConfig, name: str) -> NDArray[np.uint8]:
-    from fedhelp_core.data.volumes import VolumeReader, opened  # with MONAI, which pictures never wait for
+    from fedhelp_core.data.volumes import VolumeReader, opened_channels  # with MONAI, which pictures never wait for
 
     reader = VolumeReader(task)
     if isinstance(given, bytes | bytearray):
@@ -142,15 +142,12 @@ def _volume(given: Any, task: TaskConfig, name: str) -> NDArray[np.uint8]:
             path = Path(folder) / f"volume{volume_ending(bytes(given[:132]))}"
             path.write_bytes(given)
             try:
-                volume = opened(path)
-                return reader.prepared(volume.voxels_XYZ, volume.affine, path)
+                return reader.placed(opened_channels((path,), task.channels), path).cube_CSSS
             except Unusable as e:
                 raise Unusable(str(e).replace(str(path), name)) from None
     if isinstance(given, Path):
-        volume = opened(given)
-        return reader.prepared(volume.voxels_XYZ, volume.affine, given)
-    volume = volume_of(given, name)
-    return reader.prepared(volume.voxels_XYZ, volume.affine, Path(name))
+        return reader.placed(opened_channels((given,), task.channels), given).cube_CSSS
+    return reader.placed([volume_of(given, name)], Path(name)).cube_CSSS
 
 
 def volume_ending(start: bytes) -> str:

@@ -23,11 +23,13 @@ from PIL import Image
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data import decode
 from fedhelp_core.data.items import Item
+from fedhelp_core.data.marks import Marks
 from fedhelp_core.data.picture_files import Picture, eight_bits
-from fedhelp_core.data.pictures import checked_pair, example
+from fedhelp_core.data.pictures import checked_pair, example, grey, opened, prepared
 from fedhelp_core.data.unusable import Unusable
 
 if TYPE_CHECKING:
+    from fedhelp_core.data.grid import Volume
     from fedhelp_core.data.volumes import VolumeReader
 
 _THUMBNAIL = 112  # pixels
@@ -83,13 +85,13 @@ _Look = Callable[[Item, bool], Seen]
 
 
 def _look_of(task: TaskConfig, bits: int | None) -> _Look:
-    if task.form == "classes":
-        return partial(_picture, size=task.image_size, bits=bits)
+    if not task.per_pixel and task.dimensions == 2:
+        return partial(_picture, size=task.image_size, bits=bits, colour=task.channels == 3)
     if task.dimensions == 2:
-        return partial(_picture_and_mask, size=task.image_size, bits=bits)
+        return partial(_picture_and_mask, size=task.image_size, bits=bits, marks=Marks.of(task), colour=task.channels == 3)
     from fedhelp_core.data.volumes import VolumeReader  # with MONAI, which classification never waits for
 
-    return partial(_volume_and_mask, foreground=task.classes[1], reader=VolumeReader(task))
+    return partial(_volume_and_mask if task.per_pixel else _volume, reader=VolumeReader(task))
 
 
 def _seen(item: Item, *, look: _Look, thumbnails: Set[Item]) -> Seen:
@@ -99,33 +101,46 @@ def _seen(item: Item, *, look: _Look, thumbnails: Set[Item]) -> Seen:
         return Seen(item=item, problem=str(e))
 
 
-def _picture(item: Item, thumbnail: bool, *, size: int, bits: int | None) -> Seen:
-    picture = decode.picture_at(item.image)
-    view = decode.prepared(picture, size, str(item.image), bits)
+def _picture(item: Item, thumbnail: bool, *, size: int, bits: int | None, colour: bool) -> Seen:
+    picture = decode.picture_at(item.image) if colour else grey(opened(item.image), str(item.image))
+    view = (decode.prepared if colour else prepared)(picture, size, str(item.image), bits)
     shown = _png(eight_bits(picture, bits, str(item.image)).convert("RGB")) if thumbnail else b""
     return Seen(item=item, thumbnail=shown, **_facts(picture), **_of_view(view))
 
 
-def _picture_and_mask(item: Item, thumbnail: bool, *, size: int, bits: int | None) -> Seen:
-    picture, labels = checked_pair(item)
+def _picture_and_mask(item: Item, thumbnail: bool, *, size: int, bits: int | None, marks: Marks, colour: bool) -> Seen:
+    picture, labels = checked_pair(item, marks, colour=colour)
     marked = labels != 0
-    found = example(item, picture, labels, size, bits)
+    found = example(item, picture, labels, size, bits, marks, colour=colour)
     shown = _png(tinted(eight_bits(picture, bits, str(item.image)).convert("RGB"), marked)) if thumbnail else b""
     return Seen(
         item=item, foreground=float(marked.mean()), corners=_marks_corners(marked), thumbnail=shown, **_facts(picture), **_of_view(found.image_CHW))
 
 
-def _volume_and_mask(item: Item, thumbnail: bool, *, foreground: str, reader: VolumeReader) -> Seen:
-    from fedhelp_core.data import volumes
+def _volume_and_mask(item: Item, thumbnail: bool, *, reader: VolumeReader) -> Seen:
+    channels, mask = reader.checked_pair(item)
+    found = reader.example(item, channels, mask)
+    marked = mask != 0
+    return _seen_volume(item, channels, found.image_CHW, marked, thumbnail, foreground=float(marked.mean()), corners=_marks_corners(marked))
 
-    volume, mask = volumes.checked_pair(item, foreground)
-    found = reader.example(item, volume, mask)
-    voxels, affine, marked = volume.voxels_XYZ, volume.affine, mask != 0
+
+def _volume(item: Item, thumbnail: bool, *, reader: VolumeReader) -> Seen:
+    channels = reader.opened(item)
+    view = reader.placed(channels, item.image).cube_CSSS
+    return _seen_volume(item, channels, view, np.zeros(channels[0].voxels_XYZ.shape, bool), thumbnail)
+
+
+def _seen_volume(
+    item: Item, channels: Sequence[Volume], view: NDArray[np.uint8] | None, marked: NDArray[np.bool_], thumbnail: bool, **more: Any,
+) -> Seen:
+    """The first sequence stands for all of them, but for what says whether it is the same image."""
+    voxels, affine = channels[0].voxels_XYZ, channels[0].affine
+    content = _digest(voxels) if len(channels) == 1 else _digest(np.stack([one.voxels_XYZ for one in channels]))
     return Seen(
-        item=item, content=_digest(voxels), sides=voxels.shape, kind="volume", low=float(voxels.min()), high=float(voxels.max()),
-        mean=float(voxels.mean(dtype=np.float64)), foreground=float(marked.mean()), corners=_marks_corners(marked), notes=volume.notes,
+        item=item, content=content, sides=voxels.shape, kind="volume", low=float(voxels.min()), high=float(voxels.max()),
+        mean=float(voxels.mean(dtype=np.float64)), notes=channels[0].notes,
         spacing=tuple(round(float(side), 2) for side in np.linalg.norm(affine[:3, :3], axis=0)), orientation="".join(_axes().aff2axcodes(affine)),
-        thumbnail=_slice(voxels, marked, affine) if thumbnail else b"", **_of_view(found.image_CHW))
+        thumbnail=_slice(voxels, marked, affine) if thumbnail else b"", **more, **_of_view(view))
 
 
 def _facts(picture: Picture) -> dict[str, Any]:

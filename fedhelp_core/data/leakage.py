@@ -51,8 +51,8 @@ class Group:
 
     @property
     def contradicts(self) -> bool:
-        """Whether the same picture has several classes."""
-        return self.what == "picture" and len({place.seen.item.label for place in self.places}) > 1
+        """Whether the same picture has several classes, or other findings."""
+        return self.what == "picture" and len({(place.seen.item.label, place.seen.item.findings) for place in self.places}) > 1
 
     def __str__(self) -> str:
         shown = " = ".join(str(place) for place in self.places[:4]) + (" = ..." if len(self.places) > 4 else "")

@@ -28,8 +28,8 @@ _UNITS = {1: "m", 3: "µm"}
 _SAME = 0.01  # of a voxel's side: how far pixdim and affines may differ, which are written with seven digits or fewer
 
 
-def read_nifti(path: Path) -> Volume:
-    """The volume in the NIfTI file at `path`.
+def read_nifti(path: Path, channels: int = 1) -> Volume:
+    """The volume in the NIfTI file at `path`; of several `channels` its fourth dimension has so many.
 
     Raises:
         Unusable: it cannot be read, or what it means is not certain.
@@ -38,17 +38,17 @@ def read_nifti(path: Path) -> Volume:
     with _quiet_nibabel(), foreign(wrong, Unusable):
         stored = require_regular(path, MOST_VOLUME_BYTES, wrong)
         with path.open("rb") as raw, _unpacked(raw) as file:
-            return _volume(file, stored, path)
+            return _volume(file, stored, path, channels)
 
 
 def _unreadable(path: Path) -> Callable[[str], Unusable]:
     return lambda why: Unusable(f"{path}: cannot be read as NIfTI ({why}); replace or remove it")
 
 
-def _volume(file: Any, length: int, path: Path) -> Volume:
+def _volume(file: Any, length: int, path: Path, channels: int) -> Volume:
     """The volume in `file`, whose `length` on disk it cannot exceed, or not by more than deflating makes of it."""
     header = _header(file, path)
-    shape, stored = _shape(header, path), _stored_type(header, path)
+    shape, stored = _shape(header, path, channels), _stored_type(header, path)
     affine, notes = _affine(header, path)
     require_plausible_affine(affine, shape, path)
     slope, intercept = _scaling(header, path)
@@ -91,7 +91,7 @@ def _header(file: Any, path: Path) -> Any:
     return header
 
 
-def _shape(header: Any, path: Path) -> tuple[int, ...]:
+def _shape(header: Any, path: Path, channels: int) -> tuple[int, ...]:
     dim = [int(side) for side in header["dim"]]
     if not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
         raise Unusable(f"{path}: dim {dim} makes no sense; convert it again from the scanner's files")
@@ -100,6 +100,11 @@ def _shape(header: Any, path: Path) -> tuple[int, ...]:
         raise Unusable(f"{path}: is {' x '.join(map(str, shape))} voxels (dim), at most {MOST_VOXELS:,} expected")
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
+    if channels > 1:
+        if len(shape) != 4 or shape[3] != channels:
+            raise Unusable(f"{path}: four dimensions with {channels} sequences (task.channels) expected, got {' x '.join(map(str, shape))}; give such"
+                           " a file, or a file for each sequence")
+        return tuple(shape)
     if len(shape) != 3:
         raise Unusable(f"{path}: three dimensions expected, got {' x '.join(map(str, shape))}; give one volume a file")
     return tuple(shape)

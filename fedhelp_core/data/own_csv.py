@@ -22,7 +22,9 @@ from fedhelp_core.data.names import Finder, plain
 from fedhelp_core.data.sharing import is_test
 from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.errors import DataError
+from fedhelp_core.registry.tasks import NOT_LABELLED
 
+_FINDING = {"": NOT_LABELLED, "-1": NOT_LABELLED, "0": 0, "1": 1, "no": 0, "yes": 1, "false": 0, "true": 1}
 COLUMNS = ("image", "label", "mask", "split", "patient", "lesion", "hospital")
 _SPLIT_WORDS = {"train": "training", "training": "training", "val": "validation", "valid": "validation", "validation": "validation",
                 "test": "test", "testing": "test"}
@@ -58,9 +60,9 @@ def read_own_csv(path: Path, reading: Reading) -> dict[str, Listed]:
     Raises:
         DataError: no such file, none that is a CSV, or its columns are not clear.
     """
-    answer = "mask" if reading.task.per_pixel else "label"
-    names = {ours: reading.columns.get(ours, ours) for ours in COLUMNS}
-    asked = [ours for ours in COLUMNS if ours in ("image", answer) or ours in reading.columns]
+    answers = _answer_columns(reading.task)
+    names = {ours: reading.columns.get(ours, ours) for ours in columns_of(reading.task)}
+    asked = [ours for ours in names if ours in ("image", *answers) or ours in reading.columns]
     try:
         table = Table(path, names, needed=asked, next_step="give its path with --csv")
     except DataError as e:
@@ -75,7 +77,7 @@ def read_own_csv(path: Path, reading: Reading) -> dict[str, Listed]:
             continue
         listed = hospitals.setdefault(row.get("hospital", ""), Listed())
         try:
-            item, subject = _item(row, answer, reading), row.get("patient") or row.get("lesion") or row["image"]
+            item, subject = _item(row, reading), row.get("patient") or row.get("lesion") or row["image"]
             split = _split(row, subject, reading)
         except Unusable as e:
             listed.problems.append(f"{path}: line {line}: {e}")
@@ -91,13 +93,32 @@ def read_own_csv(path: Path, reading: Reading) -> dict[str, Listed]:
     return hospitals
 
 
-def _item(row: Row, answer: str, reading: Reading) -> Item:
-    for column in ("image", answer):
+def columns_of(task: TaskConfig) -> tuple[str, ...]:
+    """Our names of all columns that a list of this task may have."""
+    return tuple(dict.fromkeys((*COLUMNS, *_answer_columns(task), *_sequence_columns(task))))
+
+
+def _answer_columns(task: TaskConfig) -> tuple[str, ...]:
+    """What has to be in a row beside the image: of findings a column for each, by its name."""
+    return ("mask",) if task.per_pixel else task.classes if task.form == "labels" else ("label",)
+
+
+def _sequence_columns(task: TaskConfig) -> tuple[str, ...]:
+    """Columns of an image's further sequences, where each is a file of its own."""
+    return tuple(f"image_{number}" for number in range(2, task.channels + 1)) if task.dimensions == 3 else ()
+
+
+def _item(row: Row, reading: Reading) -> Item:
+    answers = _answer_columns(reading.task)
+    for column in ("image", *(answers if reading.task.form != "labels" else ())):
         if not row[column]:
             raise Unusable(f"{column} is empty")
     image = _below(row["image"], "image", reading)
-    if answer == "mask":
-        return Item(image, mask=_below(row["mask"], "mask", reading))
+    sequences = tuple(_below(row[name], name, reading) for name in _sequence_columns(reading.task) if row.get(name))
+    if reading.task.form == "labels":
+        return Item(image, sequences=sequences, findings=tuple(_finding(row[name], name) for name in answers))
+    if reading.task.per_pixel:
+        return Item(image, mask=_below(row["mask"], "mask", reading), sequences=sequences)
     return Item(image, _label(row["label"], reading.task.classes))
 
 
@@ -120,6 +141,14 @@ def _label(text: str, classes: Sequence[str]) -> int:
     if digits is None or int(digits[1]) >= len(classes):
         raise Unusable(f"label should be one of {', '.join(classes)} or its number from 0, got {text!r}")
     return int(digits[1])
+
+
+def _finding(text: str, name: str) -> int:
+    """0, 1, or NOT_LABELLED of an empty cell and of CheXpert's -1, which stands for uncertain."""
+    found = _FINDING.get(text.casefold().removesuffix(".0"))
+    if found is None:
+        raise Unusable(f"{name} should be 0, 1 or empty (not labelled), got {text[:40]!r}")
+    return found
 
 
 def _split(row: Row, subject: str, reading: Reading) -> str:

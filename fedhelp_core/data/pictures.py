@@ -14,30 +14,38 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedhelp_core.budget import IN_FLIGHT
-from fedhelp_core.data.examples import Example, mask_problem
+from fedhelp_core.data import decode
+from fedhelp_core.data.examples import Example, target_of
 from fedhelp_core.data.items import Item
+from fedhelp_core.data.marks import ONE_FOREGROUND, Marks
 from fedhelp_core.data.picture_files import Picture, alpha_of, bytes_of_pixels, eight_bits, fitted, opaque, picture_in, read_file
 from fedhelp_core.data.unusable import Unusable
 
 
-def read_picture(item: Item, size: int, bits: int | None = None) -> Example:
-    """Image (1, S, S) and mask (1, S, S) of `item`, cut and scaled alike, or what is wrong with them. `bits`: as in `decode.decode_all`."""
+def read_picture(item: Item, size: int, bits: int | None = None, marks: Marks = ONE_FOREGROUND, *, colour: bool = False) -> Example:
+    """Image (1, S, S), in colour (3, S, S), and target of `item`, cut and scaled alike, or what is wrong with them. `bits`: as in
+    `decode.decode_all`.
+    """
     try:
-        return example(item, *checked_pair(item), size, bits)
+        return example(item, *checked_pair(item, marks, colour=colour), size, bits, marks, colour=colour)
     except Unusable as e:
         return Example(problem=str(e))
 
 
-def example(item: Item, picture: Picture, labels_HW: NDArray[np.generic], size: int, bits: int | None = None) -> Example:
+def example(
+    item: Item, picture: Picture, labels_HW: NDArray[np.generic], size: int, bits: int | None = None, marks: Marks = ONE_FOREGROUND, *,
+    colour: bool = False,
+) -> Example:
     """As `read_picture`, of a pair that has been opened.
 
     Raises:
         Unusable: nothing of the mask is left.
     """
-    target = mask_square((labels_HW != 0).astype(np.uint8), size)
-    if not target.any():
+    target = mask_square(marks.target(labels_HW), size)
+    if not target.any() and marks.must_be_somewhere():
         raise Unusable(f"{item.mask}: nothing of the mask is left at {size} x {size} pixels; raise task.image_size, or remove the image")
-    return Example(prepared(picture, size, str(item.image), bits), target)
+    image = decode.prepared(picture, size, str(item.image), bits).transpose(2, 0, 1) if colour else prepared(picture, size, str(item.image), bits)
+    return Example(image, target)
 
 
 def prepared(picture: Picture, size: int, name: str, bits: int | None = None) -> NDArray[np.uint8]:
@@ -49,23 +57,31 @@ def prepared(picture: Picture, size: int, name: str, bits: int | None = None) ->
     return fitted(eight_bits(picture, bits, name).convert("L"), size)[None]
 
 
-def checked_pair(item: Item) -> tuple[Picture, NDArray[np.generic]]:
-    """The grey picture and its mask's labels (H, W), as they lie on disk.
+def checked_pair(item: Item, marks: Marks = ONE_FOREGROUND, *, colour: bool = False) -> tuple[Picture, NDArray[np.generic]]:
+    """The picture, grey unless in `colour`, and its mask's labels (H, W), as they lie on disk.
 
     Raises:
         Unusable: one of them cannot be used, or they do not belong together.
     """
     assert item.mask is not None
-    picture, mask = grey(opened(item.image), str(item.image)), opened(item.mask)
+    picture, mask = (opaque if colour else grey)(opened(item.image), str(item.image)), opened(item.mask)
     if picture.turned != mask.turned:
         raise Unusable(
             f"{item.image}: its EXIF orientation is {picture.turned}, its mask's {mask.turned}, so nobody knows whether the mask was drawn on the"
             " upright picture; save both upright")
     labels = _plane(mask.image, item.mask)
-    problem = mask_problem(labels, (picture.image.height, picture.image.width), item.mask, "foreground")
+    problem = marks.problem(labels, (picture.image.height, picture.image.width), item.mask)
     if problem:
         raise Unusable(problem)
     return picture, labels
+
+
+def read_grey(item: Item, size: int, bits: int | None = None) -> Example:
+    """Grey image (1, S, S) of `item` with its class or findings, or what is wrong with it."""
+    try:
+        return Example(prepared(grey(opened(item.image), str(item.image)), size, str(item.image), bits), target_of(item))
+    except Unusable as e:
+        return Example(problem=str(e))
 
 
 def read_image(raw: bytes, path: Path, size: int) -> Example:
@@ -83,9 +99,9 @@ def grey_square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return fitted(Image.fromarray(pixels), size)[None]
 
 
-def mask_square(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """A mask (H, W) of 0 and 1 prepared as files are: (1, S, S)."""
-    return fitted(Image.fromarray(mask), size, Image.Resampling.NEAREST)[None]
+def mask_square(target_KHW: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """A target prepared as files are: (K, S, S)."""
+    return np.stack([fitted(Image.fromarray(plane), size, Image.Resampling.NEAREST) for plane in target_KHW])
 
 
 def opened(path: Path) -> Picture:

@@ -172,4 +172,4 @@ def _channels_last(found: Example, sha256: str) -> Prepared:
 
 def _of_images(words: str) -> str:
     """`words` without what they say of masks: public images have none."""
-    return words.removesuffix("; mask nearest")
+    return words.partition("; mask nearest")[0]

@@ -24,7 +24,7 @@ from fedhelp_core.data.csv_files import head_of
 from fedhelp_core.data.datalist import Manifest, as_published, manifest_from, with_validation
 from fedhelp_core.data.medmnist import MedMnist, read_medmnist
 from fedhelp_core.data.names import is_text, not_text, plain
-from fedhelp_core.data.own_csv import COLUMNS, Reading, read_own_csv
+from fedhelp_core.data.own_csv import Reading, columns_of, read_own_csv
 from fedhelp_core.data.sharing import dealt, skewed
 from fedhelp_core.data.volumes_and_masks import read_volumes_and_masks
 from fedhelp_core.errors import ConfigError, DataError
@@ -122,7 +122,7 @@ def hospitals_of(layout: str, folder: Path, task: TaskConfig, options: Options) 
     if surplus:
         takes = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(entry.options | _EVERYWHERE - {"count"}))
         raise ConfigError(f"--{surplus[0].replace('_', '-')}: layout {layout} does not take it; it takes {takes}")
-    if entry.form not in (None, task.form):
+    if entry.form not in (None, "masks" if task.per_pixel else task.form):
         fitting = ", ".join(name for name, preset in PRESETS.items() if preset.task["form"] == entry.form)
         raise ConfigError(f"--task: layout {layout} has no answers of the kind that {task.name} needs; one of {fitting} expected")
     if not is_text(folder):
@@ -252,9 +252,9 @@ def _volumes(folder: Path, _task: TaskConfig, options: Options) -> dict[str, Hos
 
 def _own_csv(folder: Path, task: TaskConfig, options: Options) -> dict[str, Hospital]:
     path = options.csv or _only_csv(folder)
-    unknown = sorted(set(options.columns) - set(COLUMNS))
+    unknown = sorted(set(options.columns) - set(columns_of(task)))
     if unknown:
-        raise ConfigError(f"--columns: {unknown[0]!r} is none of {', '.join(COLUMNS)}; write ours=yours, e.g. image=File")
+        raise ConfigError(f"--columns: {unknown[0]!r} is none of {', '.join(columns_of(task))}; write ours=yours, e.g. image=File")
     fractions: dict[str, Any] = _given(options, "test_fraction")
     listed = read_own_csv(path, Reading(task=task, folder=folder, columns=options.columns, **fractions))
     if not listed:

@@ -6,21 +6,25 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data import decode
-from fedhelp_core.data.examples import Example
+from fedhelp_core.data.examples import Example, target_of
 from fedhelp_core.data.items import Item
+from fedhelp_core.data.marks import Marks
 from fedhelp_core.data.picture_files import deep_bits
-from fedhelp_core.data.pictures import read_picture
+from fedhelp_core.data.pictures import read_grey, read_picture
 
 
 def read_examples(items: Sequence[Item], task: TaskConfig, bits: int | None = None) -> Iterator[Example]:
     """The examples of `items`, in order. `bits`: in use in the 16-bit pictures of the hospital, as `bits_in_use` says."""
-    if task.form == "classes":
+    if not task.per_pixel and task.dimensions == 2 and task.channels == 3:
         for item, found in zip(items, decode.decode_all([item.image for item in items], task.image_size, bits), strict=True):
             pixels = None if found.pixels_SSC is None else found.pixels_SSC.transpose(2, 0, 1)
-            yield Example(pixels, item.label, found.problem)
+            yield Example(pixels, target_of(item), found.problem)
+    elif not task.per_pixel and task.dimensions == 2:
+        for item in items:
+            yield read_grey(item, task.image_size, bits)
     elif task.dimensions == 2:
         for item in items:
-            yield read_picture(item, task.image_size, bits)
+            yield read_picture(item, task.image_size, bits, Marks.of(task), colour=task.channels == 3)
     else:
         from fedhelp_core.data.volumes import VolumeReader  # with MONAI, which classification never waits for
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,21 @@ import torch
 from numpy.typing import NDArray
 
 from fedhelp_core.budget import MOST_GRID_VOXELS, foreign
-from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.config.task import IntensityConfig, TaskConfig
 from fedhelp_core.data.dicom import read_series
-from fedhelp_core.data.examples import Example, mask_problem
+from fedhelp_core.data.examples import Example, target_of
 from fedhelp_core.data.grid import Volume, require_plausible, spacing_of
 from fedhelp_core.data.items import Item
+from fedhelp_core.data.marks import Marks
 from fedhelp_core.data.nifti import read_nifti
 from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.lean_monai import (
     Compose,
     MetaTensor,
+    NormalizeIntensity,
     Orientation,
     ResizeWithPadOrCrop,
+    ScaleIntensityRange,
     ScaleIntensityRangePercentiles,
     Spacing,
 )
@@ -45,7 +48,7 @@ _SAME_GRID = 1e-3  # mm: how far two affines of one grid may lie apart
 class Placed:
     """A volume as the network sees it, and the way back to its own voxels."""
 
-    cube_1SSS: NDArray[np.uint8]
+    cube_CSSS: NDArray[np.uint8]
     _affine: torch.Tensor
     _steps: list[Any]
     _transform: Compose
@@ -58,57 +61,90 @@ class Placed:
 
 
 class VolumeReader:
-    """Reads any number of volumes for one task."""
+    """Reads any number of volumes for one task. An image is a volume, or several on one grid, one for each of the task's channels."""
 
     def __init__(self, task: TaskConfig) -> None:
-        self._foreground = task.classes[1]
+        self._channels = task.channels
+        self._marks = Marks.of(task) if task.per_pixel else None
         self._spacing = task.volume.spacing
+        self._within = "within task.intensity" if task.intensity else "between the 0.5th and the 99.5th percentile"
         spacing, side = (task.volume.spacing,) * 3, (task.image_size,) * 3
         # MONAI's resampling asks for tracked affines; what the algorithm sees has none
-        self._image = Compose([
+        self._images = [Compose([
             Orientation("RAS", labels=None), Spacing(spacing, mode="bilinear", padding_mode="border"),
-            ScaleIntensityRangePercentiles(0.5, 99.5, 0, 255, clip=True), ResizeWithPadOrCrop(side, mode="constant", value=0)])
+            *_scaled_by(intensity), ResizeWithPadOrCrop(side, mode="constant", value=0)]) for intensity in task.intensity_of_each]
         self._mask = Compose([
             Orientation("RAS", labels=None), Spacing(spacing, mode="nearest", padding_mode="zeros"),
             ResizeWithPadOrCrop(side, mode="constant", value=0)])
 
     def read(self, item: Item) -> Example:
-        """Image (1, S, S, S) and mask (1, S, S, S) of `item`, or what is wrong with them."""
+        """Image (C, S, S, S) and target of `item`, or what is wrong with them."""
         try:
-            return self.example(item, *checked_pair(item, self._foreground))
+            if self._marks is None:
+                return Example(self.placed(self.opened(item), item.image).cube_CSSS, target_of(item))
+            return self.example(item, *self.checked_pair(item))
         except Unusable as e:
             return Example(problem=str(e))
 
-    def example(self, item: Item, image: Volume, mask_XYZ: NDArray[np.float32]) -> Example:
+    def opened(self, item: Item) -> list[Volume]:
+        """The volume of each channel, as it lies on disk.
+
+        Raises:
+            Unusable: one of them cannot be used, or they do not belong together.
+        """
+        return opened_channels((item.image, *item.sequences), self._channels)
+
+    def checked_pair(self, item: Item) -> tuple[list[Volume], NDArray[np.float32]]:
+        """The volumes, and their mask's voxels (X, Y, Z), as they lie on disk.
+
+        Raises:
+            Unusable: one of them cannot be used, or they do not belong together.
+        """
+        assert item.mask is not None
+        assert self._marks is not None
+        channels, mask = self.opened(item), opened(item.mask, labels=True)
+        problem = self._marks.problem(mask.voxels_XYZ, channels[0].voxels_XYZ.shape, item.mask)
+        if problem:
+            raise Unusable(problem)
+        _require_same_place(channels[0], mask, item.mask, "the mask", "its image")
+        return channels, mask.voxels_XYZ
+
+    def example(self, item: Item, channels: Sequence[Volume], mask_XYZ: NDArray[np.float32]) -> Example:
         """As `read`, of a pair that has been opened.
 
         Raises:
             Unusable: nothing can be seen in it.
         """
-        prepared = self.prepared(image.voxels_XYZ, image.affine, item.image)
-        target = self.prepared_mask(mask_XYZ, image.affine)
-        if not target.any():
+        assert self._marks is not None
+        image = self.placed(channels, item.image).cube_CSSS
+        target = self.prepared_target(self._marks.target(mask_XYZ), channels[0].affine)
+        if not target.any() and self._marks.must_be_somewhere():
             raise Unusable(f"{item.mask}: nothing of the mask is left in a cube of this task's spacing and image_size; raise image_size")
-        return Example(prepared, target)
+        return Example(image, target)
 
     def read_image(self, path: Path) -> Example:
         """A volume without a mask: a public one."""
         try:
-            volume = opened(path)
-            return Example(self.prepared(volume.voxels_XYZ, volume.affine, path))
+            return Example(self.placed(opened_channels((path,), self._channels), path).cube_CSSS)
         except Unusable as e:
             return Example(problem=str(e))
 
     def prepared(self, image: NDArray[np.float32], affine: NDArray[np.float64], path: Path) -> NDArray[np.uint8]:
         """The cube (1, S, S, S) of an array and its affine (mm, RAS+)."""
-        return self.placed(image, affine, path).cube_1SSS
+        return self.placed([Volume(image, affine)], path).cube_CSSS
 
-    def placed(self, image: NDArray[np.float32], affine: NDArray[np.float64], path: Path) -> Placed:
-        """As `prepared`, with the way back.
+    def placed(self, channels: Sequence[Volume], path: Path) -> Placed:
+        """The channels' volumes in the network's cube, with the way back.
 
         Raises:
-            Unusable: nothing can be seen in it, or it is too large.
+            Unusable: nothing can be seen in one, it is too large, or there are more or fewer of them than the task has.
         """
+        if len(channels) != self._channels:
+            raise Unusable(f"{path}: {self._channels} sequences expected (task.channels), got {len(channels)}")
+        found = [self._placed(one.voxels_XYZ, one.affine, path, image) for one, image in zip(channels, self._images, strict=True)]
+        return found[0] if len(found) == 1 else replace(found[0], cube_CSSS=np.concatenate([one.cube_CSSS for one in found]))
+
+    def _placed(self, image: NDArray[np.float32], affine: NDArray[np.float64], path: Path, transform: Compose) -> Placed:
         if image.min() == image.max():
             raise Unusable(f"{path}: every voxel is {image.flat[0]:g}; replace or remove the volume")
         sides = np.ceil(np.array(image.shape) * spacing_of(affine) / self._spacing)
@@ -117,34 +153,57 @@ class VolumeReader:
             said = f"would be {grid} voxels of {self._spacing:g} mm, at most {MOST_GRID_VOXELS:,} expected"
             raise Unusable(f"{path}: {said}; raise task.volume.spacing")
         with _tracked(), foreign(lambda why: Unusable(f"{path}: cannot be brought to the common grid ({why}); replace or remove it")):
-            brought = self._image(_tensor(image, affine, self._spacing))
+            brought = transform(_tensor(image, affine, self._spacing))
             cube = np.asarray(brought.round().clamp(0, 255).to(torch.uint8))
         if cube.min() == cube.max():
-            raise Unusable(f"{path}: shows nothing between the 0.5th and the 99.5th percentile of its intensities; replace or remove the volume")
-        return Placed(cube, brought.affine, brought.applied_operations, self._image)
+            raise Unusable(f"{path}: shows nothing {self._within} of its intensities; replace or remove the volume")
+        return Placed(cube, brought.affine, brought.applied_operations, transform)
 
-    def prepared_mask(self, mask: NDArray[np.float32], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """The same of a mask; 0 and 1."""
+    def prepared_target(self, target_KXYZ: NDArray[np.uint8], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """The same of a target (K, X, Y, Z): its nearest numbers."""
         with _tracked():
-            cube = self._mask(_tensor((mask != 0).astype(np.float32), affine, self._spacing))
-        return np.asarray((cube > 0.5).to(torch.uint8))
+            cubes = [self._mask(_tensor(plane.astype(np.float32), affine, self._spacing)) for plane in target_KXYZ]
+        return np.concatenate([np.asarray(cube.round().to(torch.uint8)) for cube in cubes])
 
 
-def checked_pair(item: Item, foreground: str) -> tuple[Volume, NDArray[np.float32]]:
-    """The volume, and its mask's voxels (X, Y, Z), as they lie on disk.
+def _scaled_by(intensity: IntensityConfig) -> list[Any]:
+    """Intensities to 0 to 255, as the task has it."""
+    low, high = intensity.ends
+    if intensity.how == "percentiles":
+        return [ScaleIntensityRangePercentiles(low, high, 0, 255, clip=True)]
+    centred = [NormalizeIntensity(nonzero=True)] if intensity.how == "z-score" else []
+    return [*centred, ScaleIntensityRange(low, high, 0, 255, clip=True)]
+
+
+def opened_channels(paths: Sequence[Path], channels: int) -> list[Volume]:
+    """The volume of each channel: a file each, which share a grid, or one file of four dimensions.
 
     Raises:
         Unusable: one of them cannot be used, or they do not belong together.
     """
-    assert item.mask is not None
-    image, mask = opened(item.image), opened(item.mask, labels=True)
-    problem = mask_problem(mask.voxels_XYZ, image.voxels_XYZ.shape, item.mask, foreground)
-    apart = float(np.abs(image.affine - mask.affine).max())
-    if not problem and apart > _SAME_GRID:
-        problem = f"{item.mask}: the mask lies elsewhere than its image (their affines differ by {apart:.3g}); resample it onto the image's grid"
-    if problem:
-        raise Unusable(problem)
-    return image, mask.voxels_XYZ
+    if len(paths) == 1 and channels > 1:
+        path = paths[0]
+        if not path.is_file() or not path.name.lower().endswith(SUFFIXES):
+            raise Unusable(f"{path}: one NIfTI file with {channels} sequences (task.channels) expected, or a file for each in the list")
+        whole = read_nifti(path, channels)
+        found = [replace(whole, voxels_XYZ=np.ascontiguousarray(whole.voxels_XYZ[..., number])) for number in range(channels)]
+        for one in found:
+            require_plausible(one, path)
+        return found
+    found = [opened(path) for path in paths]
+    for path, one in zip(paths[1:], found[1:], strict=True):
+        if one.voxels_XYZ.shape != found[0].voxels_XYZ.shape:
+            sides = [" x ".join(map(str, volume.voxels_XYZ.shape)) for volume in (one, found[0])]
+            raise Unusable(f"{path}: is {sides[0]} voxels, its first sequence {sides[1]}; register the sequences of an image to each other")
+        _require_same_place(found[0], one, path, "this sequence", "the first one")
+    return found
+
+
+def _require_same_place(first: Volume, other: Volume, path: Path, called: str, first_called: str) -> None:
+    apart = float(np.abs(first.affine - other.affine).max())
+    if apart > _SAME_GRID:
+        grid = "the image's grid" if called == "the mask" else "one grid"
+        raise Unusable(f"{path}: {called} lies elsewhere than {first_called} (their affines differ by {apart:.3g}); resample it onto {grid}")
 
 
 def opened(path: Path, *, labels: bool = False) -> Volume:

@@ -88,7 +88,8 @@ def federation_document(drawn: DrawnTask) -> dict[str, object]:
             "images": "public",
             "teachers": [{"name": "drawn", "kind": "mlflow", "uri": "teacher", "version": "1", "classes": drawn.public.answers}]},
         "store": {"url": "store"},
-        "silos": [{"name": silo, "dispatch": {"kind": "process", "silo_config": f"silos/{silo}.yaml"}} for silo in drawn.silos],
+        "silos": [{"name": silo, **({"labelled": list(drawn.labelled[silo])} if silo in drawn.labelled else {}),
+                   "dispatch": {"kind": "process", "silo_config": f"silos/{silo}.yaml"}} for silo in drawn.silos],
     }
 
 

@@ -1,6 +1,7 @@
 """The code of the demo teacher's MLflow model ("models from code": no pickle). MLflow runs this file; nobody imports it.
 
-predict: images (N, S, S, 3) uint8 -> probabilities (N, C) float32, or (N, 1, S, S) foreground probabilities.
+predict: images (N, S, S, C) uint8 -> probabilities (N, C) float32; of one foreground (N, 1, S, S), of several (N, 1 + K, S, S) with the background's
+first, of regions (N, K, S, S).
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class DemoTeacher(PythonModel):
         del context, params
         images_NCHW = torch.from_numpy(np.asarray(model_input, dtype=np.uint8)).movedim(-1, 1).contiguous()
         answers: NDArray[np.float32] = self.objective.probabilities(self.model, images_NCHW, torch.device("cpu")).numpy()
+        if self.objective.form == "masks" and answers.shape[1] > 1:
+            return np.concatenate((1 - answers.sum(axis=1, keepdims=True).clip(0, 1), answers), axis=1)
         return answers
 
 

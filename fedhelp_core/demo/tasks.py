@@ -5,13 +5,14 @@ Called by prepare.py, and so by `fedhelp run --demo`, `fedhelp simulate --demo` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedhelp_core.config.task import TaskConfig
-from fedhelp_core.data.phantom import chest_xray, fed_isic, fed_ixi, lungs
+from fedhelp_core.data.phantom import chest_findings, chest_xray, fed_isic, fed_ixi, fundus, lungs, organs, tumours
 from fedhelp_core.data.phantom.drawing import Progress, PublicSet
+from fedhelp_core.data.phantom.hospitals import datalist_of
 from fedhelp_core.errors import ConfigError
 
 SIX_SILOS = ("amsterdam", "barcelona", "coimbra", "dresden", "espoo", "faro")
@@ -35,6 +36,8 @@ class DrawnTask:
     teacher_images: int = 2400
     algorithm: Mapping[str, object] = field(default_factory=dict)
     """Fields of `algorithm` beside those that all demos share."""
+    labelled: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Hospital -> what it labels, where that is not everything."""
 
 
 def _melanoma_data(number: int) -> dict[str, object]:
@@ -70,6 +73,30 @@ DRAWN: Mapping[str, DrawnTask] = {
         silos=("guys", "hammersmith", "iop"), silo_data=_brain_data,
         write=lambda folder, seed, say: fed_ixi.write_fed_ixi(folder, seed=seed, progress=say), public=fed_ixi.PUBLIC, teacher="unet3d-tiny",
         public_images=60, teacher_images=128,
+        algorithm={"large_silos": 1, "batch_size": 2, "public_batch_size": 4, "proxy_model": "unet3d-tiny", "large_model": "unet3d"}),
+    "chest-findings": DrawnTask(
+        task={"name": "chest-findings", "form": "labels", "classes": list(chest_findings.FINDINGS), "image_size": 48},
+        silos=tuple(chest_findings.COUNTS), silo_data=lambda number: datalist_of(list(chest_findings.COUNTS)[number]),
+        write=lambda folder, seed, say: chest_findings.write_chest_findings(folder, seed=seed, progress=say),
+        public=chest_findings.PublicFindings(), teacher="resnet8", public_images=300, teacher_images=1200, labelled=chest_findings.LABELLED,
+        algorithm={"large_silos": 1}),
+    "retinopathy": DrawnTask(
+        task={"name": "retinopathy", "form": "classes", "classes": list(fundus.GRADES), "image_size": 48}, silos=tuple(fundus.COUNTS),
+        silo_data=lambda number: datalist_of(list(fundus.COUNTS)[number]),
+        write=lambda folder, seed, say: fundus.write_fundus(folder, seed=seed, progress=say), public=fundus.PUBLIC, teacher="resnet8",
+        public_images=300, teacher_images=900, algorithm={"large_silos": 1}),
+    "chest-organs": DrawnTask(
+        task={"name": "chest-organs", "form": "masks", "classes": list(organs.CLASSES), "image_size": 48}, silos=tuple(organs.COUNTS),
+        silo_data=lambda number: datalist_of(list(organs.COUNTS)[number]),
+        write=lambda folder, seed, say: organs.write_organs(folder, seed=seed, progress=say), public=organs.PUBLIC, teacher="unet2d-tiny",
+        public_images=120, teacher_images=240, algorithm={"large_silos": 1, "proxy_model": "unet2d-tiny", "large_model": "unet2d"}),
+    "brain-tumours": DrawnTask(
+        task={"name": "brain-tumours", "form": "regions", "dimensions": 3, "channels": 4, "classes": list(tumours.REGIONS),
+              "mask_values": [list(values) for values in tumours.REGIONS.values()], "image_size": 32,
+              "volume": {"spacing": 6.0, "patch_size": 16, "patches": 2, "window_size": 32}},
+        silos=tuple(tumours.COUNTS), silo_data=lambda number: datalist_of(list(tumours.COUNTS)[number]),
+        write=lambda folder, seed, say: tumours.write_tumours(folder, seed=seed, progress=say), public=tumours.PUBLIC, teacher="unet3d-tiny",
+        public_images=40, teacher_images=96,
         algorithm={"large_silos": 1, "batch_size": 2, "public_batch_size": 4, "proxy_model": "unet3d-tiny", "large_model": "unet3d"}),
 }
 

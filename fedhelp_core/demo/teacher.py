@@ -33,7 +33,8 @@ Progress = Callable[[str], None]
 def train_teacher(
     architecture: str, images_NCHW: Tensor, labels_N: Tensor, *, task: TaskConfig, seed: int, progress: Progress | None = None,
 ) -> torch.nn.Module:
-    """A model of the public classes (`task.classes`), in eval mode. Images uint8 (N, C, S, S), labels int64 (N,) or masks uint8 (N, 1, S, S)."""
+    """A model of the public classes (`task.classes`), in eval mode. Images uint8 (N, C, S, S), labels int64 (N,), findings uint8 (N, K) or masks
+    uint8 (N, 1, S, S)."""
     fix_arithmetic(threads=1)  # the same teacher on every machine, and no slower where others work beside it
     generator = torch.Generator().manual_seed(seed)
     objective = objective_of(task)
@@ -41,7 +42,7 @@ def train_teacher(
     optimizer = torch.optim.AdamW(model.parameters(), lr=_PEAK_RATE, weight_decay=1e-2)
     steps = _EPOCHS * (len(labels_N) // _BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_PEAK_RATE, total_steps=steps)
-    masks = labels_N.dim() > 1
+    masks = task.per_pixel
     model.train()
     for epoch in range(_EPOCHS):
         order = torch.randperm(len(labels_N), generator=generator)[: len(labels_N) // _BATCH * _BATCH]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedhelp_core.deployment.images_in import Prepared
-from fedhelp_core.deployment.scorer import Answer, ClassAnswer, Scorer
+from fedhelp_core.deployment.scorer import Answer, MaskAnswer, Scorer
 from fedhelp_core.disk import disk_errors
 from fedhelp_core.protocol.documents import utc_now
 
@@ -33,9 +33,9 @@ class Answered:
     sha256: str
     """Of the image, as results have it."""
     answer: str
-    """The class, also where nothing is decided; '' of a mask."""
+    """The class, or the findings that are found, also where nothing is decided; '' of a mask."""
     confidence: float
-    """Calibrated probability of that class; of a mask its expected Dice."""
+    """Calibrated probability of that class; of findings, of what is said of the least sure one; of a mask its expected Dice."""
     undecided: bool
 
 
@@ -44,7 +44,7 @@ def answered_now(by: Literal["predict", "serve"], scorer: Scorer, asked: Sequenc
     contract, now = scorer.contract, utc_now()
     return [Answered(
         time=now, by=by, model=contract.name, version=contract.version, weights_sha256=contract.weights_sha256, sha256=one.sha256,
-        answer=scorer.class_name(answer) if isinstance(answer, ClassAnswer) else "", confidence=answer.confidence, undecided=answer.undecided)
+        answer="" if isinstance(answer, MaskAnswer) else scorer.names_of(answer), confidence=answer.confidence, undecided=answer.undecided)
         for one, answer in zip(asked, answers, strict=True)]
 
 

@@ -110,10 +110,11 @@ def audited(lines: Sequence[Answered], outcomes: Sequence[Outcome], model: str, 
     """The score of `model` by month: that of the outcome where the file says when, else that of the answer.
 
     Raises:
-        ConfigError: the model's answers are masks, which no label judges.
+        ConfigError: the model's answers are findings or masks, which no single label judges.
     """
     if task.form != "classes":
-        raise ConfigError(f"model {model}: answers with masks, which need a true mask beside them; audit judges classes")
+        answers = "masks, which need a true mask" if task.per_pixel else "findings, which need the true ones"
+        raise ConfigError(f"model {model}: answers with {answers} beside them; audit judges classes")
     last = {line.sha256: line for line in lines if line.model == model and line.answer in task.classes}
     pairs = [(outcome, last[outcome.sha256]) for outcome in outcomes if outcome.sha256 in last]
     return Audit(tuple(_months(pairs, task)), len(outcomes) - len(pairs), len(last) - len(pairs))

@@ -153,19 +153,19 @@ class Reader:
         return Prepared(source, sha256, image_CS, PictureGrid((picture.image.height, picture.image.width), small))
 
     def _volume(self, source: Source) -> Prepared:
-        from fedhelp_core.data.volumes import opened
+        from fedhelp_core.data.volumes import opened_channels
 
-        volume = opened(source.path)
-        return self.of_volume(volume, digest_of_all(source.path, volume), source)
+        channels = opened_channels((source.path,), self._task.channels)
+        return self.of_volumes(channels, digest_of_all(source.path, channels[0]), source)
 
-    def of_volume(self, volume: Volume, sha256: str, source: Source) -> Prepared:
-        """A volume that was read.
+    def of_volumes(self, channels: Sequence[Volume], sha256: str, source: Source) -> Prepared:
+        """A volume that was read, or those of several sequences.
 
         Raises:
             Unusable: it cannot be brought into the network's cube.
         """
-        placed = self._volumes.placed(volume.voxels_XYZ, volume.affine, source.path)
-        return Prepared(source, sha256, placed.cube_1SSS, VolumeGrid(volume, placed))
+        placed = self._volumes.placed(channels, source.path)
+        return Prepared(source, sha256, placed.cube_CSSS, VolumeGrid(channels[0], placed))
 
 
 def _told(prepare: Callable[[Source], Prepared], source: Source) -> Prepared:

@@ -145,7 +145,7 @@ def _with_norms(
 
 
 def _evaluation_data(record: ModelRecord, arrays: SiloArrays) -> EvaluationData:
-    counts = torch.bincount(arrays.training.labels_N.flatten(), minlength=len(record.task.classes)).tolist()
+    counts = objective_of(record.task).counts(arrays.training.labels_N)
     return EvaluationData(
         test_images_NCHW=arrays.test.images_NCHW, test_labels_N=arrays.test.labels_N, validation_images_NCHW=arrays.validation.images_NCHW,
         validation_labels_N=arrays.validation.labels_N, class_counts_C=counts,

@@ -17,7 +17,7 @@ from PIL import Image
 from fedhelp_core.data.inspection import tinted
 from fedhelp_core.data.views import View, enlarged, volume_view
 from fedhelp_core.deployment.images_in import PictureGrid, Prepared, stretched
-from fedhelp_core.deployment.scorer import Answer, ClassAnswer, Scorer
+from fedhelp_core.deployment.scorer import Answer, MaskAnswer, Scorer
 from fedhelp_core.report import html
 
 _HEAT = np.array((255, 70, 0), np.float32)  # what spoke most for the class
@@ -37,7 +37,7 @@ class Shown:
     def of(cls, prepared: Prepared, answer: Answer, row: Mapping[str, Any], *, heat: NDArray[np.float32] | None) -> Shown:
         """`row`: as it stands in the results; `heat`: of a class, (S, S)."""
         captions = (row["file"], row["decision"], *_numbers(answer, row))
-        if isinstance(answer, ClassAnswer):
+        if not isinstance(answer, MaskAnswer):
             return cls(_class_view(prepared, heat), captions)
         if isinstance(prepared.grid, PictureGrid):
             return cls(_mask_view(prepared.grid.thumbnail, answer.probabilities_S), captions)
@@ -52,7 +52,7 @@ def render(
     contract = scorer.contract
     return html.render(
         "predictions.html.j2", title=f"{contract.title}: {contract.task.name}", contract=contract, answered=answered, undecided=undecided,
-        on_page=sum(map(len, shown)), problems=problems, notes=notes, classes=scorer.objective.decides,
+        on_page=sum(map(len, shown)), problems=problems, notes=notes, classes=not contract.task.per_pixel,
         band=_band(scorer), rule=contract.operating_point.rule if contract.operating_point is not None else "",
         sections=[("Do not decide", shown[0]), ("Answers", shown[1])])
 
@@ -60,7 +60,10 @@ def render(
 def _band(scorer: Scorer) -> str:
     """What "do not decide" means here, in one sentence."""
     contract, band = scorer.contract, scorer.band
-    if not scorer.objective.decides:
+    if contract.task.form == "labels":
+        return (f"Nothing is to be decided about an image where a finding's probability of yes and that of no are nearer than"
+                f" {band.undecided_margin:g} (adoption.undecided_margin). Probabilities are the model's own.")
+    if contract.task.per_pixel:
         return (f"A mask is not to be relied on where its expected Dice, by the model's own probabilities, is below {band.undecided_dice:g}"
                 " (adoption.undecided_dice).")
     sure = contract.operating_point is not None and contract.operating_point.rule == "validation"
@@ -71,7 +74,7 @@ def _band(scorer: Scorer) -> str:
 
 
 def _numbers(answer: Answer, row: Mapping[str, Any]) -> Iterator[str]:
-    if isinstance(answer, ClassAnswer):
+    if not isinstance(answer, MaskAnswer):
         likeliest = sorted(row["probabilities"].items(), key=lambda pair: -pair[1])[:_LIKELIEST]
         yield ", ".join(f"{name} {value:.2f}" for name, value in likeliest)
         yield f"margin {row['margin']:.2f}"

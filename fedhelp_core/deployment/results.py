@@ -29,7 +29,7 @@ from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.deployment.answer_record import Answered, AnswerRecord, answered_now
 from fedhelp_core.deployment.images_in import Found, PictureGrid, Prepared, Reader, Source
 from fedhelp_core.deployment.page import Shown, render
-from fedhelp_core.deployment.scorer import Answer, ClassAnswer, MaskAnswer, Scorer
+from fedhelp_core.deployment.scorer import Answer, ClassAnswer, FindingsAnswer, MaskAnswer, Scorer
 from fedhelp_core.disk import Place, disk_errors, scratch_file, sweep
 from fedhelp_core.errors import AccessDenied, ConfigError, DataError, FedHelpError, NotFound, PermanentError, StorageFull
 from fedhelp_core.protocol.documents import dump
@@ -201,8 +201,8 @@ class _Writer:
         else:
             self._answered += 1
             self._undecided += answer.undecided
-            row |= self._class_row(answer) if isinstance(answer, ClassAnswer) else self._mask_row(prepared, answer)
-            kept = row["decision"]
+            row |= self._mask_row(prepared, answer) if isinstance(answer, MaskAnswer) else self._image_row(answer)
+            kept = counted_decision(self._scorer, answer)
             if kept != UNDECIDED:
                 self._decisions[kept] = self._decisions.get(kept, 0) + 1
             if self._pictures is not None:
@@ -222,7 +222,10 @@ class _Writer:
             (self._folder / "results.html").write_text(page, encoding="utf-8")
         return Summary(self._answered, self._undecided, problems, notes, self._decisions)
 
-    def _class_row(self, answer: ClassAnswer) -> dict[str, Any]:
+    def _image_row(self, answer: ClassAnswer | FindingsAnswer) -> dict[str, Any]:
+        if isinstance(answer, FindingsAnswer):
+            return {"decision": decision_of(self._scorer, answer), "margin": answer.margin,
+                    "probabilities": dict(zip(self._classes, answer.probabilities_K.tolist(), strict=True))}
         name = self._scorer.class_name(answer)
         return {
             "decision": decision_of(self._scorer, answer), "class": name, "margin": answer.margin,
@@ -231,33 +234,49 @@ class _Writer:
 
     def _mask_row(self, prepared: Prepared, answer: MaskAnswer) -> dict[str, Any]:
         assert prepared.grid is not None
-        mask = prepared.grid.back(answer.probabilities_S) > 0.5
+        masks_K = answer.masks(prepared.grid.back)
+        mask = masks_K.any(axis=0)
         name = f"{self._count:05d}-{_SAFE.sub('_', _stem(prepared.source.called))[:_STEM]}"
         (self._folder / "masks").mkdir(exist_ok=True)
         row = {
             "decision": decision_of(self._scorer, answer), "expected_dice": answer.expected_dice,
             "foreground": float(mask.mean())}
         if isinstance(prepared.grid, PictureGrid):
-            path = self._folder / "masks" / f"{name}.png"
-            Image.fromarray(mask.astype(np.uint8) * 255).save(path)
-            return row | {"mask": f"masks/{path.name}"}
+            for file, pixels in self._planes(name, answer, masks_K, full=255):
+                Image.fromarray(pixels).save(self._folder / "masks" / f"{file}.png")
+                row["mask"] = f"{row['mask']} masks/{file}.png" if "mask" in row else f"masks/{file}.png"
+            return row
         volume = prepared.grid.volume
-        row["millilitres"] = float(mask.sum() * math.prod(spacing_of(volume.affine)) / 1000)
-        write_nifti(self._folder / "masks" / f"{name}.nii.gz", mask, volume.affine)
-        row["mask"] = f"masks/{name}.nii.gz"
-        if volume.slices and mask.any():
+        millilitre = math.prod(spacing_of(volume.affine)) / 1000
+        row["millilitres"] = float(mask.sum() * millilitre)
+        if len(masks_K) > 1:
+            row["millilitres_of_each"] = {
+                called: float(one.sum() * millilitre) for called, one in zip(self._scorer.contract.task.answered, masks_K, strict=True)}
+        for file, voxels in self._planes(name, answer, masks_K, full=1):
+            write_nifti(self._folder / "masks" / f"{file}.nii.gz", voxels, volume.affine)
+            row["mask"] = f"{row['mask']} masks/{file}.nii.gz" if "mask" in row else f"masks/{file}.nii.gz"
+        if volume.slices and mask.any() and len(masks_K) == 1:
             from fedhelp_core.deployment.segmentation_object import write_segmentation  # highdicom, which nothing else needs
 
             try:
-                write_segmentation(self._folder / "masks" / f"{name}.dcm", volume, mask, self._scorer.contract, prepared.sha256)
+                write_segmentation(self._folder / "masks" / f"{name}.dcm", volume, masks_K[0], self._scorer.contract, prepared.sha256)
                 row["segmentation"] = f"masks/{name}.dcm"
             except Unusable as e:
                 self._notes.append(f"{prepared.source.called}: {e}")
         return row
 
+    def _planes(self, name: str, answer: MaskAnswer, masks_K: NDArray[np.bool_], *, full: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """Name and numbers of each file: of classes one with their numbers, of one foreground with `full`; of regions one each."""
+        if not answer.regions:
+            numbers = np.arange(1, len(masks_K) + 1, dtype=np.uint8) if len(masks_K) > 1 else np.array([full], np.uint8)
+            yield name, np.asarray(np.tensordot(numbers, masks_K.astype(np.uint8), axes=1), np.uint8)
+            return
+        for called, mask in zip(self._scorer.contract.task.answered, masks_K, strict=True):
+            yield f"{name}-{_SAFE.sub('_', called)[:_STEM]}", mask.astype(np.uint8) * np.uint8(full)
+
     def _columns(self) -> list[str]:
-        of_answer = ["class", "margin", *(f"probability:{name}" for name in self._classes)] if self._scorer.objective.decides else [
-            "expected_dice", "foreground", "millilitres", "mask", "segmentation"]
+        of_answer = ["expected_dice", "foreground", "millilitres", "mask", "segmentation"] if self._scorer.contract.task.per_pixel else [
+            *(["class"] if self._scorer.objective.decides else []), "margin", *(f"probability:{name}" for name in self._classes)]
         return ["file", "sha256", "decision", *of_answer, "model", "version", "problem"]
 
     def _cells(self, row: Mapping[str, Any]) -> list[Any]:
@@ -300,16 +319,21 @@ class _Pictures:
 
 
 def decision_of(scorer: Scorer, answer: Answer) -> str:
-    """The class that was decided, a mask's foreground, or that nothing is."""
-    if answer.undecided:
-        return UNDECIDED
-    return scorer.class_name(answer) if isinstance(answer, ClassAnswer) else scorer.contract.task.classes[1]
+    """The class that was decided, the findings that are found, a mask's foreground, or that nothing is."""
+    return UNDECIDED if answer.undecided else scorer.names_of(answer)
+
+
+def counted_decision(scorer: Scorer, answer: Answer) -> str:
+    """`decision_of` as figures count it, which have a label for each finding and not for each set of them: the likeliest that is found."""
+    if isinstance(answer, FindingsAnswer) and not answer.undecided and answer.found:
+        return scorer.contract.task.classes[answer.decided]
+    return decision_of(scorer, answer)
 
 
 def model_facts(scorer: Scorer) -> dict[str, Any]:
     """Which model answered, and how it decides."""
     contract, band = scorer.contract, scorer.band
-    how = {"undecided_margin": band.undecided_margin} if scorer.objective.decides else {"undecided_dice": band.undecided_dice}
+    how = {"undecided_dice": band.undecided_dice} if contract.task.per_pixel else {"undecided_margin": band.undecided_margin}
     return {
         "name": contract.name, "version": contract.version, "silo": contract.silo, "model": contract.model, "network": contract.network,
         "weights_sha256": contract.weights_sha256, "global_sha256": contract.global_sha256, "run": contract.run,
@@ -318,8 +342,8 @@ def model_facts(scorer: Scorer) -> dict[str, Any]:
         "not a medical device": True}
 
 
-def write_nifti(path: Path, mask_XYZ: NDArray[np.bool_], affine: NDArray[np.float64]) -> None:
-    """A mask of 0 and 1 with the affine (mm, RAS+) of its image."""
+def write_nifti(path: Path, mask_XYZ: NDArray[np.bool_ | np.uint8], affine: NDArray[np.float64]) -> None:
+    """A mask's numbers with the affine (mm, RAS+) of its image."""
     import nibabel
 
     kind: Any = nibabel.Nifti1Image

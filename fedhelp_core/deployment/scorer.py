@@ -8,7 +8,8 @@ Shapes: N images, C channels, S the side in pixels or voxels, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from fedhelp_core.weights.header import Weights, WeightsSpec, canonical_header
 
 _BATCH_PIXELS = 2**22  # of a batch's images as the network sees them: 1,365 of 32 x 32 x 3, 4 of 1024 x 1024
 _MOST_BATCH = 256  # images
+NO_FINDING = "no finding"
+"""The decision about an image that shows none."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,12 @@ class ClassAnswer:
 class MaskAnswer:
     """What a model says of each pixel or voxel of an image, on its own grid."""
 
-    probabilities_S: NDArray[np.float32]
-    """Of the foreground, (S, S) or (S, S, S); the mask is what is above a half."""
+    probabilities_KS: NDArray[np.float32]
+    """Of each foreground or region, (K, S, S) or (K, S, S, S); of one foreground the mask is what is above a half."""
+    regions: bool
+    """Whether they overlap."""
     expected_dice: float
-    """Dice that the mask would have, were the probabilities right; 0 of an empty mask."""
+    """Dice that the mask would have, were the probabilities right, of several the mean of those that there are; 0 of an empty mask."""
     undecided: bool
     """Whether that is so low that nothing should be decided."""
 
@@ -75,8 +80,52 @@ class MaskAnswer:
         """1 where there is a mask, 0 of an empty one."""
         return int(self.expected_dice > 0)
 
+    @property
+    def probabilities_S(self) -> NDArray[np.float32]:
+        """Of any foreground or region: of classes that exclude each other their sum, of regions the largest."""
+        if len(self.probabilities_KS) == 1:
+            return np.asarray(self.probabilities_KS[0])
+        return np.asarray(self.probabilities_KS.max(axis=0) if self.regions else self.probabilities_KS.sum(axis=0), np.float32)
 
-Answer = ClassAnswer | MaskAnswer
+    def masks(self, back: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda one: one) -> NDArray[np.bool_]:
+        """(K, ...) which pixels or voxels are each; `back` takes probabilities to the grid that is wanted."""
+        found_K = np.stack([back(one_S) for one_S in self.probabilities_KS])
+        if self.regions or len(found_K) == 1:
+            return np.asarray(found_K > 0.5)
+        background = 1 - found_K.sum(axis=0)
+        return np.asarray((found_K == found_K.max(axis=0)) & (found_K > background))
+
+
+@dataclass(frozen=True)
+class FindingsAnswer:
+    """What a model says of the findings of an image, each by itself."""
+
+    probabilities_K: NDArray[np.float32]
+    undecided: bool
+    """Whether one of them is so near a half that nothing should be decided."""
+
+    @property
+    def found(self) -> tuple[int, ...]:
+        """Numbers of the findings that are more likely there than not."""
+        return tuple(np.flatnonzero(self.probabilities_K > 0.5).tolist())
+
+    @property
+    def margin(self) -> float:
+        """How far the least sure finding is from a half, in probability of yes less that of no."""
+        return float(np.abs(2 * self.probabilities_K - 1).min())
+
+    @property
+    def confidence(self) -> float:
+        """Probability of what is said of the least sure finding."""
+        return (1 + self.margin) / 2
+
+    @property
+    def decided(self) -> int:
+        """The likeliest finding, whether or not it is found."""
+        return int(self.probabilities_K.argmax())
+
+
+Answer = ClassAnswer | FindingsAnswer | MaskAnswer
 
 
 class Scorer:
@@ -99,7 +148,7 @@ class Scorer:
     def batch(self) -> int:
         """How many images are best asked about at once: masks one by one, as in evaluation."""
         pixels = int(np.prod(image_shape(self.contract.task)))
-        return max(1, min(_MOST_BATCH, _BATCH_PIXELS // pixels)) if self.objective.decides else 1
+        return 1 if self.contract.task.per_pixel else max(1, min(_MOST_BATCH, _BATCH_PIXELS // pixels))
 
     def answers(self, images_NCS: NDArray[np.uint8]) -> list[Answer]:
         """Of prepared images, uint8 (N, C, S, S) or (N, C, S, S, S), in order.
@@ -113,7 +162,9 @@ class Scorer:
         images = torch.from_numpy(np.ascontiguousarray(images_NCS))
         if self.objective.decides:
             return self._classes(self.objective.probabilities(self.network, images, self.device).numpy())
-        return [self._mask(self.objective.probabilities(self.network, one[None], self.device).numpy()[0, 0]) for one in images]
+        if not self.contract.task.per_pixel:
+            return [self._findings(one_K) for one_K in self.objective.probabilities(self.network, images, self.device).numpy()]
+        return [self._mask(self.objective.probabilities(self.network, one[None], self.device).numpy()[0]) for one in images]
 
     def require_images(self, images_NCS: NDArray[Any]) -> None:
         """Nothing where the array holds images as this model sees them.
@@ -140,9 +191,27 @@ class Scorer:
             ClassAnswer(probabilities, calibrated, int(decided), float(margin), bool(margin < self.band.undecided_margin))
             for probabilities, calibrated, decided, margin in zip(probabilities_NK, calibrated_NK, decided_N, margin_N, strict=True)]
 
-    def _mask(self, probabilities_S: NDArray[np.float32]) -> Answer:
-        expected = expected_dice(probabilities_S)
-        return MaskAnswer(probabilities_S, expected, expected < self.band.undecided_dice)
+    def names_of(self, answer: Answer) -> str:
+        """The class of the decision, or the findings that are found; of a mask its foreground."""
+        classes = self.contract.task.classes
+        if isinstance(answer, FindingsAnswer):
+            return ", ".join(classes[number] for number in answer.found) or NO_FINDING
+        if isinstance(answer, ClassAnswer):
+            return classes[answer.decided]
+        answered = self.contract.task.answered
+        if len(answered) == 1:
+            return answered[0]
+        return ", ".join(name for name, mask in zip(answered, answer.masks(), strict=True) if mask.any()) or NO_FINDING
+
+    def _findings(self, probabilities_K: NDArray[np.float32]) -> Answer:
+        near = float(np.abs(2 * probabilities_K - 1).min()) < self.band.undecided_margin
+        return FindingsAnswer(probabilities_K, near)
+
+    def _mask(self, probabilities_KS: NDArray[np.float32]) -> Answer:
+        answer = MaskAnswer(probabilities_KS, self.contract.task.form == "regions", 0.0, undecided=False)
+        expected = [value for one_S, mask in zip(probabilities_KS, answer.masks(), strict=True) if (value := expected_dice(one_S, mask))]
+        dice = sum(expected) / len(expected) if expected else 0.0
+        return replace(answer, expected_dice=dice, undecided=dice < self.band.undecided_dice)
 
 
 def margins_of(point: OperatingPoint, probabilities_NK: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -152,9 +221,9 @@ def margins_of(point: OperatingPoint, probabilities_NK: NDArray[np.float32]) -> 
     return margins_N
 
 
-def expected_dice(probabilities: NDArray[np.float32]) -> float:
-    """Twice the probable foreground inside the mask, by the mask and all probable foreground; 0 of an empty mask."""
-    mask = probabilities > 0.5
+def expected_dice(probabilities: NDArray[np.float32], mask: NDArray[np.bool_] | None = None) -> float:
+    """Twice the probable foreground inside the mask, by the mask and all probable foreground; 0 of an empty mask. None: what is above a half."""
+    mask = probabilities > 0.5 if mask is None else mask
     if not mask.any():
         return 0.0
     return float(2 * probabilities[mask].sum(dtype=np.float64) / (mask.sum() + probabilities.sum(dtype=np.float64)))

@@ -10,15 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fedhelp_core.algorithm.batches import Augment, flip_at_random, to_input
+from fedhelp_core.algorithm.batches import to_input
 from fedhelp_core.algorithm.losses import CLASSES
 from fedhelp_core.algorithm.objective import Results, Scored
 from fedhelp_core.algorithm.operating_point import OperatingPoint, likeliest
-from fedhelp_core.config.task import TaskConfig
-from fedhelp_core.models.build import build_model
 from fedhelp_core.objectives.metrics import classification_scores, confusion_matrix
-
-_BATCH = 256  # large enough to keep the arithmetic busy, small enough for any GPU that trains at batch 4
+from fedhelp_core.objectives.of_images import OfImages
 
 
 class ImageClassifier(nn.Module):
@@ -39,33 +36,17 @@ class ImageClassifier(nn.Module):
         return probabilities
 
 
-class Classification:
-    """One label per image."""
+class Classification(OfImages):
+    """One class per image."""
 
     terms = CLASSES
     ranks = True
-    visits = 1
     decides = True
 
-    def __init__(self, task: TaskConfig) -> None:
-        self.classes = task.classes
-        self.dimensions: int = task.dimensions
-        self.headline = task.headline
-        self.outputs = len(task.classes)
-        self._task = task
-
-    def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
-        """The classifier `name`."""
-        return build_model(
-            name, outputs=self.outputs, in_channels=self._task.channels, answer="classes", dimensions=self._task.dimensions,
-            generator=generator)
-
-    def augmentation(self, kind: str) -> Augment | None:
-        """Images flipped: left-right (`mirror`), and top-bottom too (`flips`)."""
-        if kind == "none":
-            return None
-        dimensions = (3,) if kind == "mirror" else (3, 2)
-        return lambda images, labels, generator: (flip_at_random(images, generator, dimensions), labels)
+    def counts(self, targets_NK: Tensor) -> list[int]:
+        """Images of each class."""
+        found: list[int] = torch.bincount(targets_NK, minlength=self.outputs).tolist()
+        return found
 
     def answers(self, logits: Tensor) -> Tensor:
         """Class probabilities."""
@@ -75,27 +56,12 @@ class Classification:
         """Images (B, C, H, W), values 0..255 -> class probabilities (B, classes)."""
         return ImageClassifier(model, point or likeliest(self.outputs))
 
-    @torch.no_grad()
-    def probabilities(self, model: nn.Module, images_NCHW: Tensor, device: torch.device) -> Tensor:
-        """Class probabilities (N, C). On a CPU an image's do not depend on which others it is asked with."""
-        model.eval()
-        return torch.cat([self._answers(model, part_BCHW, device) for part_BCHW in torch.split(images_NCHW, _BATCH)])
-
-    def _answers(self, model: nn.Module, images_BCHW: Tensor, device: torch.device) -> Tensor:
-        """A batch's. A batch of one would take other kernels, with other last digits: such an image goes with a copy of itself."""
-        beside = images_BCHW.expand(2, -1, -1, -1) if len(images_BCHW) == 1 else images_BCHW
-        return self.answers(model(to_input(beside, device)).float()).cpu()[: len(images_BCHW)]
-
-    def results(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Results:
-        """`labels` (N,) and the model's `probabilities` (N, C)."""
-        return {"labels": targets_NK.numpy(), "probabilities": self.probabilities(model, images_NCHW, device).numpy()}
-
     def scores_of(self, results: Results, point: OperatingPoint | None = None) -> Scored:
         """The scores of metrics.py, and counts (C, C) at the operating point and at argmax."""
         labels_N, answers_NC = results["labels"], results["probabilities"]
         decided_N = (point or likeliest(self.outputs)).decided(answers_NC)
         at_point, at_argmax = (confusion_matrix(labels_N, found_N, self.outputs) for found_N in (decided_N, answers_NC.argmax(axis=1)))
-        return Scored(classification_scores(labels_N, answers_NC, point), at_point, at_argmax)
+        return Scored(self._chosen(classification_scores(labels_N, answers_NC, point)), at_point, at_argmax)
 
     def merits(self, results: Results, point: OperatingPoint | None = None) -> npt.NDArray[np.float64]:
         """Whether it is decided rightly, weighted so that the mean is balanced accuracy."""
@@ -104,7 +70,3 @@ class Classification:
         right_N = (point or likeliest(self.outputs)).decided(results["probabilities"]) == labels_N
         merits_N: npt.NDArray[np.float64] = right_N * len(labels_N) / ((per_class > 0).sum() * per_class[labels_N])
         return merits_N
-
-    def scored(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Scored:
-        """`scores_of` at argmax."""
-        return self.scores_of(self.results(model, images_NCHW, targets_NK, device))

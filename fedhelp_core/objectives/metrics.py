@@ -1,20 +1,24 @@
-"""Scores of classification, in NumPy: balanced accuracy, accuracy, AUROC, calibration and the confusion matrix.
+"""Scores of classes and of findings, in NumPy: balanced accuracy, accuracy, AUROC, average precision, calibration and counts.
 
 Called by the evaluation in a silo and by simulate. Tests hold them against scikit-learn's; they are written out here because
 a silo with one class only, or a class without test images, must give a defined answer instead of a warning.
-Shapes: N images, C classes.
+Shapes: N images, C classes, K findings, T different probabilities.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from fedhelp_core.algorithm.operating_point import FloatArray, IntArray, OperatingPoint, likeliest
+from fedhelp_core.registry.tasks import NOT_LABELLED
 
 _DRAWS = 4000  # so that the ends of an interval move by less than half a point in a hundred from seed to seed
 _ENDS = (2.5, 97.5)  # percentiles: 95%
 _NORMAL_95 = 1.959964  # of the normal distribution: 95% lie within so many standard deviations
+_DECIDED = 0.5  # a finding of a larger probability is found
 _BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 
@@ -41,14 +45,18 @@ def auroc(labels_N: IntArray, probabilities_NC: FloatArray) -> float:
 
     Classes without a positive or without a negative test image have no such area and are left out; NaN if none is left.
     """
-    areas = []
-    for label in range(probabilities_NC.shape[1]):
-        positive_N = labels_N == label
-        positives, negatives = int(positive_N.sum()), int((~positive_N).sum())
-        if positives and negatives:
-            ranks_N = _mean_ranks(probabilities_NC[:, label])
-            areas.append((ranks_N[positive_N].sum() - positives * (positives + 1) / 2) / (positives * negatives))
-    return float(np.mean(areas)) if areas else float("nan")
+    areas = [area(labels_N == label, probabilities_NC[:, label]) for label in range(probabilities_NC.shape[1])]
+    defined = [found for found in areas if not np.isnan(found)]
+    return float(np.mean(defined)) if defined else float("nan")
+
+
+def area(positive_N: npt.NDArray[np.bool_], probability_N: FloatArray) -> float:
+    """Area under one ROC curve (ties count half); NaN without a positive or without a negative image."""
+    positives, negatives = int(positive_N.sum()), int((~positive_N).sum())
+    if not positives or not negatives:
+        return float("nan")
+    ranks_N = _mean_ranks(probability_N)
+    return float((ranks_N[positive_N].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def calibration_error(labels_N: IntArray, probabilities_NC: FloatArray) -> float:
@@ -89,6 +97,49 @@ def classification_scores(labels_N: IntArray, probabilities_NC: FloatArray, poin
         "ece": calibration_error(labels_N, calibrated_NC),
         "brier": brier_score(labels_N, calibrated_NC),
     }
+
+
+def findings_scores(labels_NK: IntArray, probabilities_NK: FloatArray) -> tuple[dict[str, float], dict[str, list[float]], npt.NDArray[np.int64]]:
+    """Of several findings: the scores of registry/metrics.py by name; some of them of each finding by itself; and counts (K, 4) at 0.5.
+
+    Each is taken over the images in which the finding is labelled, and the scores are means over the findings that have one. A finding has none
+    where it is labelled in no image, or where all say the same of it. `labels_NK`: 0, 1 or NOT_LABELLED.
+    """
+    of_each: dict[str, list[float]] = {"auroc": [], "average_precision": [], "balanced_accuracy": [], "brier": []}
+    counts = np.zeros((labels_NK.shape[1], 4), np.int64)
+    for number in range(labels_NK.shape[1]):
+        labelled_N = labels_NK[:, number] != NOT_LABELLED
+        seen_N, probability_N = labels_NK[labelled_N, number].astype(np.int64), probabilities_NK[labelled_N, number]
+        counts[number] = confusion_matrix(seen_N, (probability_N > _DECIDED).astype(np.int64), 2).ravel()
+        of_each["auroc"].append(area(seen_N == 1, probability_N))
+        of_each["average_precision"].append(average_precision(seen_N, probability_N))
+        of_each["balanced_accuracy"].append(finding_balanced_accuracy(counts[number]))
+        of_each["brier"].append(float(((probability_N - seen_N) ** 2).mean()) if len(seen_N) else float("nan"))
+    return {name: mean_of_defined(values) for name, values in of_each.items()}, of_each, counts
+
+
+def finding_balanced_accuracy(counts_4: npt.NDArray[np.int64]) -> float:
+    """Of one finding's counts (not seen and not found, found; seen and not found, found); NaN unless some images show it and some do not."""
+    matrix = np.asarray(counts_4).reshape(2, 2)
+    return balanced_accuracy(matrix) if matrix.sum(axis=1).all() else float("nan")
+
+
+def average_precision(seen_N: IntArray, probability_N: FloatArray) -> float:
+    """Area under precision by recall in steps, equal probabilities together; NaN unless some images show the finding and some do not."""
+    positives = int(seen_N.sum())
+    if not 0 < positives < len(seen_N):
+        return float("nan")
+    order_N = np.argsort(-probability_N, kind="stable")
+    last_T = np.flatnonzero(np.append(np.diff(probability_N[order_N]) != 0, True))
+    found_T = np.cumsum(seen_N[order_N])[last_T]
+    precision_T, recall_T = found_T / (last_T + 1), found_T / positives
+    return float(np.sum(np.diff(recall_T, prepend=0.0) * precision_T))
+
+
+def mean_of_defined(values: Sequence[float]) -> float:
+    """Mean of those that are not NaN; NaN without any."""
+    defined = [value for value in values if not np.isnan(value)]
+    return sum(defined) / len(defined) if defined else float("nan")
 
 
 def balanced_accuracy_interval(confusion_CC: npt.NDArray[np.int64]) -> tuple[float, float]:

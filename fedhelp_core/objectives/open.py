@@ -15,6 +15,10 @@ def objective_of(task: TaskConfig) -> Objective:
         from fedhelp_core.objectives.classification import Classification
 
         return Classification(task)
+    if task.form == "labels":
+        from fedhelp_core.objectives.findings import Findings
+
+        return Findings(task)
     from fedhelp_core.objectives.segmentation import Segmentation
 
     return Segmentation(task)

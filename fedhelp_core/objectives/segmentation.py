@@ -1,14 +1,17 @@
-"""Segmentation of one foreground, in two or three dimensions: Eq 6, MONAI's transforms, sliding windows and metrics.
+"""Segmentation in two or three dimensions, of classes that exclude each other or of regions that overlap: Eq 6, MONAI's transforms,
+sliding windows and metrics.
 
 Passed into the algorithm by whoever calls it. Volumes are trained on in patches and answered window by window; scores are taken image
-by image, so that memory holds one volume's answer at a time. Shapes: N images, B batch, H and W spatial sides (D, H, W of
-volumes); masks (N, 1, H, W) uint8 of 0 and 1.
+by image, so that memory holds one volume's answer at a time. Shapes: N images, B batch, C channels, K foreground classes or regions, H and W
+spatial sides (D, H, W of volumes); masks uint8 (N, 1, H, W) of class numbers, background 0, or of regions (N, K, H, W) of 0, 1 and NOT_LABELLED.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from fedhelp_core.algorithm.batches import Augment, to_input
+from fedhelp_core.algorithm.losses import with_labelled
 from fedhelp_core.algorithm.objective import Results, Scored
 from fedhelp_core.algorithm.operating_point import OperatingPoint
-from fedhelp_core.algorithm.voxel_losses import MASK
+from fedhelp_core.algorithm.voxel_losses import REGIONS, foreground_probabilities, with_labelled_classes
+from fedhelp_core.config.algorithm import AugmentationConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.lean_monai import (
-    Compose,
     RandFlipd,
     RandSpatialCropd,
     compute_dice,
@@ -32,22 +36,40 @@ from fedhelp_core.lean_monai import (
     sliding_window_inference,
 )
 from fedhelp_core.models.build import build_model
+from fedhelp_core.objectives.augmentation import steps_of, together
+from fedhelp_core.objectives.metrics import mean_of_defined
+from fedhelp_core.registry.tasks import NOT_LABELLED
 
 _BATCH_PIXELS = 2**18  # a batch's images in evaluation
 _KEYS = ("image", "target")
+_SCORES = ("dice", "hausdorff95")
+_Value = TypeVar("_Value")
 
 
 class PixelClassifier(nn.Module):
-    """Pixels in, probabilities of background and foreground of every pixel out: the softmax over a background of logit 0."""
+    """Pixels in, probabilities of background and foreground classes of every pixel out: the softmax over a background of logit 0."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Images (B, 1, H, W), values 0..255 -> probabilities (B, 2, H, W) float32."""
-        logits_B1HW = self.network(to_input(images_BCHW, images_BCHW.device))
-        return torch.cat((torch.zeros_like(logits_B1HW), logits_B1HW), dim=1).softmax(dim=1)
+        """Images (B, C, H, W), values 0..255 -> probabilities (B, 1 + K, H, W) float32."""
+        logits_BKHW = self.network(to_input(images_BCHW, images_BCHW.device))
+        return torch.cat((torch.zeros_like(logits_BKHW[:, :1]), logits_BKHW), dim=1).softmax(dim=1)
+
+
+class RegionsOfPixels(nn.Module):
+    """Pixels in, a probability of each region for every pixel out."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Images (B, C, H, W), values 0..255 -> probabilities (B, K, H, W) float32, each by itself."""
+        logits_BKHW: Tensor = self.network(to_input(images_BCHW, images_BCHW.device))
+        return logits_BKHW.sigmoid()
 
 
 class Windows(nn.Module):
@@ -60,9 +82,10 @@ class Windows(nn.Module):
     weights: Tensor
     total: Tensor
 
-    def __init__(self, network: nn.Module, side: int, window: int, overlap: float) -> None:
+    def __init__(self, network: nn.Module, outputs: int, side: int, window: int, overlap: float) -> None:
         super().__init__()
         self.network = network
+        self._outputs = outputs
         step = max(1, int(window * (1 - overlap)))
         places = dense_patch_slices((side,) * 3, (window,) * 3, (window if window == side else step,) * 3)
         self._places = [tuple(slice(part.start, part.stop) for part in place) for place in places]
@@ -73,75 +96,88 @@ class Windows(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
         self.register_buffer("total", total, persistent=False)
 
-    def forward(self, input_B1DHW: Tensor) -> Tensor:
-        """Network input (B, 1, S, S, S) -> logits of the same shape."""
-        logits = torch.zeros_like(input_B1DHW)
+    def forward(self, input_BCDHW: Tensor) -> Tensor:
+        """Network input (B, C, S, S, S) -> logits (B, K, S, S, S)."""
+        logits = torch.zeros_like(input_BCDHW[:, :1]).repeat(1, self._outputs, 1, 1, 1)
         for place in self._places:
             everywhere = (slice(None), slice(None), *place)
-            logits[everywhere] += self.network(input_B1DHW[everywhere]) * self.weights
+            logits[everywhere] += self.network(input_BCDHW[everywhere]) * self.weights
         return logits / self.total
 
 
 class Segmentation:
-    """One foreground probability per pixel or voxel."""
+    """A probability of each foreground class or region for every pixel or voxel. `labelled`: which of these a silo labels; None: all."""
 
-    terms = MASK
     ranks = False
     decides = False
-    outputs = 1
 
-    def __init__(self, task: TaskConfig) -> None:
+    def __init__(self, task: TaskConfig, labelled: tuple[bool, ...] | None = None) -> None:
+        self.form = task.form
         self.classes = task.classes
         self.dimensions: int = task.dimensions
         self.headline = task.headline
+        self.outputs = len(task.answered)
+        self._labelled = labelled or (True,) * self.outputs
+        self.terms = with_labelled(REGIONS, self._labelled) if self._regions else with_labelled_classes(self._labelled)
         self._task = task
         self._volumes = task.dimensions == 3
         self.visits = task.volume.patches if self._volumes else 1
         set_track_meta(False)  # what the algorithm sees has been brought to one grid
 
+    @property
+    def _regions(self) -> bool:
+        return self.form == "regions"
+
+    def labelling(self, labelled: tuple[bool, ...] | None) -> Segmentation:
+        """The same for a silo that labels these alone."""
+        return self if labelled is None or all(labelled) else Segmentation(self._task, labelled)
+
     def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
         """The U-Net `name`."""
         return build_model(
-            name, outputs=1, in_channels=self._task.channels, answer="mask", dimensions=self._task.dimensions, generator=generator)
+            name, outputs=self.outputs, in_channels=self._task.channels, answer="mask", dimensions=self._task.dimensions, generator=generator)
 
-    def augmentation(self, kind: str) -> Augment | None:
-        """Image and target changed together: a random patch of a volume, then flips, left-right (`mirror`) or along all sides (`flips`)."""
+    def augmentation(self, kind: str | tuple[AugmentationConfig, ...]) -> Augment | None:
+        """Image and target changed together: a random patch of a volume, then flips, left-right (`mirror`) or along all sides (`flips`), or the
+        transforms that are listed.
+        """
         sides = self._task.dimensions
-        axes = {"none": (), "mirror": (self._left_right,), "flips": tuple(range(sides))}[kind]
-        steps = [RandFlipd(_KEYS, prob=0.5, spatial_axis=axis) for axis in axes]
+        if isinstance(kind, str):
+            axes = {"none": (), "mirror": (self._left_right,), "flips": tuple(range(sides))}[kind]
+            steps = [RandFlipd(_KEYS, prob=0.5, spatial_axis=axis) for axis in axes]
+        else:
+            steps = steps_of(kind, sides, per_pixel=True)
         if self._volumes:
             patch = (self._task.volume.patch_size,) * sides
             steps = [RandSpatialCropd(_KEYS, roi_size=patch, random_center=True, random_size=False), *steps]
-        if not steps:
-            return None
-        together = Compose(steps)
-
-        def augment(images_B: Tensor, targets_B: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-            together.set_random_state(seed=int(torch.randint(0, 2**31, (), generator=generator)))
-            changed = [together({"image": image, "target": target}) for image, target in zip(images_B, targets_B, strict=True)]
-            images, targets = (torch.stack([one[key] for one in changed]) for key in _KEYS)
-            return images, targets
-
-        return augment
+        return together(steps, per_pixel=True) if steps else None
 
     @property
     def _left_right(self) -> int:
         """The left-right axis: the last of a picture, the first of a volume in RAS orientation."""
         return 0 if self._volumes else 1
 
+    def counts(self, targets_NK: Tensor) -> list[int]:
+        """Pixels of background and of each foreground; of each region those inside."""
+        if self._regions:
+            inside: list[int] = (targets_NK == 1).flatten(2).sum(dim=(0, 2)).tolist()
+            return inside
+        found: list[int] = torch.bincount(targets_NK.flatten(), minlength=len(self.classes)).tolist()
+        return found
+
     def answers(self, logits: Tensor) -> Tensor:
-        """Foreground probabilities."""
-        return logits.sigmoid()
+        """Probabilities of the foreground classes or regions."""
+        return logits.sigmoid() if self._regions else foreground_probabilities(logits)
 
     def served(self, model: nn.Module, point: OperatingPoint | None = None) -> nn.Module:
-        """Images (B, 1, H, W), values 0..255 -> probabilities (B, 2, H, W) of background and foreground."""
+        """Images (B, C, H, W), values 0..255 -> probabilities (B, 1 + K, H, W) of background and classes, or (B, K, H, W) of regions."""
         volume = self._task.volume
-        windows = Windows(model, self._task.image_size, volume.window_size, volume.window_overlap) if self._volumes else model
-        return PixelClassifier(windows)
+        whole = Windows(model, self.outputs, self._task.image_size, volume.window_size, volume.window_overlap) if self._volumes else model
+        return RegionsOfPixels(whole) if self._regions else PixelClassifier(whole)
 
     @torch.no_grad()
     def probabilities(self, model: nn.Module, images_NCHW: Tensor, device: torch.device) -> Tensor:
-        """Foreground probabilities (N, 1, H, W)."""
+        """Probabilities (N, K, H, W) of the foreground classes or regions."""
         model.eval()
         at_once = 1 if self._volumes else max(1, _BATCH_PIXELS // images_NCHW[0, 0].numel())
         return torch.cat([self._answer(model, to_input(part, device)).cpu() for part in torch.split(images_NCHW, at_once)])
@@ -155,30 +191,67 @@ class Segmentation:
         return self.answers(logits_B.float())
 
     def results(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Results:
-        """`dice` (N,), 95th percentile Hausdorff distance `hausdorff95` (N,), and counts of pixels `confusion` (N, 2, 2).
+        """`dice` (N,), 95th percentile Hausdorff distance `hausdorff95` (N,), both of several foregrounds their means; these of each (N, K);
+        and counts of pixels `confusion` (N, 1 + K, 1 + K), of regions (N, K, 4). NaN of what is not labelled.
 
         A missing prediction is as far away as the image is long, so that saying nothing never looks close.
         """
         rows = [self._compared(model, *pair, device) for pair in zip(images_NCHW, targets_NK, strict=True)]
+        of_each = {name: np.array([row[place] for row in rows]).reshape(-1, self.outputs) for place, name in enumerate(_SCORES)}
+        shape = (self.outputs, 4) if self._regions else (len(self.classes),) * 2
         return {
-            "dice": np.array([dice for dice, _, _ in rows]), "hausdorff95": np.array([distance for _, distance, _ in rows]),
-            "confusion": np.array([confusion for _, _, confusion in rows], np.int64).reshape(-1, 2, 2)}
+            **{name: np.array([mean_of_defined(row) for row in values_NK.tolist()]) for name, values_NK in of_each.items()},
+            **{f"{name}_of_each": values_NK for name, values_NK in of_each.items()},
+            "confusion": np.array([confusion for _, _, confusion in rows], np.int64).reshape(-1, *shape)}
 
-    def _compared(self, model: nn.Module, image_CHW: Tensor, mask_1HW: Tensor, device: torch.device) -> tuple[float, float, npt.NDArray[np.int64]]:
+    def _compared(
+        self, model: nn.Module, image_CHW: Tensor, target_KHW: Tensor, device: torch.device,
+    ) -> tuple[list[float], list[float], npt.NDArray[np.int64]]:
         """One image's row of `results`."""
-        predicted = (self.probabilities(model, image_CHW[None], device) > 0.5).to(torch.uint8)
-        truth = mask_1HW[None].to(torch.uint8)
-        confusion = np.bincount((2 * truth + predicted).flatten().numpy(), minlength=4).reshape(2, 2)
-        return float(compute_dice(predicted, truth, ignore_empty=False)), self._hausdorff(predicted, truth), confusion
+        probabilities = self.probabilities(model, image_CHW[None], device)
+        if self._regions:
+            return self._compared_regions((probabilities > 0.5).to(torch.uint8), target_KHW[None])
+        predicted, truth = self._decided(probabilities), target_KHW[None].to(torch.uint8)
+        confusion = np.bincount((len(self.classes) * truth.long() + predicted.long()).flatten().numpy(), minlength=len(self.classes) ** 2)
+        pairs = [((predicted == number).to(torch.uint8), (truth == number).to(torch.uint8)) for number in range(1, len(self.classes))]
+        return *self._distances(pairs, self._labelled), confusion.reshape((len(self.classes),) * 2)
+
+    def _decided(self, probabilities_1K: Tensor) -> Tensor:
+        """The number of each pixel's likeliest class (1, 1, ...); one that the silo does not label is background to it."""
+        numbers = decided_classes(probabilities_1K)
+        for number, is_labelled in enumerate(self._labelled, start=1):
+            numbers[numbers == (number if not is_labelled else -1)] = 0
+        return numbers.to(torch.uint8)
+
+    def _compared_regions(self, predicted_1K: Tensor, target_1K: Tensor) -> tuple[list[float], list[float], npt.NDArray[np.int64]]:
+        known = [bool((target_1K[:, number] != NOT_LABELLED).all()) for number in range(self.outputs)]
+        pairs = [(predicted_1K[:, number : number + 1], (target_1K[:, number : number + 1] == 1).to(torch.uint8)) for number in range(self.outputs)]
+        confusion = np.array([
+            np.bincount((2 * truth + predicted).flatten().numpy(), minlength=4) if is_known else np.zeros(4, np.int64)
+            for is_known, (predicted, truth) in zip(known, pairs, strict=True)])
+        return *self._distances(pairs, known), confusion
+
+    def _distances(self, pairs: Sequence[tuple[Tensor, Tensor]], known: Sequence[bool]) -> tuple[list[float], list[float]]:
+        """Dice and Hausdorff distance of each (predicted, true) pair (1, 1, ...) of masks of 0 and 1; NaN of those that are not known."""
+        return (
+            [float(compute_dice(*pair, ignore_empty=False)) if is_known else math.nan for pair, is_known in zip(pairs, known, strict=True)],
+            [self._hausdorff(*pair) if is_known else math.nan for pair, is_known in zip(pairs, known, strict=True)])
 
     def scores_of(self, results: Results, point: OperatingPoint | None = None) -> Scored:
-        """Mean Dice and mean 95th percentile Hausdorff distance over images, and counts of pixels (2, 2)."""
-        means = {name: _mean(results[name].tolist()) for name in ("dice", "hausdorff95")}
-        return Scored(means, results["confusion"].sum(axis=0))
+        """Mean Dice and mean 95th percentile Hausdorff distance over images, of several foregrounds the means of theirs, and counts of pixels."""
+        confusion = results["confusion"].sum(axis=0)
+        if self.outputs == 1:
+            return Scored(self._chosen({name: _mean(results[name].tolist()) for name in _SCORES}), confusion)
+        of_each = {name: [mean_of_defined(column) for column in results[f"{name}_of_each"].T.tolist()] for name in _SCORES}
+        return Scored(self._chosen({name: mean_of_defined(values) for name, values in of_each.items()}), confusion, of_each=self._chosen(of_each))
+
+    def _chosen(self, scores: dict[str, _Value]) -> dict[str, _Value]:
+        """Those that the task is scored by, in its order."""
+        return {name: scores[name] for name in self._task.metrics}
 
     def merits(self, results: Results, point: OperatingPoint | None = None) -> npt.NDArray[np.float64]:
-        """Dice."""
-        dice_N: npt.NDArray[np.float64] = results["dice"]
+        """Dice; 0 where nothing is labelled."""
+        dice_N: npt.NDArray[np.float64] = results["dice"] if self.outputs == 1 else np.nan_to_num(results["dice"])
         return dice_N
 
     def scored(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Scored:
@@ -194,6 +267,14 @@ class Segmentation:
             warnings.simplefilter("ignore", FutureWarning)  # MONAI's, about an argument that it passes to itself
             return float(compute_hausdorff_distance(
                 predicted_1, truth_1, include_background=True, percentile=95, spacing=[spacing] * self._task.dimensions))
+
+
+def decided_classes(probabilities_NK: Tensor) -> Tensor:
+    """The number of the likeliest class of each pixel (N, 1, ...), 0 where none of the K is likelier than the background."""
+    if probabilities_NK.shape[1] == 1:
+        return (probabilities_NK > 0.5).long()
+    background_N1 = 1 - probabilities_NK.sum(dim=1, keepdim=True)
+    return torch.cat((background_N1, probabilities_NK), dim=1).argmax(dim=1, keepdim=True)
 
 
 def _mean(values: list[float]) -> float:

@@ -275,7 +275,7 @@ class SiloReport(Document):
     silo: Silo
     samples: SplitSizes
     training_class_counts: Annotated[list[Count], Field(max_length=10_000), FailFast()]
-    """Training images of each class; of masks: pixels."""
+    """Training images of each class, or with each finding; of masks: pixels."""
     test_sha256: Sha256
     start_sha256: Sha256
     """Of the start model that this silo's software draws from the seed."""
@@ -288,13 +288,16 @@ class ModelScores(Document):
     scores: Annotated[dict[Name, Score], Field(max_length=64)]
     """Metric's name -> value; NaN where the test images do not define it."""
     confusion: Confusion
-    """(C, C) counts of images, or of pixels of masks: row = true class, column = what the silo decides at its operating point."""
+    """(C, C) counts of images, or of pixels of masks: row = true class, column = what the silo decides at its operating point.
+    Of findings (K, 4), of those images in which each is labelled: not seen and not found, not seen but found, seen but not found, seen and found."""
     argmax_confusion: Confusion = field(default_factory=list)
-    """The same with the model's likeliest class as the column; empty of masks."""
+    """The same with the model's likeliest class as the column; empty of findings and masks."""
     operating_point: Literal["argmax", "prior-corrected", "validation"] = "argmax"
     """What the silo's operating point comes from. Its temperature and offsets stay in the silo."""
     interval: tuple[Score, Score] | None = None
     """Of masks: 95% of the mean Dice over test images. Of classes none: it comes from the counts."""
+    of_each: Annotated[dict[Name, Annotated[list[Score], Field(max_length=10_000), FailFast()]], Field(max_length=64)] = field(default_factory=dict)
+    """Metric's name -> its value for each finding by itself; empty of other forms."""
 
 
 @dataclass(frozen=True, kw_only=True)

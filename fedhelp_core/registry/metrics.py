@@ -47,8 +47,8 @@ class Metric:
 
 
 def beside(metrics: Iterable[Metric]) -> Metric | None:
-    """Which of `metrics` tables show beside the main one: what no operating point changes; None where each depends on it."""
-    return next((metric for metric in metrics if metric.of_ranks), None)
+    """Which of `metrics` tables show beside the main one, which is first: what no operating point changes; None where each depends on it."""
+    return next((metric for metric in list(metrics)[1:] if metric.of_ranks), None)
 
 
 def metrics_of(form: Form, dimensions: int) -> Mapping[str, Metric]:
@@ -66,8 +66,14 @@ def _of_classes(_unit: str) -> tuple[Metric, ...]:
         Metric(name="ece", title="ECE", larger_is_better=False), Metric(name="brier", title="Brier score", larger_is_better=False))
 
 
+def _of_labels(_unit: str) -> tuple[Metric, ...]:
+    return (
+        Metric(name="auroc", title="mean AUROC", of_ranks=True), Metric(name="average_precision", title="mean average precision", of_ranks=True),
+        Metric(name="balanced_accuracy", title="balanced accuracy at 0.5"), Metric(name="brier", title="Brier score", larger_is_better=False))
+
+
 def _of_masks(unit: str) -> tuple[Metric, ...]:
     return (Metric(name="dice", title="Dice"), Metric(name="hausdorff95", title="Hausdorff 95", larger_is_better=False, unit=unit))
 
 
-_OF_FORM = {"classes": _of_classes, "masks": _of_masks}
+_OF_FORM = {"classes": _of_classes, "labels": _of_labels, "masks": _of_masks, "regions": _of_masks}

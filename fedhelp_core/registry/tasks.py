@@ -10,10 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Form = Literal["classes", "masks"]
-"""What a model answers with: class probabilities of an image, or the foreground probability of every pixel or voxel."""
+Form = Literal["classes", "labels", "masks", "regions"]
+"""What a model answers with. Of an image: one of the classes; `labels`: for each finding whether it is seen. Of every pixel or voxel: `masks`,
+background or one of the foregrounds; `regions`, which overlap: for each region whether it is inside."""
 
-ENOUGH_VALIDATION: Mapping[Form, int] = {"classes": 10, "masks": 4}
+NOT_LABELLED = 255
+"""What stands for 0 or 1 in a target that nobody labelled."""
+
+ENOUGH_VALIDATION: Mapping[Form, int] = {"classes": 10, "labels": 10, "masks": 4, "regions": 4}
 """Validation images by which a model is chosen; what fewer say is chance. A class is right or wrong, a mask's score is graded: fewer of them do."""
 
 
@@ -45,8 +49,8 @@ DEFAULT_PRESET = next(iter(PRESETS))
 def algorithm_of(form: object, dimensions: object, classes: int) -> dict[str, object]:
     """Fields of `algorithm` that suit answers of `form` to images of `dimensions`, where the paper's defaults do not."""
     fields: dict[str, object] = {"augmentation": "mirror"}  # what is up and down in a medical image is seldom chance
-    if form == "classes":
-        return fields | ({"rank_top_k": min(_TOP_K, classes - 1)} if classes > 1 else {})
+    if form in ("classes", "labels"):
+        return fields | ({"rank_top_k": min(_TOP_K, classes - 1)} if classes > 1 else {"rank_top_k": 1, "rank_weight": 0.0})
     fields |= {"rank_top_k": 1, "rank_weight": 0.0}  # Eq 6: no order among voxels
     return fields | ({"batch_size": 2, "public_batch_size": 2, "proxy_model": "unet3d", "large_model": "unet3d-large"} if dimensions == 3
                      else {"proxy_model": "unet2d", "large_model": "unet2d-large"})

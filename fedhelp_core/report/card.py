@@ -103,9 +103,14 @@ def _lines(facts: CardFacts) -> Iterator[str]:
 
 
 def _answers(task: TaskConfig) -> str:
+    if task.form == "labels":
+        return f"a probability of each of these findings by itself: {', '.join(map(_text, task.classes))}"
     if task.form == "classes":
         return f"a probability of each of {', '.join(map(_text, task.classes))}"
-    return f"the probability of {_text(task.classes[1])} for each {'voxel' if task.dimensions == 3 else 'pixel'}"
+    if len(task.answered) > 1:
+        how = "by itself" if task.form == "regions" else "and of the background"
+        return f"a probability of each of {', '.join(map(_text, task.answered))} {how} for each {'voxel' if task.dimensions == 3 else 'pixel'}"
+    return f"the probability of {_text(task.answered[0])} for each {'voxel' if task.dimensions == 3 else 'pixel'}"
 
 
 def _score_rows(facts: CardFacts) -> list[list[str]]:
@@ -126,7 +131,7 @@ def _failures(facts: CardFacts) -> list[str]:
     mean, worst = sum(scores) / max(1, len(scores)), metric.worst(scores)
     if scores and abs(metric.gain(worst, mean)) > _FAR_BELOW:
         found.append(f"The worst hospital has {number(worst)}, the mean is {number(mean)}: yours may be as the worst.")
-    classes = facts.task.classes if facts.task.form == "classes" else facts.task.classes[1:]
+    classes = facts.task.answered
     poor = [f"{_text(label)} ({recall:.0%})" for label, recall in zip(classes, facts.recalls, strict=True) if recall < _POOR_RECALL]
     if poor:
         found.append(f"It misses more than it finds of {', '.join(poor)}.")

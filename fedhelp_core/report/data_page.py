@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedhelp_core.data.examples import label_in_words
 from fedhelp_core.data.findings import DataReport, remarks, rows_of, summary
 from fedhelp_core.data.leakage import Group
 from fedhelp_core.disk import disk_errors
@@ -32,18 +33,18 @@ def render(report: DataReport) -> str:
         "The same more than once": [_told(group) for group in report.groups]}
     return html.render(
         "data.html.j2", title=f"{report.task.name}: {len(report.silos)} silos, {len(report.places):,} images", refused=bool(report.refused),
-        answers="classes" if report.task.form == "classes" else "foreground", rows=rows_of(report)[:_SHOWN], found=found, most=_SHOWN,
-        pictures=dict(_pictures(report)))
+        answers={"classes": "classes", "labels": "findings"}.get(report.task.form, "foreground"), rows=rows_of(report)[:_SHOWN], found=found,
+        most=_SHOWN, pictures=dict(_pictures(report)))
 
 
 def _pictures(report: DataReport) -> Iterator[tuple[str, list[tuple[bytes, str]]]]:
     """Per silo that has some: its thumbnails as PNG, each with its class or how much of it is marked."""
-    classes = report.task.form == "classes"
     for silo in report.silos:
         shown = [place.seen for place in report.places if place.silo == silo and place.seen.thumbnail]
         if shown:
             yield report.called(silo), [
-                (seen.thumbnail, report.task.classes[seen.item.label] if classes else f"{seen.foreground:.1%} marked") for seen in shown]
+                (seen.thumbnail, f"{seen.foreground:.1%} marked" if report.task.per_pixel else label_in_words(seen.item, report.task))
+                for seen in shown]
 
 
 def _told(group: Group) -> str:

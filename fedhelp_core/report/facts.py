@@ -6,7 +6,7 @@ Text in it comes from silos and teachers and is never trusted; whoever shows it 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,9 +55,11 @@ class SiloScores:
     confusion: tuple[tuple[int, ...], ...] | None = None
     """Counts of the deployed model: row = true class, column = what is decided at the operating point."""
     operating_point: str = ""
-    """What the deployed model's operating point comes from; '' of masks."""
+    """What the deployed model's operating point comes from; '' of findings and masks."""
     interval: tuple[float, float] | None = None
     """95% of what the deployed model's main score may be, by so few test images; None: nobody knows."""
+    of_each: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Metric -> the deployed model's value for each finding, foreground or region; empty of one, and of classes."""
 
     @property
     def deploys_proxy(self) -> bool:
@@ -158,6 +160,8 @@ class ReportFacts:
     metrics: tuple[Metric, ...]
     """The task's scores, the one that charts and means go by first."""
     classes: tuple[str, ...] = ()
+    answered: tuple[str, ...] = ()
+    """What scores of each are of: findings, foregrounds or regions."""
     parameters: Mapping[str, object] = field(default_factory=dict)
     """Hyper-parameters by name, in the order to show them."""
     rounds: tuple[RoundReport, ...] = ()

@@ -59,7 +59,8 @@ def render_report(facts: ReportFacts, *, max_bytes: int = MAX_BYTES) -> str:
 def _page(facts: ReportFacts, left_out: Sequence[str]) -> str:
     soft = None if "soft_labels" in left_out else facts.soft_labels
     return render(
-        "run.html.j2", facts=facts, most=_MAX_ROWS, in_chart=_MAX_SILOS_IN_CHART, left_out=left_out, tiles=_tiles(facts), scores=_scores(facts),
+        "run.html.j2", facts=facts, of_each=_of_each(facts),
+        most=_MAX_ROWS, in_chart=_MAX_SILOS_IN_CHART, left_out=left_out, tiles=_tiles(facts), scores=_scores(facts),
         took_part=_took_part(facts), missing=_missing(facts), losses=_losses(facts), traffic=_traffic(facts),
         rounds=[] if "rounds" in left_out else _rounds(facts), confusions=[] if "confusions" in left_out else list(_confusions(facts)),
         soft=soft, **(_soft_labels(soft) if soft else {}), settings=list(facts.parameters.items())[:_MAX_ROWS], lineage=_lineage(facts),
@@ -108,6 +109,21 @@ def _other_scores(facts: ReportFacts, metrics: Sequence[Metric]) -> Mapping[str,
             for silo in facts.silos[:_MAX_ROWS]]
     return {"others": [metric.label for metric in metrics], "other_head": ["silo", *(f"#{metric.label}" for metric in metrics)],
             "other_rows": [*rows, *([label, *(number(facts.mean_of(metric, *kinds)) for metric in metrics)] for label, kinds in _MEANS)]}
+
+
+def _of_each(facts: ReportFacts) -> Mapping[str, Any] | None:
+    """Each finding's headline score, a row each: over the silos that label it, and of each silo."""
+    name = facts.headline.name
+    shown = [silo.name for silo in facts.silos[:_MAX_SILOS_IN_CHART] if name in facts.scores.get(silo.name, SiloScores(models={})).of_each]
+    if not shown:
+        return None
+    values = {silo: facts.scores[silo].of_each[name] for silo in (one.name for one in facts.silos) if silo in facts.scores}
+    rows = []
+    for place, finding in enumerate(facts.answered[:_MAX_ROWS]):
+        found = [of[place] for of in values.values() if place < len(of)]
+        rows.append([finding, number(mean(found)), count(sum(not math.isnan(value) for value in found)),
+                     *(number(values[silo][place] if place < len(values[silo]) else math.nan) for silo in shown)])
+    return {"head": ["", f"#{facts.headline.label}, mean of silos", "#silos that have one", *(f"#{silo}" for silo in shown)], "rows": rows}
 
 
 def _pair(facts: ReportFacts, silo: str) -> tuple[float | None, float | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhelp_core.config.task import TaskConfig
-from fedhelp_core.data.examples import preparation
+from fedhelp_core.data.examples import label_in_words, preparation
 from fedhelp_core.data.findings import called
 from fedhelp_core.data.inspection import Seen
 from fedhelp_core.data.views import Picked, View, first_and_strangest, view_of
@@ -55,10 +55,8 @@ def render(one: Looked, hospitals: Sequence[Looked], task: TaskConfig) -> str:
 
 def _pictures(picked: Sequence[Picked], one: Looked, task: TaskConfig) -> Iterator[tuple[View, tuple[str, ...]]]:
     """Each as the network sees it, with the lines below it."""
-    classes = task.form == "classes"
     for choice in picked:
-        label = choice.seen.item.label
-        answer = (task.classes[label] if label < len(task.classes) else f"label {label}") if classes else f"{choice.seen.foreground:.1%} marked"
+        answer = f"{choice.seen.foreground:.1%} marked" if task.per_pixel else label_in_words(choice.seen.item, task)
         grid = f"; {choice.seen.orientation}, {' x '.join(f'{side:g}' for side in choice.seen.spacing)} mm" if choice.seen.orientation else ""
         yield view_of(choice.seen.item, task, one.bits), (choice.seen.item.image.name, answer + grid, choice.why)
 

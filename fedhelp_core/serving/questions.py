@@ -24,7 +24,7 @@ from fedhelp_core.data.unusable import Unusable
 from fedhelp_core.deployment.contract import Contract
 from fedhelp_core.deployment.images_in import Prepared, Reader, Source, VolumeGrid
 from fedhelp_core.deployment.results import decision_of
-from fedhelp_core.deployment.scorer import Answer, ClassAnswer, MaskAnswer, Scorer
+from fedhelp_core.deployment.scorer import Answer, ClassAnswer, FindingsAnswer, MaskAnswer, Scorer
 from fedhelp_core.serving.open_inference import Question, Refused, Tensor
 
 FILES, PIXELS, VOXELS = "files", "pixels", "voxels"
@@ -85,16 +85,23 @@ def outputs_of(scorer: Scorer, asked: Sequence[Prepared], answers: Sequence[Answ
             Tensor("margin", np.array([answer.margin for answer in classes], np.float64)),
             Tensor("model_probabilities", np.stack([answer.probabilities_K for answer in classes])),
             Tensor.of_texts("class_names", scorer.contract.task.classes)]
+    findings = [answer for answer in answers if isinstance(answer, FindingsAnswer)]
+    if findings:
+        return [
+            Tensor("probabilities", np.stack([answer.probabilities_K for answer in findings])), *named,
+            Tensor("margin", np.array([answer.margin for answer in findings], np.float64)),
+            Tensor.of_texts("class_names", scorer.contract.task.classes)]
     return _mask_outputs([answer for answer in answers if isinstance(answer, MaskAnswer)], asked, named)
 
 
 def _mask_outputs(answers: Sequence[MaskAnswer], asked: Sequence[Prepared], named: list[Tensor]) -> list[Tensor]:
-    masks = [one.grid.back(answer.probabilities_S) > 0.5 for one, answer in zip(asked, answers, strict=True) if one.grid is not None]
+    each = [answer.masks(one.grid.back) for one, answer in zip(asked, answers, strict=True) if one.grid is not None]
+    masks = [masks_K.any(axis=0) for masks_K in each]
     if len({mask.shape for mask in masks}) > 1:
         sides = " and ".join(sorted({" x ".join(map(str, mask.shape)) for mask in masks})[:2])
         raise Refused(f"inputs: images of one size expected, since their masks are one tensor, got {sides}; ask about them one by one")
     found = [
-        Tensor("mask", np.stack(masks).astype(np.uint8)), *named,
+        Tensor("mask", np.stack([_numbers(answer, masks_K) for answer, masks_K in zip(answers, each, strict=True)])), *named,
         Tensor("expected_dice", np.array([answer.expected_dice for answer in answers], np.float64)),
         Tensor("foreground", np.array([float(mask.mean()) for mask in masks], np.float64))]
     affines = [one.grid.volume.affine for one in asked if isinstance(one.grid, VolumeGrid)]
@@ -102,6 +109,13 @@ def _mask_outputs(answers: Sequence[MaskAnswer], asked: Sequence[Prepared], name
         litres = [float(mask.sum() * math.prod(spacing_of(affine)) / 1000) for mask, affine in zip(masks, affines, strict=True)]
         found += [Tensor("affine", np.stack(affines)), Tensor("millilitres", np.array(litres, np.float64))]
     return found
+
+
+def _numbers(answer: MaskAnswer, masks_K: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Of classes their numbers, background 0; of regions (K, ...) 0 and 1."""
+    if answer.regions:
+        return masks_K.astype(np.uint8)
+    return np.asarray(np.tensordot(np.arange(1, len(masks_K) + 1, dtype=np.uint8), masks_K.astype(np.uint8), axes=1), np.uint8)
 
 
 def metadata_of(contract: Contract) -> dict[str, Any]:
@@ -116,8 +130,12 @@ def metadata_of(contract: Contract) -> dict[str, Any]:
         classes = len(contract.task.classes)
         outputs = [("probabilities", "FP64", [-1, classes]), *outputs, ("class", "BYTES", [-1]), ("margin", "FP64", [-1]),
                    ("model_probabilities", "FP32", [-1, classes]), ("class_names", "BYTES", [classes])]
+    elif task.form == "labels":
+        findings = len(contract.task.classes)
+        outputs = [("probabilities", "FP32", [-1, findings]), *outputs, ("margin", "FP64", [-1]), ("class_names", "BYTES", [findings])]
     else:
-        outputs = [("mask", "UINT8", [-1, *many]), *outputs, ("expected_dice", "FP64", [-1]), ("foreground", "FP64", [-1])]
+        regions = [len(task.answered)] if task.form == "regions" else []
+        outputs = [("mask", "UINT8", [-1, *regions, *many]), *outputs, ("expected_dice", "FP64", [-1]), ("foreground", "FP64", [-1])]
         outputs += [("affine", "FP64", [-1, 4, 4]), ("millilitres", "FP64", [-1])] if task.dimensions == 3 else []
     return {"name": contract.name, "versions": [contract.version], "platform": "fedhelp", "inputs": _described(inputs),
             "outputs": _described(outputs)}
@@ -143,7 +161,7 @@ def _file(given: str | bytes, reader: Reader, of_volumes: bool, name: str) -> Pr
 
 def _voxels(voxels: NDArray[Any], place: Mapping[str, Any], reader: Reader, name: str) -> Prepared:
     volume = volume_of({"voxels": voxels, **place}, name)
-    return reader.of_volume(volume, _digest(voxels, *place.values()), _source(name))
+    return reader.of_volumes([volume], _digest(voxels, *place.values()), _source(name))
 
 
 def _of_image(place: Tensor, number: int, dimensions: int) -> NDArray[Any]:

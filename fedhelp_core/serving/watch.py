@@ -12,7 +12,7 @@ from fedhelp_core import telemetry
 from fedhelp_core.deployment.answer_record import AnswerRecord, answered_now
 from fedhelp_core.deployment.images_in import Prepared
 from fedhelp_core.deployment.reference import Seen, by_chance, counted, intensity_of, psi, seen
-from fedhelp_core.deployment.results import decision_of
+from fedhelp_core.deployment.results import counted_decision
 from fedhelp_core.deployment.scorer import Answer, Scorer
 from fedhelp_core.errors import FedHelpError
 from fedhelp_core.printable import printable
@@ -46,7 +46,7 @@ class Watch:
             for one, answer in zip(asked, answers, strict=True):
                 assert one.image_CS is not None
                 self._recent.append(seen(one.image_CS, answer.confidence, answer.decided))
-                telemetry.answered(decision_of(self._scorer, answer), answer.confidence, intensity_of(one.image_CS))
+                telemetry.answered(counted_decision(self._scorer, answer), answer.confidence, intensity_of(one.image_CS))
             self._compare()
             self._write(asked, answers)
 

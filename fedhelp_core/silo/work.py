@@ -59,7 +59,7 @@ class Silo:
         self.run = run
         self.state = StateFolder(config.state, run.run_id)
         self.device = device_for(federation.runtime.device)
-        self.objective = objective_of(federation.task)
+        self.objective = objective_of(federation.task).labelling(federation.labelled_by(config.name))
         self._on_event = on_event or (lambda _event: None)
         self._data: SiloData | None = None
         self._arrays: SiloArrays | None = None
@@ -69,7 +69,7 @@ class Silo:
     def arrays(self) -> SiloArrays:
         """The silo's decoded images, loaded once."""
         if self._arrays is None:
-            self._arrays = load_silo_arrays(self.config, self.federation.task)
+            self._arrays = load_silo_arrays(self.config, self.federation.task, self.federation.labelled_by(self.config.name))
         return self._arrays
 
     def check(self) -> SiloReport:
@@ -216,9 +216,8 @@ class Silo:
         return content_digest(self.arrays.test.images_NCHW, self.arrays.test.labels_N)
 
     def _class_counts(self) -> list[int]:
-        """Training images of each class; of masks, pixels."""
-        counts: list[int] = torch.bincount(self.arrays.training.labels_N.flatten(), minlength=len(self.federation.task.classes)).tolist()
-        return counts
+        """Training images of each class, or with each finding; of masks, pixels."""
+        return self.objective.counts(self.arrays.training.labels_N)
 
     def _start(self) -> Weights:
         """The model that this silo's software draws from the seed, or the one that the run starts from, if it is of the same form.
@@ -313,7 +312,7 @@ def _model_scores(model: Evaluated) -> ModelScores:
     return ModelScores(
         scores=scored.scores, confusion=scored.confusion_CC.tolist(), argmax_confusion=scored.argmax_confusion_CC.tolist(),
         operating_point=model.point.rule if model.point is not None else "argmax",
-        interval=mean_interval(model.test["dice"]) if model.point is None else None)
+        interval=mean_interval(model.test["dice"][np.isfinite(model.test["dice"])]) if "dice" in model.test else None, of_each=scored.of_each)
 
 
 class _Phases:

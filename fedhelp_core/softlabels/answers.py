@@ -3,7 +3,7 @@
 Called by `asking`, `ledger`, `prefetch` and `distillation_set`. Class probabilities are kept as float16 (C,). Masks are kept as
 foreground probabilities in steps of 1/255, uint8 (F, S, ...), each image deflated by itself, so that a batch is read without
 the others: F = 1 where the teacher answers with one channel, the foreground's, else F = C - 1, its first channel being the
-background. Shapes: N images, C the teacher's classes, F foregrounds, S the side in pixels or voxels.
+background; of regions F = C. Shapes: N images, C the teacher's classes, F foregrounds, S the side in pixels or voxels.
 """
 
 from __future__ import annotations
@@ -32,18 +32,26 @@ class AnswerEncoding:
 
     shape: tuple[int, ...]
     dtype: str = "float16"
+    each: bool = False
+    """Whether probabilities are each by itself, as findings' and regions' are."""
 
     @classmethod
     def of(cls, identity: TeacherIdentity) -> AnswerEncoding:
         """That of a teacher's answers."""
         if identity.mask:
-            return cls((max(1, identity.classes - 1), *identity.mask), "uint8")
-        return cls((identity.classes,))
+            foregrounds = identity.classes if identity.each else max(1, identity.classes - 1)
+            return cls((foregrounds, *identity.mask), "uint8", identity.each)
+        return cls((identity.classes,), each=identity.each)
 
     @property
     def masks(self) -> bool:
         """Whether answers are masks."""
         return self.dtype == "uint8"
+
+    @property
+    def by_itself(self) -> bool:
+        """Whether each probability is against its opposite: of masks and findings, not of classes."""
+        return self.masks or self.each
 
     @property
     def bytes_per_image(self) -> int:
@@ -119,7 +127,7 @@ def checked_answers(answer: Any, teacher: TeacherConfig, encoding: AnswerEncodin
     """
     if encoding.masks:
         return encoding.kept(_checked_masks(answer, teacher, encoding, n))
-    return encoding.kept(checked_probabilities(answer, teacher, n))
+    return encoding.kept(checked_probabilities(answer, teacher, n, each=encoding.each))
 
 
 def check_recorded(answers: NDArray[Any], encoding: AnswerEncoding) -> None:
@@ -127,13 +135,17 @@ def check_recorded(answers: NDArray[Any], encoding: AnswerEncoding) -> None:
     if encoding.masks:
         return  # every byte is a probability
     rows = answers.astype(np.float64)
+    if encoding.each:
+        if not ((rows >= 0) & (rows <= 1)).all():
+            raise ValueError("rows that are not probabilities")
+        return
     # float16 has moved each row's sum by up to 2^-11 of itself on top of what was tolerated when it was recorded
     if not np.isfinite(rows).all() or (rows < 0).any() or (np.abs(rows.sum(axis=1) - 1) > 2 * SUM_TOLERANCE).any():
         raise ValueError("rows that are not probabilities")
 
 
-def checked_probabilities(answer: Any, teacher: TeacherConfig, n: int) -> NDArray[np.float32]:
-    """`answer` as probabilities (n, C) float32, softmaxed first where the teacher gives logits.
+def checked_probabilities(answer: Any, teacher: TeacherConfig, n: int, *, each: bool = False) -> NDArray[np.float32]:
+    """`answer` as probabilities (n, C) float32 that sum to 1, or `each` by itself; made of logits first where the teacher gives these.
 
     Raises:
         TeacherError: wrong shape or class count, not numbers, not finite, negative, or rows that do not sum to 1.
@@ -144,6 +156,8 @@ def checked_probabilities(answer: Any, teacher: TeacherConfig, n: int) -> NDArra
     if rows_NC.shape[1] != teacher.classes:
         raise _unusable(teacher, f"{teacher.classes} classes", f"{rows_NC.shape[1]}; correct `classes` in public_set.teachers")
     _check_finite(rows_NC, teacher, "row")
+    if each:
+        return _each_by_itself(rows_NC, teacher, "row").astype(np.float32)
     if teacher.output == "logits":
         rows_NC = _softmax(rows_NC)
     _check_distributions(rows_NC, teacher, "row")
@@ -158,16 +172,20 @@ def _checked_masks(answer: Any, teacher: TeacherConfig, encoding: AnswerEncoding
         what = f"{n} masks of {teacher.classes} {teacher.output} per pixel, an array of shape {wanted}"
         raise _unusable(teacher, what, f"one of shape {planes_NC.shape}; correct `classes` in public_set.teachers, or the model")
     _check_finite(planes_NC, teacher, "image")
-    if teacher.classes == 1:
-        if teacher.output == "logits":
-            foreground_N1: NDArray[np.float64] = 1 / (1 + np.exp(-planes_NC.clip(-500, 500)))
-            return foreground_N1
-        _check_range(planes_NC, teacher, "image")
-        return planes_NC.clip(0, 1)
+    if teacher.classes == 1 or encoding.each:
+        return _each_by_itself(planes_NC, teacher, "image")
     if teacher.output == "logits":
         planes_NC = _softmax(planes_NC)
     _check_distributions(planes_NC, teacher, "image")
     return planes_NC[:, 1:].clip(0, 1)
+
+
+def _each_by_itself(answers: NDArray[np.float64], teacher: TeacherConfig, unit: str) -> NDArray[np.float64]:
+    if teacher.output == "logits":
+        probabilities: NDArray[np.float64] = 1 / (1 + np.exp(-answers.clip(-500, 500)))
+        return probabilities
+    _check_range(answers, teacher, unit)
+    return answers.clip(0, 1)
 
 
 def _as_numbers(answer: Any, teacher: TeacherConfig) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from fedhelp_core.disk import atomic_write, digest_of, disk_errors
 from fedhelp_core.errors import ConfigError, DataError, NotFound
@@ -73,6 +73,12 @@ class _Source(_Strict):
     prompts: list[str]
     mask: list[int]
     share: float
+    each: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Of classes and masks the index is as it was before there were findings, and so is its name."""
+        return {name: value for name, value in handler(self).items() if name != "each" or value}
 
 
 class Index(_Strict):
@@ -90,7 +96,7 @@ class Index(_Strict):
     @property
     def encoding(self) -> AnswerEncoding:
         """Of an answer."""
-        return AnswerEncoding(tuple(self.answer_shape), self.answer_dtype)
+        return AnswerEncoding(tuple(self.answer_shape), self.answer_dtype, any(teacher.each for teacher in self.teachers))
 
     def to_bytes(self) -> bytes:
         """Canonical JSON: the same set, the same bytes."""

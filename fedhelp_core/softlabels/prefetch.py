@@ -78,7 +78,7 @@ def prefetch(
     run = run or f"unnamed-{secrets.token_hex(8)}"
     clients = list(teachers) if teachers is not None else [open_teacher(config) for config in public.teachers]
     configs = [client.config for client in clients]
-    classes = _agreed_classes(configs, least=1 if Question.of(task).masks else 2)
+    classes = _agreed_classes(configs, least=2 if task.form == "classes" else 1)
     images = read_public_images(public.images, preparation_of(task), layout=public.layout, wanted=in_shard(shard))
     looks = [seen_by(config, task) for config in configs]
     identities = [TeacherIdentity.of(config, preparation_of(look).words, Question.of(look)) for config, look in zip(configs, looks, strict=True)]

@@ -1,7 +1,7 @@
 """What is in a distillation set: its classes, how sure the teachers are, examples, and how far they agree. NumPy alone.
 
 Called by `fedhelp softlabels show` and by the run's report. Shards are read one at a time; teachers are compared by what the
-ledger has of each. Of masks, every pixel is an answer of its own: its entropy is that of foreground against background, an
+ledger has of each. Every pixel of masks, and every finding, is an answer of its own: its entropy is that of foreground against background, an
 image's the mean over its pixels. Shapes: N images, C the teacher's classes (of masks: foregrounds), S side in pixels or voxels.
 """
 
@@ -81,7 +81,7 @@ def summarise(store: Store, sha256: str, *, examples: int = 12) -> SetSummary:
         TeacherError: a recorded batch is.
     """
     index = read_index(store, sha256)
-    masks, names = index.encoding.masks, class_names(index)
+    masks, by_itself, names = index.encoding.masks, index.encoding.by_itself, class_names(index)
     comparison = _Comparison(store, index)
     favourites_C, sums_C = np.zeros(len(names), np.int64), np.zeros(len(names))
     entropies, shown = [], []
@@ -92,10 +92,10 @@ def summarise(store: Store, sha256: str, *, examples: int = 12) -> SetSummary:
         images_NCHW = read_images(store, sha256, index, number) if chosen else None
         for row, (answer, image) in enumerate(zip(kept, hashes, strict=True)):
             probabilities = index.encoding.probabilities(answer)
-            favourites_C += _favoured(probabilities, masks)
+            favourites_C += _favoured(probabilities, by_itself)
             means_C = probabilities.reshape(len(names), -1).mean(axis=1)
             sums_C += means_C
-            entropies.append(float(_entropy(probabilities[None], masks)[0]))
+            entropies.append(float(_entropy(probabilities[None], by_itself)[0]))
             if row in chosen:
                 assert images_NCHW is not None
                 picture = _picture(images_NCHW[row], probabilities if masks else None)
@@ -106,7 +106,7 @@ def summarise(store: Store, sha256: str, *, examples: int = 12) -> SetSummary:
         sha256=sha256, images=index.images, image_sides=tuple(index.image_shape[1:]), masks=masks, classes=names,
         teachers=tuple((f"{teacher.name} version {teacher.version}", teacher.share) for teacher in index.teachers),
         favourites_C=tuple(favourites_C.tolist()), mean_C=tuple((sums_C / index.images).tolist()), entropies_N=np.array(entropies),
-        most_entropy=math.log(2 if masks else len(names)), examples=tuple(shown), agreements=comparison.agreements())
+        most_entropy=math.log(2 if by_itself else len(names)), examples=tuple(shown), agreements=comparison.agreements())
 
 
 def class_names(index: Index) -> tuple[str, ...]:
@@ -136,11 +136,11 @@ class _Comparison:
                 self._add({name: self._index.encoding.probabilities(ledger.rows([image])) for name, ledger in self._ledgers.items()})
 
     def _add(self, answers: dict[str, NDArray[np.float64]]) -> None:
-        masks = self._index.encoding.masks
+        by_itself = self._index.encoding.by_itself
         for (one, other), sums in self._sums.items():
             a, b = answers[one], answers[other]
-            same = ((a > 0.5) == (b > 0.5)).mean() if masks else a.argmax(axis=1)[0] == b.argmax(axis=1)[0]
-            sums += [float(same), float((_entropy((a + b) / 2, masks) - (_entropy(a, masks) + _entropy(b, masks)) / 2)[0])]
+            same = ((a > 0.5) == (b > 0.5)).mean() if by_itself else a.argmax(axis=1)[0] == b.argmax(axis=1)[0]
+            sums += [float(same), float((_entropy((a + b) / 2, by_itself) - (_entropy(a, by_itself) + _entropy(b, by_itself)) / 2)[0])]
 
     def agreements(self) -> tuple[Agreement, ...]:
         if not self._complete:
@@ -151,17 +151,17 @@ class _Comparison:
             for (one, other), (same, divergence) in means.items())
 
 
-def _favoured(probabilities: NDArray[np.float64], masks: bool) -> NDArray[np.int64]:
+def _favoured(probabilities: NDArray[np.float64], by_itself: bool) -> NDArray[np.int64]:
     """1 for each class that this answer counts for."""
-    if masks:
+    if by_itself:
         most_C: NDArray[np.float64] = probabilities.reshape(len(probabilities), -1).max(axis=1)
         return np.where(most_C > 0.5, np.int64(1), np.int64(0))
     return np.bincount([int(probabilities.argmax())], minlength=len(probabilities)).astype(np.int64)
 
 
-def _entropy(answers: NDArray[np.float64], masks: bool) -> NDArray[np.float64]:
+def _entropy(answers: NDArray[np.float64], by_itself: bool) -> NDArray[np.float64]:
     """Of each answer (n, ...), in nats."""
-    if masks:
+    if by_itself:
         against = 1 - answers
         each = -(answers * np.log(answers.clip(_TINY)) + against * np.log(against.clip(_TINY)))
         means_N: NDArray[np.float64] = np.maximum(each.reshape(len(answers), -1).mean(axis=1), 0.0)
@@ -175,7 +175,8 @@ def _picture(image_CHW: NDArray[np.uint8], foreground_F: NDArray[np.float64] | N
     if image_CHW.ndim == 4:
         middle = image_CHW.shape[-1] // 2
         image_CHW, foreground_F = image_CHW[..., middle], None if foreground_F is None else foreground_F[..., middle]
-    image_HWC = np.repeat(image_CHW, 3 // len(image_CHW), axis=0).transpose(1, 2, 0)
+    shown_CHW = image_CHW if len(image_CHW) == 3 else np.repeat(image_CHW[:1], 3, axis=0)  # of several sequences the first
+    image_HWC = shown_CHW.transpose(1, 2, 0)
     if foreground_F is None:
         return np.ascontiguousarray(image_HWC)
     share_HW1 = foreground_F.max(axis=0)[..., None] / 2

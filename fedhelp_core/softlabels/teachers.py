@@ -61,11 +61,13 @@ class Question:
     """Of an image: (K, S, S), or (K, S, S, S) of volumes."""
     masks: bool
     """Probabilities of every pixel or voxel, (N, C, S, ...), instead of class probabilities, (N, C)."""
+    each: bool = False
+    """Whether each of these is by itself, a finding's or a region's, and they need not sum to 1."""
 
     @classmethod
     def of(cls, task: TaskConfig) -> Question:
         """That of `task`."""
-        return cls(image_shape(task), task.per_pixel)
+        return cls(image_shape(task), task.per_pixel, task.form in ("labels", "regions"))
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -122,24 +124,26 @@ class TeacherIdentity:
     prompts: tuple[str, ...] = ()
     mask: tuple[int, ...] = ()
     """Sides of the masks that it answers with; () of class probabilities."""
+    each: bool = False
+    """Whether its probabilities are findings' or regions', each by itself."""
 
     @classmethod
     def of(cls, config: TeacherConfig, preprocessing: str, question: Question) -> TeacherIdentity:
         """The identity of `config`'s teacher when it is asked `question` about images prepared as `preprocessing` says."""
         return cls(
             name=config.name, version=config.version, classes=config.classes, output=config.output, preprocessing=preprocessing,
-            prompts=config.prompts, mask=question.sides if question.masks else ())
+            prompts=config.prompts, mask=question.sides if question.masks else (), each=question.each)
 
     @classmethod
     def of_source(cls, source: Mapping[str, Any]) -> TeacherIdentity:
         """The identity that a distillation set's index names."""
         fields = {field: source[field] for field in ("name", "version", "classes", "output", "preprocessing")}
-        return cls(**fields, prompts=tuple(source["prompts"]), mask=tuple(source["mask"]))
+        return cls(**fields, prompts=tuple(source["prompts"]), mask=tuple(source["mask"]), each=source.get("each", False))
 
     @property
     def key(self) -> str:
         """sha256 (hex): the teacher's folder in the ledger."""
-        fields = {name: value for name, value in asdict(self).items() if name != "mask" or value}
+        fields = {name: value for name, value in asdict(self).items() if name not in ("mask", "each") or value}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

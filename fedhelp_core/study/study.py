@@ -225,7 +225,8 @@ def load_simulated_silos(
             f"silos {', '.join(elsewhere)}: a simulation needs every silo's data on this machine, so dispatch.silo_config is expected")
     configs = [load_silo(silo.dispatch.silo_config) for silo in federation.silos if silo.dispatch.silo_config is not None]
     arrays = {
-        name: load_silo_arrays(config, federation.task) for name, config in zip(federation.silo_names, configs, strict=True)}
+        name: load_silo_arrays(config, federation.task, federation.labelled_by(name))
+        for name, config in zip(federation.silo_names, configs, strict=True)}
     kinds = resolve_kinds(federation, {name: len(found.training.labels_N) for name, found in arrays.items()})
     for name, path in (guests or {}).items():
         arrays[name], kinds[name] = load_silo_arrays(load_silo(path), federation.task), GUEST

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fedhelp_core.child import ChildEnded, ChildRefused
 from fedhelp_core.errors import PermanentError, StoreUnavailable, TeacherError, TeacherUnavailable
 from fedhelp_core.printable import first_line, without_passwords
+from fedhelp_core.registry.tasks import Form
 from fedhelp_core.tracking.carried import write_source
 from fedhelp_core.tracking.foreign_model import ForeignModel
 from fedhelp_core.tracking.server import error_for, mlflow_errors, on_server, prepare, quiet
@@ -59,13 +60,15 @@ class ModelForUsers:
     settings: Mapping[str, Any]
     requirements: Sequence[str]
     """Packages that it needs beside MLflow, NumPy and PyTorch."""
+    form: Form = "classes"
+    """Of its answers."""
     card: Mapping[str, str] = field(default_factory=dict)
     """File's name -> text of the model card."""
 
     @property
     def masks(self) -> bool:
         """Whether each pixel is answered."""
-        return len(self.answers) == 1
+        return self.form in ("masks", "regions")
 
 
 def log_model(mlflow_run: str, model: ModelForUsers) -> str:
@@ -117,7 +120,7 @@ def _export(network: torch.nn.Module, prepared: torch.Tensor, path: Path) -> Non
 
 
 def _signature(model: ModelForUsers) -> Any:
-    """One column of files in; classes by name, or the foreground's mask, out.
+    """One column of files in; classes or findings by name, or the mask of each foreground or region, out.
 
     MLflow would refuse arrays and paths for such a column before the model's own code can say what is wrong with them, so it is told not to look,
     by what it writes for models whose functions have type hints.
@@ -150,7 +153,7 @@ def _require_same_answers(model: ModelForUsers, answers: Any) -> None:
     with torch.inference_mode():
         expected = model.network(model.prepared[:1])[0].numpy()
     found = np.stack([np.asarray(answers[name].tolist()) for name in model.answers], axis=1)
-    wanted = (expected[1:] > 0.5) if model.masks else expected
+    wanted = _masks_of(expected, model.form) if model.masks else expected
     close = np.isclose(found, wanted[None], rtol=_ROUNDING, atol=_ROUNDING)
     if list(answers.columns) != list(model.answers) or not (close.mean() > 0.999 if model.masks else close.all()):
         raise PermanentError("the registered model answers otherwise than the network that was trained; look at how its code prepares images")
@@ -241,3 +244,10 @@ def save_pyfunc_from_code(
             folder, python_model=str(code), artifacts={name: str(path) for name, path in artifacts.items()}, model_config=dict(settings),
             code_paths=[str(path) for path in modules],
             conda_env=_environment(f"mlflow=={mlflow.__version__}", f"numpy=={np.__version__}", *requirements))
+
+
+def _masks_of(probabilities_CS: Any, form: Form) -> Any:
+    """Which pixels are each foreground or region (K, ...), of the probabilities of background and foregrounds, or of regions."""
+    if form == "regions" or len(probabilities_CS) == 2:
+        return probabilities_CS[0 if form == "regions" else 1 :] > 0.5
+    return probabilities_CS.argmax(axis=0) == np.arange(1, len(probabilities_CS)).reshape(-1, *(1,) * (probabilities_CS.ndim - 1))

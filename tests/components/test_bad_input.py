@@ -232,7 +232,8 @@ def federation_file_is_a_list(scene: Scene) -> tuple[int, str]:
     return scene.check(tiny)
 
 
-@case(CONFIG, r"task 'noses': there are demos of melanoma, pneumonia, lung-segmentation, brain-segmentation; choose one of them")
+@case(CONFIG, r"task 'noses': there are demos of melanoma, pneumonia, lung-segmentation, brain-segmentation, chest-findings, retinopathy,"
+              r" chest-organs, brain-tumours; choose one of them")
 def demo_of_no_task(scene: Scene) -> tuple[int, str]:
     return scene.command("simulate", "--task", "noses", "--demo", str(scene.tmp / "demo"))
 

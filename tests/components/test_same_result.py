@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from fedhelp_core.config.task import task_asked_for
 from fedhelp_core.protocol.facts import ClassShares
 from tests.tiny import SILOS, Processes, TinyFederation, ended, last_json, succeeded, wait_until
 from tests.tiny_tasks import write_task
@@ -68,7 +67,8 @@ def test_simulation_driver_kfp_and_concurrent_components_end_with_the_same_bits(
     assert simulated(tiny, processes)["global_sha256"] == compact
 
 
-@pytest.mark.parametrize("task", ["pneumonia", "lung-segmentation", "brain-segmentation"])
+@pytest.mark.parametrize("task", [
+    "pneumonia", "lung-segmentation", "brain-segmentation", "chest-findings", "retinopathy", "chest-organs", "brain-tumours"])
 def test_the_other_tasks_end_with_the_same_bits_too_and_are_scored_by_their_own_metrics(task: str, processes: Processes, tmp_path: Path) -> None:
     tiny = write_task(task, tmp_path)
     output = succeeded(processes.fedhelp("run", tiny.path, "--run-id", "compact"))
@@ -81,7 +81,7 @@ def test_the_other_tasks_end_with_the_same_bits_too_and_are_scored_by_their_own_
         assert models == {name: {metric: None if math.isnan(value) else value for metric, value in model["scores"].items()}
                           for name, model in evaluation["models"].items()}, "a study's scores are a run's, operating points included"
 
-    metric, *others = task_asked_for(task).scored_by
+    metric, *others = tiny.load().task.scored_by
     assert f"demo · {tiny.load().algorithm.method} · {metric.label}" in output
     assert "became the champion" in output
     report = (tiny.store / "runs" / "compact" / "report.html").read_text(encoding="utf-8")

@@ -82,6 +82,12 @@ PUBLIC_FINDINGS: dict[str, Finding] = {
 
 def draw(finding: Finding, scanner: Scanner, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """(image (H, W) uint8, mask of the lungs (H, W) uint8 of 0 and 1); all chance comes from `rng`."""
+    image, organs = draw_organs(finding, scanner, rng)
+    return image, np.isin(organs, (1, 2)).astype(np.uint8)
+
+
+def draw_organs(finding: Finding, scanner: Scanner, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """(image (H, W) uint8, organs (H, W) uint8: 1 the lung on the image's left, 2 that on its right, 3 the heart)."""
     amount = drawn_around(finding, SPREAD, rng)
     y, x = _plane(scanner, rng)
     soft = 0.035 + 0.1 * scanner.blur
@@ -90,7 +96,8 @@ def draw(finding: Finding, scanner: Scanner, rng: np.random.Generator) -> tuple[
     image = _thorax(y, x, lungs, heart, rng)
     for brightness, opacity in _signs(amount, y, x, left, right, rng):
         image += opacity * (brightness - image)
-    return _exposed(scanner, image, rng), (lungs > 0.5).astype(np.uint8)
+    organs = np.select([left > 0.5, right > 0.5, heart > 0.5], [1, 2, 3], 0).astype(np.uint8)
+    return _exposed(scanner, image, rng), organs
 
 
 def _plane(scanner: Scanner, rng: np.random.Generator) -> tuple[Array, Array]:

@@ -20,7 +20,7 @@ from fedhelp_core.data.items import Item
 from fedhelp_core.data.reading import read_examples
 
 _QUALITY = 92  # JPEG
-_PUBLIC_STREAM, _TEACHER_STREAM = 1001, 1002  # keep apart the random streams of hospitals, public images, teacher's images
+PUBLIC_STREAM, TEACHER_STREAM = 1001, 1002  # keep apart the random streams of hospitals, public images, teacher's images
 
 Progress = Callable[[str], None]
 Save = Callable[[Path], None]
@@ -82,12 +82,12 @@ class Public:
         """`count` unlabelled files."""
         folder.mkdir(parents=True, exist_ok=True)
         draw_all(
-            lambda number: save(self.draw(number, chance(seed, _PUBLIC_STREAM, number)), folder / f"public_{number:05d}.jpg"),
+            lambda number: save(self.draw(number, chance(seed, PUBLIC_STREAM, number)), folder / f"public_{number:05d}.jpg"),
             range(count), "public", progress)
 
     def labelled(self, count: int, seed: int) -> tuple[list[NDArray[Any]], list[int]]:
         """(images, class numbers) for the teacher, none of them in the public set."""
-        images = [self.draw(number, chance(seed, _TEACHER_STREAM, number)) for number in range(count)]
+        images = [self.draw(number, chance(seed, TEACHER_STREAM, number)) for number in range(count)]
         return images, [number % len(self.classes) for number in range(count)]
 
     def prepared(self, count: int, seed: int, task: TaskConfig) -> Prepared:
@@ -106,16 +106,14 @@ class PublicMasks:
     draw: Callable[[int, np.random.Generator], tuple[Save, Save]]
     """(number of the image, chance) -> what writes the image into a file, and what writes its mask."""
 
-    @property
-    def answers(self) -> int:
-        """The foreground's probability alone."""
-        return 1
+    answers: int = 1
+    """Probabilities of a pixel: the foreground's alone, or of several with the background's first; of regions each one's."""
 
     def write(self, folder: Path, *, count: int, seed: int, progress: Progress | None = None) -> None:
         """`count` files without masks."""
         folder.mkdir(parents=True, exist_ok=True)
         draw_all(
-            lambda number: self.draw(number, chance(seed, _PUBLIC_STREAM, number))[0](folder / f"public_{number:05d}{self.suffix}"),
+            lambda number: self.draw(number, chance(seed, PUBLIC_STREAM, number))[0](folder / f"public_{number:05d}{self.suffix}"),
             range(count), "public", progress)
 
     def prepared(self, count: int, seed: int, task: TaskConfig) -> Prepared:
@@ -123,7 +121,7 @@ class PublicMasks:
         with tempfile.TemporaryDirectory(prefix="fedhelp-drawn-") as scratch:
             items = [Item(Path(scratch) / f"{n}{self.suffix}", mask=Path(scratch) / f"{n}_mask{self.suffix}") for n in range(count)]
             for number, item in enumerate(items):
-                save_image, save_mask = self.draw(number, chance(seed, _TEACHER_STREAM, number))
+                save_image, save_mask = self.draw(number, chance(seed, TEACHER_STREAM, number))
                 assert item.mask is not None
                 save_image(item.image)
                 save_mask(item.mask)

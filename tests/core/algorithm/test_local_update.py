@@ -339,10 +339,10 @@ def in_double(monkeypatch):
     """The product's own code in float64, so that rounding cannot hide or fake a difference."""
     from fedhelp_core.algorithm import batches
     from fedhelp_core.algorithm import local_update as module
-    from fedhelp_core.objectives import classification
+    from fedhelp_core.objectives import of_images
 
-    real = classification.build_model, module.build_public_head, batches.to_input
-    monkeypatch.setattr(classification, "build_model", lambda *a, **k: real[0](*a, **k).double())
+    real = of_images.build_model, module.build_public_head, batches.to_input
+    monkeypatch.setattr(of_images, "build_model", lambda *a, **k: real[0](*a, **k).double())
     monkeypatch.setattr(module, "build_public_head", lambda *a, **k: real[1](*a, **k).double())
     monkeypatch.setattr(batches, "to_input", lambda x, _device: x.double().mul_(batches._SCALE).add_(batches._SHIFT))
 

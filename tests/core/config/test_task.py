@@ -1,6 +1,7 @@
 """A task is a document: a preset's name fills it in, one's own says its form; consumers need no name."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -8,7 +9,9 @@ import yaml
 from fedhelp_core.config.federation import Federation, parse_federation
 from fedhelp_core.config.task import TaskConfig, task_asked_for, with_classes
 from fedhelp_core.errors import ConfigError
-from fedhelp_core.registry.tasks import PRESETS
+from fedhelp_core.registry.augmentations import AUGMENTATIONS
+from fedhelp_core.registry.metrics import metrics_of
+from fedhelp_core.registry.tasks import PRESETS, Form
 
 RETINOPATHY = {"name": "retinopathy", "form": "classes", "classes": ["none", "mild", "moderate", "severe", "proliferative"]}
 
@@ -69,6 +72,14 @@ def test_the_first_of_the_chosen_metrics_is_the_headline() -> None:
 def test_what_cannot_be_a_task_is_one_sentence(task: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         federation(task)
+
+
+def test_the_page_of_tasks_lists_every_form_metric_and_transform() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    names = [*get_args(Form), *(name for form in get_args(Form) for name in metrics_of(form, 2)), *AUGMENTATIONS, *PRESETS]
+    assert [name for name in names if f"`{name}`" not in page] == []
+    for name, one in AUGMENTATIONS.items():
+        assert not one.unit or f"{one.least:g} to {one.most:g} |" in next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
 
 
 def test_option_task_takes_a_file_with_a_section_alone_or_among_others(tmp_path: Path) -> None:

@@ -29,10 +29,19 @@ TASKS: Mapping[str, TaskConfig] = {
     "melanoma": TaskConfig(name="melanoma", image_size=16),
     "pneumonia": TaskConfig(name="pneumonia", image_size=16),
     "lung-segmentation": TaskConfig(name="lung-segmentation", image_size=16),
+    "chest-findings": TaskConfig.model_validate({
+        "name": "chest-findings", "form": "labels", "classes": ["effusion", "mass", "air"], "image_size": 16}),
+    "chest-organs": TaskConfig.model_validate({
+        "name": "chest-organs", "form": "masks", "classes": ["background", "lungs", "heart"], "image_size": 16}),
+    "skin-regions": TaskConfig.model_validate({
+        "name": "skin-regions", "form": "regions", "channels": 3, "classes": ["lesion", "network"], "image_size": 16}),
     "brain-segmentation": TaskConfig.model_validate({
         "name": "brain-segmentation", "image_size": 16, "volume": {"spacing": 4.0, "patch_size": 16, "window_size": 16}}),
 }
-_NETWORKS = {"melanoma": "resnet8", "pneumonia": "resnet8", "lung-segmentation": "unet2d-tiny", "brain-segmentation": "unet3d-tiny"}
+_NETWORKS = {
+    "melanoma": "resnet8", "pneumonia": "resnet8", "lung-segmentation": "unet2d-tiny", "chest-findings": "resnet8",
+    "chest-organs": "unet2d-tiny", "skin-regions": "unet2d-tiny",
+    "brain-segmentation": "unet3d-tiny"}
 
 
 def drawn(task: TaskConfig, seed: int = 1) -> Weights:

@@ -14,9 +14,9 @@ from fedhelp_core.algorithm.operating_point import OperatingPoint
 from fedhelp_core.config.silo import AdoptionConfig
 from fedhelp_core.data.examples import image_shape
 from fedhelp_core.deployment.contract import Contract
-from fedhelp_core.deployment.scorer import ClassAnswer, MaskAnswer, Scorer, expected_dice, scorer_in
+from fedhelp_core.deployment.scorer import ClassAnswer, FindingsAnswer, MaskAnswer, Scorer, expected_dice, scorer_in
 from fedhelp_core.errors import DataError, WeightsError
-from fedhelp_core.objectives.metrics import classification_scores
+from fedhelp_core.objectives.metrics import classification_scores, findings_scores
 from fedhelp_core.protocol.documents import dump, parse
 from fedhelp_core.weights.file import write_weights
 from tests.core.deployment.models import TASKS, contract_of, drawn, scorer_for
@@ -36,12 +36,12 @@ def test_an_answer_does_not_depend_on_which_images_are_asked_about_together(task
         [alone] = scorer.answers(images[number : number + 1])
         [*_, last] = scorer.answers(images[: number + 1])
         for other in (alone, last):
-            if isinstance(answer, ClassAnswer):
-                assert isinstance(other, ClassAnswer)
+            if not isinstance(answer, MaskAnswer):
+                assert isinstance(other, ClassAnswer | FindingsAnswer)
                 assert np.array_equal(answer.probabilities_K, other.probabilities_K) and answer.decided == other.decided
             else:
-                assert isinstance(answer, MaskAnswer) and isinstance(other, MaskAnswer)
-                assert np.array_equal(answer.probabilities_S, other.probabilities_S)
+                assert isinstance(other, MaskAnswer)
+                assert np.array_equal(answer.probabilities_KS, other.probabilities_KS)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -49,17 +49,25 @@ def test_answers_about_a_test_set_have_exactly_the_scores_of_the_evaluation(task
     scorer, images = scorer_for(TASKS[task]), images_of(task, 9)
     objective, point = scorer.objective, scorer.contract.operating_point
     rng = np.random.default_rng(1)
-    targets = rng.integers(0, objective.outputs, 9) if objective.decides else rng.integers(0, 2, (9, 1, *images.shape[2:]), np.uint8)
+    answered, sides = objective.outputs, images.shape[2:]
+    shape = {"classes": 9, "labels": (9, answered), "masks": (9, 1, *sides), "regions": (9, answered, *sides)}[TASKS[task].form]
+    most = {"classes": answered, "masks": answered + 1}.get(TASKS[task].form, 2)
+    targets = rng.integers(0, most, shape, np.int64 if objective.decides else np.uint8)
     tensors = torch.from_numpy(images), torch.from_numpy(targets)
     evaluated = objective.scores_of(objective.results(scorer.network, *tensors, scorer.device), point).scores
     answers = scorer.answers(images)
     if objective.decides:
         probabilities = np.stack([answer.probabilities_K for answer in answers if isinstance(answer, ClassAnswer)])
         assert classification_scores(targets, probabilities, point) == evaluated
+    elif objective.form == "labels":
+        probabilities = np.stack([answer.probabilities_K for answer in answers if isinstance(answer, FindingsAnswer)])
+        assert findings_scores(targets, probabilities)[0] == evaluated
     else:
-        masks = [answer.probabilities_S > 0.5 for answer in answers if isinstance(answer, MaskAnswer)]
-        dice = [2 * (mask & (truth != 0)).sum() / (mask.sum() + truth.sum()) for mask, truth in zip(masks, targets[:, 0], strict=True)]
-        assert float(np.mean(dice)) == pytest.approx(evaluated["dice"], abs=1e-6)
+        masks_NK = np.stack([answer.masks() for answer in answers if isinstance(answer, MaskAnswer)])
+        true_NK = targets == 1 if objective.form == "regions" else targets == np.arange(1, answered + 1).reshape(1, -1, *(1,) * len(sides))
+        over = tuple(range(2, 2 + len(sides)))
+        dice_NK = 2 * (masks_NK & true_NK).sum(axis=over) / (masks_NK.sum(axis=over) + true_NK.sum(axis=over))
+        assert float(np.mean(dice_NK)) == pytest.approx(evaluated["dice"], abs=1e-6)
 
 
 @pytest.mark.parametrize(("images", "said"), [
