@@ -72,7 +72,8 @@ Examples
 @main.command(epilog=_INIT_EXAMPLES + _EXIT_CODES)
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--name", help="The federation's name: lower-case letters, digits and '-'; default: the folder's.")
-@click.option("--task", prompt="Task (melanoma, pneumonia, lung-segmentation, brain-segmentation)", help="What is learnt.")
+@click.option("--task", prompt="Task (melanoma, pneumonia, lung-segmentation, brain-segmentation, or a YAML file)",
+              help="What is learnt: a preset, or the YAML file of a task of one's own (docs/tasks.md).")
 @click.option("--classes", default="", help="Class names in the order of the labels, comma-separated; default: the task's own.")
 @click.option("--silos", prompt="Hospitals, comma-separated", help="Names of the hospitals, comma-separated.")
 @click.option("--store", default="store", show_default=True, help="Where everything is exchanged: a folder beside the file, or s3://bucket/prefix.")
@@ -91,7 +92,8 @@ def init(folder: Path, name: str | None, task: str, classes: str, silos: str, st
 
 
 _DEMO_HELP = "Make (once) and use a task's demo, drawn hospitals, in this folder instead of a FEDERATION file."
-_TASK_HELP = "Whose demo: melanoma (default), pneumonia, lung-segmentation, brain-segmentation; in folder demo-TASK where --demo names none."
+_TASK_HELP = ("Whose demo: melanoma (default), pneumonia, lung-segmentation, brain-segmentation, retinopathy, chest-findings, chest-organs,"
+              " brain-tumours; in folder demo-TASK where --demo names none.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print what was found as one JSON object, for programs; docs/json.md.")
 _SET_HELP = "Replace a field of the file, e.g. --set algorithm.rounds=3 (repeatable)."
 
@@ -209,7 +211,7 @@ Examples
 @click.argument("layout")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of datalists, silos and report; default: data/<task>.")
-@click.option("--task", help="What is learnt; default: what the layout is published for (of csv: melanoma).")
+@click.option("--task", help="What is learnt: a preset or a YAML file; default: what the layout is published for, if for one task.")
 @click.option("--drop-leaked", type=click.Choice(["training", "test"]),
               help="Where the same image (or patient) is in training and in test, leave it out of this side; without it that is refused.")
 @click.option("--drop-unusable", is_flag=True, help="Leave out files that cannot be used, and say which; without it they are refused.")
@@ -277,7 +279,8 @@ def ingest(
 def phantom(task: str, folder: Path) -> None:
     """Draw TASK's hospitals, public images and teacher in FOLDER, in the real data set's layout, with a federation.yaml that uses them.
 
-    TASK is melanoma, pneumonia, lung-segmentation or brain-segmentation. No patient was ever involved. Made once; what is there
+    TASK is melanoma, pneumonia, lung-segmentation or brain-segmentation, or an example of a form: retinopathy (classes), chest-findings
+    (labels), chest-organs (masks) or brain-tumours (regions). No patient was ever involved. Made once; what is there
     is used again.
     """
     from fedhelp_cli.run import prepared_demo

@@ -46,7 +46,8 @@ def hospital_scores(run: Run, federation: Federation, evaluations: Mapping[str, 
         scores = dict(shared_model(evaluation).scores)
         if evaluation.named:
             named.append(HospitalScores(
-                name=silo, scores=scores, interval=interval_of(shared_model(evaluation), federation.task), kind=evaluation.kind, images=_images(run, silo)))
+                name=silo, scores=scores, interval=interval_of(shared_model(evaluation), federation.task), kind=evaluation.kind,
+                images=_images(run, silo)))
         else:
             others.append(HospitalScores(name="", scores={metric.name: scores[metric.name]}))
     worst_last = sorted(others, key=lambda one: (math.isnan(one.scores[metric.name]), -metric.gain(one.scores[metric.name], 0.0)))

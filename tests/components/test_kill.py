@@ -9,10 +9,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.tiny import Processes, TinyFederation, succeeded
+from tests.tiny_tasks import write_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(2400)]  # seconds; more than ten minutes on two idle cores
 
@@ -73,3 +75,15 @@ def test_twenty_kills_of_any_process_end_with_the_bits_of_an_undisturbed_run(
         succeeded(processes.fedhelp("run", tiny.path, "--run-id", "stormy"))
         assert tiny.final_sha256("stormy") == expected
     assert runs >= 1
+
+
+def test_kills_of_a_run_of_several_findings_end_with_its_bits_too(processes: Processes, tmp_path: Path) -> None:
+    calm, stormy = write_task("chest-findings", tmp_path / "calm"), write_task("chest-findings", tmp_path / "stormy")
+    started = time.monotonic()
+    succeeded(processes.fedhelp("run", calm.path, "--run-id", "run"))
+    length = time.monotonic() - started
+    moments = random.Random(3)
+    for kind in VICTIMS[:3]:
+        killed_once(processes, processes.fedhelp("run", stormy.path, "--run-id", "run"), moments.uniform(0.3, 0.8) * length, kind, moments)
+    succeeded(processes.fedhelp("run", stormy.path, "--run-id", "run"))
+    assert stormy.final_sha256("run") == calm.final_sha256("run")
