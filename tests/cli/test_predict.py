@@ -230,3 +230,38 @@ def test_help_teaches_what_goes_in_and_what_comes_out() -> None:
     said = CliRunner().invoke(main, ["predict", "--help"]).output
     for part in ("results.csv", "masks/", "do not decide", "DICOM", "Examples", "--dry-run", "41"):
         assert part in said
+
+
+def grey_pictures(folder: Path) -> Path:
+    folder.mkdir()
+    for number in range(2):
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (20, 24), np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_findings_are_probabilities_each_by_itself(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = typed(hospital(tmp_path / "here", "chest-findings", undecided_margin=0.0), pictures, out=out)
+    assert done.exit_code == 0, done.output
+    for row, answer in zip(rows_of(out), json.loads((out / "results.json").read_text())["answers"], strict=True):
+        found = [name for name in ("effusion", "mass", "air") if float(row[f"probability:{name}"]) > 0.5]
+        assert row["decision"] == answer["decision"] == (", ".join(found) or "no finding")
+        assert float(row["margin"]) == pytest.approx(min(abs(2 * value - 1) for value in answer["probabilities"].values()), abs=1e-6)
+    assert "Each finding has a probability by itself" in (out / "results.html").read_text()
+
+
+def test_several_foregrounds_are_numbers_of_one_file_and_regions_a_file_each(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "organs"
+    done = typed(hospital(tmp_path / "here", "chest-organs", undecided_dice=0.0), grey_pictures(tmp_path / "grey"), out=out)
+    assert done.exit_code == 0, done.output
+    for row in rows_of(out):
+        mask = np.asarray(Image.open(out / row["mask"]))
+        assert mask.shape == (20, 24) and set(np.unique(mask)) <= {0, 1, 2}
+        assert float(row["foreground"]) == pytest.approx((mask > 0).mean(), abs=1e-6)
+    out = tmp_path / "regions"
+    done = typed(hospital(tmp_path / "there", "skin-regions", undecided_dice=0.0), pictures, out=out)
+    assert done.exit_code == 0, done.output
+    for row in rows_of(out):
+        files = row["mask"].split()
+        assert [file.rsplit("-", 1)[1] for file in files] == ["lesion.png", "network.png"]
+        assert all(set(np.unique(np.asarray(Image.open(out / file)))) <= {0, 255} for file in files)
