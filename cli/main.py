@@ -690,7 +690,7 @@ def _file_or_demo(federation: Path | None, demo: Path | None, task: str | None) 
         return federation
     from fedhelp_cli.run import prepared_demo
 
-    return prepared_demo(demo or Path(f"demo-{task}"), task or "melanoma")
+    return prepared_demo(demo or Path(f"demo-{task}"), task)
 
 
 def _overridden(path: Path, changes: tuple[str, ...]) -> Federation:

@@ -25,15 +25,16 @@ from fedhelp_core.config.federation import Federation, load_federation
 from fedhelp_core.crashes import crashes_kept_in
 from fedhelp_core.errors import FedHelpError, JobFailed
 from fedhelp_core.printable import one_line
+from fedhelp_core.registry.tasks import DEFAULT_PRESET
 from fedhelp_dispatch.process import start_ahead
 
 
-def prepared_demo(folder: Path, task: str = "melanoma") -> Path:
+def prepared_demo(folder: Path, task: str | None = None) -> Path:
     """The demo's federation.yaml, its input made first where it is not there yet."""
     with _steps("demo input") as say:
         from fedhelp_core.demo.prepare import prepare_demo  # seconds on a cold disk, and somebody waits for a sign
 
-        paths = prepare_demo(folder.resolve(), task=task, progress=say)
+        paths = prepare_demo(folder.resolve(), task=task or DEFAULT_PRESET, progress=say)
         say(f"ready in {folder}")
     return paths.federation
 

@@ -61,6 +61,8 @@ def read_own_csv(path: Path, reading: Reading) -> dict[str, Listed]:
         DataError: no such file, none that is a CSV, or its columns are not clear.
     """
     answers = _answer_columns(reading.task)
+    if reading.task.form == "labels" and (clash := sorted({*answers} & {*COLUMNS})):
+        raise DataError(f"{path}: task.classes has a finding called {clash[0]!r}, which is what another column of a list is called; rename it")
     names = {ours: reading.columns.get(ours, ours) for ours in columns_of(reading.task)}
     asked = [ours for ours in names if ours in ("image", *answers) or ours in reading.columns]
     try:
