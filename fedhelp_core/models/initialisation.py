@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -29,3 +32,15 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.constant_(layer.weight, _PRELU_SLOPE)
         elif any(True for _ in layer.parameters(recurse=False)):
             raise TypeError(f"{type(layer).__name__} has parameters, but models/initialisation.py does not know how to initialise them")
+
+
+@contextmanager
+def seeded(generator: torch.Generator | None) -> Iterator[None]:
+    """What draws from PyTorch's own CPU generator inside, such as layers with an initialisation of their own, draws by `generator`; None: anything.
+
+    PyTorch's own generator is as before afterwards.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if generator is not None:
+            torch.manual_seed(int(torch.randint(0, 2**62, (), generator=generator)))
+        yield
