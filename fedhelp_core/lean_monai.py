@@ -72,6 +72,7 @@ def monai_version() -> str:
 
 __all__ = [
     "ADN", "Compose", "DiceLoss", "GradCAM", "MetaTensor", "Orientation", "RandFlipd", "RandSpatialCropd", "ResizeWithPadOrCrop",
-    "ScaleIntensityRangePercentiles", "Spacing", "UNet", "all_networks", "compute_dice", "compute_hausdorff_distance", "compute_importance_map", "dense_patch_slices",
+    "ScaleIntensityRangePercentiles", "Spacing", "UNet", "all_networks",
+    "compute_dice", "compute_hausdorff_distance", "compute_importance_map", "dense_patch_slices",
     "get_track_meta", "monai_version", "network_called", "set_track_meta", "sliding_window_inference",
 ]

@@ -94,7 +94,7 @@ def keep_for_others(session: Session, built: Built, card: str, card_html: str) -
     store, keys = session.store, session.run.keys
     stored = None
     if built.norms:
-        architecture = session.federation.algorithm.proxy_model
+        architecture = str(session.federation.algorithm.proxy_model)
         body = serialize_weights(built.norms, architecture)
         sha256, size = digest_of(body)
         stored = StoredWeights(sha256=sha256, size_bytes=size, spec=WeightsSpec.from_weights(built.norms, architecture))
@@ -122,7 +122,7 @@ def card_of(
     labels = run.fact(SoftLabels) if run.has_fact(SoftLabels) else None
     return render_card(CardFacts(
         name=federation.registered_name, run=run.run_id, global_sha256=final.global_sha256, task=federation.task,
-        network=federation.algorithm.proxy_model, method=federation.algorithm.method, preprocessing=preparation(federation.task),
+        network=str(federation.algorithm.proxy_model), method=federation.algorithm.method, preprocessing=preparation(federation.task),
         statistics=statistics, decision=_DECISIONS[point.rule if point is not None else federation.task.form], own=federation.card or CardConfig(),
         class_shares=run.fact(ClassShares).shares if run.has_fact(ClassShares) else (),
         hospitals=hospital_scores(run, federation, evaluations), left_out=left_out, means=without_names(metrics, federation),

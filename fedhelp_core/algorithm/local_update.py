@@ -27,6 +27,7 @@ from fedhelp_core.algorithm.randomness import generator_for
 from fedhelp_core.config.algorithm import AlgorithmConfig
 from fedhelp_core.errors import DataError, GlobalModelDiverges, WeightsError
 from fedhelp_core.models.build import build_public_head, normalisation_keys
+from fedhelp_core.models.initialisation import seeded
 from fedhelp_core.registry.methods import METHOD_PARTS
 
 Weights = dict[str, npt.NDArray[np.generic]]
@@ -117,7 +118,7 @@ def proxy_with(global_weights: Weights, state: SiloState, settings: UpdateSettin
         model.load_state_dict(tensors)
     except RuntimeError as e:
         classes = len(settings.objective.classes)
-        raise WeightsError(f"global weights do not fit model {settings.algorithm.proxy_model!r} with {classes} classes: {e}") from e
+        raise WeightsError(f"global weights do not fit model {str(settings.algorithm.proxy_model)!r} with {classes} classes: {e}") from e
     return _placed(model, settings)
 
 
@@ -171,7 +172,8 @@ def local_update(
     parts = METHOD_PARTS[settings.algorithm.method]
     large = settings.kind == "large" and parts.large_model
     trainer = _LargeTrainer if large else _SmallTrainer
-    with kernels(settings.precision, settings.device):
+    layers = generator_for(settings.seed, settings.silo, round_number, "layers")  # what dropout and the like draw from
+    with kernels(settings.precision, settings.device), seeded(layers, settings.device):
         if round_number == 1 and parts.soft_labels and settings.algorithm.public_start_steps:
             global_weights, state = _started_from_public(global_weights, data, settings, large=large)
         return trainer(global_weights, state, data, settings, round_number).run(progress)

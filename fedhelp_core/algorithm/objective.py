@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedhelp_core.algorithm.batches import Augment
 from fedhelp_core.algorithm.losses import LossTerms
 from fedhelp_core.algorithm.operating_point import OperatingPoint
+from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.registry.metrics import Metric
 
 Results = dict[str, npt.NDArray[Any]]
@@ -54,8 +55,8 @@ class Objective(Protocol):
     decides: bool
     """Whether hospitals have an operating point of their own; False: masks, which are cut at 0.5."""
 
-    def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
-        """The model `name` for this task; see models.build_model."""
+    def build(self, model: ModelConfig | str, generator: torch.Generator | None = None) -> nn.Module:
+        """`model` for this task; see models.build_model."""
 
     def augmentation(self, kind: str) -> Augment | None:
         """How training images (and what lies on them) are changed at random: `kind` is the config's `augmentation`."""

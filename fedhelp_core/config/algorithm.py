@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.section import Section
 from fedhelp_core.registry.methods import METHOD_PARTS, Method
 
@@ -71,10 +72,10 @@ class AlgorithmConfig(Section):
     """trimmed-mean: share of the updates left out at either end of each weight, rounded down, but at least one."""
     large_silos: int = Field(2, ge=0, le=10_000)
     """How many silos of kind `auto` with most training images are large; paper."""
-    proxy_model: str = "resnet20"
-    """Key of the model registry: the model that travels; paper."""
-    large_model: str = "resnet110"
-    """Key of the model registry: stays in large silos; paper."""
+    proxy_model: ModelConfig = ModelConfig(network="resnet20")
+    """The model that travels; a name alone, or a network with its arguments (docs/models.md); paper."""
+    large_model: ModelConfig = ModelConfig(network="resnet110")
+    """The model that stays in large silos; paper."""
     augmentation: Literal["none", "mirror", "flips"] = "flips"
     """Random flips: along every side, left-right alone, or none."""
 

@@ -250,9 +250,11 @@ class Federation(Section):
         task, volume = self.task, self.task.volume
         models: dict[str, Network] = {}
         problems = []
-        for field, name in (("proxy_model", self.algorithm.proxy_model), ("large_model", self.algorithm.large_model)):
+        for field, model in (("proxy_model", self.algorithm.proxy_model), ("large_model", self.algorithm.large_model)):
+            if model.network is None:
+                continue  # a plugin, which silos alone have: their check builds it
             try:
-                models[name] = model_called(name, "mask" if task.per_pixel else "classes", task.dimensions)
+                models[model.network] = model_called(model.network, "mask" if task.per_pixel else "classes", task.dimensions)
             except ConfigError as e:
                 problems.append(f"algorithm.{field}: {e}")
         sides = {"task.image_size": self.task.image_size} if task.dimensions == 2 else {

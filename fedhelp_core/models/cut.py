@@ -41,13 +41,12 @@ def head_of(network: nn.Module, *, outputs: int, shape: Sequence[int], per_pixel
     Raises:
         ConfigError: it has no such layer, cannot take such images, or answers in another form; the message says which, without its name.
     """
+    answered: list[tuple[str, Any]] = []  # what each layer that may be the head says, in the order of the pass
     try:
         network = copy.deepcopy(network).to("meta").train()
-        found: dict[int, str] = {}
-        kept: list[Any] = []  # ids of freed tensors are given anew
         for name, layer in network.named_modules():
             if isinstance(layer, HEADS):
-                layer.register_forward_hook(lambda _layer, _inputs, output, name=name: (kept.append(output), found.update({id(output): name}))[0])
+                layer.register_forward_hook(lambda _layer, _inputs, output, name=name: answered.append((name, output)))
         answer = network(torch.empty((1, *shape), device="meta"))  # one image: what the last batch of a pass may be
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, NotImplementedError) as e:  # whatever its authors raise
         sides = " x ".join(map(str, shape[1:]))
@@ -57,7 +56,8 @@ def head_of(network: nn.Module, *, outputs: int, shape: Sequence[int], per_pixel
         raise ConfigError(f"answers with a {type(answer).__name__}; one tensor of logits {expected} expected (leave deep supervision out)")
     if tuple(answer.shape) != expected:
         raise ConfigError(f"answers with a tensor {tuple(answer.shape)}; {expected} expected of such images and classes")
-    if (head := found.get(id(answer))) is None:
+    head = next((name for name, output in reversed(answered) if output is answer), None)
+    if head is None:
         raise ConfigError(
             "has no head that can be taken off: its answer is not the output of a linear layer or a convolution, so that no public head (Eq 2) can"
             " share its features")
@@ -68,10 +68,11 @@ def like(head: nn.Module, outputs: int) -> nn.Module:
     """A layer of the kind of `head` with `outputs` outputs."""
     if isinstance(head, nn.Linear):
         return nn.Linear(head.in_features, outputs)
-    if isinstance(head, HEADS[1:]) and head.groups == 1:
-        transposed = {"output_padding": head.output_padding} if head.transposed else {}
-        layer: nn.Module = type(head)(
-            head.in_channels, outputs, head.kernel_size, stride=head.stride, padding=head.padding, dilation=head.dilation, **transposed)
+    if isinstance(head, nn.modules.conv._ConvNd) and head.groups == 1:
+        kind: Any = type(head)
+        more = {"output_padding": head.output_padding} if head.transposed else {}
+        layer: nn.Module = kind(
+            head.in_channels, outputs, head.kernel_size, stride=head.stride, padding=head.padding, dilation=head.dilation, **more)
         return layer
     raise ConfigError("a proxy model needs a `head` that is a linear layer or a convolution for the public head to be made like it")
 

@@ -35,12 +35,12 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
 
 
 @contextmanager
-def seeded(generator: torch.Generator | None) -> Iterator[None]:
-    """What draws from PyTorch's own CPU generator inside, such as layers with an initialisation of their own, draws by `generator`; None: anything.
+def seeded(generator: torch.Generator | None, device: torch.device | None = None) -> Iterator[None]:
+    """What draws from PyTorch's own generators inside, such as dropout or a layer's own initialisation, draws by `generator`; None: anything.
 
-    PyTorch's own generator is as before afterwards.
+    Those of the CPU and of `device` are as before afterwards.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
         if generator is not None:
             torch.manual_seed(int(torch.randint(0, 2**62, (), generator=generator)))
         yield

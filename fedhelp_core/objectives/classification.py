@@ -14,6 +14,7 @@ from fedhelp_core.algorithm.batches import Augment, flip_at_random, to_input
 from fedhelp_core.algorithm.losses import CLASSES
 from fedhelp_core.algorithm.objective import Results, Scored
 from fedhelp_core.algorithm.operating_point import OperatingPoint, likeliest
+from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.models.build import build_model
 from fedhelp_core.objectives.metrics import classification_scores, confusion_matrix
@@ -54,11 +55,11 @@ class Classification:
         self.outputs = len(task.classes)
         self._task = task
 
-    def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
-        """The classifier `name`."""
+    def build(self, model: ModelConfig | str, generator: torch.Generator | None = None) -> nn.Module:
+        """The classifier `model`."""
         return build_model(
-            name, outputs=self.outputs, in_channels=self._task.channels, answer="classes", dimensions=self._task.dimensions,
-            generator=generator)
+            model, outputs=self.outputs, in_channels=self._task.channels, answer="classes", dimensions=self._task.dimensions,
+            side=self._task.volume.patch_size if self.dimensions == 3 else self._task.image_size, generator=generator)
 
     def augmentation(self, kind: str) -> Augment | None:
         """Images flipped: left-right (`mirror`), and top-bottom too (`flips`)."""

@@ -19,6 +19,7 @@ from fedhelp_core.algorithm.batches import Augment, to_input
 from fedhelp_core.algorithm.objective import Results, Scored
 from fedhelp_core.algorithm.operating_point import OperatingPoint
 from fedhelp_core.algorithm.voxel_losses import MASK
+from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.lean_monai import (
     Compose,
@@ -99,10 +100,11 @@ class Segmentation:
         self.visits = task.volume.patches if self._volumes else 1
         set_track_meta(False)  # what the algorithm sees has been brought to one grid
 
-    def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
-        """The U-Net `name`."""
+    def build(self, model: ModelConfig | str, generator: torch.Generator | None = None) -> nn.Module:
+        """The segmenter `model`."""
         return build_model(
-            name, outputs=1, in_channels=self._task.channels, answer="mask", dimensions=self._task.dimensions, generator=generator)
+            model, outputs=1, in_channels=self._task.channels, answer="mask", dimensions=self._task.dimensions,
+            side=self._task.volume.patch_size if self._volumes else self._task.image_size, generator=generator)
 
     def augmentation(self, kind: str) -> Augment | None:
         """Image and target changed together: a random patch of a volume, then flips, left-right (`mirror`) or along all sides (`flips`)."""

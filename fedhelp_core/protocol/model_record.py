@@ -42,6 +42,7 @@ from fedhelp_core.protocol.documents import (
 )
 from fedhelp_core.protocol.keys import MODEL_NAME, NAME, ModelKeys
 from fedhelp_core.registry.models import MODELS
+from fedhelp_core.registry.networks import networks
 from fedhelp_core.store.base import Store
 from fedhelp_core.weights.check import check_weights_file
 
@@ -70,7 +71,8 @@ def _within(written: Any, known: Any) -> bool:
 
 
 def _known_networks(algorithm: AlgorithmConfig) -> AlgorithmConfig:
-    unknown = [name for name in (algorithm.proxy_model, algorithm.large_model) if name not in MODELS]
+    named = [model.network for model in (algorithm.proxy_model, algorithm.large_model) if model.network is not None]
+    unknown = [name for name in named if name not in MODELS and name not in networks()]
     if unknown:
         raise ValueError(f"a model that this version of FedHelp knows expected, got {unknown[0][:80]!r}")
     return algorithm

@@ -84,13 +84,18 @@ class Silo:
         splits = {name: getattr(self.arrays, name) for name in ("training", "validation", "test")}
         start = self._start()
         self.objective.build(self.federation.algorithm.large_model)
-        self.run.initialise(start, self.federation.algorithm.proxy_model)
+        self.run.initialise(start, self._architecture)
         report = SiloReport(
             silo=self.config.name, samples=SplitSizes(**{name: len(split.labels_N) for name, split in splits.items()}),
             training_class_counts=self._class_counts(),
-            test_sha256=self._test_sha256(), start_sha256=fingerprint(start, self.federation.algorithm.proxy_model))
+            test_sha256=self._test_sha256(), start_sha256=fingerprint(start, self._architecture))
         self.run.write_silo_report(report)
         return report
+
+    @property
+    def _architecture(self) -> str:
+        """What weights that travel say that they are of."""
+        return str(self.federation.algorithm.proxy_model)
 
     def next_round(self) -> int:
         """The first round that this silo can still answer: after the last commit, and not answered yet."""
@@ -122,7 +127,7 @@ class Silo:
         phases = _Phases()
         self._on_event({"event": "round_started", "silo": self.config.name, "round": number})
         if commit.round == 0:
-            self.run.require_start(commit, fingerprint(self._start(), self.federation.algorithm.proxy_model))
+            self.run.require_start(commit, fingerprint(self._start(), self._architecture))
         weights = self.run.global_weights(commit, max_bytes=self.federation.protocol.max_update_bytes)
         state, data = self._state_after(commit), self._training_data()
         if not state.round:  # its first round of this run
@@ -134,7 +139,7 @@ class Silo:
         phases.end("save")
         seconds = time.monotonic() - started
         update = self.run.submit_update(
-            self.config.name, number, result.weights, trained_from=commit.global_sha256, architecture=self.federation.algorithm.proxy_model,
+            self.config.name, number, result.weights, trained_from=commit.global_sha256, architecture=self._architecture,
             samples=result.samples,
             loss=next(iter(result.metrics.values())), metrics={**result.metrics, "seconds": round(seconds, 3)})
         phases.end("upload")
@@ -204,7 +209,7 @@ class Silo:
         drawn = initial_weights(self.federation.algorithm, self.objective, seed=self.federation.runtime.seed)
         if (start := self.started_from) is None:
             return drawn
-        spec = WeightsSpec.from_weights(drawn, self.federation.algorithm.proxy_model)
+        spec = WeightsSpec.from_weights(drawn, self._architecture)
         path = self.run.store.fetch(ModelKeys(start.model).weights(start.weights.sha256), self.federation.protocol.max_update_bytes)
         try:
             check_weights_file(path, spec=spec, max_bytes=self.federation.protocol.max_update_bytes, sha256=start.weights.sha256)

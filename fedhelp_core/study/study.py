@@ -310,7 +310,7 @@ def _compute(work: _Work, cell: Cell, silos: Silos, on_round: OnRound) -> None:
     result = simulate(
         federation, objective_of(federation.task), silos, evaluate_every=work.evaluate_every, on_round=after_round,
         device=device_for(federation.runtime.device))
-    _write_cell(work.paths[cell], cell, silos, result, time.process_time() - started, federation.algorithm.proxy_model)
+    _write_cell(work.paths[cell], cell, silos, result, time.process_time() - started, str(federation.algorithm.proxy_model))
 
 
 def _write_cell(path: Path, cell: Cell, silos: Silos, result: SimulationResult, seconds: float, proxy_model: str) -> None:
