@@ -41,6 +41,7 @@ def head_of(network: nn.Module, *, outputs: int, shape: Sequence[int], per_pixel
     Raises:
         ConfigError: it has no such layer, cannot take such images, or answers in another form; the message says which, without its name.
     """
+    head: str | None
     answered: list[tuple[str, Any]] = []  # what each layer that may be the head says, in the order of the pass
     try:
         network = copy.deepcopy(network).to("meta").train()

@@ -52,7 +52,8 @@ def run_components(tiny: TinyFederation, processes: Processes, run_id: str) -> s
     {"algorithm__method": "fedavg", "silos__0__dispatch__residency": "round", "silos__1__dispatch__residency": "round"},
     {"algorithm__proxy_model": {"network": "DenseNet", "arguments": {  # a network of MONAI's, with dropout, whose norms stay in hospitals
         "init_features": 8, "growth_rate": 4, "block_config": [2, 2], "dropout_prob": 0.2}},
-     "algorithm__large_model": {"network": "resnet10", "arguments": {"widen_factor": 0.125, "no_max_pool": True}}, "algorithm__normalisation": "silo"},
+     "algorithm__large_model": {"network": "resnet10", "arguments": {"widen_factor": 0.125, "no_max_pool": True}},
+     "algorithm__normalisation": "silo"},
 ], ids=["fedhelp-silo", "fedhelp-shared-samples", "fedavg-residency-round", "monai-silo"])
 def test_simulation_driver_kfp_and_concurrent_components_end_with_the_same_bits(
     changes: dict[str, object], make_tiny: Callable[..., TinyFederation], processes: Processes,
@@ -68,9 +69,14 @@ def test_simulation_driver_kfp_and_concurrent_components_end_with_the_same_bits(
     assert simulated(tiny, processes)["global_sha256"] == compact
 
 
-@pytest.mark.parametrize("task", ["pneumonia", "lung-segmentation", "brain-segmentation"])
-def test_the_other_tasks_end_with_the_same_bits_too_and_are_scored_by_their_own_metrics(task: str, processes: Processes, tmp_path: Path) -> None:
-    tiny = write_task(task, tmp_path)
+@pytest.mark.parametrize(("task", "algorithm"), [
+    ("pneumonia", {}), ("lung-segmentation", {}), ("brain-segmentation", {}),
+    ("brain-segmentation", {"proxy_model": "SegResNet", "large_model": {"network": "SegResNet", "arguments": {"init_filters": 16}}}),
+], ids=["pneumonia", "lung-segmentation", "brain-segmentation", "brain-segmentation-monai"])
+def test_the_other_tasks_end_with_the_same_bits_too_and_are_scored_by_their_own_metrics(
+    task: str, algorithm: dict[str, Any], processes: Processes, tmp_path: Path,
+) -> None:
+    tiny = write_task(task, tmp_path, **algorithm)
     output = succeeded(processes.fedhelp("run", tiny.path, "--run-id", "compact"))
     compact = tiny.final_sha256("compact")
     cell = simulated(tiny, processes)
