@@ -41,7 +41,6 @@ def head_of(network: nn.Module, *, outputs: int, shape: Sequence[int], per_pixel
     Raises:
         ConfigError: it has no such layer, cannot take such images, or answers in another form; the message says which, without its name.
     """
-    head: str | None
     answered: list[tuple[str, Any]] = []  # what each layer that may be the head says, in the order of the pass
     try:
         network = copy.deepcopy(network).to("meta").train()
@@ -57,12 +56,12 @@ def head_of(network: nn.Module, *, outputs: int, shape: Sequence[int], per_pixel
         raise ConfigError(f"answers with a {type(answer).__name__}; one tensor of logits {expected} expected (leave deep supervision out)")
     if tuple(answer.shape) != expected:
         raise ConfigError(f"answers with a tensor {tuple(answer.shape)}; {expected} expected of such images and classes")
-    head = next((name for name, output in reversed(answered) if output is answer), None)
-    if head is None:
+    head = next((name for name, output in reversed(answered) if output is answer), "")
+    if not head:
         raise ConfigError(
             "has no head that can be taken off: its answer is not the output of a linear layer or a convolution, so that no public head (Eq 2) can"
             " share its features")
-    return head
+    return str(head)
 
 
 def like(head: nn.Module, outputs: int) -> nn.Module:

@@ -59,7 +59,7 @@ class Classification:
         """The classifier `model`."""
         return build_model(
             model, outputs=self.outputs, in_channels=self._task.channels, answer="classes", dimensions=self._task.dimensions,
-            side=self._task.volume.patch_size if self.dimensions == 3 else self._task.image_size, generator=generator)
+            side=self._task.image_size, generator=generator)
 
     def augmentation(self, kind: str) -> Augment | None:
         """Images flipped: left-right (`mirror`), and top-bottom too (`flips`)."""
