@@ -182,6 +182,7 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
             [reports[silo].training_class_counts for silo in config.silo_names],
             shares_of([counts[silo] for silo in config.silo_names], config.algorithm.weighting))
         run.settle(ClassShares(shares=shares.tolist()))
+    say_how_large(config, reports[config.silo_names[0]])
     kinds = run.settle(Kinds(resolve_kinds(config, counts))).root
     for silo in config.silo_names:
         say(f"silo {silo}: {counts[silo]} training images, {kinds[silo]}")
@@ -189,6 +190,22 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
         raise ConfigError(
             "algorithm.large_silos: no silo is small, and only small ones learn from soft labels, so teachers would be asked for nothing;"
             " lower it, or choose method fedhelp-no-api")
+
+
+def say_how_large(config: Federation, report: SiloReport) -> None:
+    """The models, as a silo's software found them: parameters, what travels, arithmetic, memory."""
+    algorithm = config.algorithm
+    for which, model in (("proxy", algorithm.proxy_model), ("large", algorithm.large_model)):
+        size = report.models.get(which)  # type: ignore[call-overload]  # a literal of the document's
+        if size is None:
+            continue
+        megabytes = f"{size.travelling_bytes / 1e6:,.1f} MB"
+        moves = f"{megabytes} up and down a round and silo" if which == "proxy" else f"{megabytes} that stay in the silo"
+        say(f"{which} model {model}: {size.parameters:,} parameters, {moves}, {size.flops / 1e9:,.2f} GFLOP an image, about"
+            f" {size.training_bytes / 1e9:,.2f} GB to train")
+        if which == "proxy" and algorithm.normalisation == "silo" and not size.batch_norms:
+            say(f"{which} model {model} has no batch norms, so normalisation 'silo' keeps nothing at home: group and instance norms have no"
+                " statistics of a hospital's, and travel like all weights")
 
 
 def ask_silos(config: Federation, run: Run) -> dict[str, SiloReport]:

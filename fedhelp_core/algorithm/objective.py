@@ -48,6 +48,10 @@ class Objective(Protocol):
     """The score that models are chosen by."""
     ranks: bool
     """Whether Eq 5 has classes to order; False means γ = 0."""
+    trained_shape: tuple[int, ...]
+    """Of an image, or of the patch of one, that a model is trained on: channels, then spatial sides."""
+    answered_shape: tuple[int, ...]
+    """Of what a model answers at a time after training: an image, or a window of one."""
     outputs: int
     """Outputs of a model's head, per image or per voxel."""
     visits: int

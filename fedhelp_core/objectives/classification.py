@@ -53,13 +53,14 @@ class Classification:
         self.dimensions: int = task.dimensions
         self.headline = task.headline
         self.outputs = len(task.classes)
+        self.trained_shape = self.answered_shape = (task.channels, *(task.image_size,) * task.dimensions)
         self._task = task
 
     def build(self, model: ModelConfig | str, generator: torch.Generator | None = None) -> nn.Module:
         """The classifier `model`."""
         return build_model(
             model, outputs=self.outputs, in_channels=self._task.channels, answer="classes", dimensions=self._task.dimensions,
-            side=self._task.image_size, generator=generator)
+            side=self.trained_shape[-1], generator=generator)
 
     def augmentation(self, kind: str) -> Augment | None:
         """Images flipped: left-right (`mirror`), and top-bottom too (`flips`)."""

@@ -97,6 +97,8 @@ class Segmentation:
         self.headline = task.headline
         self._task = task
         self._volumes = task.dimensions == 3
+        self.trained_shape = (task.channels, *(task.volume.patch_size if self._volumes else task.image_size,) * task.dimensions)
+        self.answered_shape = (task.channels, *(task.volume.window_size if self._volumes else task.image_size,) * task.dimensions)
         self.visits = task.volume.patches if self._volumes else 1
         set_track_meta(False)  # what the algorithm sees has been brought to one grid
 
@@ -104,7 +106,7 @@ class Segmentation:
         """The segmenter `model`."""
         return build_model(
             model, outputs=1, in_channels=self._task.channels, answer="mask", dimensions=self._task.dimensions,
-            side=self._task.volume.patch_size if self._volumes else self._task.image_size, generator=generator)
+            side=self.trained_shape[-1], generator=generator)
 
     def augmentation(self, kind: str) -> Augment | None:
         """Image and target changed together: a random patch of a volume, then flips, left-right (`mirror`) or along all sides (`flips`)."""

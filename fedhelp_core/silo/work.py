@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,14 +21,17 @@ from fedhelp_core.algorithm.inference import Evaluated, EvaluationData, evaluate
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, Weights, carried_over, initial_weights, local_update
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.federation import Federation, federation_in
+from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.silo import SiloConfig
 from fedhelp_core.config.start import StartConfig
 from fedhelp_core.data.arrays import SiloArrays, load_silo_arrays
 from fedhelp_core.disk import disk_errors, require_locks
 from fedhelp_core.errors import ConfigError, NotFound
+from fedhelp_core.models.build import normalisation_keys
+from fedhelp_core.models.sizes import require_answer, size_of
 from fedhelp_core.objectives.metrics import mean_interval
 from fedhelp_core.objectives.open import objective_of
-from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
+from fedhelp_core.protocol.documents import Commit, ModelScores, ModelSize, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
 from fedhelp_core.protocol.facts import ClassShares, Kinds, SoftLabels, StartedFrom
 from fedhelp_core.protocol.keys import ModelKeys
 from fedhelp_core.protocol.run import Run
@@ -83,14 +88,36 @@ class Silo:
             raise ConfigError(said, public=said)
         splits = {name: getattr(self.arrays, name) for name in ("training", "validation", "test")}
         start = self._start()
+        first = self.config.name == self.federation.silo_names[0]  # silos' software is the same: one of them says how large models are
+        models = self._sizes() if first else {}
         self.objective.build(self.federation.algorithm.large_model)
         self.run.initialise(start, self._architecture)
         report = SiloReport(
             silo=self.config.name, samples=SplitSizes(**{name: len(split.labels_N) for name, split in splits.items()}),
             training_class_counts=self._class_counts(),
-            test_sha256=self._test_sha256(), start_sha256=fingerprint(start, self._architecture))
+            test_sha256=self._test_sha256(), start_sha256=fingerprint(start, self._architecture), models=models)
         self.run.write_silo_report(report)
         return report
+
+    def _sizes(self) -> dict[Literal["proxy", "large"], ModelSize]:
+        """Of the models that silos train, which are built for it.
+
+        Raises:
+            ConfigError: one cannot be built, or not be trained on such images.
+        """
+        algorithm = self.federation.algorithm
+        batch = max(algorithm.batch_size, algorithm.public_batch_size if self.federation.uses_public_set else 0)
+        shape = self.objective.trained_shape
+
+        def size(model: ModelConfig, *, travels: bool) -> ModelSize:
+            network = self.objective.build(model)
+            if self.objective.answered_shape != shape:
+                require_answer(network, self.objective.answered_shape)
+            at_home = normalisation_keys(network) if travels and algorithm.normalisation == "silo" else frozenset()
+            return ModelSize(**asdict(size_of(network, shape=shape, batch=batch if travels else algorithm.batch_size, at_home=at_home)))
+
+        found: dict[Literal["proxy", "large"], ModelSize] = {"proxy": size(algorithm.proxy_model, travels=True)}
+        return {**found, "large": size(algorithm.large_model, travels=False)} if METHOD_PARTS[algorithm.method].large_model else found
 
     @property
     def _architecture(self) -> str:
