@@ -29,6 +29,7 @@ from fedhelp_core.data.inspection import look_at
 from fedhelp_core.data.problems import told
 from fedhelp_core.data.reading import bits_in_use
 from fedhelp_core.errors import AccessDenied, ConfigError, DataError, FedHelpError
+from fedhelp_core.protocol.pretrained import settle_pretrained
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.report.picture_page import Looked, write_picture_pages
 from fedhelp_core.store.open import open_store
@@ -163,7 +164,9 @@ def _check_silos_here(federation: Federation) -> None:
         local = federation.override(**{"store.url": folder, "store.endpoint_url": None, **fewer})
         run = Run(open_store(folder), "check")
         run.freeze(local.to_yaml())
-        settle_start(federation, open_store(federation.store.url, endpoint_url=federation.store.endpoint_url), run)
+        theirs = open_store(federation.store.url, endpoint_url=federation.store.endpoint_url)
+        settle_start(federation, theirs, run)
+        settle_pretrained(federation, theirs, run.store)
         if all_here:
             check_silos(local, run.store, run)
             return

@@ -36,8 +36,8 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def write_task(task: str, folder: Path, **algorithm: Any) -> TinyFederation:
-    """Three hospitals of `task` in their set's own layout, all in `folder`; `algorithm`: fields of that section."""
+def write_task(task: str, folder: Path, **changes: Any) -> TinyFederation:
+    """Three hospitals of `task` in their set's own layout, all in `folder`; `changes`: fields of federation.yaml with '__' for '.'."""
     drawn = replace(DRAWN[task], silos=DRAWN[task].silos[:3])
     _WRITERS[task](folder / "data")
     document: dict[str, Any] = federation_document(drawn)
@@ -45,7 +45,7 @@ def write_task(task: str, folder: Path, **algorithm: Any) -> TinyFederation:
     set_field(document, "algorithm.public_steps", 1)
     set_field(document, "algorithm.large_silos", 1)
     set_field(document, "runtime.device", "cpu")
-    for field, value in [*_CHANGES[task].items(), *((f"algorithm.{name}", value) for name, value in algorithm.items())]:
+    for field, value in [*_CHANGES[task].items(), *((name.replace("__", "."), value) for name, value in changes.items())]:
         set_field(document, field, value)
     drawn.public.write(folder / "public", count=12, seed=7)
     public = TaskConfig.model_validate({**document["task"], "classes": drawn.public.classes})

@@ -34,6 +34,7 @@ from fedhelp_core.models.build import normalisation_keys
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, Statistics, StoredWeights
 from fedhelp_core.protocol.facts import ClassShares, Served, SoftLabels
+from fedhelp_core.protocol.pretrained import read_pretrained
 from fedhelp_core.registry.metrics import Metric
 from fedhelp_core.report.card import CardFacts, render_card
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
@@ -203,7 +204,8 @@ def build_served(session: Session, final: Commit, point: OperatingPoint | None) 
     """The final model, with batch norms whatever the hospitals do with theirs."""
     federation = session.federation
     settings = UpdateSettings(
-        algorithm=federation.algorithm, objective=objective_of(federation.task), seed=federation.runtime.seed, silo="hub", kind="small")
+        algorithm=federation.algorithm, objective=objective_of(federation.task), seed=federation.runtime.seed, silo="hub", kind="small",
+        pretrained=read_pretrained(federation, session.store))
     weights = session.run.global_weights(final, max_bytes=federation.protocol.max_update_bytes)
     proxy = proxy_with(weights, SiloState.empty(), settings).eval()
     statistics: Statistics = "averaged"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fedhelp_core.config.model import ModelConfig
-from fedhelp_core.config.section import Section
+from fedhelp_core.config.pretrained import PretrainedConfig
+from fedhelp_core.config.section import GrownSection, Section
 from fedhelp_core.registry.methods import METHOD_PARTS, Method
 
 Normalisation = Literal["shared", "silo"]
@@ -24,8 +25,10 @@ class OptimizerConfig(Section):
     """L2 penalty inside Adam's gradient; paper."""
 
 
-class AlgorithmConfig(Section):
+class AlgorithmConfig(GrownSection):
     """Hyper-parameters of docs/algorithm.md; every default is the paper's unless said otherwise."""
+
+    newer: ClassVar[frozenset[str]] = frozenset({"pretrained"})
 
     method: Method = "fedhelp"
     """Which algorithm: FedHelp, a baseline or an ablation."""
@@ -76,6 +79,7 @@ class AlgorithmConfig(Section):
     """The model that travels; a name alone, or a network with its arguments (docs/models.md); paper."""
     large_model: ModelConfig = ModelConfig(network="resnet110")
     """The model that stays in large silos; paper."""
+    pretrained: PretrainedConfig = PretrainedConfig()
     augmentation: Literal["none", "mirror", "flips"] = "flips"
     """Random flips: along every side, left-right alone, or none."""
 

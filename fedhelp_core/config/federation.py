@@ -231,6 +231,8 @@ class Federation(Section):
             problems.append(f"public_set: method {self.algorithm.method!r} learns from soft labels, so public_set.images and public_set.teachers are"
                             " needed (or choose method: fedhelp-no-api)")
         problems += self._teachers_that_do_not_fit()
+        if self.algorithm.pretrained.proxy is not None and self.start != "seed":
+            problems.append("algorithm.pretrained.proxy: the run starts from a model already (start); leave one of them out")
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -307,7 +309,7 @@ class Federation(Section):
 _FEDERATION_FILES = ("silos.*.dispatch.job_template",)
 _FEDERATION_PATHS = (
     "public_set.images", "public_set.teachers.*.uri", "public_set.teachers.*.ca_file", "public_set.teachers.*.auth.file",
-    "silos.*.dispatch.silo_config", "start.file", "store.url", *_FEDERATION_FILES)
+    "silos.*.dispatch.silo_config", "algorithm.pretrained.*.file", "start.file", "store.url", *_FEDERATION_FILES)
 
 
 def load_federation(path: str | Path) -> Federation:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, StringConstraints, ValidationError, model_serializer
 
 from fedhelp_core.config.files import require_texts
 from fedhelp_core.config.sentences import sentences
@@ -20,6 +20,19 @@ class Section(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, str_strip_whitespace=True, use_attribute_docstrings=True)
+
+
+class GrownSection(Section):
+    """One with fields that older versions did not have."""
+
+    newer: ClassVar[frozenset[str]]
+    """Their names: at its default such a field is not in the section's text, so that older configs keep their sha256."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        return {name: value for name, value in document.items() if name not in self.newer or getattr(self, name) != fields[name].default}
 
 
 _Checked = TypeVar("_Checked", bound=BaseModel)

@@ -28,6 +28,8 @@ class CutNetwork(nn.Module):
         network.set_submodule(head, nn.Identity())
         self.backbone = network
         self.head = layer
+        self.head_name = head
+        """What its authors call the head."""
 
     def forward(self, images_BCS: Tensor) -> Tensor:
         """Logits of images (B, C, *S) float32."""

@@ -273,6 +273,8 @@ class ModelSize(Document):
     flops: Count
     training_bytes: Count
     batch_norms: Count
+    pretrained: Reason = ""
+    """Which of its tensors come from a file; '' where all come from the seed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -104,6 +104,15 @@ class Parent(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainedWeights(Document):
+    """Somebody's weights that a model began with."""
+
+    sha256: Sha256
+    licence: Text
+    source: Text
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lineage(Document):
     """What the model was made from."""
 
@@ -119,6 +128,8 @@ class Lineage(Document):
     software: Software
     """Package -> version, where the model was registered."""
     parent: Parent | None
+    pretrained: dict[Literal["proxy", "large"], PretrainedWeights] = field(default_factory=dict)
+    """What the proxy, and large models in hospitals, began with, where that was no seed."""
 
 
 @dataclass(frozen=True, kw_only=True)

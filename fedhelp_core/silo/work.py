@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -22,18 +22,21 @@ from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSetti
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.federation import Federation, federation_in
 from fedhelp_core.config.model import ModelConfig
+from fedhelp_core.config.pretrained import WhichModel
 from fedhelp_core.config.silo import SiloConfig
 from fedhelp_core.config.start import StartConfig
 from fedhelp_core.data.arrays import SiloArrays, load_silo_arrays
 from fedhelp_core.disk import disk_errors, require_locks
 from fedhelp_core.errors import ConfigError, NotFound
 from fedhelp_core.models.build import normalisation_keys
+from fedhelp_core.models.pretrained import fitted
 from fedhelp_core.models.sizes import require_answer, size_of
 from fedhelp_core.objectives.metrics import mean_interval
 from fedhelp_core.objectives.open import objective_of
-from fedhelp_core.protocol.documents import Commit, ModelScores, ModelSize, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
+from fedhelp_core.protocol.documents import Commit, ModelScores, ModelSize, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest, said
 from fedhelp_core.protocol.facts import ClassShares, Kinds, SoftLabels, StartedFrom
 from fedhelp_core.protocol.keys import ModelKeys
+from fedhelp_core.protocol.pretrained import read_pretrained
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.methods import METHOD_PARTS
 from fedhelp_core.silo.egress import LedgeredStore
@@ -109,15 +112,29 @@ class Silo:
         batch = max(algorithm.batch_size, algorithm.public_batch_size if self.federation.uses_public_set else 0)
         shape = self.objective.trained_shape
 
-        def size(model: ModelConfig, *, travels: bool) -> ModelSize:
+        asked = dict(algorithm.pretrained.items())
+
+        def size(model: ModelConfig, which: WhichModel) -> ModelSize:
+            travels = which == "proxy"
             network = self.objective.build(model)
             if self.objective.answered_shape != shape:
                 require_answer(network, self.objective.answered_shape)
             at_home = normalisation_keys(network) if travels and algorithm.normalisation == "silo" else frozenset()
-            return ModelSize(**asdict(size_of(network, shape=shape, batch=batch if travels else algorithm.batch_size, at_home=at_home)))
+            found = asdict(size_of(network, shape=shape, batch=batch if travels else algorithm.batch_size, at_home=at_home))
+            from_file = fitted(network, self._pretrained[which], partial=asked[which].partial) if which in asked else ""
+            return ModelSize(**found, pretrained=said(from_file))
 
-        found: dict[Literal["proxy", "large"], ModelSize] = {"proxy": size(algorithm.proxy_model, travels=True)}
-        return {**found, "large": size(algorithm.large_model, travels=False)} if METHOD_PARTS[algorithm.method].large_model else found
+        found: dict[Literal["proxy", "large"], ModelSize] = {"proxy": size(algorithm.proxy_model, "proxy")}
+        return {**found, "large": size(algorithm.large_model, "large")} if METHOD_PARTS[algorithm.method].large_model else found
+
+    @cached_property
+    def _pretrained(self) -> Mapping[WhichModel, Weights]:
+        """Files' weights that models begin with, held against the frozen config's sha256.
+
+        Raises:
+            WeightsError: the store has others.
+        """
+        return read_pretrained(self.federation, self.run.store)
 
     @property
     def _architecture(self) -> str:
@@ -233,7 +250,7 @@ class Silo:
         Raises:
             WeightsError: it is of another network, task or normalisation, or damaged.
         """
-        drawn = initial_weights(self.federation.algorithm, self.objective, seed=self.federation.runtime.seed)
+        drawn = initial_weights(self.federation.algorithm, self.objective, seed=self.federation.runtime.seed, pretrained=self._pretrained)
         if (start := self.started_from) is None:
             return drawn
         spec = WeightsSpec.from_weights(drawn, self._architecture)
@@ -299,7 +316,8 @@ class Silo:
             algorithm = algorithm.model_copy(update={"public_start_steps": 0})
         return UpdateSettings(
             algorithm=algorithm, objective=self.objective, seed=self.federation.runtime.seed,
-            silo=self.config.name, kind=kind, device=self.device, precision=self.federation.runtime.precision)
+            silo=self.config.name, kind=kind, device=self.device, precision=self.federation.runtime.precision,
+            pretrained=self._pretrained)
 
     def _progress(self, number: int) -> Callable[[int, int], None]:
         """At most one event a second, however short the steps."""

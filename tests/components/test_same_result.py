@@ -69,14 +69,16 @@ def test_simulation_driver_kfp_and_concurrent_components_end_with_the_same_bits(
     assert simulated(tiny, processes)["global_sha256"] == compact
 
 
-@pytest.mark.parametrize(("task", "algorithm"), [
+@pytest.mark.parametrize(("task", "changes"), [
     ("pneumonia", {}), ("lung-segmentation", {}), ("brain-segmentation", {}),
-    ("brain-segmentation", {"proxy_model": "SegResNet", "large_model": {"network": "SegResNet", "arguments": {"init_filters": 16}}}),
+    ("brain-segmentation", {
+        "task__volume__patch_size": 16, "task__volume__window_size": 16, "algorithm__proxy_model": "SegResNet",
+        "algorithm__large_model": {"network": "SegResNet", "arguments": {"init_filters": 16}}}),
 ], ids=["pneumonia", "lung-segmentation", "brain-segmentation", "brain-segmentation-monai"])
 def test_the_other_tasks_end_with_the_same_bits_too_and_are_scored_by_their_own_metrics(
-    task: str, algorithm: dict[str, Any], processes: Processes, tmp_path: Path,
+    task: str, changes: dict[str, Any], processes: Processes, tmp_path: Path,
 ) -> None:
-    tiny = write_task(task, tmp_path, **algorithm)
+    tiny = write_task(task, tmp_path, **changes)
     output = succeeded(processes.fedhelp("run", tiny.path, "--run-id", "compact"))
     compact = tiny.final_sha256("compact")
     cell = simulated(tiny, processes)
