@@ -29,7 +29,8 @@ def test_a_run_begins_with_pretrained_weights_as_its_simulation_does_and_its_car
             "source": "drawn pictures of a test"}
     tiny = make_tiny(algorithm__method="fedavg", algorithm__pretrained={"proxy": said})
 
-    output = succeeded(processes.fedhelp("run", tiny.path, "--run-id", "pretrained"))
+    succeeded(processes.fedhelp("run", tiny.path, "--run-id", "pretrained"))
+    output = (tiny.store / "local" / "pretrained" / "pipeline.log").read_text(encoding="utf-8")
     assert "begins with pretrained weights" in output and "from the seed: head.weight, head.bias" in output
     run = tiny.run("pretrained")
     start = run.commit(0)
