@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -171,7 +171,7 @@ def simulate(
     from fedhelp_cli.simulate import simulate_and_print
 
     simulate_and_print(
-        _overridden(_file_or_demo(federation, demo, task), changes), methods=_list(methods), seeds=_seeds(seeds),
+        _overridden(_file_or_demo(federation, demo, task), changes, methods=_list(methods)), methods=_list(methods), seeds=_seeds(seeds),
         normalisations=_list(normalisations), workers=workers, evaluate_every=evaluate_every, out=out, dry_run=dry_run, as_json=as_json)
 
 
@@ -712,10 +712,13 @@ def _file_or_demo(federation: Path | None, demo: Path | None, task: str | None) 
     return prepared_demo(demo or Path(f"demo-{task}"), task or "melanoma")
 
 
-def _overridden(path: Path, changes: tuple[str, ...]) -> Federation:
+def _overridden(path: Path, changes: tuple[str, ...], *, methods: Sequence[str] = ()) -> Federation:
+    """The federation with `changes`; of `methods`, instead of the file's, where none needs soft labels: so a study of these needs no public set."""
     from fedhelp_core.config.federation import load_federation
+    from fedhelp_core.registry.methods import METHOD_PARTS
 
-    return load_federation(path).override(**_changes(changes))
+    plain = [method for method in methods if method in METHOD_PARTS and not METHOD_PARTS[method].soft_labels]
+    return load_federation(path, before={"algorithm.method": plain[0]} if plain else None).override(**_changes(changes))
 
 
 def _pairs(settings: tuple[str, ...]) -> dict[str, Any]:

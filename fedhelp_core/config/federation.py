@@ -312,8 +312,10 @@ _FEDERATION_PATHS = (
     "silos.*.dispatch.silo_config", "algorithm.pretrained.*.file", "start.file", "store.url", *_FEDERATION_FILES)
 
 
-def load_federation(path: str | Path) -> Federation:
+def load_federation(path: str | Path, *, before: Mapping[str, Any] | None = None) -> Federation:
     """Read and validate federation.yaml, or the `federation` of the hub chart's values. Relative paths in it are taken from the file's folder.
+
+    `before`: dotted fields that are replaced before anything is validated: what a method needs depends on the method.
 
     Raises:
         ConfigError: with every problem found.
@@ -322,6 +324,8 @@ def load_federation(path: str | Path) -> Federation:
     document = read_yaml(path)
     if _of_chart(document):
         document = document["federation"]
+    for dotted, value in (before or {}).items():
+        _replace(document, dotted, value, str(path))
     document = with_absolute_paths(document, path.parent, _FEDERATION_PATHS)
     return parse_federation(with_changed(document, _FEDERATION_FILES, lambda file: template_in(Path(file), source=str(path))), source=str(path))
 
