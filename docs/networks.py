@@ -1,6 +1,6 @@
 """fedhelp_core/registry/networks.json: MONAI's networks that a model may be, found by trying every one of the locked MONAI.
 
-    make charts                         write it, with the page's other generated parts
+    python docs/networks.py             write it: some minutes of processor time, after MONAI's version in the lock has changed
     python docs/networks.py --check     only say whether it is in step (exit code 1)
 
 A network is listed for images of two or three dimensions if it can be built from its signature and its head can be taken off
@@ -165,7 +165,7 @@ def main() -> int:
         return 0
     if LIST.read_text(encoding="utf-8") == text:
         return 0
-    print(f"{LIST}: not in step with MONAI {monai_version()}; run: make charts", file=sys.stderr)
+    print(f"{LIST}: not in step with MONAI {monai_version()}; run: python docs/networks.py", file=sys.stderr)
     return 1
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import Field, StringConstraints, model_serializer, model_validator
+from pydantic import ConfigDict, Field, StringConstraints, model_serializer, model_validator
 
 from fedhelp_core.config.section import Section
 from fedhelp_core.registry.models import MODELS
@@ -20,6 +20,8 @@ _LONGEST = 200  # characters of a model's name in headers and messages; document
 
 class ModelConfig(Section):
     """A network by name, `resnet20` or `{network: DenseNet121, arguments: {growth_rate: 16}}`, or `{plugin: NAME}` (docs/models.md)."""
+
+    model_config = ConfigDict(json_schema_extra={"type": ["object", "string"]})  # a name alone is one too
 
     network: Annotated[str, StringConstraints(max_length=100)] | None = None
     """One of FedHelp's own, or of MONAI's `monai.networks.nets`; docs/models.md lists them."""
