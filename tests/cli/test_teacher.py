@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
@@ -98,3 +99,15 @@ def _write_constant(tiny: TinyFederation) -> None:
     save_pyfunc_from_code(tiny.folder / "constant", code=code, artifacts={}, settings={})
     text = tiny.path.read_text(encoding="utf-8")
     tiny.path.write_text(text.replace(f"uri: {tiny.drawn / 'teacher'}", f"uri: {tiny.folder / 'constant'}"), encoding="utf-8")
+
+
+def test_a_study_of_methods_without_soft_labels_needs_no_public_set(make_tiny: Callable[..., TinyFederation], tmp_path: Path) -> None:
+    tiny = make_tiny()
+    document = yaml.safe_load(tiny.path.read_text(encoding="utf-8"))
+    del document["public_set"]
+    tiny.path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    study = ("simulate", tiny.path, "--seeds", "1", "--normalisation", "silo", "--out", tmp_path / "study", "--dry-run", "--methods")
+    code, output = _fedhelp(*study, "local,fedavg")
+    assert code == 0, output
+    code, output = _fedhelp(*study, "fedhelp")
+    assert code == 10 and "public_set: method 'fedhelp' learns from soft labels" in output
