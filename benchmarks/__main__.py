@@ -20,6 +20,7 @@ BENCHMARKS = {
     "local_update": "one local update of each task beside a plain PyTorch or MONAI loop",
     "reading": "1,000 pictures through the loader beside Pillow alone",
     "volumes": "memory of a silo with volumes of 128^3",
+    "any_network": "a step of DenseNet121 at 224 pixels and of SegResNet at 96^3 beside a plain loop, and memory",
     "round_control": "a round with no training in it",
     "startup": "from the command to the end of round 1",
     "steps": "what each step of a run costs beside its work",

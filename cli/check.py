@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 from fedhelp_cli.commands import print_json, quoted
 from fedhelp_components.check.__main__ import ask_silos, check_silos, missing_teachers, problems_of, problems_of_looking, raise_all
 from fedhelp_components.check.start import settle_start
@@ -28,9 +32,14 @@ from fedhelp_core.data.ingest import all_items, sampled
 from fedhelp_core.data.inspection import look_at
 from fedhelp_core.data.problems import told
 from fedhelp_core.data.reading import bits_in_use
-from fedhelp_core.errors import AccessDenied, ConfigError, DataError, FedHelpError
+from fedhelp_core.errors import AccessDenied, ConfigError, DataError, FedHelpError, TeacherError, TeacherUnavailable
+from fedhelp_core.printable import printable
+from fedhelp_core.protocol.pretrained import settle_pretrained
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.report.picture_page import Looked, write_picture_pages
+from fedhelp_core.softlabels.ledger import BudgetReached
+from fedhelp_core.softlabels.trial import Tried, may_be_tried, trial
+from fedhelp_core.softlabels.verdict import says_always_the_same
 from fedhelp_core.store.open import open_store
 
 _NAMED = 10  # silos that are listed by name
@@ -86,6 +95,9 @@ def _checked(federation: Federation, of_chart: bool, sample: int | None) -> Chec
         except FedHelpError as e:
             if str(e) not in map(str, problems):  # of a model to start from: told above
                 problems.append(e)
+    look = not problems and sample is None and not of_chart
+    untried = _untried_teachers(federation) if look else ["what the teachers answer"]
+    problems += [problem for problem in untried if isinstance(problem, FedHelpError)]
     elsewhere = [silo.name for silo in federation.silos_in_clusters]
     if elsewhere:
         refused = _what_clusters_refuse(federation)
@@ -96,8 +108,44 @@ def _checked(federation: Federation, of_chart: bool, sample: int | None) -> Chec
     if sample is not None:
         unseen += ["all images but the sample", "whether the silos' work starts"]
     if federation.uses_public_set:
-        unseen += ["whether every public image can be decoded", "what the teachers answer"]
+        unseen += ["whether every public image can be decoded", *(one for one in untried if isinstance(one, str))]
     return Checked(problems, from_here, unseen)
+
+
+def _untried_teachers(federation: Federation) -> list[FedHelpError | str]:
+    """Each teacher tried on a few public images, and told what it says; what is wrong with one, or why it was not tried."""
+    public = federation.public_set
+    if not federation.uses_public_set or public is None:
+        return []
+    store = open_store(federation.store.url, endpoint_url=federation.store.endpoint_url)
+    found: list[FedHelpError | str] = []
+    for teacher in public.teachers:
+        if not may_be_tried(teacher):
+            found.append(f"what teacher {teacher.name} answers, which costs money and has no budget (max_cost)")
+            continue
+        try:
+            tried = trial(store, public, federation.task, teacher)
+            print_trial(tried)
+            if says_always_the_same(tried.answers_NC):
+                found.append(TeacherError(tried.remarks[0]))
+        except TeacherUnavailable as e:
+            found.append(f"what teacher {teacher.name} answers, which was not reached ({e})")
+        except BudgetReached:
+            found.append(f"what teacher {teacher.name} answers, whose budget is used up")
+        except FedHelpError as e:
+            found.append(e)
+    return found
+
+
+def print_trial(tried: Tried) -> None:
+    """What a teacher said, as a table, and what looks wrong with it."""
+    table = Table("public image", "likeliest", "probability", "spread", box=box.SIMPLE_HEAD,
+                  title=f"teacher {tried.teacher.name}: {len(tried.hashes)} public images, {tried.asked} of them asked about now")
+    for row in tried.rows():
+        table.add_row(*(printable(cell).replace("[", "\\[") for cell in row))
+    Console(width=None if Console().is_terminal else 120).print(table)
+    for remark in tried.remarks:
+        say(f"look at this: {remark}")
 
 
 def from_here_alone(problem: FedHelpError) -> bool:
@@ -163,7 +211,9 @@ def _check_silos_here(federation: Federation) -> None:
         local = federation.override(**{"store.url": folder, "store.endpoint_url": None, **fewer})
         run = Run(open_store(folder), "check")
         run.freeze(local.to_yaml())
-        settle_start(federation, open_store(federation.store.url, endpoint_url=federation.store.endpoint_url), run)
+        theirs = open_store(federation.store.url, endpoint_url=federation.store.endpoint_url)
+        settle_start(federation, theirs, run)
+        settle_pretrained(federation, theirs, run.store)
         if all_here:
             check_silos(local, run.store, run)
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -176,7 +176,7 @@ def simulate(
     from fedhelp_cli.simulate import simulate_and_print
 
     simulate_and_print(
-        _overridden(_file_or_demo(federation, demo, task), changes), methods=_list(methods), seeds=_seeds(seeds),
+        _overridden(_file_or_demo(federation, demo, task), changes, methods=_list(methods)), methods=_list(methods), seeds=_seeds(seeds),
         normalisations=_list(normalisations), workers=workers, evaluate_every=evaluate_every, out=out, dry_run=dry_run, as_json=as_json)
 
 
@@ -310,6 +310,31 @@ def show(federation: Path, run_id: str | None, sha256: str | None, examples: int
     from fedhelp_cli.softlabels import show_set
 
     show_set(federation, run_id=run_id, sha256=sha256, examples=examples)
+
+
+@main.command(epilog=_EXIT_CODES)
+@click.argument("network", metavar="LIBRARY:NETWORK")
+@click.option("--weights", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Its weights, a safetensors file.")
+@click.option("--classes", required=True, metavar="N|NAMES", help="How many classes it names, or their names, comma-separated.")
+@click.option("--image-size", "side", default=224, show_default=True, type=click.IntRange(8, 1024), help="Side in pixels of the images that it sees.")
+@click.option("--channels", default=3, show_default=True, type=click.IntRange(1, 3), help="Of its images: 3 colour, 1 grey.")
+@click.option("--arguments", default="{}", metavar="JSON", help="What the network is built with, where that is not its default.")
+@click.option("--mean", default="", help="Of pixels in [0, 1] in its training, comma-separated; default: the library's own.")
+@click.option("--std", default="", help="What their differences from the mean were divided by; default: the library's own.")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the teacher, new or empty.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of public images: twenty of them are shown to the teacher at once.")
+@_with_exit_codes
+def teacher(
+    network: str, weights: Path, classes: str, side: int, channels: int, arguments: str, mean: str, std: str, out: Path, images: Path | None,
+) -> None:
+    """Make a teacher of a network and its weights, and show what it says of twenty public images.
+
+    LIBRARY is monai, timm or torchvision; the last two where you have installed them. The teacher is an MLflow model that needs PyTorch alone.
+    """
+    from fedhelp_cli.teacher import make_and_try
+
+    make_and_try(
+        network, weights=weights, classes=classes, side=side, channels=channels, arguments=arguments, mean=mean, std=std, out=out, images=images)
 
 
 @main.command("compile", epilog=_EXIT_CODES)
@@ -693,10 +718,13 @@ def _file_or_demo(federation: Path | None, demo: Path | None, task: str | None) 
     return prepared_demo(demo or Path(f"demo-{task}"), task)
 
 
-def _overridden(path: Path, changes: tuple[str, ...]) -> Federation:
+def _overridden(path: Path, changes: tuple[str, ...], *, methods: Sequence[str] = ()) -> Federation:
+    """The federation with `changes`; of `methods`, instead of the file's, where none needs soft labels: so a study of these needs no public set."""
     from fedhelp_core.config.federation import load_federation
+    from fedhelp_core.registry.methods import METHOD_PARTS
 
-    return load_federation(path).override(**_changes(changes))
+    plain = [method for method in methods if method in METHOD_PARTS and not METHOD_PARTS[method].soft_labels]
+    return load_federation(path, before={"algorithm.method": plain[0]} if plain else None).override(**_changes(changes))
 
 
 def _pairs(settings: tuple[str, ...]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fedhelp_core.config.federation import Federation
+from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.silo import SiloConfig
 
 PAGE = Path(__file__).resolve().parent / "configuration.md"
@@ -119,6 +120,8 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "**required**"
     default = field.get_default(call_default_factory=True, validated_data={}) if field.default_factory else field.default
+    if isinstance(default, ModelConfig):
+        return f"`{json.dumps(str(default))}`"
     if default is PydanticUndefined or isinstance(default, BaseModel):
         return ""
     if isinstance(default, tuple):

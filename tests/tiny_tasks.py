@@ -48,8 +48,8 @@ _CHANGES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def write_task(task: str, folder: Path) -> TinyFederation:
-    """Three hospitals of `task` in their set's own layout, all in `folder`."""
+def write_task(task: str, folder: Path, **changes: Any) -> TinyFederation:
+    """Three hospitals of `task` in their set's own layout, all in `folder`; `changes`: fields of federation.yaml with '__' for '.'."""
     silos = DRAWN[task].silos[:3]
     drawn = replace(DRAWN[task], silos=silos, labelled={silo: names for silo, names in DRAWN[task].labelled.items() if silo in silos})
     _WRITERS[task](folder / "data")
@@ -58,7 +58,7 @@ def write_task(task: str, folder: Path) -> TinyFederation:
     set_field(document, "algorithm.public_steps", 1)
     set_field(document, "algorithm.large_silos", 1)
     set_field(document, "runtime.device", "cpu")
-    for field, value in _CHANGES[task].items():
+    for field, value in [*_CHANGES[task].items(), *((name.replace("__", "."), value) for name, value in changes.items())]:
         set_field(document, field, value)
     drawn.public.write(folder / "public", count=12, seed=7)
     public = TaskConfig.model_validate({**document["task"], "classes": drawn.public.classes})

@@ -36,6 +36,7 @@ from fedhelp_core.protocol.documents import SiloReport
 from fedhelp_core.protocol.facts import ClassShares, Kinds, Tracked
 from fedhelp_core.protocol.keys import ModelKeys, RunKeys
 from fedhelp_core.protocol.kinds import resolve_kinds
+from fedhelp_core.protocol.pretrained import require_pretrained_files, settle_pretrained
 from fedhelp_core.protocol.report_check import require_credible_report
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.softlabels.image_sources import open_sources
@@ -94,6 +95,7 @@ def start(config: Federation, run_id: str, shown: Shown | None = None) -> Checke
         if (before := settle_start(config, store, started)) is not None:
             what = f"{before.model} version {before.version}" if before.version else "a file"
             say(f"starts from {what}, weights {before.weights.sha256[:12]}")
+        settle_pretrained(config, store, started.store)
         say_which_tokens_end(config)
         check_silos(config, store, started)
     return Checked(config.store.url, config.store.endpoint_url or "", run_id, list(config.silo_names), shards_of(config))
@@ -182,6 +184,7 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
             [reports[silo].training_class_counts for silo in config.silo_names],
             shares_of([counts[silo] for silo in config.silo_names], config.algorithm.weighting))
         run.settle(ClassShares(shares=shares.tolist()))
+    say_how_large(config, reports[config.silo_names[0]])
     kinds = run.settle(Kinds(resolve_kinds(config, counts))).root
     for silo in config.silo_names:
         say(f"silo {silo}: {counts[silo]} training images, {kinds[silo]}")
@@ -189,6 +192,24 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
         raise ConfigError(
             "algorithm.large_silos: no silo is small, and only small ones learn from soft labels, so teachers would be asked for nothing;"
             " lower it, or choose method fedhelp-no-api")
+
+
+def say_how_large(config: Federation, report: SiloReport) -> None:
+    """The models, as a silo's software found them: parameters, what travels, arithmetic, memory."""
+    algorithm = config.algorithm
+    for which, model in (("proxy", algorithm.proxy_model), ("large", algorithm.large_model)):
+        size = report.models.get(which)  # type: ignore[call-overload]  # a literal of the document's
+        if size is None:
+            continue
+        megabytes = f"{size.travelling_bytes / 1e6:,.1f} MB"
+        moves = f"{megabytes} up and down a round and silo" if which == "proxy" else f"{megabytes} that stay in the silo"
+        say(f"{which} model {model}: {size.parameters:,} parameters, {moves}, {size.flops / 1e9:,.2f} GFLOP an image, about"
+            f" {size.training_bytes / 1e9:,.2f} GB to train")
+        if size.pretrained:
+            say(f"{which} model {model} begins with pretrained weights: {size.pretrained}")
+        if which == "proxy" and algorithm.normalisation == "silo" and not size.batch_norms:
+            say(f"{which} model {model} has no batch norms, so normalisation 'silo' keeps nothing at home: group and instance norms have no"
+                " statistics of a hospital's, and travel like all weights")
 
 
 def ask_silos(config: Federation, run: Run) -> dict[str, SiloReport]:
@@ -276,7 +297,7 @@ def static_problems(config: Federation) -> list[FedHelpError]:
 
 def problems_of_looking(config: Federation) -> list[FedHelpError]:
     """What of `static_problems` depends on where one looks from: folders, credentials, the way to the store."""
-    looks: list[Callable[[], object]] = [require_temporary_folder, lambda: _require_store(config)]
+    looks: list[Callable[[], object]] = [require_temporary_folder, lambda: _require_store(config), lambda: require_pretrained_files(config)]
     if isinstance(config.start, StartConfig):
         looks.append(partial(_require_start, config, config.start))
     if config.uses_public_set and config.public_set is not None:

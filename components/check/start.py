@@ -65,9 +65,9 @@ def find_start(config: Federation, start: StartConfig, store: Store) -> Found:
     found = _of_file(start.file) if start.file is not None else _of_registry(config, start, store)
     if start.sha256 is not None and start.sha256 != found.weights.sha256:
         raise ConfigError(f"start.sha256: {start.sha256[:12]}... expected, but the weights have {found.weights.sha256[:12]}...; correct one of them")
-    if found.weights.spec.architecture != config.algorithm.proxy_model:
+    if found.weights.spec.architecture != str(config.algorithm.proxy_model):
         got = found.weights.spec.architecture[:80]
-        raise ConfigError(f"start: a model of network {config.algorithm.proxy_model!r} (algorithm.proxy_model) expected, got {got!r}")
+        raise ConfigError(f"start: a model of network {str(config.algorithm.proxy_model)!r} (algorithm.proxy_model) expected, got {got!r}")
     if found.weights.size_bytes > config.protocol.max_update_bytes:
         raise ConfigError(f"start: {found.weights.size_bytes} bytes, at most protocol.max_update_bytes ({config.protocol.max_update_bytes}) expected")
     return found

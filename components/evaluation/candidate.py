@@ -35,6 +35,7 @@ from fedhelp_core.models.build import normalisation_keys
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, Statistics, StoredWeights
 from fedhelp_core.protocol.facts import ClassShares, Served, SoftLabels
+from fedhelp_core.protocol.pretrained import read_pretrained
 from fedhelp_core.registry.metrics import Metric
 from fedhelp_core.report.card import CardFacts, render_card
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
@@ -97,7 +98,7 @@ def keep_for_others(session: Session, built: Built, card: str, card_html: str) -
     store, keys = session.store, session.run.keys
     stored = None
     if built.norms:
-        architecture = session.federation.algorithm.proxy_model
+        architecture = str(session.federation.algorithm.proxy_model)
         body = serialize_weights(built.norms, architecture)
         sha256, size = digest_of(body)
         stored = StoredWeights(sha256=sha256, size_bytes=size, spec=WeightsSpec.from_weights(built.norms, architecture))
@@ -125,7 +126,7 @@ def card_of(
     labels = run.fact(SoftLabels) if run.has_fact(SoftLabels) else None
     return render_card(CardFacts(
         name=federation.registered_name, run=run.run_id, global_sha256=final.global_sha256, task=federation.task,
-        network=federation.algorithm.proxy_model, method=federation.algorithm.method, preprocessing=preparation(federation.task),
+        network=str(federation.algorithm.proxy_model), method=federation.algorithm.method, preprocessing=preparation(federation.task),
         statistics=statistics, decision=_DECISIONS[point.rule if point is not None else federation.task.form], own=federation.card or CardConfig(),
         class_shares=run.fact(ClassShares).shares if run.has_fact(ClassShares) else (),
         hospitals=hospital_scores(run, federation, evaluations), left_out=left_out, means=without_names(metrics, federation),
@@ -212,7 +213,8 @@ def build_served(session: Session, final: Commit, point: OperatingPoint | None) 
     """The final model, with batch norms whatever the hospitals do with theirs."""
     federation = session.federation
     settings = UpdateSettings(
-        algorithm=federation.algorithm, objective=objective_of(federation.task), seed=federation.runtime.seed, silo="hub", kind="small")
+        algorithm=federation.algorithm, objective=objective_of(federation.task), seed=federation.runtime.seed, silo="hub", kind="small",
+        pretrained=read_pretrained(federation, session.store))
     weights = session.run.global_weights(final, max_bytes=federation.protocol.max_update_bytes)
     proxy = proxy_with(weights, SiloState.empty(), settings).eval()
     statistics: Statistics = "averaged"

@@ -13,7 +13,7 @@ from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import PermanentError
 from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SplitSizes
 from fedhelp_core.protocol.facts import Candidate, SoftLabels, StartedFrom
-from fedhelp_core.protocol.model_record import HospitalScores, Lineage, Parent
+from fedhelp_core.protocol.model_record import HospitalScores, Lineage, Parent, PretrainedWeights
 from fedhelp_core.protocol.run import Run
 
 
@@ -71,7 +71,9 @@ def lineage_of(run: Run, federation: Federation, final: Commit, software: Mappin
         federation_sha256=federation.digest(), distillation_set_sha256=run.fact(SoftLabels).sha256 if run.has_fact(SoftLabels) else "",
         rounds=final.round, hospitals=len(final.participants), training_images=sum(one.training for one in images),
         test_images=sum(one.test for one in images), software=dict(software),
-        parent=parent_of(run))
+        parent=parent_of(run),
+        pretrained={which: PretrainedWeights(sha256=model.sha256, licence=model.licence, source=model.source)
+                    for which, model in federation.algorithm.pretrained.items()})
 
 
 def parent_of(run: Run) -> Parent | None:

@@ -11,9 +11,9 @@ batch norms under `normalisation: silo`, `proxy/...` the whole proxy under metho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,11 @@ from fedhelp_core.algorithm.precision import Precision, arithmetic, kernels
 from fedhelp_core.algorithm.randomness import generator_for
 from fedhelp_core.algorithm.scaffold import ControlVariates
 from fedhelp_core.config.algorithm import AlgorithmConfig
+from fedhelp_core.config.pretrained import WhichModel
 from fedhelp_core.errors import DataError, GlobalModelDiverges, WeightsError
 from fedhelp_core.models.build import build_public_head, normalisation_keys
+from fedhelp_core.models.initialisation import seeded
+from fedhelp_core.models.pretrained import fitted
 from fedhelp_core.registry.methods import METHOD_PARTS
 from fedhelp_core.registry.tasks import NOT_LABELLED
 
@@ -65,6 +68,8 @@ class UpdateSettings:
     """'small' or 'large'; never 'auto' here."""
     device: torch.device = CPU
     precision: Precision = "float32"
+    pretrained: Mapping[WhichModel, Weights] = field(default_factory=dict)
+    """Files' weights that models begin with, by the files' names; others begin with the seed's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +97,25 @@ class LocalResult:
     """Mean losses of the last local epoch, by name."""
 
 
-def initial_weights(algorithm: AlgorithmConfig, objective: Objective, *, seed: int) -> Weights:
-    """w_0: the seeded proxy, as it travels (without batch norms under `normalisation: silo`)."""
+def initial_weights(
+    algorithm: AlgorithmConfig, objective: Objective, *, seed: int, pretrained: Mapping[WhichModel, Weights] | None = None,
+) -> Weights:
+    """w_0: the seeded proxy, or the `pretrained` one, as it travels (without batch norms under `normalisation: silo`).
+
+    Raises:
+        WeightsError: the pretrained weights do not fit.
+    """
     model = objective.build(algorithm.proxy_model, generator_for(seed, "server", 0, "proxy"))
+    model.load_state_dict(_pretrained(model, "proxy", algorithm, pretrained or {}), strict=False)
     return travelling_weights(model, algorithm)
+
+
+def _pretrained(
+    model: nn.Module, which: WhichModel, algorithm: AlgorithmConfig, weights: Mapping[WhichModel, Weights],
+) -> dict[str, Tensor]:
+    """What of the model `which` comes from a file."""
+    asked = dict(algorithm.pretrained.items()).get(which)
+    return fitted(model, weights[which], partial=asked.partial).tensors if asked is not None and which in weights else {}
 
 
 def travelling_weights(model: nn.Module, algorithm: AlgorithmConfig) -> Weights:
@@ -113,14 +133,14 @@ def proxy_with(global_weights: Weights, state: SiloState, settings: UpdateSettin
     model = settings.objective.build(settings.algorithm.proxy_model)
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in global_weights.items()}
     if settings.algorithm.normalisation == "silo":
-        tensors.update(_group(state.tensors, "normalisation") or _fresh_normalisation(model))
+        tensors.update(_group(state.tensors, "normalisation") or _first_normalisation(model, settings))
     if not METHOD_PARTS[settings.algorithm.method].averaged:
         tensors.update(_group(state.tensors, "proxy"))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as e:
         classes = len(settings.objective.classes)
-        raise WeightsError(f"global weights do not fit model {settings.algorithm.proxy_model!r} with {classes} classes: {e}") from e
+        raise WeightsError(f"global weights do not fit model {str(settings.algorithm.proxy_model)!r} with {classes} classes: {e}") from e
     return _placed(model, settings)
 
 
@@ -131,6 +151,8 @@ def large_model_of(state: SiloState, settings: UpdateSettings) -> nn.Module:
     model = settings.objective.build(settings.algorithm.large_model, None if kept else generator)
     if kept:
         model.load_state_dict(kept)
+    else:
+        model.load_state_dict(_pretrained(model, "large", settings.algorithm, settings.pretrained), strict=False)
     return _placed(model, settings)
 
 
@@ -177,7 +199,8 @@ def local_update(
     parts = METHOD_PARTS[settings.algorithm.method]
     large = settings.kind == "large" and parts.large_model
     trainer = _LargeTrainer if large else _SmallTrainer
-    with kernels(settings.precision, settings.device):
+    layers = generator_for(settings.seed, settings.silo, round_number, "layers")  # what dropout and the like draw from
+    with kernels(settings.precision, settings.device), seeded(layers, settings.device):
         if round_number == 1 and parts.soft_labels and settings.algorithm.public_start_steps:
             global_weights, state = _started_from_public(global_weights, data, settings, large=large)
         return trainer(global_weights, state, data, settings, round_number, control).run(progress)
@@ -428,14 +451,15 @@ def _group(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _fresh_normalisation(model: nn.Module) -> dict[str, Tensor]:
-    """Batch norms before the first round: weight 1, bias 0, mean 0, variance 1, counter 0."""
+def _first_normalisation(model: nn.Module, settings: UpdateSettings) -> dict[str, Tensor]:
+    """Batch norms before the first round: weight 1, bias 0, mean 0, variance 1, counter 0, or the pretrained ones."""
     fresh: dict[str, Tensor] = {}
     for name in normalisation_keys(model):
         tensor = model.state_dict()[name]
         ones = name.endswith((".weight", ".running_var"))
         fresh[name] = torch.ones_like(tensor) if ones else torch.zeros_like(tensor)
-    return fresh
+    from_file = _pretrained(model, "proxy", settings.algorithm, settings.pretrained)
+    return fresh | {name: tensor for name, tensor in from_file.items() if name in fresh}
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from fedhelp_core.algorithm.batches import Augment
 from fedhelp_core.algorithm.losses import LossTerms
 from fedhelp_core.algorithm.operating_point import OperatingPoint
 from fedhelp_core.config.algorithm import AugmentationConfig
+from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.registry.metrics import Metric
 from fedhelp_core.registry.tasks import Form
 
@@ -53,6 +54,10 @@ class Objective(Protocol):
     """The score that models are chosen by."""
     ranks: bool
     """Whether Eq 5 has classes to order; False means γ = 0."""
+    trained_shape: tuple[int, ...]
+    """Of an image, or of the patch of one, that a model is trained on: channels, then spatial sides."""
+    answered_shape: tuple[int, ...]
+    """Of what a model answers at a time after training: an image, or a window of one."""
     outputs: int
     """Outputs of a model's head, per image or per voxel."""
     visits: int
@@ -60,8 +65,8 @@ class Objective(Protocol):
     decides: bool
     """Whether hospitals have an operating point of their own; False: findings and masks, which are cut at 0.5."""
 
-    def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
-        """The model `name` for this task; see models.build_model."""
+    def build(self, model: ModelConfig | str, generator: torch.Generator | None = None) -> nn.Module:
+        """`model` for this task; see models.build_model."""
 
     def augmentation(self, kind: str | tuple[AugmentationConfig, ...]) -> Augment | None:
         """How training images (and what lies on them) are changed at random: `kind` is the config's `augmentation`."""

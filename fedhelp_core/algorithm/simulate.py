@@ -18,6 +18,7 @@ from fedhelp_core.algorithm.local_update import CPU, LocalResult, SiloData, Silo
 from fedhelp_core.algorithm.objective import Objective
 from fedhelp_core.algorithm.server import Answers, Part, next_round
 from fedhelp_core.config.federation import Federation
+from fedhelp_core.config.pretrained import WhichModel
 from fedhelp_core.registry.methods import METHOD_PARTS
 
 GUEST = "guest"
@@ -61,6 +62,7 @@ class SimulationResult:
 def simulate(
     federation: Federation, objective: Objective, silos: Mapping[str, SimulatedSilo], *, evaluate_every: int = 0,
     on_round: Callable[[RoundFacts], None] | None = None, device: torch.device = CPU,
+    pretrained: Mapping[WhichModel, Weights] | None = None,
 ) -> SimulationResult:
     """Run `federation.algorithm.method` with `federation.runtime.seed` over `silos`, in the order of the federation's file.
 
@@ -71,11 +73,10 @@ def simulate(
     settings = {
         name: UpdateSettings(
             algorithm=algorithm, objective=objective.labelling(federation.labelled_by(name)), seed=seed, silo=name,
-            kind=silos[name].kind, device=device,
-            precision=federation.runtime.precision)
+            kind=silos[name].kind, device=device, precision=federation.runtime.precision, pretrained=pretrained or {})
         for name in (*federation.silo_names, *(name for name, silo in silos.items() if silo.kind == GUEST))
     }
-    weights = initial_weights(algorithm, objective, seed=seed)
+    weights = initial_weights(algorithm, objective, seed=seed, pretrained=pretrained)
     states = {name: SiloState.empty() for name in settings}
     data = _evaluation_data(federation, objective, silos)
     evaluated: dict[str, dict[ModelName, Evaluated]] = {}

@@ -6,6 +6,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fedhelp_core.config.model import ModelConfig
+from fedhelp_core.config.pretrained import PretrainedConfig
 from fedhelp_core.config.section import GrownSection, Section
 from fedhelp_core.config.sentences import nearest
 from fedhelp_core.registry.augmentations import AUGMENTATIONS
@@ -91,7 +93,7 @@ class ServerOptimizerConfig(Section):
 class AlgorithmConfig(GrownSection):
     """Hyper-parameters of docs/algorithm.md; every default is the paper's unless said otherwise."""
 
-    newer: ClassVar[frozenset[str]] = frozenset({"server_optimizer"})
+    newer: ClassVar[frozenset[str]] = frozenset({"pretrained", "server_optimizer"})
 
     method: Method = "fedhelp"
     """Which algorithm: FedHelp, a baseline or an ablation."""
@@ -139,10 +141,11 @@ class AlgorithmConfig(GrownSection):
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
     large_silos: int = Field(2, ge=0, le=10_000)
     """How many silos of kind `auto` with most training images are large; paper."""
-    proxy_model: str = "resnet20"
-    """Key of the model registry: the model that travels; paper."""
-    large_model: str = "resnet110"
-    """Key of the model registry: stays in large silos; paper."""
+    proxy_model: ModelConfig = ModelConfig(network="resnet20")
+    """The model that travels; a name alone, or a network with its arguments (docs/models.md); paper."""
+    large_model: ModelConfig = ModelConfig(network="resnet110")
+    """The model that stays in large silos; paper."""
+    pretrained: PretrainedConfig = PretrainedConfig()
     augmentation: Literal["none", "mirror", "flips"] | Annotated[tuple[AugmentationConfig, ...], Field(min_length=1, max_length=32)] = "flips"
     """Random flips: along every side, left-right alone, or none; or a list of MONAI's transforms (docs/tasks.md)."""
 

@@ -231,6 +231,8 @@ class Federation(GrownSection):
                             " needed (or choose method: fedhelp-no-api)")
         problems += self._teachers_that_do_not_fit()
         problems += self._silos_that_label_something_else()
+        if self.algorithm.pretrained.proxy is not None and self.start != "seed":
+            problems.append("algorithm.pretrained.proxy: the run starts from a model already (start); leave one of them out")
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -276,9 +278,11 @@ class Federation(GrownSection):
         task, volume = self.task, self.task.volume
         models: dict[str, Network] = {}
         problems = []
-        for field, name in (("proxy_model", self.algorithm.proxy_model), ("large_model", self.algorithm.large_model)):
+        for field, model in (("proxy_model", self.algorithm.proxy_model), ("large_model", self.algorithm.large_model)):
+            if model.network is None:
+                continue  # a plugin, which silos alone have: their check builds it
             try:
-                models[name] = model_called(name, "mask" if task.per_pixel else "classes", task.dimensions)
+                models[model.network] = model_called(model.network, "mask" if task.per_pixel else "classes", task.dimensions)
             except ConfigError as e:
                 problems.append(f"algorithm.{field}: {e}")
         sides = {"task.image_size": self.task.image_size} if task.dimensions == 2 else {
@@ -331,11 +335,13 @@ class Federation(GrownSection):
 _FEDERATION_FILES = ("silos.*.dispatch.job_template",)
 _FEDERATION_PATHS = (
     "public_set.images", "public_set.teachers.*.uri", "public_set.teachers.*.ca_file", "public_set.teachers.*.auth.file",
-    "silos.*.dispatch.silo_config", "start.file", "store.url", *_FEDERATION_FILES)
+    "silos.*.dispatch.silo_config", "algorithm.pretrained.*.file", "start.file", "store.url", *_FEDERATION_FILES)
 
 
-def load_federation(path: str | Path) -> Federation:
+def load_federation(path: str | Path, *, before: Mapping[str, Any] | None = None) -> Federation:
     """Read and validate federation.yaml, or the `federation` of the hub chart's values. Relative paths in it are taken from the file's folder.
+
+    `before`: dotted fields that are replaced before anything is validated: what a method needs depends on the method.
 
     Raises:
         ConfigError: with every problem found.
@@ -344,6 +350,8 @@ def load_federation(path: str | Path) -> Federation:
     document = read_yaml(path)
     if _of_chart(document):
         document = document["federation"]
+    for dotted, value in (before or {}).items():
+        _replace(document, dotted, value, str(path))
     document = with_absolute_paths(document, path.parent, _FEDERATION_PATHS)
     return parse_federation(with_changed(document, _FEDERATION_FILES, lambda file: template_in(Path(file), source=str(path))), source=str(path))
 

@@ -89,6 +89,10 @@ def _problems(federation: Federation, trust: Trust) -> Iterator[str]:
         yield "tracking.uri: this hub does not trust this MLflow server (trust.trackingUris)"
     if isinstance(federation.start, StartConfig) and federation.start.file is not None:
         yield "start.file: a file of this hub's pods is nobody's to name; start from model: champion, or from a version"
+    for which, model in federation.algorithm.pretrained.items():
+        if model.file is not None:
+            yield (f"algorithm.pretrained.{which}.file: a file of this hub's pods is nobody's to name; put it into the store and leave the file out"
+                   " (docs/models.md)")
     teachers = federation.public_set.teachers if federation.public_set is not None else ()
     for number, teacher in enumerate(teachers):
         for problem in _problems_of_teacher(teacher, trust):

@@ -133,7 +133,7 @@ class ModelFolder:
             if not folder.exists():
                 with atomic_write(folder) as scratch:
                     scratch.mkdir()
-                    write_weights(scratch / WEIGHTS, weights, contract.network)
+                    write_weights(scratch / WEIGHTS, weights, str(contract.network))
                     (scratch / CONTRACT).write_bytes(body)
                     if card is not None:
                         shutil.copyfile(card, scratch / CARD)

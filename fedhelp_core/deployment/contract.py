@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedhelp_core.algorithm.operating_point import OperatingPoint
+from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.examples import preparation
 from fedhelp_core.deployment.reference import Reference
@@ -41,8 +42,8 @@ class Contract(Document):
     """Whose it is."""
     model: WhichModel
     """The small model that all hospitals share, or this hospital's own large one."""
-    network: Name
-    """Key of the model registry."""
+    network: ModelConfig
+    """As the federation named it."""
     norms: Norms
     global_sha256: Sha256
     """Of the weights that travelled."""

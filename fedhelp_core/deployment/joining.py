@@ -96,7 +96,7 @@ def joined(
     manifest = manifest_of(config, record.task)
     contract = Contract(
         name=record.name, version=record.version, number=record.number, run=record.run, silo=config.name, model=which, network=network,
-        norms="own" if which == "large" else of_norms, global_sha256=record.weights.sha256, weights_sha256=fingerprint(complete, network),
+        norms="own" if which == "large" else of_norms, global_sha256=record.weights.sha256, weights_sha256=fingerprint(complete, str(network)),
         task=record.task, preprocessing=preparation(record.task), threads=threads, operating_point=evaluated.point,
         pixel_bits=manifest.pixel_bits or bits_in_use((item for _, items in manifest.splits() for item in items), record.task),
         headline=settings.objective.headline.name, scores=evaluated.scored.scores, test_images=len(arrays.test.labels_N), made=utc_now(),

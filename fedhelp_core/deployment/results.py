@@ -335,7 +335,7 @@ def model_facts(scorer: Scorer) -> dict[str, Any]:
     contract, band = scorer.contract, scorer.band
     how = {"undecided_dice": band.undecided_dice} if contract.task.per_pixel else {"undecided_margin": band.undecided_margin}
     return {
-        "name": contract.name, "version": contract.version, "silo": contract.silo, "model": contract.model, "network": contract.network,
+        "name": contract.name, "version": contract.version, "silo": contract.silo, "model": contract.model, "network": str(contract.network),
         "weights_sha256": contract.weights_sha256, "global_sha256": contract.global_sha256, "run": contract.run,
         "task": contract.task.name, "classes": list(contract.task.classes), "preprocessing": contract.preprocessing,
         "operating_point": contract.operating_point.rule if contract.operating_point is not None else "probability 0.5", **how,

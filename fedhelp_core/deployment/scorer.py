@@ -22,6 +22,7 @@ from torch import nn
 from fedhelp_core.algorithm.batches import memory_format
 from fedhelp_core.algorithm.objective import Objective
 from fedhelp_core.algorithm.operating_point import OperatingPoint, likeliest
+from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.silo import AdoptionConfig
 from fedhelp_core.data.examples import image_shape
 from fedhelp_core.deployment.contract import Contract
@@ -229,13 +230,13 @@ def expected_dice(probabilities: NDArray[np.float32], mask: NDArray[np.bool_] | 
     return float(2 * probabilities[mask].sum(dtype=np.float64) / (mask.sum() + probabilities.sum(dtype=np.float64)))
 
 
-def network_with(objective: Objective, name: str, weights: Weights, device: torch.device) -> nn.Module:
-    """The network `name` with `weights`, all of them, on `device`, as training evaluates it.
+def network_with(objective: Objective, model: ModelConfig | str, weights: Weights, device: torch.device) -> nn.Module:
+    """The network `model` with `weights`, all of them, on `device`, as training evaluates it.
 
     Raises:
         WeightsError: the weights are another network's.
     """
-    network = objective.build(name)
+    network, name = objective.build(model), str(model)
     expected = spec_of(network, name).tensors
     got = WeightsSpec.from_weights(weights, name).tensors
     if expected != got:
@@ -258,6 +259,6 @@ def scorer_in(contract: Contract, weights: Path, band: AdoptionConfig, device: t
         WeightsError: another file, or another network's.
         NotFound: no such file.
     """
-    spec = spec_of(objective_of(contract.task).build(contract.network), contract.network)
+    spec = spec_of(objective_of(contract.task).build(contract.network), str(contract.network))
     arrays = read_weights(weights, expected=spec, max_bytes=canonical_header(spec)[1].end, sha256=contract.weights_sha256)
     return Scorer(contract, arrays, band, device)

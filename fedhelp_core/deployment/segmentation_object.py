@@ -64,8 +64,8 @@ def _write(path: Path, volume: Volume, mask_XYZ: NDArray[np.bool_], contract: Co
         source_images=documents, pixel_array=planes_ZYX, segmentation_type=SegmentationTypeValues.BINARY, segment_descriptions=[segment],
         series_instance_uid=generate_uid(entropy_srcs=[*identity, "series"]), series_number=_SEGMENTATION_SERIES,
         sop_instance_uid=generate_uid(entropy_srcs=[*identity, "object"]), instance_number=1, manufacturer="FedHelp",
-        manufacturer_model_name=contract.network, software_versions=contract.version[:64], device_serial_number=contract.weights_sha256[:16],
-        series_description=f"{foreground} by {contract.name}"[:64], omit_empty_frames=True)
+        manufacturer_model_name=str(contract.network)[:64], software_versions=contract.version[:64],
+        device_serial_number=contract.weights_sha256[:16], series_description=f"{foreground} by {contract.name}"[:64], omit_empty_frames=True)
     made.save_as(path)
 
 

@@ -5,21 +5,51 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fedhelp_core.config.model import ModelConfig, model_of
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.models.cut import CutNetwork, head_of, like
 from fedhelp_core.models.initialisation import initialise
 from fedhelp_core.models.resnet import Classifier
-from fedhelp_core.registry.models import Answer, CifarResNet, Network, model_called
+from fedhelp_core.registry.models import Answer, CifarResNet, UNet, answers_per_pixel, model_called
+from fedhelp_core.registry.networks import MonaiNetwork
 
 
 def build_model(
-    name: str, *, outputs: int, in_channels: int = 3, answer: Answer = "classes", dimensions: int = 2, generator: torch.Generator | None = None,
+    model: ModelConfig | str, *, outputs: int, in_channels: int = 3, answer: Answer = "classes", dimensions: int = 2, side: int = 64,
+    generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """The model `name`, float32 on the CPU; initialised from `generator`, or left uninitialised for loading where it is None.
+    """`model`, float32 on the CPU; initialised from `generator`, or left as it comes for loading where it is None.
+
+    It has a `backbone` and a `head`, of which it is one after the other. `side`: of the images that it is trained on, in pixels or voxels.
 
     Raises:
-        ConfigError: `name` is not in the registry, or answers in another way.
+        ConfigError: there is no such model, it answers in another way, or cannot be trained on such images.
     """
-    network = model_called(name, answer, dimensions)
+    model = model_of(model)
+    network = None if model.network is None else model_called(model.network, answer, dimensions)
+    if isinstance(network, CifarResNet | UNet):
+        return _own(network, outputs, in_channels, generator)
+    sides, per_pixel = (side,) * dimensions, answers_per_pixel(answer)
+    try:
+        if network is None:
+            from fedhelp_core.models.plugins import plugged
+
+            whole = plugged(model, outputs=outputs, channels=in_channels, sides=sides, generator=generator)
+        else:
+            whole = _monai(network, model, outputs, in_channels, sides, generator)
+        key = (str(model), outputs, in_channels, sides, per_pixel)
+        if key not in _heads:
+            _heads[key] = head_of(whole, outputs=outputs, shape=(in_channels, *sides), per_pixel=per_pixel)
+        return CutNetwork(whole, _heads[key])
+    except ConfigError as e:
+        said = f"network {model} {e}"
+        raise ConfigError(said, public=said) from e  # of the hub's own federation.yaml, whatever the hospital
+
+
+_heads: dict[tuple[object, ...], str] = {}  # of each network that this process has cut: its head's name, which no weights change
+
+
+def _own(network: CifarResNet | UNet, outputs: int, in_channels: int, generator: torch.Generator | None) -> nn.Module:
     with torch.device("meta"):
         model = _module(network, outputs, in_channels)
     model = model.to_empty(device="cpu")
@@ -28,7 +58,7 @@ def build_model(
     return model
 
 
-def _module(network: Network, outputs: int, in_channels: int) -> nn.Module:
+def _module(network: CifarResNet | UNet, outputs: int, in_channels: int) -> nn.Module:
     if isinstance(network, CifarResNet):
         return Classifier(network.depth, outputs, in_channels)
     from fedhelp_core.models.unet import Segmenter  # with MONAI, which classification never waits for
@@ -36,17 +66,18 @@ def _module(network: Network, outputs: int, in_channels: int) -> nn.Module:
     return Segmenter(network.dimensions, network.channels, network.residual_units, outputs, in_channels)
 
 
+def _monai(
+    network: MonaiNetwork, model: ModelConfig, outputs: int, in_channels: int, sides: tuple[int, ...], generator: torch.Generator | None,
+) -> nn.Module:
+    from fedhelp_core.models.monai_network import monai_network  # with MONAI, as above
+
+    return monai_network(network, model.arguments, outputs=outputs, channels=in_channels, sides=sides, generator=generator)
+
+
 def build_public_head(model: nn.Module, *, outputs: int, generator: torch.Generator | None = None) -> nn.Module:
     """g of Eq 2: a head on `model`'s features with `outputs` = C_pub, of the kind of the model's own head and initialised like it."""
-    own_head = model.head
-    head: nn.Module
     with torch.device("meta"):
-        if isinstance(own_head, nn.Linear):
-            head = nn.Linear(own_head.in_features, outputs)
-        elif isinstance(own_head, nn.Conv2d | nn.Conv3d):
-            head = type(own_head)(own_head.in_channels, outputs, 1)
-        else:
-            raise ConfigError("a proxy model needs a `head` that is linear or a 1x1 convolution for the public head to be made like it")
+        head = like(model.head, outputs)  # type: ignore[arg-type]
     head = head.to_empty(device="cpu")
     if generator is not None:
         initialise(head, generator)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -29,3 +32,15 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.constant_(layer.weight, _PRELU_SLOPE)
         elif any(True for _ in layer.parameters(recurse=False)):
             raise TypeError(f"{type(layer).__name__} has parameters, but models/initialisation.py does not know how to initialise them")
+
+
+@contextmanager
+def seeded(generator: torch.Generator | None, device: torch.device | None = None) -> Iterator[None]:
+    """What draws from PyTorch's own generators inside, such as dropout or a layer's own initialisation, draws by `generator`; None: anything.
+
+    Those of the CPU and of `device` are as before afterwards.
+    """
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+        if generator is not None:
+            torch.manual_seed(int(torch.randint(0, 2**62, (), generator=generator)))
+        yield

@@ -15,6 +15,7 @@ from fedhelp_core.algorithm.batches import Augment, flip_at_random, to_input
 from fedhelp_core.algorithm.objective import Results, Scored
 from fedhelp_core.algorithm.operating_point import OperatingPoint
 from fedhelp_core.config.algorithm import AugmentationConfig
+from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.models.build import build_model
 
@@ -32,12 +33,14 @@ class OfImages(ABC):
         self.dimensions: int = task.dimensions
         self.headline = task.headline
         self.outputs = len(task.classes)
+        self.trained_shape = self.answered_shape = (task.channels, *(task.image_size,) * task.dimensions)
         self._task = task
 
-    def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
-        """The network `name` with an output for each class or finding."""
+    def build(self, model: ModelConfig | str, generator: torch.Generator | None = None) -> nn.Module:
+        """`model` with an output for each class or finding."""
         return build_model(
-            name, outputs=self.outputs, in_channels=self._task.channels, answer="classes", dimensions=self.dimensions, generator=generator)
+            model, outputs=self.outputs, in_channels=self._task.channels, answer="classes", dimensions=self.dimensions,
+            side=self.trained_shape[-1], generator=generator)
 
     def augmentation(self, kind: str | tuple[AugmentationConfig, ...]) -> Augment | None:
         """Images flipped: left-right (`mirror`), and along the other sides too (`flips`); or changed by the transforms that are listed."""

@@ -24,6 +24,7 @@ from fedhelp_core.algorithm.objective import Results, Scored
 from fedhelp_core.algorithm.operating_point import OperatingPoint
 from fedhelp_core.algorithm.voxel_losses import REGIONS, foreground_probabilities, with_labelled_classes
 from fedhelp_core.config.algorithm import AugmentationConfig
+from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.lean_monai import (
     RandFlipd,
@@ -121,6 +122,8 @@ class Segmentation:
         self.terms = with_labelled(REGIONS, self._labelled) if self._regions else with_labelled_classes(self._labelled)
         self._task = task
         self._volumes = task.dimensions == 3
+        self.trained_shape = (task.channels, *(task.volume.patch_size if self._volumes else task.image_size,) * task.dimensions)
+        self.answered_shape = (task.channels, *(task.volume.window_size if self._volumes else task.image_size,) * task.dimensions)
         self.visits = task.volume.patches if self._volumes else 1
         set_track_meta(False)  # what the algorithm sees has been brought to one grid
 
@@ -132,10 +135,11 @@ class Segmentation:
         """The same for a silo that labels these alone."""
         return self if labelled is None or all(labelled) else Segmentation(self._task, labelled)
 
-    def build(self, name: str, generator: torch.Generator | None = None) -> nn.Module:
-        """The U-Net `name`."""
+    def build(self, model: ModelConfig | str, generator: torch.Generator | None = None) -> nn.Module:
+        """The segmenter `model`."""
         return build_model(
-            name, outputs=self.outputs, in_channels=self._task.channels, answer="mask", dimensions=self._task.dimensions, generator=generator)
+            model, outputs=self.outputs, in_channels=self._task.channels, answer="mask", dimensions=self._task.dimensions,
+            side=self.trained_shape[-1], generator=generator)
 
     def augmentation(self, kind: str | tuple[AugmentationConfig, ...]) -> Augment | None:
         """Image and target changed together: a random patch of a volume, then flips, left-right (`mirror`) or along all sides (`flips`), or the

@@ -269,6 +269,19 @@ class SplitSizes(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelSize(Document):
+    """How large a model is, by a silo's software: models/sizes.py says what each number is."""
+
+    parameters: Count
+    travelling_bytes: Count
+    flops: Count
+    training_bytes: Count
+    batch_norms: Count
+    pretrained: Reason = ""
+    """Which of its tensors come from a file; '' where all come from the seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SiloReport(Document):
     """What a silo found when it checked itself: `silos/<silo>.json`. Counts and hashes."""
 
@@ -279,6 +292,8 @@ class SiloReport(Document):
     test_sha256: Sha256
     start_sha256: Sha256
     """Of the start model that this silo's software draws from the seed."""
+    models: dict[Literal["proxy", "large"], ModelSize] = field(default_factory=dict)
+    """Of the federation's models, the large one where the method has one; for people."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,6 +42,7 @@ from fedhelp_core.protocol.documents import (
 )
 from fedhelp_core.protocol.keys import MODEL_NAME, NAME, ModelKeys
 from fedhelp_core.registry.models import MODELS
+from fedhelp_core.registry.networks import networks
 from fedhelp_core.store.base import Store
 from fedhelp_core.weights.check import check_weights_file
 
@@ -70,7 +71,8 @@ def _within(written: Any, known: Any) -> bool:
 
 
 def _known_networks(algorithm: AlgorithmConfig) -> AlgorithmConfig:
-    unknown = [name for name in (algorithm.proxy_model, algorithm.large_model) if name not in MODELS]
+    named = [model.network for model in (algorithm.proxy_model, algorithm.large_model) if model.network is not None]
+    unknown = [name for name in named if name not in MODELS and name not in networks()]
     if unknown:
         raise ValueError(f"a model that this version of FedHelp knows expected, got {unknown[0][:80]!r}")
     return algorithm
@@ -102,6 +104,15 @@ class Parent(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainedWeights(Document):
+    """Somebody's weights that a model began with."""
+
+    sha256: Sha256
+    licence: Text
+    source: Text
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lineage(Document):
     """What the model was made from."""
 
@@ -117,6 +128,8 @@ class Lineage(Document):
     software: Software
     """Package -> version, where the model was registered."""
     parent: Parent | None
+    pretrained: dict[Literal["proxy", "large"], PretrainedWeights] = field(default_factory=dict)
+    """What the proxy, and large models in hospitals, began with, where that was no seed."""
 
 
 @dataclass(frozen=True, kw_only=True)

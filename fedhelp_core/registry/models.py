@@ -7,11 +7,13 @@ public head can share the backbone (Eq 2). A new size of a known network is one 
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.registry.networks import MonaiNetwork, networks
 
 Answer = Literal["classes", "mask"]
 """What a network answers about: an image as a whole, or every pixel or voxel of it."""
@@ -53,7 +55,7 @@ class UNet:
         return int(2 ** self.halvings)
 
 
-Network = CifarResNet | UNet
+Network = CifarResNet | UNet | MonaiNetwork
 
 
 def smallest_trained_side(network: Network) -> int:
@@ -65,7 +67,7 @@ def smallest_trained_side(network: Network) -> int:
     least = int(2 ** network.halvings) + 1
     return -(-least // network.sides_multiple_of) * network.sides_multiple_of
 
-MODELS: Mapping[str, Network] = {
+MODELS: Mapping[str, CifarResNet | UNet] = {
     **{f"resnet{depth}": CifarResNet(depth=depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"unet{dimensions}d{size}": UNet(dimensions=dimensions, channels=channels, residual_units=units) for dimensions in (2, 3)
        for size, channels, units in (("-tiny", (8, 16, 32), 0), ("", (16, 32, 64, 128), 0), ("-large", (16, 32, 64, 128, 256), 2))},
@@ -78,12 +80,24 @@ def known_models(answer: Answer = "classes", dimensions: int = 2) -> tuple[str, 
 
 
 def model_called(name: str, answer: Answer, dimensions: int) -> Network:
-    """The model `name`.
+    """The model `name`: one of the registry, or of MONAI's networks.
 
     Raises:
-        ConfigError: it is not in the registry, or answers in another way.
+        ConfigError: there is none, or it answers in another way.
     """
     fitting = known_models(answer, dimensions)
-    if name not in fitting:
-        raise ConfigError(f"a model for {answer} of {dimensions}D images expected ({', '.join(fitting)}), got {name!r}")
-    return MODELS[name]
+    theirs = [one.name for one in networks().values() if dimensions in one.dimensions and one.per_pixel == answers_per_pixel(answer)]
+    if name in fitting:
+        return MODELS[name]
+    if name in theirs:
+        return networks()[name]
+    near = difflib.get_close_matches(name, [*fitting, *theirs], n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]!r}?" if near and name not in (*MODELS, *networks()) else ""
+    raise ConfigError(
+        f"a model for {answer} of {dimensions}D images expected ({', '.join(fitting)}, or one of MONAI's: docs/models.md),"
+        f" got {name!r}{hint}")
+
+
+def answers_per_pixel(answer: Answer) -> bool:
+    """Whether a model answers every pixel or voxel, and not the image as a whole."""
+    return answer == "mask"

@@ -99,7 +99,10 @@ def _lines(facts: CardFacts) -> Iterator[str]:
     yield from _table(["what", "value"], [
         ["run", _text(facts.run)], ["weights, sha256", facts.global_sha256], ["config, sha256", facts.lineage.federation_sha256],
         ["distillation set, sha256", facts.lineage.distillation_set_sha256 or "none"], ["rounds", str(facts.lineage.rounds)],
-        ["started from", _parent(facts.lineage)], *([_text(name), _text(version)] for name, version in sorted(facts.lineage.software.items()))])
+        ["started from", _parent(facts.lineage)],
+        *([f"{which} model pretrained", f"{_text(one.source)}; licence {_text(one.licence)}; sha256 {one.sha256}"]
+          for which, one in facts.lineage.pretrained.items()),
+        *([_text(name), _text(version)] for name, version in sorted(facts.lineage.software.items()))])
 
 
 def _answers(task: TaskConfig) -> str:
@@ -148,7 +151,7 @@ def _failures(facts: CardFacts) -> list[str]:
 def _parent(lineage: Lineage) -> str:
     parent = lineage.parent
     if parent is None:
-        return "a random start, drawn from the seed"
+        return "pretrained weights" if "proxy" in lineage.pretrained else "a random start, drawn from the seed"
     return f"{_text(parent.model)} version {parent.version}, {parent.sha256}" if parent.model else f"weights {parent.sha256}"
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,16 +22,22 @@ from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSetti
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.algorithm.scaffold import taken_back
 from fedhelp_core.config.federation import Federation, federation_in
+from fedhelp_core.config.model import ModelConfig
+from fedhelp_core.config.pretrained import WhichModel
 from fedhelp_core.config.silo import SiloConfig
 from fedhelp_core.config.start import StartConfig
 from fedhelp_core.data.arrays import SiloArrays, load_silo_arrays
 from fedhelp_core.disk import disk_errors, require_locks
 from fedhelp_core.errors import ConfigError, NotFound, PermanentError
+from fedhelp_core.models.build import normalisation_keys
+from fedhelp_core.models.pretrained import fitted
+from fedhelp_core.models.sizes import require_answer, size_of
 from fedhelp_core.objectives.metrics import mean_interval
 from fedhelp_core.objectives.open import objective_of
-from fedhelp_core.protocol.documents import Commit, ModelScores, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest
+from fedhelp_core.protocol.documents import Commit, ModelScores, ModelSize, SiloEvaluation, SiloReport, SplitSizes, UpdateManifest, said
 from fedhelp_core.protocol.facts import ClassShares, Kinds, SoftLabels, StartedFrom
 from fedhelp_core.protocol.keys import ModelKeys
+from fedhelp_core.protocol.pretrained import read_pretrained
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.registry.methods import METHOD_PARTS
 from fedhelp_core.silo.egress import LedgeredStore
@@ -84,14 +92,55 @@ class Silo:
             raise ConfigError(said, public=said)
         splits = {name: getattr(self.arrays, name) for name in ("training", "validation", "test")}
         start = self._start()
+        first = self.config.name == self.federation.silo_names[0]  # silos' software is the same: one of them says how large models are
+        models = self._sizes() if first else {}
         self.objective.build(self.federation.algorithm.large_model)
-        self.run.initialise(start, self.federation.algorithm.proxy_model)
+        self.run.initialise(start, self._architecture)
         report = SiloReport(
             silo=self.config.name, samples=SplitSizes(**{name: len(split.labels_N) for name, split in splits.items()}),
             training_class_counts=self._class_counts(),
-            test_sha256=self._test_sha256(), start_sha256=fingerprint(start, self.federation.algorithm.proxy_model))
+            test_sha256=self._test_sha256(), start_sha256=fingerprint(start, self._architecture), models=models)
         self.run.write_silo_report(report)
         return report
+
+    def _sizes(self) -> dict[Literal["proxy", "large"], ModelSize]:
+        """Of the models that silos train, which are built for it.
+
+        Raises:
+            ConfigError: one cannot be built, or not be trained on such images.
+        """
+        algorithm = self.federation.algorithm
+        batch = max(algorithm.batch_size, algorithm.public_batch_size if self.federation.uses_public_set else 0)
+        shape = self.objective.trained_shape
+
+        asked = dict(algorithm.pretrained.items())
+
+        def size(model: ModelConfig, which: WhichModel) -> ModelSize:
+            travels = which == "proxy"
+            network = self.objective.build(model)
+            if self.objective.answered_shape != shape:
+                require_answer(network, self.objective.answered_shape)
+            at_home = normalisation_keys(network) if travels and algorithm.normalisation == "silo" else frozenset()
+            found = asdict(size_of(network, shape=shape, batch=batch if travels else algorithm.batch_size, at_home=at_home))
+            from_file = fitted(network, self._pretrained[which], partial=asked[which].partial) if which in asked else ""
+            return ModelSize(**found, pretrained=said(from_file))
+
+        found: dict[Literal["proxy", "large"], ModelSize] = {"proxy": size(algorithm.proxy_model, "proxy")}
+        return {**found, "large": size(algorithm.large_model, "large")} if METHOD_PARTS[algorithm.method].large_model else found
+
+    @cached_property
+    def _pretrained(self) -> Mapping[WhichModel, Weights]:
+        """Files' weights that models begin with, held against the frozen config's sha256.
+
+        Raises:
+            WeightsError: the store has others.
+        """
+        return read_pretrained(self.federation, self.run.store)
+
+    @property
+    def _architecture(self) -> str:
+        """What weights that travel say that they are of."""
+        return str(self.federation.algorithm.proxy_model)
 
     def next_round(self) -> int:
         """The first round that this silo can still answer: after the last commit, and not answered yet."""
@@ -123,7 +172,7 @@ class Silo:
         phases = _Phases()
         self._on_event({"event": "round_started", "silo": self.config.name, "round": number})
         if commit.round == 0:
-            self.run.require_start(commit, fingerprint(self._start(), self.federation.algorithm.proxy_model))
+            self.run.require_start(commit, fingerprint(self._start(), self._architecture))
         weights = self.run.global_weights(commit, max_bytes=self.federation.protocol.max_update_bytes)
         state, data = self._state_after(commit), self._training_data()
         if not state.round:  # its first round of this run
@@ -136,7 +185,7 @@ class Silo:
         phases.end("save")
         seconds = time.monotonic() - started
         update = self.run.submit_update(
-            self.config.name, number, result.weights, trained_from=commit.global_sha256, architecture=self.federation.algorithm.proxy_model,
+            self.config.name, number, result.weights, trained_from=commit.global_sha256, architecture=self._architecture,
             samples=result.samples,
             loss=next(iter(result.metrics.values())), metrics={**result.metrics, "seconds": round(seconds, 3)})
         phases.end("upload")
@@ -225,10 +274,10 @@ class Silo:
         Raises:
             WeightsError: it is of another network, task or normalisation, or damaged.
         """
-        drawn = initial_weights(self.federation.algorithm, self.objective, seed=self.federation.runtime.seed)
+        drawn = initial_weights(self.federation.algorithm, self.objective, seed=self.federation.runtime.seed, pretrained=self._pretrained)
         if (start := self.started_from) is None:
             return drawn
-        spec = WeightsSpec.from_weights(drawn, self.federation.algorithm.proxy_model)
+        spec = WeightsSpec.from_weights(drawn, self._architecture)
         path = self.run.store.fetch(ModelKeys(start.model).weights(start.weights.sha256), self.federation.protocol.max_update_bytes)
         try:
             check_weights_file(path, spec=spec, max_bytes=self.federation.protocol.max_update_bytes, sha256=start.weights.sha256)
@@ -291,7 +340,8 @@ class Silo:
             algorithm = algorithm.model_copy(update={"public_start_steps": 0})
         return UpdateSettings(
             algorithm=algorithm, objective=self.objective, seed=self.federation.runtime.seed,
-            silo=self.config.name, kind=kind, device=self.device, precision=self.federation.runtime.precision)
+            silo=self.config.name, kind=kind, device=self.device, precision=self.federation.runtime.precision,
+            pretrained=self._pretrained)
 
     def _progress(self, number: int) -> Callable[[int, int], None]:
         """At most one event a second, however short the steps."""

@@ -30,7 +30,10 @@ from fedhelp_core.softlabels.ledger import Ledger
 from fedhelp_core.softlabels.open import open_teacher
 from fedhelp_core.softlabels.public_images import PublicImages, in_shard, read_public_images
 from fedhelp_core.softlabels.teachers import Question, Teacher, TeacherIdentity, seen_by
+from fedhelp_core.softlabels.verdict import says_always_the_same, verdict
 from fedhelp_core.store.base import Store
+
+_JUDGED = 256  # answers at a time: masks are large
 
 Say = Callable[[Progress], None]
 
@@ -50,6 +53,8 @@ class PrefetchReport:
     seconds: float
     classes: int
     teachers: dict[str, TeacherReport]
+    remarks: tuple[str, ...] = ()
+    """What looks wrong with the teachers' answers, for people."""
 
 
 def prefetch(
@@ -89,8 +94,9 @@ def prefetch(
         shown = images if look == task or not unseen else _read_again(public, look, unseen)
         for client, ledger in asked:
             ask_unseen(client, ledger, shown, Question.of(look), run=run, shards=shard[1] if shard else 1, progress=progress)
-    sha256 = ""
+    sha256, remarks = "", list[str]()
     if shard is None:
+        remarks = [remark for config, ledger in zip(configs, ledgers, strict=True) for remark in _remarks(config, ledger, images.hashes)]
         shares = [config.weight / sum(c.weight for c in configs) for config in configs]
         sha256 = write_distillation_set(
             store, images, lambda chosen: mixed(ledgers, shares, images.hashes[chosen.start : chosen.stop]), ledgers[0].encoding, classes,
@@ -99,7 +105,23 @@ def prefetch(
     return PrefetchReport(
         distillation_set_sha256=sha256, images=len(images.hashes), duplicates=images.duplicates,
         asked=sum(r.asked for r in reports.values()), cached=sum(r.cached for r in reports.values()),
-        seconds=time.monotonic() - started, classes=classes, teachers=reports)
+        seconds=time.monotonic() - started, classes=classes, teachers=reports, remarks=tuple(remarks))
+
+
+def _remarks(config: TeacherConfig, ledger: Ledger, hashes: Sequence[str]) -> list[str]:
+    """What looks wrong with a teacher's answers.
+
+    Raises:
+        TeacherError: they are the same whatever an image shows, so that nothing can be learnt from them.
+    """
+    parts = [ledger.rows(hashes[start : start + _JUDGED]) for start in range(0, len(hashes), _JUDGED)]
+    means = [ledger.encoding.probabilities(part) for part in parts]
+    answers_NC = np.concatenate([part.reshape(*part.shape[:2], -1).mean(axis=2) for part in means])
+    found = verdict(answers_NC, masks=ledger.encoding.masks)
+    if says_always_the_same(answers_NC):
+        raise TeacherError(f"teacher {config.name!r} (version {config.version}): {found[0]}; nothing can be learnt from it. Its answers are kept:"
+                           " give the repaired one another version")
+    return [f"teacher {config.name}: {one}" for one in found]
 
 
 def _read_again(public: PublicSetConfig, task: TaskConfig, unseen: set[str]) -> PublicImages:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
@@ -49,15 +50,16 @@ class PublicImages:
 
 
 def read_public_images(
-    images: Path, preparation: Preparation, *, layout: str = "folder", wanted: Wanted = lambda _: True,
+    images: Path, preparation: Preparation, *, layout: str = "folder", wanted: Wanted = lambda _: True, most: int | None = None,
 ) -> PublicImages:
-    """Prepare every public image.
+    """Prepare every public image, or `most` of them.
 
     Args:
         images: Folder or file of the images.
         preparation: The task's.
         layout: What `images` is, as in `config.PublicSetConfig`.
         wanted: Whether the image with this sha256 is read; the others are not decoded.
+        most: How many are read, drawn at random and always the same; None: all.
 
     Raises:
         DataError: none there, or some that cannot be decoded, all of them listed.
@@ -68,7 +70,8 @@ def read_public_images(
         slots: dict[str, int] = {}
         read = chosen = 0
         problems = []
-        for image in _prepared(open_sources(images, layout, preparation), preparation.threads, wanted):
+        sources = open_sources(images, layout, preparation)
+        for image in _prepared(sources if most is None else iter(_drawn(sources, most)), preparation.threads, wanted):
             read += 1
             if image.problem:
                 problems.append(image.problem)
@@ -93,6 +96,17 @@ def _append(file: BinaryIO, pixels: NDArray[np.uint8]) -> None:
         file.write(pixels.tobytes())
     except OSError as e:
         raise StorageFull(f"{tempfile.gettempdir()}: no room for decoded public images ({e.strerror}); free some, or set TMPDIR") from e
+
+
+def _drawn(sources: Iterator[Source], most: int) -> list[Source]:
+    """`most` of them, each with the same chance, without holding more (Vitter's algorithm R)."""
+    chance, chosen = random.Random(0), list[Source]()
+    for number, source in enumerate(sources):
+        if number < most:
+            chosen.append(source)
+        elif (place := chance.randrange(number + 1)) < most:
+            chosen[place] = source
+    return chosen
 
 
 def shard_of(image: str, shards: int) -> int:

@@ -41,4 +41,4 @@ def described(report: PrefetchReport) -> list[str]:
         lines.append(
             f"teacher {name}: {mine.requests} requests answered, {mine.retried} tries refused, {mine.refused + mine.unusable} requests failed{doubt};"
             f" p50 {mine.latency_p50:.3f} s, p95 {mine.latency_p95:.3f} s; cost {mine.cost:.2f} {teacher.currency}, ever {ever.cost:.2f}")
-    return lines
+    return lines + [f"look at this: {remark}" for remark in report.remarks]

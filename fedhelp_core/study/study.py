@@ -38,6 +38,7 @@ from fedhelp_core.errors import ConfigError, RetryableError
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.processes import die_with_parent
 from fedhelp_core.protocol.kinds import resolve_kinds
+from fedhelp_core.protocol.pretrained import read_pretrained
 from fedhelp_core.registry.metrics import Metric
 from fedhelp_core.silo.work import content_digest, device_for
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
@@ -308,8 +309,8 @@ def _compute(work: _Work, cell: Cell, silos: Silos, on_round: OnRound) -> None:
 
     result = simulate(
         federation, objective_of(federation.task), silos, evaluate_every=work.evaluate_every, on_round=after_round,
-        device=device_for(federation.runtime.device))
-    _write_cell(work.paths[cell], cell, silos, result, time.process_time() - started, federation.algorithm.proxy_model)
+        device=device_for(federation.runtime.device), pretrained=read_pretrained(federation, None))
+    _write_cell(work.paths[cell], cell, silos, result, time.process_time() - started, str(federation.algorithm.proxy_model))
 
 
 def _write_cell(path: Path, cell: Cell, silos: Silos, result: SimulationResult, seconds: float, proxy_model: str) -> None:

@@ -82,7 +82,7 @@ def log_model(mlflow_run: str, model: ModelForUsers) -> str:
     model.network.eval()
     with tempfile.TemporaryDirectory(prefix="fedhelp-model-") as folder:
         artifacts = {"program": Path(folder) / "network.pt2", "preparation": Path(folder) / "preparation.zip"}
-        _export(model.network, model.prepared, artifacts["program"])
+        export_network(model.network, model.prepared, artifacts["program"])
         write_source(artifacts["preparation"], model.source)
         for name, text in model.card.items():
             artifacts[name] = Path(folder) / name
@@ -98,7 +98,7 @@ def log_model(mlflow_run: str, model: ModelForUsers) -> str:
     return str(logged.model_uri)
 
 
-def _export(network: torch.nn.Module, prepared: torch.Tensor, path: Path) -> None:
+def export_network(network: torch.nn.Module, prepared: torch.Tensor, path: Path) -> None:
     """`network` as a program for any number of images, which answers as it does.
 
     Raises:

@@ -47,7 +47,7 @@ def test_a_preset_may_go_on_under_another_name() -> None:
 
 def test_masks_of_ones_own_get_a_network_that_answers_with_masks() -> None:
     found = federation({"name": "liver", "form": "masks", "dimensions": 3, "image_size": 64, "classes": ["background", "liver"]})
-    assert (found.algorithm.proxy_model, found.algorithm.rank_weight, found.task.channels) == ("unet3d", 0.0, 1)
+    assert (str(found.algorithm.proxy_model), found.algorithm.rank_weight, found.task.channels) == ("unet3d", 0.0, 1)
 
 
 def test_the_first_of_the_chosen_metrics_is_the_headline() -> None:

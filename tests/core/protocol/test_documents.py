@@ -17,6 +17,7 @@ from fedhelp_core.protocol.documents import (
     Commit,
     Document,
     ModelScores,
+    ModelSize,
     Moved,
     Notice,
     Sign,
@@ -53,7 +54,8 @@ EVALUATION = SiloEvaluation(
     models={"large": ModelScores(scores={"dice": 0.5, "hausdorff95": math.nan}, confusion=[[7, 1], [0, 4]]),
             "proxy": ModelScores(scores={"dice": 0.75, "hausdorff95": 2.5}, confusion=[[8, 0], [0, 4]])})
 REPORT = SiloReport(
-    silo="brno", samples=SplitSizes(training=12, validation=0, test=4), training_class_counts=[6, 6], test_sha256=SHA, start_sha256=SHA)
+    silo="brno", samples=SplitSizes(training=12, validation=0, test=4), training_class_counts=[6, 6], test_sha256=SHA, start_sha256=SHA,
+    models={"proxy": ModelSize(parameters=9, travelling_bytes=36, flops=18, training_bytes=200, batch_norms=1, pretrained="9 of 9 tensors")})
 
 
 KEY = "runs/r/object.json"
@@ -86,7 +88,7 @@ DOCUMENTS: tuple[Document, ...] = (
 OPTIONAL = {  # what an older or a shorter document may lack
     "UpdateManifest": {"code_version", "image_digest", "created"}, "Notice": {"created"},
     "Kinds": {"aachen", "brno"}, "Commit": {"participants", "shares", "absent", "refused", "metrics", "norms", "previous_sha256", "created"},
-    "SiloEvaluation": {"named"}, "ModelRecord": {"card_sha256", "card_html_sha256"}}
+    "SiloEvaluation": {"named"}, "SiloReport": {"models"}, "ModelRecord": {"card_sha256", "card_html_sha256"}}
 FAULTS: dict[str, Any] = {
     "an object": {"x": {}}, "a list": [[]], "true": True, "a text without end": "x" * 2**21, "a number without end": 10**400,
     "below": -10**400, "deep": "DEEP", "infinite": math.inf, "minus infinite": -math.inf}
