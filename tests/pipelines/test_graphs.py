@@ -28,7 +28,7 @@ from tests.pipelines.contract import FOLDER, contract_of
 HEAVY = ("torch", "mlflow", "boto3", "matplotlib", "monai", "kubernetes")
 COMMANDS = (
     "init", "run", "simulate", "data", "softlabels", "compile", "register", "submit", "check", "jobs", "promote", "rollback",
-    "model", "predict", "serve", "open")
+    "model", "predict", "serve", "open", "teacher")
 NAMES = ("fedhelp", "fedhelp-compact")
 REQUIRED: set[str] = set()
 """Parameters of the form that must be filled in: none, since the chart mounts federation.yaml where the default says."""

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from fedhelp_core.algorithm.operating_point import OperatingPoint
+from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.silo import AdoptionConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.examples import preparation
@@ -58,7 +59,8 @@ def contract_of(task: TaskConfig, weights: Weights, **changes: Any) -> Contract:
         point = OperatingPoint(rule="validation", temperature=1.5, offsets_C=nothing, log_prior_C=nothing, log_occurrence_C=nothing)
     headline = objective_of(task).headline.name
     made = Contract(
-        name="chest", version="3", number=1, run="a-run", silo="aachen", model="proxy", network=_NETWORKS[task.name], norms="shared",
+        name="chest", version="3", number=1, run="a-run", silo="aachen", model="proxy", network=ModelConfig(network=_NETWORKS[task.name]),
+        norms="shared",
         global_sha256=SHA, weights_sha256=fingerprint(weights, _NETWORKS[task.name]), task=task, preprocessing=preparation(task), pixel_bits=None,
         threads=1, operating_point=point, headline=headline, scores={headline: 0.5}, test_images=8)
     return replace(made, **changes)

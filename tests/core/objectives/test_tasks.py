@@ -35,7 +35,7 @@ def federation(task: dict[str, object], **algorithm: object) -> Federation:
 def test_what_a_file_leaves_open_follows_its_task() -> None:
     found = federation({"name": "pneumonia"})
     assert (found.task.classes, found.algorithm.rank_top_k, found.algorithm.augmentation) == (("normal", "pneumonia"), 1, "mirror")
-    assert federation({"name": "lung-segmentation"}).algorithm.proxy_model == "unet2d"
+    assert federation({"name": "lung-segmentation"}).algorithm.proxy_model.network == "unet2d"
     assert len(federation({}).task.classes) == 8
 
 
