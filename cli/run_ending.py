@@ -33,14 +33,15 @@ class Ending:
 
     def was_before(self) -> bool:
         """Whether the run has come to its end already, with this config, and its model is registered still. False where nobody can tell."""
-        from fedhelp_core.tracking.registry import Registry
-
         try:
             run = self._run()
             run.fact(Promotion)
             version = run.fact(Candidate).version
             if run.federation_yaml() != self.federation.to_yaml():
                 return False
+            print(f"run {self.run_id} has come to its end before; MLflow is asked what has become of its model", flush=True)
+            from fedhelp_core.tracking.registry import Registry  # with MLflow, which takes a second or two to import
+
             return Registry.for_federation(self.federation).run_of(self.federation.registered_name, version) == self.run_id
         except FedHelpError:
             return False

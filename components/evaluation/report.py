@@ -80,6 +80,7 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
             **({"MLflow": tracked.address} if tracked else {}),
             **({"registered model": f"{federation.registered_name} version {candidate.version}"} if candidate else {})},
         card="card.html" if run.has_fact(Served) else "",
+        enough_validation=federation.evaluation.enough_validation(federation.task.form),
         operating_point=federation.evaluation.operating_point if federation.task.form == "classes" else "",
         silos_left_out=left_out.root if left_out else {}, gate=_gate(run), study=_study(run, federation),
         rounds_file=run.keys.rounds_csv.rpartition("/")[2], aborted=run.abort_reason(), finished_at=final.created if final else None)

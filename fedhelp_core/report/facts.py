@@ -175,6 +175,8 @@ class ReportFacts:
     """For example MLflow run, registered model, version, alias."""
     card: str = ""
     """Name of the model card's file beside the page; '' where there is none."""
+    enough_validation: int = 10
+    """Validation images by which a silo chooses a model."""
     operating_point: str = ""
     """What the federation asked operating points to come from; '' of masks."""
     silos_left_out: Mapping[str, str] = field(default_factory=dict)
@@ -227,9 +229,14 @@ class ReportFacts:
         return self.scores[silo].deployed(self.headline.name) if silo in self.scores else math.nan
 
     def behind_proxy(self) -> tuple[str, ...]:
-        """Silos that deploy a large model of their own although the global proxy scores better on their test images."""
+        """Silos that deploy a large model of their own although the global proxy scores better on their test images, for want of validation images.
+
+        One that has enough of them chose by them; test images say so by chance.
+        """
         name = self.headline.name
-        return tuple(silo for silo, scores in sorted(self.scores.items()) if self.headline.gain(scores.proxy(name), scores.deployed(name)) > 0)
+        chose = {silo.name for silo in self.silos if (silo.validation_samples or 0) >= self.enough_validation}
+        return tuple(silo for silo, scores in sorted(self.scores.items())
+                     if silo not in chose and self.headline.gain(scores.proxy(name), scores.deployed(name)) > 0)
 
     def without_own_point(self) -> tuple[str, ...]:
         """Silos that were to fit their operating point on validation images and had too few."""
@@ -245,8 +252,8 @@ class ReportFacts:
         """Sentences about silos that lack validation images, to choose a model by or to decide by; '' where there are none."""
         behind, without = self.behind_proxy(), self.without_own_point()
         said = [
-            f"Deploying a large model that scores below the global proxy: {', '.join(behind)}. With ten validation images (docs/data.md) such a silo"
-            " deploys the better of the two."] if behind else []
+            f"Deploying a large model that scores below the global proxy: {', '.join(behind)}. With {self.enough_validation} validation images"
+            " (docs/data.md) such a silo deploys the better of the two."] if behind else []
         if without:
             said.append(f"Too few validation images for an operating point of their own: {', '.join(without)}. They decide by how common classes are"
                         " in training (docs/algorithm.md).")

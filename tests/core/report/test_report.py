@@ -163,8 +163,10 @@ def test_a_large_model_worse_than_the_proxy_is_named_on_page_and_terminal() -> N
     Console(file=out, width=200).print(render_summary_table(facts))
     assert facts.behind_proxy() == ("a",)
     assert "scores below the global proxy: a." in out.getvalue()
-    assert "With ten validation images (docs/data.md) such a silo deploys the better of the two." in " ".join(out.getvalue().split())
+    assert "With 10 validation images (docs/data.md) such a silo deploys the better of the two." in " ".join(out.getvalue().split())
     assert "scores below the global proxy: a." in render_report(facts)
+    chosen = replace(facts, silos=tuple(replace(silo, validation_samples=10) for silo in facts.silos))
+    assert chosen.behind_proxy() == (), "it chose by its validation images"
     assert full().behind_proxy() == (), "0.8 is better than 0.7, and without a score nothing is said"
 
 
