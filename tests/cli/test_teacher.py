@@ -19,7 +19,7 @@ from fedhelp_core.tracking.models import load_pyfunc
 from tests.tiny import TEACHER_CLASSES, TinyFederation
 
 _ARGUMENTS = '{"init_features": 8, "growth_rate": 4, "block_config": [2, 2]}'
-pytestmark = pytest.mark.timeout(120)  # seconds: MLflow is imported, and loads the model in a process of its own
+pytestmark = pytest.mark.timeout(600)  # seconds: MLflow is imported, and loads the model in a process of its own
 
 
 def _fedhelp(*arguments: str | Path) -> tuple[int, str]:

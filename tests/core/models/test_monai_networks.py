@@ -139,6 +139,7 @@ def test_a_plugin_is_an_installed_entry_point_and_its_head_is_found_too(tmp_path
         _built({"plugin": "ward"})
 
 
+@pytest.mark.timeout(120)  # seconds: networks are built and sent shapes through, one argument after the other
 def test_the_list_is_of_the_installed_monai_and_says_what_a_network_takes() -> None:
     listing = runpy.run_path(str(_ROOT / "docs" / "networks.py"))
     written = json.loads((_ROOT / "fedhelp_core" / "registry" / "networks.json").read_text(encoding="utf-8"))
