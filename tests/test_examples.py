@@ -19,9 +19,9 @@ from fedhelp_core.config.task import TaskConfig, algorithm_for
 from fedhelp_core.data.phantom import chest_xray, fed_isic, fed_ixi, lungs
 from fedhelp_core.demo.prepare import silo_document
 from fedhelp_core.demo.tasks import DRAWN
+from fedhelp_core.demo.teacher import TEACHERS, save_weights_as_teacher, teachers_task
 from fedhelp_core.registry.tasks import PRESETS, Form
 from tests.test_docs import fault_of
-from tests.tiny import write_teacher
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # as many images as a check needs, where the demo draws hundreds
@@ -105,7 +105,8 @@ def test_a_small_example_passes_its_check_on_drawn_data(task: str, tmp_path: Pat
         (folder / "silos" / f"{silo}.yaml").write_text(yaml.safe_dump(silo_document(DRAWN[task], number)), encoding="utf-8")
     public = DRAWN[task].public
     public.write(folder / "public", count=2, seed=1)
-    write_teacher(folder / "teacher", classes=public.answers)
+    save_weights_as_teacher(
+        TEACHERS / f"{task}.safetensors", folder / "teacher", architecture=DRAWN[task].teacher, task=teachers_task(DRAWN[task]))
     assert federation.public_set is not None
     assert federation.public_set.teachers[0].classes == public.answers
     check_and_print(tmp_path / f"{task}-small.yaml", {})

@@ -16,7 +16,7 @@ from tests.tiny import ROUNDS, SILOS, Processes, TinyFederation, succeeded
 
 HUB = re.compile(
     r"runs/r/(federation\.yaml|lease\.json|kinds\.json|class_shares\.json|distillation_set\.json|soft_label_summary\.json|candidate\.json|left_out\.json"
-    r"|tracked\.json|served\.json|card\.md|card\.html|promotion\.json|report\.html"
+    r"|tracked\.json|served\.json|card\.md|card\.html|promotion\.json|report\.html|rounds\.csv"
     r"|rounds/[1-9]\d*/commit\.json|rounds/([2-9]|\d\d+)/global-[0-9a-f]{16}\.safetensors)|softlabels/.+")
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedhelp_cli.promote import promote, rollback
+from fedhelp_cli.promote import Decided, promote, rollback
 from fedhelp_components.evaluation.candidate import drawn_image
 from fedhelp_components.promotion import record as telling
 from fedhelp_components.promotion.__main__ import run as decide
@@ -78,7 +78,7 @@ def champion(tiny: TinyFederation) -> str | None:
 
 def test_a_promoted_models_record_has_all_that_a_hospital_needs_and_names_who_agreed(make_copy: Callable[[], TinyFederation], tmp_path: Path) -> None:
     tiny = make_copy()
-    assert "hospitals read it as record 1 of tiny" in promote(tiny.path, "2", "looked at by three of us")
+    assert "hospitals read it as record 1 of tiny" in told(promote(tiny.path, "2", "looked at by three of us"))
     store = open_store(str(tiny.store))
     (record,) = read_records(store, NAME)
     frozen = federation_in(tiny.run("second").federation_yaml(), source="frozen")
@@ -149,9 +149,9 @@ def mlflow_model(tiny: TinyFederation) -> Any:
 def test_promotion_and_rollback_by_hand_are_a_record_each_and_what_changes_nothing_is_none(make_copy: Callable[[], TinyFederation]) -> None:
     tiny = make_copy()
     promote(tiny.path, "1")
-    assert "record" not in promote(tiny.path, "1")
+    assert "record" not in told(promote(tiny.path, "1"))
     promote(tiny.path, None)
-    assert "hospitals read it as record 3 of tiny" in rollback(tiny.path, "worse at night")
+    assert "hospitals read it as record 3 of tiny" in told(rollback(tiny.path, "worse at night"))
     assert decisions(tiny) == [("promoted", "1"), ("promoted", "2"), ("rolled-back", "1")]
     first, _, third = read_records(open_store(str(tiny.store)), NAME)
     assert replace(third, number=1, previous_sha256="", kind="promoted", time=first.time, reason=first.reason) == first
@@ -186,7 +186,7 @@ def test_a_rollback_to_a_version_whose_run_is_gone_takes_its_record_and_weights_
 def test_a_version_of_whose_run_nothing_is_known_is_promoted_and_the_hospitals_not_told(make_copy: Callable[[], TinyFederation]) -> None:
     tiny = make_copy()
     shutil.rmtree(tiny.store / "runs" / "second")
-    said = promote(tiny.path, "2")
+    said = told(promote(tiny.path, "2"))
     assert "champion is now version 2" in said and "hospitals were not told, and go on with what they read last: no run 'second'" in said
     assert decisions(tiny) == []
 
@@ -297,3 +297,8 @@ def test_two_hubs_that_decide_at_once_leave_a_whole_chain(make_copy: Callable[[]
     monkeypatch.setattr(telling, "append_record", after_the_other)
     promote(tiny.path, "1")
     assert decisions(tiny)[-1][1] == champion(tiny)
+
+
+def told(decided: Decided) -> str:
+    """What a person reads of it."""
+    return "\n".join(decided.said)

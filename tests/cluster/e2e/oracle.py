@@ -59,4 +59,4 @@ def simulated_sha256(document: Mapping[str, Any], centers: Mapping[str, int], fo
     assert federation.public_set is not None
     asked = prefetch(open_store(federation.store.url), federation.public_set, federation.task)
     silos = load_simulated_silos(federation, distillation_sha256=asked.distillation_set_sha256)
-    return fingerprint(simulate(federation, objective_of(federation.task), silos).weights, federation.algorithm.proxy_model)
+    return fingerprint(simulate(federation, objective_of(federation.task), silos).weights, str(federation.algorithm.proxy_model))

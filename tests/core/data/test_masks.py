@@ -159,7 +159,7 @@ def mask_of_another_shape(folder: Path) -> None:
     Image.fromarray(np.full((50, 50), 255, np.uint8)).save(picture(folder)[1])
 
 
-@case(LUNG_CASES, "the mask is empty, no foreground in it")
+@case(LUNG_CASES, "the mask is empty, no lung in it")
 def empty_mask(folder: Path) -> None:
     Image.fromarray(np.zeros((96, 112), np.uint8)).save(picture(folder)[1])
 

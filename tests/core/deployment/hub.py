@@ -41,9 +41,9 @@ class Hub:
 
     def put(self, weights: Weights) -> StoredWeights:
         """Into the store, named by their content."""
-        body = serialize_weights(weights, self.algorithm.proxy_model)
+        body = serialize_weights(weights, str(self.algorithm.proxy_model))
         stored = StoredWeights(
-            sha256=hashlib.sha256(body).hexdigest(), size_bytes=len(body), spec=WeightsSpec.from_weights(weights, self.algorithm.proxy_model))
+            sha256=hashlib.sha256(body).hexdigest(), size_bytes=len(body), spec=WeightsSpec.from_weights(weights, str(self.algorithm.proxy_model)))
         self.store.put_new(ModelKeys("chest").weights(stored.sha256), body)
         return stored
 

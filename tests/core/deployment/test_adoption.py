@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from fedhelp_cli.main import main
 from fedhelp_core.algorithm.local_update import CPU, SiloState
+from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.silo import SiloConfig, load_silo
 from fedhelp_core.deployment.adopted import ModelFolder
 from fedhelp_core.deployment.adoption import adopt, chosen_fetched, fetch
@@ -267,7 +268,7 @@ def test_a_model_of_another_task_is_refused_by_data_and_by_the_model_in_use(ward
 
 def test_a_network_that_the_weights_do_not_fit_is_refused(ward: Ward) -> None:
     record = ward.hub.promote("3")
-    ward.hub.rewrite(record, algorithm=record.algorithm.model_copy(update={"proxy_model": "resnet20"}))
+    ward.hub.rewrite(record, algorithm=record.algorithm.model_copy(update={"proxy_model": ModelConfig(network="resnet20")}))
     ward.said("fetch")
     refused(ward.typed("adopt"), WEIGHTS, "do not fit model 'resnet20'")
 
