@@ -15,7 +15,7 @@ endif
 .PHONY: help reproduce setup run simulate simulate-tasks simulate-steps test test-all test-cluster kills attack coverage check charts docs docs-serve format bench bench-peers fuzz-files images requirements cluster cluster-down e2e clean
 
 ##@ Use
-run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (two to four minutes, five the first time)
+run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (about a minute, four the first time)
 	@$(RUN) fedhelp run --demo $(DEMO)
 
 simulate: setup ## Compare all methods over five seeds on the demo's data: table, figure, CSV under study/ (long)
