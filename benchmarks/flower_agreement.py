@@ -14,9 +14,10 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ FEDAVG = {
 FLOWER = Peer(
     "flwr-torch", ("flwr[simulation]==1.41.0", f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"), "flower_fedavg",
     "app.py", "")
+_Found = TypeVar("_Found")
 TIMEOUT_S = 1800  # of one seed: two minutes where the machine is idle
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -97,7 +99,7 @@ def flowers_rounds(federation: Federation, silos: dict[str, SimulatedSilo], star
             np.savez(folder / f"silo-{number}.npz", images=training.images_NCHW.numpy(), labels=training.labels_N.numpy())
         np.savez(folder / "start.npz", **start)  # type: ignore[arg-type]
         (folder / "job.json").write_text(json.dumps({
-            "silos": len(silos), "model": algorithm.proxy_model, "classes": len(federation.task.classes), "threads": runtime.threads,
+            "silos": len(silos), "model": str(algorithm.proxy_model), "classes": len(federation.task.classes), "threads": runtime.threads,
             "batch_size": algorithm.batch_size, "local_epochs": algorithm.local_epochs,
             "learning_rate": algorithm.optimizer.learning_rate, "weight_decay": algorithm.optimizer.weight_decay,
             "orders": [[derive_seed(runtime.seed, silo, round_number, "private") for silo in federation.silo_names]
@@ -163,28 +165,44 @@ def _root_mean_square(one: Weights, other: Weights) -> float:
     return float(np.sqrt(np.mean(np.concatenate(moved) ** 2)))
 
 
-def main() -> int:
-    """Compare, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.flower_agreement", description=(__doc__ or "").split("\n\n")[0])
+def parser_of(program: str, text: str | None) -> argparse.ArgumentParser:
+    """What both comparisons with Flower are asked; `text`: the module's docstring."""
+    parser = argparse.ArgumentParser(prog=f"python -m {program}", description=(text or "").split("\n\n")[0])
     parser.add_argument("federation", type=Path)
-    parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="changes")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the page there too")
-    arguments = parser.parse_args()
+    return parser
+
+
+def compare_and_print(
+    program: str, arguments: argparse.Namespace, variants: Iterable[dict[str, Any]],
+    compare: Callable[[Federation, dict[str, SimulatedSilo], Path], _Found],
+    page: Callable[[list[_Found], Federation, dict[str, SimulatedSilo], str], str],
+) -> None:
+    """`compare` the federation with each of `variants`, fields that change; print the page of all, and write it where that is asked."""
     changes: dict[str, Any] = {key: yaml.safe_load(value) for key, _, value in (change.partition("=") for change in arguments.changes)}
     federation = load_federation(arguments.federation).override(**{**changes, **FEDAVG, "algorithm.rounds": arguments.rounds})
     fix_arithmetic(federation.runtime.threads)
     silos = load_simulated_silos(federation)
     python = environment(FLOWER)
     found = []
-    for seed in map(int, arguments.seeds.split(",")):
-        found.append(compare(federation.override(**{"runtime.seed": seed}), silos, python))
+    for variant in variants:
+        found.append(compare(federation.override(**variant), silos, python))
         print(found[-1], file=sys.stderr, flush=True)
-    text = page(found, federation, silos, f"python -m benchmarks.flower_agreement {' '.join(sys.argv[1:])}")
+    text = page(found, federation, silos, f"python -m {program} {' '.join(sys.argv[1:])}")
     print(text)
     if arguments.out is not None:
         arguments.out.write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    """Compare, print, write."""
+    program = "benchmarks.flower_agreement"
+    parser = parser_of(program, __doc__)
+    parser.add_argument("--seeds", default="1,2,3")
+    arguments = parser.parse_args()
+    compare_and_print(program, arguments, [{"runtime.seed": int(seed)} for seed in arguments.seeds.split(",")], compare, page)
     return 0
 
 

@@ -9,27 +9,22 @@ Flower's FedAdam and FedYogi start otherwise than their paper, so they run a sec
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
-from benchmarks.flower_agreement import FEDAVG, TIMEOUT_S
-from benchmarks.peers.__main__ import FLOWER, environment, run_to_its_end
+from benchmarks.flower_agreement import TIMEOUT_S, compare_and_print, parser_of
+from benchmarks.peers.__main__ import FLOWER, run_to_its_end
 from fedhelp_core.algorithm.averaging import rule_of
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, Weights, initial_weights, local_update
-from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.algorithm.server import Answers, Part, is_learnt, next_round
 from fedhelp_core.algorithm.simulate import SimulatedSilo
-from fedhelp_core.config.federation import Federation, load_federation
+from fedhelp_core.config.federation import Federation
 from fedhelp_core.objectives.open import objective_of
-from fedhelp_core.study.study import load_simulated_silos
 
 KINDS = {"momentum": "FedAvgM", "adam": "FedAdam", "yogi": "FedYogi"}
 
@@ -133,25 +128,9 @@ def page(found: list[Compared], federation: Federation, silos: dict[str, Simulat
 
 def main() -> int:
     """Compare, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.flower_optimizers", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("federation", type=Path)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="changes")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the page there too")
-    arguments = parser.parse_args()
-    changes: dict[str, Any] = {key: yaml.safe_load(value) for key, _, value in (change.partition("=") for change in arguments.changes)}
-    federation = load_federation(arguments.federation).override(**{**changes, **FEDAVG, "algorithm.rounds": arguments.rounds})
-    fix_arithmetic(federation.runtime.threads)
-    silos = load_simulated_silos(federation)
-    python = environment(FLOWER)
-    found = []
-    for kind in KINDS:
-        found.append(compare(federation.override(**{"algorithm.server_optimizer.kind": kind}), silos, python))
-        print(found[-1], file=sys.stderr, flush=True)
-    text = page(found, federation, silos, f"python -m benchmarks.flower_optimizers {' '.join(sys.argv[1:])}")
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text, encoding="utf-8")
+    program = "benchmarks.flower_optimizers"
+    arguments = parser_of(program, __doc__).parse_args()
+    compare_and_print(program, arguments, [{"algorithm.server_optimizer.kind": kind} for kind in KINDS], compare, page)
     return 0
 
 

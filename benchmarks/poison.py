@@ -188,7 +188,7 @@ def measure(federation: Federation, silos: Mapping[str, SimulatedSilo], attack: 
     ended = ""
     with tempfile.TemporaryDirectory(prefix="fedhelp-bench-") as folder:
         run = Run(LocalStore(Path(folder), durable=False), "poison")
-        commit = run.initialise(initial_weights(algorithm, objective, seed=federation.runtime.seed), algorithm.proxy_model)
+        commit = run.initialise(initial_weights(algorithm, objective, seed=federation.runtime.seed), str(algorithm.proxy_model))
         for number in range(1, algorithm.rounds + 1):
             start = run.global_weights(commit, max_bytes=_LARGEST_MODEL)
             try:
@@ -202,7 +202,8 @@ def measure(federation: Federation, silos: Mapping[str, SimulatedSilo], attack: 
                 updates[poisoner] = attack(Scene(start, dict(updates), poisoner, batches, terms))
             for name, weights in updates.items():
                 run.submit_update(
-                    name, number, weights, trained_from=commit.global_sha256, architecture=algorithm.proxy_model, samples=samples[name], loss=None,
+                    name, number, weights, trained_from=commit.global_sha256, architecture=str(algorithm.proxy_model), samples=samples[name],
+                    loss=None,
                     metrics={})
             commit = close_round(
                 run, number, samples, min_silos=federation.quorum, deadline_s=60, terms=terms, weighting=algorithm.weighting,
