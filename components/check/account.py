@@ -43,6 +43,7 @@ def _account_of(token: Path) -> str | None:
 
 def say_which_tokens_end(config: Federation) -> None:
     """A line for each hospital whose cluster will not know the hub much longer; Prometheus is told of all. Nothing is decided by it."""
+    known = False
     for silo in config.silos:
         if not (context := getattr(silo.dispatch, "context", None)):
             continue
@@ -51,12 +52,14 @@ def say_which_tokens_end(config: Federation) -> None:
         when = _claims(token_of(context)).get("exp")
         if not isinstance(when, int):
             continue
+        known = True
         telemetry.token_ends(config.name, silo.name, when)
         days = (when - time.time()) / _DAY
         if days < _SOON:
             say(f"silo {silo.name}: the hub's token for context {context!r} {'ends in' if days > 0 else 'ended'} {abs(days):.1f} days"
                 f"{'' if days > 0 else ' ago'}; ask the hospital for a new one")
-    telemetry.keep_if_configured(telemetry.CHECK, config.name)
+    if known:
+        telemetry.keep_if_configured(telemetry.CHECK, config.name)
 
 
 def _claims(token: str) -> dict[str, Any]:

@@ -72,9 +72,10 @@ def _evaluate(session: Session, run_id: str, report_file: str) -> Evaluated:
     version = register_candidate(session, final, evaluations, metrics, tuple(left_out))
     session.run.settle(Candidate(version=version, global_sha256=final.global_sha256, metrics=metrics))
     say(", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
-    name = session.federation.task.headline.name
-    telemetry.scored(session.federation.name, {silo: found.deployed_model.scores[name] for silo, found in evaluations.items()})
-    telemetry.keep_if_configured(telemetry.EVALUATION, session.federation.name)
+    headline = session.federation.task.headline
+    if headline.larger_is_better:  # of a distance the alert would call a better model a worse one
+        telemetry.scored(session.federation.name, {silo: found.deployed_model.scores[headline.name] for silo, found in evaluations.items()})
+        telemetry.keep_if_configured(telemetry.EVALUATION, session.federation.name)
     classes, confusion = summed_confusion(evaluations, session.federation.task)
     for silo, reason in left_out.items():
         say(f"left out: {silo}: {reason}")
