@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, Tag, model_validator
 
 from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.pretrained import PretrainedConfig
-from fedhelp_core.config.section import GrownSection, Section
-from fedhelp_core.config.sentences import nearest
+from fedhelp_core.config.section import WORD_OR_MORE, GrownSection, Section
+from fedhelp_core.config.sentences import MORE, WORD, nearest
 from fedhelp_core.registry.augmentations import AUGMENTATIONS
 from fedhelp_core.registry.methods import METHOD_PARTS, Method
 
@@ -146,7 +146,10 @@ class AlgorithmConfig(GrownSection):
     large_model: ModelConfig = ModelConfig(network="resnet110")
     """The model that stays in large silos; paper."""
     pretrained: PretrainedConfig = PretrainedConfig()
-    augmentation: Literal["none", "mirror", "flips"] | Annotated[tuple[AugmentationConfig, ...], Field(min_length=1, max_length=32)] = "flips"
+    augmentation: Annotated[
+        Annotated[Literal["none", "mirror", "flips"], Tag(WORD)]
+        | Annotated[tuple[AugmentationConfig, ...], Field(min_length=1, max_length=32), Tag(MORE)],
+        WORD_OR_MORE] = "flips"
     """Random flips: along every side, left-right alone, or none; or a list of MONAI's transforms (docs/tasks.md)."""
 
     @model_validator(mode="after")

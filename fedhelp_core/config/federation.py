@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    Tag,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -24,8 +25,8 @@ from fedhelp_core.config.algorithm import AlgorithmConfig
 from fedhelp_core.config.card import CardConfig
 from fedhelp_core.config.dispatch import SiloEntry
 from fedhelp_core.config.files import mapping_in, read_yaml, template_in, with_absolute_paths, with_changed
-from fedhelp_core.config.section import GrownSection, Section, SiloName, validated
-from fedhelp_core.config.sentences import models_in, nearest, sentences
+from fedhelp_core.config.section import WORD_OR_MORE, GrownSection, Section, SiloName, validated
+from fedhelp_core.config.sentences import MORE, WORD, models_in, nearest, sentences
 from fedhelp_core.config.start import StartConfig
 from fedhelp_core.config.task import TaskConfig, algorithm_for
 from fedhelp_core.config.teachers import PublicSetConfig
@@ -151,7 +152,7 @@ class Federation(GrownSection):
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     promotion: PromotionConfig = PromotionConfig()
-    start: Literal["seed"] | StartConfig = "seed"
+    start: Annotated[Annotated[Literal["seed"], Tag(WORD)] | Annotated[StartConfig, Tag(MORE)], WORD_OR_MORE] = "seed"
     """What the first round starts from: the seed, or a model that was trained before (docs/operating.md)."""
     card: CardConfig | None = None
     """What the model card says beside numbers; null: what it says of itself."""

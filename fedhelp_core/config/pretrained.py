@@ -8,15 +8,16 @@ from typing import Annotated, Literal
 from pydantic import StringConstraints
 
 from fedhelp_core.config.section import Section
+from fedhelp_core.config.sentences import PRINTABLE, SHA256
 
 WhichModel = Literal["proxy", "large"]
-_Text = Annotated[str, StringConstraints(pattern=r"^[ -~]+$", max_length=300)]
+_Text = Annotated[str, StringConstraints(pattern=PRINTABLE, max_length=300)]
 
 
 class PretrainedModel(Section):
     """A safetensors file of somebody's. Its sha256 is held by the hub and by every silo that reads it."""
 
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, StringConstraints(pattern=SHA256)]
     """Of the file (sha256sum FILE)."""
     file: Path | None = None
     """On the machine that runs check, which puts it into the store; null: it lies there already, under models/NAME/weights/SHA256.safetensors."""

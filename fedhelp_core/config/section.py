@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, StringConstraints, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, Discriminator, SerializerFunctionWrapHandler, StringConstraints, ValidationError, model_serializer
 
 from fedhelp_core.config.files import require_texts
-from fedhelp_core.config.sentences import sentences
+from fedhelp_core.config.sentences import LONG_NAME, MORE, SHORT_NAME, WORD, sentences
 from fedhelp_core.errors import ConfigError
 
 # Kubernetes' rule for label values that are also used inside Job names: a DNS label, short enough to leave room.
-SiloName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")]
-NamespaceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+SiloName = Annotated[str, StringConstraints(pattern=SHORT_NAME)]
+NamespaceName = Annotated[str, StringConstraints(pattern=LONG_NAME)]
+
+
+WORD_OR_MORE = Discriminator(lambda given: MORE if isinstance(given, list | tuple | dict | BaseModel) else WORD)
+"""Of a field that is a word (`Tag(WORD)`) or a list or section (`Tag(MORE)`)."""
 
 
 class Section(BaseModel):

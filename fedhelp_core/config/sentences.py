@@ -10,6 +10,16 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+_NAME = "lower-case letters, digits and '-' expected, starting and ending with a letter or digit, at most {} long"
+SHORT_NAME, LONG_NAME = r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$", r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+SHA256, PRINTABLE, VERSION = r"^[0-9a-f]{64}$", r"^[ -~]+$", r"^[0-9]{1,18}$"
+_OF_PATTERN = {
+    SHORT_NAME: _NAME.format(40), LONG_NAME: _NAME.format(63), SHA256: "a sha256 expected, 64 lower-case hexadecimal digits",
+    PRINTABLE: "plain text expected, without accents or line breaks", VERSION: "the number of a version expected, in quotes"}
+"""What each pattern of a text is in words."""
+WORD, MORE = "[word]", "[more]"
+"""Tags of a union's members, a word or something longer: the fault of the one that was meant is told, and no tag is part of a field's path."""
+
 
 def sentences(model: type[BaseModel], error: Any, document: Any) -> list[str]:
     """Pydantic's error record as sentences; `document` is what was validated, whose silos and teachers are named where the error is theirs."""
@@ -34,7 +44,7 @@ def _plain(model: type[BaseModel], error: Any, names: list[str], around: list[ty
         prefix = f"{field}." if field and not field.startswith("silos") else (f"{field}: " if field else "")
         return [f"{prefix}{line}" for line in str(error["ctx"]["error"]).splitlines()]
     if kind == "string_pattern_mismatch":
-        return [f"{field}: lower-case letters, digits and '-' expected, starting and ending with a letter or digit, at most 40 long, got {got!r}"]
+        return [f"{field}: {_OF_PATTERN[error['ctx']['pattern']]}, got {got!r}"]
     if kind in ("literal_error", "union_tag_invalid"):
         expected, got = (error["ctx"]["expected"], got) if kind == "literal_error" else (error["ctx"]["expected_tags"], error["ctx"]["tag"])
         near = nearest(str(got), re.findall(r"'([^']+)'", str(expected)))
@@ -70,6 +80,8 @@ def _walk(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[list[str],
     names: list[str] = []
     current: list[type[BaseModel]] = [model]
     for part in location:
+        if part in (WORD, MORE):
+            continue
         if len(current) > 1:  # a union: this part says which of it, and is no field
             current = [m for m in current if any(part in getattr(f.annotation, "__args__", ()) for f in m.model_fields.values())]
             continue

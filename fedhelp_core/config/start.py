@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import StringConstraints, model_validator
 
 from fedhelp_core.config.section import Section
+from fedhelp_core.config.sentences import SHA256, VERSION
 
 
 class StartConfig(Section):
@@ -15,11 +16,11 @@ class StartConfig(Section):
 
     model: Literal["champion"] | None = None
     """The registered model's champion, by the record that hospitals read."""
-    version: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,18}$")] | None = None
+    version: Annotated[str, StringConstraints(pattern=VERSION)] | None = None
     """A version of the registered model, promoted or not."""
     file: Path | None = None
     """A safetensors file that FedHelp wrote, on the machine that runs check."""
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Annotated[str, StringConstraints(pattern=SHA256)] | None = None
     """Of the weights; a file needs it, of the others it is held against what they are found to be."""
     carry_over: bool = True
     """Whether silos go on with the large models, public heads and batch norms that they kept of the run that the model came from."""

@@ -10,11 +10,11 @@ from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, mo
 
 from fedhelp_core.config.files import read_yaml
 from fedhelp_core.config.section import Section, validated
-from fedhelp_core.config.sentences import nearest
+from fedhelp_core.config.sentences import SHORT_NAME, nearest
 from fedhelp_core.registry.metrics import Metric, metrics_of
 from fedhelp_core.registry.tasks import DEFAULT_PRESET, PRESETS, Form, Preset, algorithm_of
 
-TaskName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")]
+TaskName = Annotated[str, StringConstraints(pattern=SHORT_NAME)]
 _NEWER = ("preset", "form", "dimensions", "channels", "intensity", "mask_values", "metrics")  # fields that files of the first version do not have
 _ENDS = {"percentiles": (0.5, 99.5), "window": (0.0, 255.0), "z-score": (-3.0, 3.0), "none": (0.0, 255.0)}
 _MOST_MASK_VALUE = 65535  # of a 16-bit file

@@ -148,6 +148,16 @@ BAD_FEDERATIONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("algorithm.persist_optimizer: false expected with aggregation 'fednova' and optimizer.momentum",)),
     "server optimizer": (
         {"algorithm.server_optimizer": {"kind": "adan"}}, ("algorithm.server_optimizer.kind: ", "got 'adan'", "did you mean 'adam'?")),
+    "augmentation that is no word of it": (
+        {"algorithm.augmentation": "miror"}, ("algorithm.augmentation: one of", "got 'miror'; did you mean 'mirror'?")),
+    "augmentation by a transform that is none": (
+        {"algorithm.augmentation": [{"transform": "RandFilp"}]}, ("algorithm.augmentation.0.transform: one of", "did you mean 'RandFlip'?")),
+    "start that is no word of it": ({"start": "sed"}, ("start: 'seed' expected, got 'sed'",)),
+    "start from a version that is none": ({"start": {"version": "v3"}}, ("start.version: the number of a version expected", "got 'v3'")),
+    "start from half a hash": ({"start": {"file": "x", "sha256": "ab"}}, ("start.sha256: a sha256 expected, 64 lower-case", "got 'ab'")),
+    "licence in two lines": (
+        {"algorithm.pretrained": {"proxy": {"sha256": "0" * 64, "licence": "a\nb", "source": "c"}}},
+        ("algorithm.pretrained.proxy.licence: plain text expected",)),
     "promotion out of range": ({"promotion.max_regression": 1.5}, ("promotion.max_regression: ", "less than or equal to 1", "got 1.5")),
     "url as number": ({"store.url": 5}, ("store.url: ", "string", "got 5")),
     "key that is a number": ({"algorithm": {3: 4}}, ("algorithm.3: ", "keys should be strings", "got 3")),
