@@ -23,6 +23,7 @@ from fedhelp_core.errors import FedHelpError, NotFound
 from fedhelp_core.protocol.documents import Commit
 from fedhelp_core.protocol.facts import Kinds, SoftLabels
 from fedhelp_core.protocol.run import Run
+from fedhelp_core.registry.methods import VALIDATION_SCORE
 from fedhelp_core.store.open import open_store
 
 console = Console(stderr=True)
@@ -104,6 +105,7 @@ class Watch:
         self._losses: dict[str, list[float]] = {silo: [] for silo in federation.silo_names}
         self._counts: dict[str, int] = {}
         self._scores: dict[str, float] = {}
+        self._validation: dict[str, float] = {}
         self._kinds: Kinds | None = None
         self._pace = Pace(federation.algorithm.rounds)
         self._silos = tuple(SiloNow(name=silo, state="checks") for silo in federation.silo_names)
@@ -151,6 +153,8 @@ class Watch:
             for silo, metrics in commit.metrics.items() if commit is not None else ():
                 if "loss" in metrics and silo in self._losses:
                     self._losses[silo].append(metrics["loss"])
+                if VALIDATION_SCORE in metrics and silo in self._losses:
+                    self._validation[silo] = metrics[VALIDATION_SCORE]
         self.commit = latest
 
     def _phase_of(self, run: Run) -> str:
@@ -204,7 +208,7 @@ class Watch:
             state = "waits"
         return SiloNow(
             name=name, state=state, kind=self._kinds.root.get(name, "") if self._kinds is not None else "", images=self._counts.get(name),
-            said=said or heard or self._left_out(name), losses=tuple(self._losses[name]), score=self._scores.get(name))
+            said=said or heard or self._left_out(name), losses=tuple(self._losses[name]), score=self._scores.get(name, self._validation.get(name)))
 
     def _left_out(self, silo: str) -> str:
         """Why it was not in the last round's average."""

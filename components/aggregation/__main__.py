@@ -19,7 +19,7 @@ from fedhelp_core.protocol.documents import Commit
 from fedhelp_core.protocol.facts import SoftLabels
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.protocol.update_check import Terms
-from fedhelp_core.registry.methods import METHOD_PARTS
+from fedhelp_core.registry.methods import METHOD_PARTS, VALIDATION_SCORE
 from fedhelp_core.softlabels.report import numbers
 from fedhelp_core.store.waiting import Poller
 from fedhelp_core.tracking.runs import AsyncTracker
@@ -88,6 +88,7 @@ def close_rounds(session: Session, *, progress_file: str = "") -> Commit:
                 weighting=federation.algorithm.weighting, rule=rule_of(federation.algorithm), steps=steps)
             seconds = time.monotonic() - started
             tracker.log_round(number, round_metrics(commit, seconds if known is None else None))
+            tracker.log_round(number - 1, validation_scores(commit))
             telemetry.round_committed(
                 run.run_id, commit.round, seconds, accepted=commit.metrics, refused=commit.refused, absent=commit.absent)
             lines.append(progress_line(commit, seconds if known is None else None))
@@ -144,12 +145,18 @@ def round_metrics(commit: Commit, seconds: float | None) -> dict[str, float]:
     if seconds is not None:
         found["round_seconds"] = seconds
     for silo, metrics in commit.metrics.items():
-        found |= {f"{silo}.{name}": value for name, value in metrics.items()}
+        found |= {f"{silo}.{name}": value for name, value in metrics.items() if name != VALIDATION_SCORE}
     for silo, moved in commit.norms.items():
         found |= {f"{silo}.update_norm": moved.trainable, f"{silo}.statistics_norm": moved.statistics}
         if moved.direction is not None:
             found[f"{silo}.update_direction"] = moved.direction
     return found
+
+
+def validation_scores(commit: Commit) -> dict[str, float]:
+    """What MLflow gets for the round before: each silo's score of the model that `commit`'s round began with, and their mean."""
+    scores = {f"{silo}.{VALIDATION_SCORE}": metrics[VALIDATION_SCORE] for silo, metrics in commit.metrics.items() if VALIDATION_SCORE in metrics}
+    return {**scores, f"mean_{VALIDATION_SCORE}": sum(scores.values()) / len(scores)} if scores else {}
 
 
 def left_out(commit: Commit) -> dict[str, str]:

@@ -27,6 +27,7 @@ from fedhelp_core.protocol.keys import RunKeys
 from fedhelp_core.protocol.report_check import require_credible_evaluation
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.protocol.study_record import known_study
+from fedhelp_core.registry.methods import VALIDATION_SCORE
 from fedhelp_core.report.facts import (
     GateFacts,
     PublicExample,
@@ -133,12 +134,14 @@ def _parameters(federation: Federation) -> dict[str, object]:
 
 def _rounds(store: Store, commits: list[Commit]) -> tuple[RoundReport, ...]:
     found = []
-    for before, commit in zip([None, *commits], commits, strict=False):
+    for before, commit, after in zip([None, *commits], commits, [*commits[1:], None], strict=False):
         size = store.size(commit.global_key) or 0
         took_part = len(commit.participants)
         found.append(RoundReport(
             number=commit.round, participants=commit.participants, absent=commit.absent, refused=commit.refused,
             losses={silo: {k: v for k, v in m.items() if k.endswith("_loss")} for silo, m in commit.metrics.items()},
+            validation={
+                silo: m[VALIDATION_SCORE] for silo, m in (after.metrics if after is not None else {}).items() if VALIDATION_SCORE in m},
             norms={silo: moved.trainable for silo, moved in commit.norms.items()}, bytes_up=size * took_part, bytes_down=size * took_part,
             seconds=_seconds_between(before, commit) if before is not None else None))
     return tuple(found)
@@ -185,17 +188,18 @@ def _study(run: Run, federation: Federation) -> StudyFacts | None:
 
 
 def rounds_csv(facts: ReportFacts) -> str:
-    """A line a round and silo: whether it answered, its losses, how far its update moved, the round's seconds, and why it is not in the average."""
+    """A line a round and silo: whether it answered, its losses, its validation score, how far its update moved, the round's seconds, and why it is not in the average."""
     losses = list(dict.fromkeys(name for closed in facts.rounds for found in closed.losses.values() for name in found))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["round", "silo", "outcome", *losses, "update_norm", "round_seconds", "reason"])
+    writer.writerow(["round", "silo", "outcome", *losses, VALIDATION_SCORE, "update_norm", "round_seconds", "reason"])
     for closed in facts.rounds:
         groups = (("answered", closed.participants), ("absent", closed.absent), ("refused", closed.refused))
         for outcome, silo in ((outcome, silo) for outcome, silos in groups for silo in silos):
             found = closed.losses.get(silo, {})
             writer.writerow([
-                closed.number, silo, outcome, *(_plain(found.get(name)) for name in losses), _plain(closed.norms.get(silo)), _plain(closed.seconds),
+                closed.number, silo, outcome, *(_plain(found.get(name)) for name in losses), _plain(closed.validation.get(silo)), _plain(closed.norms.get(silo)),
+                _plain(closed.seconds),
                 printable({**closed.absent, **closed.refused}.get(silo, ""))])
     return out.getvalue()
 

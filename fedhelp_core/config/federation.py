@@ -128,6 +128,8 @@ class EvaluationConfig(Section):
     min_validation_images: int | None = Field(None, ge=1, le=1_000_000)
     """Fewest validation images that a hospital fits by, or chooses a model by; with fewer, 'validation' is 'prior-corrected'. null: ten, of masks
     four."""
+    every: int = Field(5, ge=0, le=100_000)
+    """Rounds between scores of the global model on each hospital's validation images, which the report and MLflow show by round; 0: none."""
 
     def enough_validation(self, form: Form) -> int:
         """Validation images that a decision may stand on."""

@@ -13,9 +13,13 @@ What differs from task to task is in tasks.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import yaml
@@ -58,10 +62,10 @@ def prepare_demo(folder: Path, *, task: str = "melanoma", seed: int = 1, progres
         raise ConfigError(
             f"{folder}: holds {mark.read_text(encoding='utf-8')!r}, expected {identity!r} (format, task); delete the folder, or give another")
     mark.write_text(identity, encoding="utf-8")
-    _once(folder / "data", lambda path: drawn.write(path, seed, say))
     public = drawn.public
-    _once(folder / "public", lambda path: public.write(path, count=drawn.public_images, seed=seed, progress=say))
-    _once(folder / "teacher", lambda path: _write_teacher(path, task, drawn, say))
+    with _drawn_beside(folder, task, seed, say):
+        _once(folder / "public", lambda path: public.write(path, count=drawn.public_images, seed=seed, progress=say))
+        _once(folder / "teacher", lambda path: _write_teacher(path, task, drawn, say))
     (folder / "silos").mkdir(exist_ok=True)
     for number, silo in enumerate(drawn.silos):
         _once(folder / "silos" / f"{silo}.yaml", partial(_write_yaml, head=_SILO_HEAD, document=silo_document(drawn, number)))
@@ -83,6 +87,7 @@ def federation_document(drawn: DrawnTask) -> dict[str, object]:
             **drawn.algorithm,
         },
         "protocol": {"min_silos": max(1, len(drawn.silos) - 2), "round_deadline": 300.0},
+        "evaluation": {"every": 2},
         "runtime": {"seed": 1, "threads": 1, "device": "auto"},
         "public_set": {
             "images": "public",
@@ -107,6 +112,42 @@ def _once(path: Path, make: Callable[[Path], None]) -> None:
     if not path.exists():
         with atomic_write(path) as scratch:
             make(scratch)
+
+
+@contextmanager
+def _drawn_beside(folder: Path, task: str, seed: int, say: Progress) -> Iterator[None]:
+    """The hospitals' images, drawn by a second process meanwhile: drawing holds the interpreter's lock for most of its time."""
+    if (folder / "data").exists():
+        yield
+        return
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=_draw_hospitals, args=(folder, task, seed, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield
+        say("hospital images")
+        failed = ours.recv()
+    except EOFError:
+        process.join()
+        raise ConfigError(f"{folder / 'data'}: the process that draws its images ended with exit {process.exitcode}; the same command goes on") from None
+    finally:
+        process.terminate()
+        process.join()
+    if failed is not None:
+        raise failed
+
+
+def _draw_hospitals(folder: Path, task: str, seed: int, answer: Connection) -> None:
+    """In the second process; `answer` gets the error, or None."""
+    for ending in (signal.SIGINT, signal.SIGTERM):  # what the parent's own handlers are told says enough
+        signal.signal(ending, signal.SIG_DFL)
+    try:
+        _once(folder / "data", lambda path: drawn_task(task).write(path, seed, lambda _what: None))
+    except Exception as e:
+        answer.send(e)
+    else:
+        answer.send(None)
 
 
 def _write_yaml(path: Path, *, head: str, document: dict[str, object]) -> None:

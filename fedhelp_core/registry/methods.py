@@ -9,6 +9,8 @@ from typing import Literal, get_args
 Method = Literal[
     "local", "fedavg", "fedprox", "scaffold", "fedhelp", "fedhelp-no-api", "fedhelp-no-rank", "fedhelp-symmetric", "fedhelp-one-way"]
 METHODS: tuple[str, ...] = get_args(Method)
+VALIDATION_SCORE = "validation_score"
+"""A silo's metric of a round: the headline metric, at argmax, of the model that the round began with, on its validation images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class MethodParts:
         """What a silo says of a round: the losses of its kind of local update, and how long it took."""
         large = {"proxy_loss", "large_loss"} if self.large_model else set()
         public = {"public_loss"} if self.soft_labels else set()
-        return frozenset({"private_loss", "seconds", *large, *public})
+        return frozenset({"private_loss", "seconds", VALIDATION_SCORE, *large, *public})
 
 
 METHOD_PARTS: Mapping[str, MethodParts] = {

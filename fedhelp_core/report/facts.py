@@ -36,6 +36,8 @@ class RoundReport:
     refused: Mapping[str, str] = field(default_factory=dict)
     losses: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """silo -> loss name -> mean over its last local epoch, the loss of the task first."""
+    validation: Mapping[str, float] = field(default_factory=dict)
+    """silo -> headline metric of this round's global model on its validation images, where they were scored."""
     norms: Mapping[str, float] = field(default_factory=dict)
     """silo -> L2 norm by which its update moved the trained weights."""
     bytes_up: int | None = None

@@ -61,7 +61,7 @@ def _page(facts: ReportFacts, left_out: Sequence[str]) -> str:
     return render(
         "run.html.j2", facts=facts, of_each=_of_each(facts),
         most=_MAX_ROWS, in_chart=_MAX_SILOS_IN_CHART, left_out=left_out, tiles=_tiles(facts), scores=_scores(facts),
-        took_part=_took_part(facts), missing=_missing(facts), losses=_losses(facts), traffic=_traffic(facts),
+        took_part=_took_part(facts), missing=_missing(facts), by_round=_by_round(facts), traffic=_traffic(facts),
         rounds=[] if "rounds" in left_out else _rounds(facts), confusions=[] if "confusions" in left_out else list(_confusions(facts)),
         soft=soft, **(_soft_labels(soft) if soft else {}), settings=list(facts.parameters.items())[:_MAX_ROWS], lineage=_lineage(facts),
         beside=_beside(facts), found=_found(facts))
@@ -217,10 +217,13 @@ def _missing(facts: ReportFacts) -> list[Row]:
             for word, group in (("absent", r.absent), ("refused", r.refused)) for silo, reason in group.items()]
 
 
-def _losses(facts: ReportFacts) -> list[tuple[str, charts.Chart | None]]:
+def _by_round(facts: ReportFacts) -> list[tuple[str, charts.Chart | None]]:
+    """Validation scores, losses and norms; None stands for a chart without values."""
     names = dict.fromkeys(name for closed in facts.rounds for losses in closed.losses.values() for name in losses)
     numbers = [float(r.number) for r in facts.rounds]
-    found = []
+    scored = [closed for closed in facts.rounds if closed.validation]
+    curves = {silo.name: [closed.validation.get(silo.name) for closed in scored] for silo in facts.silos}
+    found = [(f"{facts.headline.label[:1].upper()}{facts.headline.label[1:]} on validation images", charts.lines([float(r.number) for r in scored], curves, x_label="round", y_label="score"))]
     for name in list(names)[:_MAX_LOSSES]:
         series = {silo.name: [r.losses.get(silo.name, {}).get(name) for r in facts.rounds] for silo in facts.silos}
         found.append((_LOSS_TITLES.get(name, name), charts.lines(numbers, series, x_label="round", y_label="loss")))

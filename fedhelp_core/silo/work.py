@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from fedhelp_core.algorithm.inference import Evaluated, EvaluationData, evaluated_models
-from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, Weights, carried_over, initial_weights, local_update
+from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, Weights, carried_over, initial_weights, local_update, proxy_with
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.algorithm.scaffold import taken_back
 from fedhelp_core.config.federation import Federation, federation_in
@@ -39,7 +39,7 @@ from fedhelp_core.protocol.facts import ClassShares, Kinds, SoftLabels, StartedF
 from fedhelp_core.protocol.keys import ModelKeys
 from fedhelp_core.protocol.pretrained import read_pretrained
 from fedhelp_core.protocol.run import Run
-from fedhelp_core.registry.methods import METHOD_PARTS
+from fedhelp_core.registry.methods import METHOD_PARTS, VALIDATION_SCORE
 from fedhelp_core.silo.egress import LedgeredStore
 from fedhelp_core.silo.state import StateFolder
 from fedhelp_core.softlabels.distillation_set import load_distillation_set
@@ -178,6 +178,7 @@ class Silo:
         if not state.round:  # its first round of this run
             state = self._first_state(data)
         control = self._control_variate(commit)
+        scores = self._validation_scores(commit, weights, state)
         phases.end("load")
         result = local_update(weights, state, data, self.settings, round_number=number, progress=self._progress(number), control=control)
         phases.end("train")
@@ -187,13 +188,24 @@ class Silo:
         update = self.run.submit_update(
             self.config.name, number, result.weights, trained_from=commit.global_sha256, architecture=self._architecture,
             samples=result.samples,
-            loss=next(iter(result.metrics.values())), metrics={**result.metrics, "seconds": round(seconds, 3)})
+            loss=next(iter(result.metrics.values())), metrics={**result.metrics, **scores, "seconds": round(seconds, 3)})
         phases.end("upload")
         self._on_event({
             "event": "round_finished", "silo": self.config.name, "round": number, "seconds": round(seconds, 3), **result.metrics,
             "loss": update.loss, "images": result.samples * self.settings.algorithm.local_epochs, "update_bytes": update.size_bytes,
             "phases": phases.seconds})
         return update
+
+    def _validation_scores(self, commit: Commit, weights: Weights, state: SiloState) -> dict[str, float]:
+        """What the global model after `commit` scores on this silo's validation images, in the rounds that `evaluation.every` asks for."""
+        evaluation, data = self.federation.evaluation, self.arrays.validation
+        averaged = METHOD_PARTS[self.federation.algorithm.method].averaged
+        if not averaged or not commit.round or not evaluation.every or commit.round % evaluation.every:
+            return {}
+        if len(data.labels_N) < evaluation.enough_validation(self.objective.form):  # too few tell nothing of the model, and much of each image
+            return {}
+        scored = self.objective.scored(proxy_with(weights, state, self.settings), data.images_NCHW, data.labels_N, self.settings.device)
+        return {VALIDATION_SCORE: scored.scores[self.objective.headline.name]}
 
     def evaluate(self) -> SiloEvaluation:
         """Scores on the silo's own test split, and which of its models it deploys. Written once for the run."""

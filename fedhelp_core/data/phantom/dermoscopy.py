@@ -156,14 +156,14 @@ def _structures(
     vein_y, vein_x = y + 0.3 * _waves(y, x, rng), x + 0.3 * _waves(y, x, rng)
     veins = np.maximum(np.exp(-((np.sin(3.2 * vein_y)) / 0.22) ** 2), np.exp(-((np.sin(2.6 * vein_x + vein_y)) / 0.2) ** 2))
     return [
-        ((0.42, 0.47, 0.62), amount.veil * 0.85 * inside * _dots(y, x, 2, 0.40, rng)),
-        ((0.55, 0.10, 0.22), amount.lacunae * 0.9 * inside * _dots(y, x, 7, 0.20, rng)),
+        ((0.42, 0.47, 0.62), amount.veil * 0.85 * inside * _dots(amount.veil, y, x, 2, 0.40, rng)),
+        ((0.55, 0.10, 0.22), amount.lacunae * 0.9 * inside * _dots(amount.lacunae, y, x, 7, 0.20, rng)),
         ((0.22, 0.13, 0.10), amount.network * 0.75 * inside * grid),
-        ((0.20, 0.12, 0.10), amount.globules * 0.85 * inside * _dots(y, x, 12, 0.085, rng)),
+        ((0.20, 0.12, 0.10), amount.globules * 0.85 * inside * _dots(amount.globules, y, x, 12, 0.085, rng)),
         ((0.18, 0.11, 0.10), amount.streaks * 0.9 * rays),
         ((0.72, 0.14, 0.16), amount.vessels * 0.8 * inside * veins),
         ((0.93, 0.86, 0.80), amount.scar * 0.85 * np.exp(-((radius / 0.38) ** 4))),
-        ((0.97, 0.93, 0.80), amount.cysts * 0.9 * inside * _dots(y, x, 9, 0.075, rng)),
+        ((0.97, 0.93, 0.80), amount.cysts * 0.9 * inside * _dots(amount.cysts, y, x, 9, 0.075, rng)),
         ((0.95, 0.92, 0.90), amount.scale * 0.8 * inside * np.maximum(_waves(3.0 * y, 3.0 * x, rng) - 0.25, 0)),
     ]
 
@@ -177,10 +177,12 @@ def _waves(y: Array, x: Array, rng: np.random.Generator) -> Array:
     return field / 2
 
 
-def _dots(y: Array, x: Array, count: int, size: float, rng: np.random.Generator) -> Array:
-    """Soft round spots within the lesion, of about `size` lesion radii."""
+def _dots(amount: float, y: Array, x: Array, count: int, size: float, rng: np.random.Generator) -> Array:
+    """Soft round spots within the lesion, of about `size` lesion radii; none where `amount` is 0, which takes the same chance from `rng`."""
     radius, angle = 0.8 * np.sqrt(rng.uniform(0, 1, count)), rng.uniform(0, 2 * np.pi, count)
     sizes = size * rng.uniform(0.75, 1.3, count)
+    if amount == 0:
+        return np.zeros_like(y)
     centre_y, centre_x = radius * np.sin(angle), radius * np.cos(angle)
     square_KHW = (y - centre_y[:, None, None]) ** 2 + (x - centre_x[:, None, None]) ** 2
     spots: Array = np.exp(-((square_KHW / sizes[:, None, None] ** 2) ** 2)).max(axis=0)
