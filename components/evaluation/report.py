@@ -188,7 +188,7 @@ def _study(run: Run, federation: Federation) -> StudyFacts | None:
 
 
 def rounds_csv(facts: ReportFacts) -> str:
-    """A line a round and silo: whether it answered, its losses, its validation score, how far its update moved, the round's seconds, and why it is not in the average."""
+    """A line a round and silo: whether it answered, losses, validation score, how far its update moved, seconds, and why it is not in the average."""
     losses = list(dict.fromkeys(name for closed in facts.rounds for found in closed.losses.values() for name in found))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -198,8 +198,8 @@ def rounds_csv(facts: ReportFacts) -> str:
         for outcome, silo in ((outcome, silo) for outcome, silos in groups for silo in silos):
             found = closed.losses.get(silo, {})
             writer.writerow([
-                closed.number, silo, outcome, *(_plain(found.get(name)) for name in losses), _plain(closed.validation.get(silo)), _plain(closed.norms.get(silo)),
-                _plain(closed.seconds),
+                closed.number, silo, outcome, *(_plain(found.get(name)) for name in losses),
+                *(_plain(number) for number in (closed.validation.get(silo), closed.norms.get(silo), closed.seconds)),
                 printable({**closed.absent, **closed.refused}.get(silo, ""))])
     return out.getvalue()
 

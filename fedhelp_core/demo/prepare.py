@@ -130,7 +130,8 @@ def _drawn_beside(folder: Path, task: str, seed: int, say: Progress) -> Iterator
         failed = ours.recv()
     except EOFError:
         process.join()
-        raise ConfigError(f"{folder / 'data'}: the process that draws its images ended with exit {process.exitcode}; the same command goes on") from None
+        code = process.exitcode
+        raise ConfigError(f"{folder / 'data'}: the process that draws its images ended with exit {code}; the same command goes on") from None
     finally:
         process.terminate()
         process.join()

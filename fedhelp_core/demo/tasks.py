@@ -57,7 +57,8 @@ DRAWN: Mapping[str, DrawnTask] = {
     "melanoma": DrawnTask(
         task={"name": "melanoma", "image_size": 32}, silos=SIX_SILOS, silo_data=_melanoma_data,
         write=lambda folder, seed, say: fed_isic.write_fed_isic(folder, seed=seed, progress=say), public=fed_isic.PUBLIC, teacher="resnet8",
-        teacher_images=1800),
+        teacher_images=1800,
+        algorithm={"rounds": 17, "public_start_steps": 200}),  # the teacher first: fewer rounds, and better small hospitals (docs/decisions/0024)
     "pneumonia": DrawnTask(
         task={"name": "pneumonia", "image_size": 48}, silos=SIX_SILOS,
         silo_data=lambda number: {"layout": "chest-xray", "root": "../data", "share": {"number": number}},

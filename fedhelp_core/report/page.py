@@ -223,7 +223,8 @@ def _by_round(facts: ReportFacts) -> list[tuple[str, charts.Chart | None]]:
     numbers = [float(r.number) for r in facts.rounds]
     scored = [closed for closed in facts.rounds if closed.validation]
     curves = {silo.name: [closed.validation.get(silo.name) for closed in scored] for silo in facts.silos}
-    found = [(f"{facts.headline.label[:1].upper()}{facts.headline.label[1:]} on validation images", charts.lines([float(r.number) for r in scored], curves, x_label="round", y_label="score"))]
+    label, numbers_scored = facts.headline.label, [float(closed.number) for closed in scored]
+    found = [(f"{label[:1].upper()}{label[1:]} on validation images", charts.lines(numbers_scored, curves, x_label="round", y_label=label))]
     for name in list(names)[:_MAX_LOSSES]:
         series = {silo.name: [r.losses.get(silo.name, {}).get(name) for r in facts.rounds] for silo in facts.silos}
         found.append((_LOSS_TITLES.get(name, name), charts.lines(numbers, series, x_label="round", y_label="loss")))
