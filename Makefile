@@ -18,8 +18,9 @@ endif
 run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (about a minute, four the first time)
 	@$(RUN) fedhelp run --demo $(DEMO)
 
+TABLE := --set algorithm.rounds=20 --set algorithm.public_start_steps=0  # docs/results.md
 simulate: setup ## Compare all methods over five seeds on the demo's data: table, figure, CSV under study/ (long)
-	@$(RUN) fedhelp simulate --demo $(DEMO) --out study
+	@$(RUN) fedhelp simulate --demo $(DEMO) $(TABLE) --out study
 
 TASKS ?= pneumonia lung-segmentation brain-segmentation
 COMPARED := --methods local,fedavg,fedprox,fedhelp,fedhelp-no-api --normalisation shared,silo --seeds 1,2,3 --evaluate-every 4
@@ -29,7 +30,7 @@ simulate-tasks: setup ## The other tasks' small tables (docs/reproduce) under st
 
 EQUAL_STEPS := --methods local,fedavg --normalisation shared,silo --set algorithm.local_epochs=9 --evaluate-every 0
 simulate-steps: setup ## FedAvg with as many optimizer steps as FedHelp takes (nine local epochs), for all tasks, under study/TASK-steps (long)
-	@$(RUN) fedhelp simulate --demo $(DEMO) $(EQUAL_STEPS) --out study/melanoma-steps
+	@$(RUN) fedhelp simulate --demo $(DEMO) $(TABLE) $(EQUAL_STEPS) --out study/melanoma-steps
 	@$(foreach task,$(TASKS),$(RUN) fedhelp data phantom $(task) examples/data/$(task)-small && \
 	  $(RUN) fedhelp simulate examples/$(task)-small.yaml $(EQUAL_STEPS) --seeds 1,2,3 --out study/$(task)-steps &&) true
 
