@@ -22,6 +22,7 @@ BENCHMARKS = {
     "volumes": "memory of a silo with volumes of 128^3",
     "any_network": "a step of DenseNet121 at 224 pixels and of SegResNet at 96^3 beside a plain loop, and memory",
     "round_control": "a round with no training in it",
+    "demo": "the demo from its command to its report, by part",
     "startup": "from the command to the end of round 1",
     "steps": "what each step of a run costs beside its work",
     "soft_labels": "prefetch beside a bare client, its memory, and training's wait for its set",
