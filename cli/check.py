@@ -7,10 +7,11 @@ be taken there; their images are looked at when a run starts.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedhelp_cli.commands import print_json, quoted
+from fedhelp_cli.commands import print_json, run_command
 from fedhelp_components.check.__main__ import ask_silos, check_silos, missing_teachers, problems_of, problems_of_looking, raise_all
 from fedhelp_components.check.start import settle_start
 from fedhelp_components.session import say
@@ -27,7 +28,7 @@ from fedhelp_core.config.federation import Federation, is_values_of_chart, load_
 from fedhelp_core.config.silo import SiloConfig, load_silo
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.datalist import manifest_of
-from fedhelp_core.data.findings import remarks_about
+from fedhelp_core.data.findings import remarks_about, remarks_about_labels
 from fedhelp_core.data.ingest import all_items, sampled
 from fedhelp_core.data.inspection import look_at
 from fedhelp_core.data.problems import told
@@ -78,7 +79,7 @@ def check_and_print(path: Path, changes: Mapping[str, Any], *, sample: int | Non
     raise_all(found.problems)
     if as_json:
         return
-    print(f"{path}: everything is in order; start it with: fedhelp run {quoted(path)}")
+    print(f"{path}: everything is in order; start it with: fedhelp {run_command(path, changes)}")
     if found.unseen:
         print(f"Not looked at yet: {'; '.join(found.unseen)}. A run does that before it trains.")
 
@@ -197,7 +198,8 @@ def looked_at(config: SiloConfig, task: TaskConfig, sample: int | None) -> Looke
     bits = manifest.pixel_bits or bits_in_use(all_items(manifest), task)
     seen = list(look_at(all_items(sampled(manifest, sample)), task, bits=bits))
     return Looked(
-        config.name, seen, len(all_items(manifest)), bits=bits, remarks=[*manifest.notes, *remarks_about(config.name, seen, bits)],
+        config.name, seen, len(all_items(manifest)), bits=bits,
+        remarks=[*manifest.notes, *remarks_about_labels(config.name, manifest, task), *remarks_about(config.name, seen, bits)],
         problems=[one.problem for one in seen if one.problem])
 
 
@@ -206,7 +208,7 @@ def _check_silos_here(federation: Federation) -> None:
     if not here:
         return
     all_here = len(here) == len(federation.silos)
-    with tempfile.TemporaryDirectory(prefix="fedhelp-check-", ignore_cleanup_errors=True) as folder:
+    with _kept_on_failure("fedhelp-check-") as folder:
         fewer = {} if all_here else {"silos": here, "protocol.min_silos": 1}
         local = federation.override(**{"store.url": folder, "store.endpoint_url": None, **fewer})
         run = Run(open_store(folder), "check")
@@ -219,6 +221,14 @@ def _check_silos_here(federation: Federation) -> None:
             return
         for silo, report in ask_silos(local, run).items():  # who is large depends on the others' counts too
             say(f"silo {silo}: {report.samples.training} training images")
+
+
+@contextmanager
+def _kept_on_failure(prefix: str) -> Iterator[str]:
+    """A temporary folder; where something fails it stays, since what is said then names its logs."""
+    folder = tempfile.mkdtemp(prefix=prefix)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _what_clusters_refuse(federation: Federation) -> list[FedHelpError]:

@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,21 @@ def warn(command: str, sentence: str) -> None:
 def own_command(name: str) -> str:
     """A command of this installation with its folder, since $PATH may be what make or uv set for this process alone."""
     return quoted(Path(sys.executable).parent / name)
+
+
+def run_command(path: Path, changes: Mapping[str, Any]) -> str:
+    """`fedhelp run` of the file at `path` with `changes` to it."""
+    return " ".join(["run", quoted(path), *(f"--set {quoted(field + '=' + _typed(value))}" for field, value in changes.items())])
+
+
+def _typed(value: Any) -> str:
+    """What to type after '=' so that --set reads `value`: JSON, or text that is none."""
+    if isinstance(value, str):
+        try:
+            json.loads(value)
+        except ValueError:
+            return value
+    return json.dumps(value)
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fedhelp_cli.commands import own_command, quoted
+from fedhelp_cli.commands import own_command, quoted, run_command
 from fedhelp_cli.open_page import local_report
 from fedhelp_core.config.federation import Federation
 from fedhelp_core.errors import FedHelpError
@@ -96,8 +95,7 @@ class Ending:
     def _another_run(self) -> str:
         """The same run with the next seed; it has its own id, since the id is made of the config."""
         changes = {**self.changes, "runtime.seed": self.federation.runtime.seed + 1}
-        settings = " ".join(f"--set {quoted(field + '=' + _typed(value))}" for field, value in changes.items())
-        return f"{own_command('fedhelp')} run {quoted(self.path)} {settings}"
+        return f"{own_command('fedhelp')} {run_command(self.path, changes)}"
 
     def _run(self) -> Run:
         store = self.federation.store
@@ -109,13 +107,3 @@ def _line(name: str, value: object, *, link: Path | None = None) -> None:
     text = Text(f"{name:<11}")
     text.append(str(value), style=f"link {link.as_uri()}" if link is not None else "")
     Console().print(text, soft_wrap=True)
-
-
-def _typed(value: Any) -> str:
-    """What to type after '=' so that --set reads `value`: JSON, or text that is none."""
-    if isinstance(value, str):
-        try:
-            json.loads(value)
-        except ValueError:
-            return value
-    return json.dumps(value)

@@ -29,7 +29,8 @@ _HEAD = """<!-- made by docs/configuration.py; `make charts` writes it anew -->
 # Configuration
 
 A federation is one file of the hub, `federation.yaml`. Each hospital has a file of its own, `silo.yaml`, which never leaves it.
-`fedhelp check FEDERATION` reads both and says what is wrong, all of it at once. `--set algorithm.rounds=20` changes a field for one command.
+`fedhelp check FEDERATION` reads both and says what is wrong, first in the file, then in models and hospitals.
+`--set algorithm.rounds=20` changes a field for one command.
 
 - "Paper" is [arXiv 2412.19654](algorithm.md). Where a default is the paper's, its meaning says so.
 - Relative paths are taken from the file's own folder.

@@ -150,7 +150,8 @@ class AlgorithmConfig(GrownSection):
         Annotated[Literal["none", "mirror", "flips"], Tag(WORD)]
         | Annotated[tuple[AugmentationConfig, ...], Field(min_length=1, max_length=32), Tag(MORE)],
         WORD_OR_MORE] = "flips"
-    """Random flips: along every side, left-right alone, or none; or a list of MONAI's transforms (docs/tasks.md)."""
+    """'none'; random flips left-right ('mirror', the default of all tasks but melanoma) or along every side ('flips'); or a list of
+    MONAI's transforms (docs/tasks.md)."""
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:

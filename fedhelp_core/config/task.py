@@ -90,7 +90,8 @@ class TaskConfig(Section):
     """Class names in the order of the integer labels; names of findings or regions; of masks: background, then each
     foreground. Default: the preset's."""
     image_size: int = Field(32, ge=8, le=1024)
-    """Side in pixels (of volumes: in voxels) that images are brought to before training."""
+    """Side in pixels (of volumes: in voxels) that images are brought to before training. Of a picture the centre square is taken, so that its longer
+    side loses both ends."""
     volume: VolumeConfig = VolumeConfig()
     intensity: tuple[IntensityConfig, ...] = ()
     """Of volumes: how intensities become 0 to 255, for all channels or one each. Default: between the 0.5th and the 99.5th percentile."""

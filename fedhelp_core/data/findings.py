@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.data.datalist import Manifest
 from fedhelp_core.data.examples import label_in_words
 from fedhelp_core.data.inspection import Seen
 from fedhelp_core.data.items import SPLITS, Item
@@ -78,10 +79,7 @@ def remarks(report: DataReport) -> Iterator[str]:
     yield from report.notes
     for silo in report.silos:
         kept = {split: [place.seen for place in report.places if (place.silo, place.split) == (silo, split)] for split in SPLITS}
-        if report.task.form == "classes":
-            yield from _about_classes(silo, report.task.classes, {split: {seen.item.label for seen in found} for split, found in kept.items()})
-        if report.task.form == "labels":
-            yield from _about_findings(silo, report.task.classes, [seen.item for seen in kept["training"]])
+        yield from _about_labels(silo, report.task, {split: [seen.item for seen in found] for split, found in kept.items()})
         everything = [seen for found in kept.values() for seen in found]
         yield from remarks_about(silo, everything, report.bits.get(silo))
     if report.leaks_kept:
@@ -110,13 +108,26 @@ def remarks_about(silo: str, everything: Sequence[Seen], bits: int | None) -> It
         yield f"silo {silo}: volumes have {len(grids)} different spacings and orientations; all are brought to RAS and task.volume.spacing"
 
 
+def remarks_about_labels(silo: str, manifest: Manifest, task: TaskConfig) -> Iterator[str]:
+    """What a silo's lists lack: classes that no training image has, a split of one class alone, findings that nobody labels."""
+    yield from _about_labels(silo, task, dict(manifest.splits()))
+
+
+def _about_labels(silo: str, task: TaskConfig, found: Mapping[str, Sequence[Item]]) -> Iterator[str]:
+    if task.form == "classes":
+        yield from _about_classes(silo, task.classes, {split: {item.label for item in items} for split, items in found.items()})
+    if task.form == "labels":
+        yield from _about_findings(silo, task.classes, found["training"])
+
+
 def _about_classes(silo: str, classes: Sequence[str], found: Mapping[str, set[int]]) -> Iterator[str]:
     missing = [name for number, name in enumerate(classes) if number not in found["training"]]
     if found["training"] and missing:
         yield f"silo {silo}: no training image of {', '.join(missing)}"
     for split in ("validation", "test"):
         if len(found[split]) == 1:
-            yield f"silo {silo}: {split} has images of {classes[next(iter(found[split]))]} alone; AUROC is undefined there"
+            alone = classes[next(iter(found[split]))]
+            yield f"silo {silo}: {split} has images of {alone} alone; AUROC is undefined there, and balanced accuracy is of that class"
 
 
 def _about_findings(silo: str, findings: Sequence[str], training: Sequence[Item]) -> Iterator[str]:

@@ -181,8 +181,8 @@ def _refused_for_files(unusable: Sequence[str]) -> list[str]:
 
 def _refused_for_leaks(groups: Sequence[Group]) -> list[str]:
     leaks = [str(group) for group in groups if group.leaks]
-    advice = ("a test on what was trained on measures memory: say which side to take these from with --drop-leaked training or --drop-leaked test,"
-              " or keep the split as it was published with --published-split")
+    advice = ("validation images were put aside from training; a test on what was trained on measures memory: say which side to take these from with"
+              " --drop-leaked training or --drop-leaked test, or keep the split as it was published with --published-split")
     return [*told(leaks), advice] if leaks else []
 
 

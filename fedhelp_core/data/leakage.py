@@ -55,8 +55,9 @@ class Group:
         return self.what == "picture" and len({(place.seen.item.label, place.seen.item.findings) for place in self.places}) > 1
 
     def __str__(self) -> str:
-        shown = " = ".join(str(place) for place in self.places[:4]) + (" = ..." if len(self.places) > 4 else "")
-        return f"the same {self.what} is in {' and '.join(split for split in SPLITS if split in self.splits)}: {shown}"
+        same, what = (" = ", self.what) if self.what == "picture" else (", ", f"{self.what}, {self.key!r},")
+        shown = same.join(str(place) for place in self.places[:4]) + (f"{same}..." if len(self.places) > 4 else "")
+        return f"the same {what} is in {' and '.join(split for split in SPLITS if split in self.splits)}: {shown}"
 
 
 def groups_of(places: Iterable[Place], subjects: Mapping[Path, str]) -> list[Group]:

@@ -268,7 +268,7 @@ def test_a_patient_in_training_and_test_is_refused(own: Path) -> None:
     rows = [f"{n}.jpeg,{n % 2},{'test' if n > 9 else 'train'},p{1 if n == 12 else n}\n" for n in range(20)]
     hospitals = listed(own, "image,label,split,patient\n" + "".join(rows))
     found = ingest(hospitals, PNEUMONIA)
-    assert found.refused[0] == "the same patient or lesion is in training and test: hospital-0 training 1.jpeg = hospital-0 test 12.jpeg"
+    assert found.refused[0] == "the same patient or lesion, 'p1', is in training and test: hospital-0 training 1.jpeg, hospital-0 test 12.jpeg"
     dropped = ingest(hospitals, PNEUMONIA, drop_leaked="test").manifests["hospital-0"]
     assert len(dropped.training) == 10
     assert len(dropped.test) == 9
@@ -339,7 +339,7 @@ def test_one_class_alone_is_told_and_so_are_16_bits(own: Path) -> None:
     found = ingest(listed(own, rows), PNEUMONIA)
     assert list(remarks(found.report)) == [
         "silo hospital-0: no training image of pneumonia",
-        "silo hospital-0: test has images of normal alone; AUROC is undefined there",
+        "silo hospital-0: test has images of normal alone; AUROC is undefined there, and balanced accuracy is of that class",
         "silo hospital-0: 1 of 11 images have 16 bits a pixel, 16 of them in use; all are scaled by these 16"]
 
 
