@@ -57,7 +57,7 @@ def of_fedhelp_in_the_cluster(control_plane: ControlPlane) -> str:
 
 def test_every_step_of_the_guide_works(said: dict[str, str]) -> None:
     assert list(said) == [
-        "before", "hub", "images", "silo", "administrator", "tenant", "kubeconfig", "renew", "agent", "works", "look", "upgrade", "uninstall",
+        "before", "hub", "images", "silo", "volumes", "administrator", "tenant", "kubeconfig", "renew", "agent", "works", "look", "upgrade", "uninstall",
         "withdraw", "forget"]
 
 
@@ -68,6 +68,10 @@ def test_the_hub_says_what_to_do_next(said: dict[str, str]) -> None:
 def test_the_hospital_says_what_to_do_next(said: dict[str, str]) -> None:
     assert "helm test fedhelp-silo -n charite" in said["silo"]
     assert "fedhelp-worker" in said["silo"]
+
+
+def test_a_hospital_may_make_a_pod_of_its_own_that_sees_its_volumes(said: dict[str, str]) -> None:
+    assert "job.batch/hospital created" in said["volumes"]
 
 
 def test_a_hospital_without_rights_on_the_cluster_installs_all_but_what_the_administrator_did(said: dict[str, str]) -> None:
