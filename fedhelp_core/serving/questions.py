@@ -88,8 +88,10 @@ def outputs_of(scorer: Scorer, asked: Sequence[Prepared], answers: Sequence[Answ
     findings = [answer for answer in answers if isinstance(answer, FindingsAnswer)]
     if findings:
         return [
-            Tensor("probabilities", np.stack([answer.probabilities_K for answer in findings])), *named,
+            Tensor("probabilities", np.stack([answer.calibrated_K for answer in findings])), *named,
+            Tensor("found", np.stack([answer.found_K for answer in findings]).astype(np.uint8)),
             Tensor("margin", np.array([answer.margin for answer in findings], np.float64)),
+            Tensor("model_probabilities", np.stack([answer.probabilities_K for answer in findings])),
             Tensor.of_texts("class_names", scorer.contract.task.classes)]
     return _mask_outputs([answer for answer in answers if isinstance(answer, MaskAnswer)], asked, named)
 
@@ -132,7 +134,8 @@ def metadata_of(contract: Contract) -> dict[str, Any]:
                    ("model_probabilities", "FP32", [-1, classes]), ("class_names", "BYTES", [classes])]
     elif task.form == "labels":
         findings = len(contract.task.classes)
-        outputs = [("probabilities", "FP32", [-1, findings]), *outputs, ("margin", "FP64", [-1]), ("class_names", "BYTES", [findings])]
+        outputs = [("probabilities", "FP64", [-1, findings]), *outputs, ("found", "UINT8", [-1, findings]), ("margin", "FP64", [-1]),
+                   ("model_probabilities", "FP32", [-1, findings]), ("class_names", "BYTES", [findings])]
     else:
         regions = [len(task.answered)] if task.form == "regions" else []
         outputs = [("mask", "UINT8", [-1, *regions, *many]), *outputs, ("expected_dice", "FP64", [-1]), ("foreground", "FP64", [-1])]
