@@ -38,8 +38,10 @@ def of_findings(federation: Federation, objective: Objective, silos: Mapping[str
     rules = get_args(OperatingRule)
     print(f"{'hospital':16} {'validation':>10} " + " ".join(f"{rule:>16}" for rule in rules))
     for name, silo in silos.items():
-        found = [evaluated_models(trained.weights, trained.states[name], _settings(federation, objective, name), EvaluationConfig(operating_point=rule),
-                                  data[name])["proxy"].scored.scores["balanced_accuracy"] for rule in rules]
+        settings, found = _settings(federation, objective, name), []
+        for rule in rules:
+            models = evaluated_models(trained.weights, trained.states[name], settings, EvaluationConfig(operating_point=rule), data[name])
+            found.append(models["proxy"].scored.scores["balanced_accuracy"])
         print(f"{name:16} {len(silo.validation_labels_N):10} " + " ".join(f"{score:16.3f}" for score in found))
 
 

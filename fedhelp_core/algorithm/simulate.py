@@ -82,7 +82,9 @@ def simulate(
     evaluated: dict[str, dict[ModelName, Evaluated]] = {}
     history: list[RoundFacts] = []
     samples = {name: len(silos[name].training.labels_N) for name in federation.silo_names}
-    answers = Answers.of(federation.silo_names, samples, {name: federation.steps(n) for name, n in samples.items()}, algorithm.weighting)
+    answers = Answers.of(
+        federation.silo_names, samples, {name: federation.steps(n) for name, n in samples.items()}, algorithm.weighting,
+        {name: federation.labelled_by(name) for name in samples})
     remembered: dict[Part, Weights] = {}
     for number in range(1, algorithm.rounds + 1):
         results: dict[str, LocalResult] = {}

@@ -79,6 +79,19 @@ def like(head: nn.Module, outputs: int) -> nn.Module:
     raise ConfigError("a proxy model needs a `head` that is a linear layer or a convolution for the public head to be made like it")
 
 
+def require_rows(network: nn.Module, called: str, outputs: int) -> None:
+    """Nothing where shapes alone tell what each output has to itself in the head, which the hub averages by itself (algorithm/server.Rows).
+
+    Raises:
+        ConfigError: a transposed kernel has as many inputs as outputs.
+    """
+    head = network.head
+    if isinstance(head, nn.modules.conv._ConvNd) and head.transposed and head.in_channels == outputs:
+        said = (f"network {called}: its head is a transposed convolution of as many inputs as outputs ({outputs}), so that the hub cannot tell"
+                " the rows of findings or regions that a hospital does not label; choose other channels, or leave `labelled` out")
+        raise ConfigError(said, public=said)
+
+
 def _first_line(error: Exception) -> str:
     """What went wrong, in at most 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -30,6 +30,7 @@ from fedhelp_core.data.arrays import SiloArrays, load_silo_arrays
 from fedhelp_core.disk import disk_errors, require_locks
 from fedhelp_core.errors import ConfigError, NotFound, PermanentError
 from fedhelp_core.models.build import normalisation_keys
+from fedhelp_core.models.cut import require_rows
 from fedhelp_core.models.pretrained import fitted
 from fedhelp_core.models.sizes import require_answer, size_of
 from fedhelp_core.objectives.metrics import mean_interval
@@ -121,6 +122,8 @@ class Silo:
             network = self.objective.build(model)
             if self.objective.answered_shape != shape:
                 require_answer(network, self.objective.answered_shape)
+            if travels and any(self.federation.labelled_by(name) is not None for name in self.federation.silo_names):
+                require_rows(network, str(model), self.objective.outputs)
             at_home = normalisation_keys(network) if travels and algorithm.normalisation == "silo" else frozenset()
             found = asdict(size_of(network, shape=shape, batch=batch if travels else algorithm.batch_size, at_home=at_home))
             from_file = fitted(network, self._pretrained[which], partial=asked[which].partial) if which in asked else ""

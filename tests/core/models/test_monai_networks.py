@@ -17,6 +17,7 @@ from fedhelp_core.config.federation import Federation, parse_federation
 from fedhelp_core.config.model import ModelConfig, model_of
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.models.build import build_model, build_public_head, normalisation_keys
+from fedhelp_core.models.cut import require_rows
 from fedhelp_core.registry.networks import networks
 
 _DENSE = {"network": "DenseNet", "arguments": {"init_features": 8, "growth_rate": 4, "block_config": [2, 2]}}
@@ -92,6 +93,14 @@ def test_a_network_is_the_same_from_the_same_seed_and_its_public_head_shares_all
     assert whole is model.backbone and {name.partition(".")[0] for name in model.state_dict()} == {"backbone", "head"}
     public = build_public_head(model, outputs=5, generator=torch.Generator())
     assert public(model.backbone(images)).shape == (2, 5, *shape[2:])
+
+
+def test_a_head_whose_rows_shapes_do_not_tell_is_refused_where_a_silo_labels_some_outputs_alone() -> None:
+    unet = {"network": "UNet", "arguments": {"channels": [8, 16], "strides": [2]}}
+    require_rows(_built(unet, answer="mask", outputs=3), "UNet", 3)
+    require_rows(_built(_DENSE, outputs=24), "DenseNet", 24)
+    with pytest.raises(ConfigError, match=r"network UNet: its head is a transposed convolution of as many inputs as outputs \(16\)"):
+        require_rows(_built(unet, answer="mask", outputs=16), "UNet", 16)
 
 
 def test_building_a_network_leaves_pytorchs_own_generator_as_it_was() -> None:
