@@ -36,13 +36,16 @@ TASKS: Mapping[str, TaskConfig] = {
         "name": "chest-organs", "form": "masks", "classes": ["background", "lungs", "heart"], "image_size": 16}),
     "skin-regions": TaskConfig.model_validate({
         "name": "skin-regions", "form": "regions", "channels": 3, "classes": ["lesion", "network"], "image_size": 16}),
+    "brain-tumours": TaskConfig.model_validate({
+        "name": "brain-tumours", "form": "regions", "dimensions": 3, "channels": 2, "classes": ["whole", "core"], "mask_values": [[1, 2], [2]],
+        "image_size": 16, "volume": {"spacing": 4.0, "patch_size": 16, "window_size": 16}}),
     "brain-segmentation": TaskConfig.model_validate({
         "name": "brain-segmentation", "image_size": 16, "volume": {"spacing": 4.0, "patch_size": 16, "window_size": 16}}),
 }
 _NETWORKS = {
     "melanoma": "resnet8", "pneumonia": "resnet8", "lung-segmentation": "unet2d-tiny", "chest-findings": "resnet8",
     "chest-organs": "unet2d-tiny", "skin-regions": "unet2d-tiny",
-    "brain-segmentation": "unet3d-tiny"}
+    "brain-segmentation": "unet3d-tiny", "brain-tumours": "unet3d-tiny"}
 
 
 def drawn(task: TaskConfig, seed: int = 1) -> Weights:
