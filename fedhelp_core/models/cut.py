@@ -39,8 +39,8 @@ class CutNetwork(nn.Module):
         self._make = make
         self._aliases = _aliases(self)
         if self._aliases:
-            self.register_state_dict_post_hook(_without_aliases)
-            self.register_load_state_dict_pre_hook(_with_aliases)
+            self.register_state_dict_post_hook(_without_aliases)  # type: ignore[no-untyped-call]
+            self.register_load_state_dict_pre_hook(_with_aliases)  # type: ignore[no-untyped-call]
 
     def another_head(self, outputs: int, generator: torch.Generator | None) -> nn.Module:
         """One with so many outputs, as its authors make it."""

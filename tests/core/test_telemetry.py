@@ -199,7 +199,8 @@ def test_scores_and_the_ends_of_tokens_outlive_runs_in_the_federations_own_group
     assert kept_at == "/metrics/job/fedhelp_evaluation/federation/skin"
     assert samples(kept) == {
         'fedhelp_silo_score{federation="skin",silo="a"}': 0.75,
-        'fedhelp_silo_score_of_each{answer="mass",federation="skin",silo="a"}': 0.5, 'fedhelp_token_expiry_timestamp_seconds{federation="skin",silo="a"}': 1.8e9}
+        'fedhelp_silo_score_of_each{answer="mass",federation="skin",silo="a"}': 0.5,
+        'fedhelp_token_expiry_timestamp_seconds{federation="skin",silo="a"}': 1.8e9}
     assert "fedhelp_silo_score" not in of_the_run and 'run="run-1"' not in kept
 
 
