@@ -55,8 +55,10 @@ def _arrays_of(model: Evaluated) -> Arrays:
     arrays = {f"test/{name}": rows for name, rows in model.test.items()}
     arrays |= {f"validation/{name}": rows for name, rows in (model.validation or {}).items()}
     if model.point is not None:
+        several = isinstance(model.point, FindingsPoint)
         points = model.point.of_each if isinstance(model.point, FindingsPoint) else (model.point,)
-        rows = {"temperature": [one.temperature for one in points], "offsets": [one.offsets_C for one in points],
-                "log_prior": [one.log_prior_C for one in points], "log_occurrence": [one.log_occurrence_C for one in points]}
-        arrays |= {f"point/{name}": np.array(values if isinstance(model.point, FindingsPoint) else values[0]) for name, values in rows.items()}
+        rows = {
+            "temperature": np.array([one.temperature for one in points]), "offsets": np.array([one.offsets_C for one in points]),
+            "log_prior": np.array([one.log_prior_C for one in points]), "log_occurrence": np.array([one.log_occurrence_C for one in points])}
+        arrays |= {f"point/{name}": values if several else values[0] for name, values in rows.items()}
     return arrays
