@@ -126,8 +126,8 @@ class EvaluationConfig(Section):
     """'argmax': the likeliest class, findings above 0.5. 'prior-corrected': the likeliest one if all classes, or images with and without a
     finding, were equally common. 'validation': that, with temperature and offsets fitted on the hospital's validation images."""
     min_validation_images: int | None = Field(None, ge=1, le=1_000_000)
-    """Fewest validation images that a hospital fits by, or chooses a model by; with fewer, or fewer that a finding is labelled in, 'validation' is
-    'prior-corrected'. null: ten, of masks four."""
+    """Fewest validation images that a hospital fits by, or chooses a model by; with fewer, 'validation' is 'prior-corrected'. Of a finding those
+    count in which it is labelled. null: ten, of masks four."""
     every: int = Field(5, ge=0, le=100_000)
     """Rounds between scores of the global model on each hospital's validation images, which the report and MLflow show by round; 0: none."""
 
