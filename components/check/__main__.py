@@ -217,6 +217,9 @@ def say_how_large(config: Federation, report: SiloReport) -> None:
         if which == "proxy" and algorithm.normalisation == "silo" and not size.batch_norms:
             say(f"{which} model {model} has no batch norms, so normalisation 'silo' keeps nothing at home: group and instance norms have no"
                 " statistics of a hospital's, and travel like all weights")
+    if "large" in report.models and report.models["large"].parameters < report.models["proxy"].parameters:
+        say(f"look at this: the large model ({algorithm.large_model}) has fewer parameters than the one that travels ({algorithm.proxy_model}); is"
+            " algorithm.large_model meant so?")
 
 
 def ask_silos(config: Federation, run: Run) -> dict[str, SiloReport]:
