@@ -623,8 +623,9 @@ def list_(silo: Path, name: str | None, store: str | None, endpoint_url: str | N
 def audit(outcomes: Path, silo: Path, name: str | None) -> None:
     """Say how right the answers were, month by month, once the truth is known.
 
-    OUTCOMES is a CSV with columns sha256 (of the image, as in results.csv), label (its true class) and perhaps when (YYYY-MM-DD). Answers come
-    from the hospital's own record, which predict and serve write. Nothing leaves the hospital.
+    OUTCOMES is a CSV with columns sha256 (of the image, as in results.csv), label (its true class) and perhaps when (YYYY-MM-DD). Of findings each
+    has a column of its own in place of label: 1, 0, or nothing where it is not known. Answers come from the hospital's own record, which predict and
+    serve write. Nothing leaves the hospital.
     """
     from fedhelp_cli.model import audit_model
 

@@ -5,7 +5,7 @@ fedhelp_core/deployment does the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from fedhelp_core.store.open import open_store
 
 if TYPE_CHECKING:
     from fedhelp_core.deployment.adoption import Comparison
+    from fedhelp_core.deployment.audit import FindingAudit
 
 _DECISIONS_SHOWN = 10
 
@@ -132,13 +133,26 @@ def audit_model(silo: Path, outcomes: Path, *, name: str | None) -> None:
         least, most = month.interval
         table.add_row(
             month.month, ", ".join(month.versions), f"{month.images:,}", f"{month.undecided:,}",
-            f"{month.right:,} of {month.images - month.undecided:,}", f"{month.score:.3f}", f"{least:.3f} to {most:.3f}")
-    Console(width=None if Console().is_terminal else 160).print(table)
+            f"{month.right:,} of {month.images - month.undecided:,}", f"{month.score:.3f}",
+            f"{least:.3f} to {most:.3f}" if least == least else "")
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(table)
+    if found.findings:
+        console.print(_findings_table(found.findings))
     score = f"{contract.headline} {contract.scores[contract.headline]:.3f}"
     print(f"at its adoption {contract.title} had {score} on {contract.test_images:,} test images")
     print(f"not judged: {found.open:,} images whose outcome is not known, {found.unknown:,} outcomes of images that nobody asked about")
     if damaged:
         print(f"{record.folder}: {damaged:,} lines cannot be read, and were left out")
+
+
+def _findings_table(findings: Sequence[FindingAudit]) -> Table:
+    table = Table(title=Text("of all months, by finding"))
+    for heading in ("finding", "found where it is there", "not found where it is not"):
+        table.add_column(heading, overflow="fold")
+    for one in findings:
+        table.add_row(Text(printable(one.finding)), f"{one.found:,} of {one.there:,}", f"{one.spared:,} of {one.absent:,}")
+    return table
 
 
 def _store_of(config: SiloConfig, url: str | None, endpoint_url: str | None) -> Store:

@@ -39,7 +39,7 @@ public_set:
       uri: {out.absolute()}
       classes: {count}
       image_size: {side}""" + (f"\n      prompts: {json.dumps(list(names))}" if names else ""))
-    print(f"\nBehind the Open Inference Protocol: mlflow models serve --model-uri {quoted(out)} --enable-mlserver (docs/teachers.md)")
+    print(f"\nBehind the Open Inference Protocol: mlserver start {quoted(out)} (docs/teachers.md)")
     if images is None:
         print("Not tried yet: name a folder of public images with --images.")
         return

@@ -94,8 +94,11 @@ def _can(maker: Any, given: Mapping[str, Given], fixed: Mapping[str, Any], requi
     network = _built(maker, given, {**fixed, **required}, dimensions)
     if network is None:
         return False
+    sides = (_SIDE,) * dimensions
     try:
-        head_of(network, outputs=_OUTPUTS, shape=(1, *(_SIDE,) * dimensions), per_pixel=per_pixel)
+        head_of(
+            network, outputs=_OUTPUTS, shape=(1, *sides), per_pixel=per_pixel, make=lambda outputs, _generator: made(
+                maker, given, {**fixed, **required}, outputs=outputs, channels=1, sides=sides, generator=None))
     except ConfigError:
         return False
     return True

@@ -15,9 +15,11 @@ ends of tokens, is in a group of the federation (job, federation), which the nex
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.request import Request
 
@@ -80,6 +82,9 @@ class _Metrics:
         self.score = Gauge(
             "fedhelp_silo_score", "Main score of the model that the silo deploys, on its own test images, in the federation's last run.",
             ["federation", "silo"], registry=kept)
+        self.score_of_each = Gauge(
+            "fedhelp_silo_score_of_each", "The same of each finding, foreground or region that its test images define.",
+            ["federation", "silo", "answer"], registry=kept)
         self.token_ends = Gauge(
             "fedhelp_token_expiry_timestamp_seconds", "Unix time at which the hub's token for the silo's cluster ends.",
             ["federation", "silo"], registry=kept)
@@ -193,10 +198,14 @@ def teacher_cost(teacher: str, cost: float, budget: float | None) -> None:
         _metrics().teacher_budget.labels(teacher).set(budget)
 
 
-def scored(federation: str, scores: Mapping[str, float]) -> None:
-    """Each silo's main score after a run of `federation`."""
+def scored(federation: str, scores: Mapping[str, float], of_each: Mapping[str, Mapping[str, float]] = MappingProxyType({})) -> None:
+    """Each silo's main score after a run of `federation`; `of_each`: silo -> finding, foreground or region -> its own, NaN where there is none."""
     for silo, score in scores.items():
         _metrics().score.labels(federation, silo).set(score)
+    for silo, answers in of_each.items():
+        for answer, score in answers.items():
+            if math.isfinite(score):
+                _metrics().score_of_each.labels(federation, silo, answer).set(score)
 
 
 def token_ends(federation: str, silo: str, when: float) -> None:

@@ -79,13 +79,14 @@ def close_rounds(session: Session, *, progress_file: str = "") -> Commit:
         commit = run.wait_for_commit(0)
         samples = _checked(session)
         steps = {silo: federation.steps(images) for silo, images in samples.items()}
+        labelled = {silo: federation.labelled_by(silo) for silo in samples}
         tracker.log_round(0, soft_label_numbers(session))
         for number in range(1, federation.algorithm.rounds + 1):
             started = time.monotonic()
             known = run.commit(number)
             commit = known or close_round(
                 run, number, samples, min_silos=federation.quorum, deadline_s=federation.protocol.round_deadline, terms=terms,
-                weighting=federation.algorithm.weighting, rule=rule_of(federation.algorithm), steps=steps)
+                weighting=federation.algorithm.weighting, rule=rule_of(federation.algorithm), steps=steps, labelled=labelled)
             seconds = time.monotonic() - started
             tracker.log_round(number, round_metrics(commit, seconds if known is None else None))
             tracker.log_round(number - 1, validation_scores(commit))

@@ -23,7 +23,7 @@ from fedhelp_components.check.form import FIELDS
 from fedhelp_components.check.start import find_start, settle_start
 from fedhelp_components.session import dispatcher_for, end, ends_in_mlflow, say
 from fedhelp_core.algorithm.averaging import shares_of
-from fedhelp_core.algorithm.class_shares import pooled_shares
+from fedhelp_core.algorithm.class_shares import pooled_findings, pooled_shares
 from fedhelp_core.config.federation import Federation, checked_value, default_of, load_federation
 from fedhelp_core.config.start import StartConfig
 from fedhelp_core.config.task import TaskConfig
@@ -179,10 +179,11 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
     """
     reports = ask_silos(config, run)
     counts = {silo: report.samples.training for silo, report in reports.items()}
-    if config.task.form == "classes":
-        shares = pooled_shares(
-            [reports[silo].training_class_counts for silo in config.silo_names],
-            shares_of([counts[silo] for silo in config.silo_names], config.algorithm.weighting))
+    if not config.task.per_pixel:
+        weights = shares_of([counts[silo] for silo in config.silo_names], config.algorithm.weighting)
+        told = [reports[silo] for silo in config.silo_names]
+        shares = pooled_findings([findings_counts(report) for report in told], weights) if config.task.form == "labels" else pooled_shares(
+            [report.training_class_counts for report in told], weights)
         run.settle(ClassShares(shares=shares.tolist()))
     say_how_large(config, reports[config.silo_names[0]])
     kinds = run.settle(Kinds(resolve_kinds(config, counts))).root
@@ -192,6 +193,12 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
         raise ConfigError(
             "algorithm.large_silos: no silo is small, and only small ones learn from soft labels, so teachers would be asked for nothing;"
             " lower it, or choose method fedhelp-no-api")
+
+
+def findings_counts(report: SiloReport) -> list[list[int]]:
+    """Of each finding, training images that are labelled to be without it, and with it."""
+    return [
+        [known - with_it, with_it] for known, with_it in zip(report.training_labelled_counts, report.training_class_counts, strict=True)]
 
 
 def say_how_large(config: Federation, report: SiloReport) -> None:
@@ -210,6 +217,9 @@ def say_how_large(config: Federation, report: SiloReport) -> None:
         if which == "proxy" and algorithm.normalisation == "silo" and not size.batch_norms:
             say(f"{which} model {model} has no batch norms, so normalisation 'silo' keeps nothing at home: group and instance norms have no"
                 " statistics of a hospital's, and travel like all weights")
+    if "large" in report.models and report.models["large"].parameters < report.models["proxy"].parameters:
+        say(f"look at this: the large model ({algorithm.large_model}) has fewer parameters than the one that travels ({algorithm.proxy_model}); is"
+            " algorithm.large_model meant so?")
 
 
 def ask_silos(config: Federation, run: Run) -> dict[str, SiloReport]:

@@ -30,6 +30,7 @@ from fedhelp_core.tracking.server import import_ahead
 from fedhelp_dispatch.request import Outcome
 from fedhelp_dispatch.supervisor import require_none_failed, run_everywhere, unanswered
 
+_MOST_WATCHED = 1000  # series of one metric, which Prometheus keeps for each federation
 _WIDEST_LABEL = 12  # letters: eight such columns fit into the UI's side panel
 
 
@@ -74,7 +75,9 @@ def _evaluate(session: Session, run_id: str, report_file: str) -> Evaluated:
     say(", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
     headline = session.federation.task.headline
     if headline.larger_is_better:  # of a distance the alert would call a better model a worse one
-        telemetry.scored(session.federation.name, {silo: found.deployed_model.scores[headline.name] for silo, found in evaluations.items()})
+        telemetry.scored(
+            session.federation.name, {silo: found.deployed_model.scores[headline.name] for silo, found in evaluations.items()},
+            scores_of_each(evaluations, session.federation.task))
         telemetry.keep_if_configured(telemetry.EVALUATION, session.federation.name)
     classes, confusion = summed_confusion(evaluations, session.federation.task)
     for silo, reason in left_out.items():
@@ -156,6 +159,14 @@ def summary(evaluations: Mapping[str, SiloEvaluation], metrics: Sequence[Metric]
     for metric in others:
         found |= {f"{name}_{metric.name}": value for name, value in _means(evaluations, _scores_by(evaluations, metric)).items()}
     return found
+
+
+def scores_of_each(evaluations: Mapping[str, SiloEvaluation], task: TaskConfig) -> dict[str, dict[str, float]]:
+    """Silo -> finding, foreground or region -> its own main score; nothing of a task with one score, or with more than anybody watches."""
+    if len(evaluations) * len(task.answered) > _MOST_WATCHED:
+        return {}
+    return {silo: dict(zip(task.answered, found.deployed_model.of_each[task.headline.name], strict=True))
+            for silo, found in evaluations.items() if task.headline.name in found.deployed_model.of_each}
 
 
 def _scores_by(evaluations: Mapping[str, SiloEvaluation], metric: Metric) -> dict[str, float]:

@@ -22,7 +22,7 @@ from fedhelp_components.images import VERSION
 from fedhelp_components.session import Session
 from fedhelp_core.algorithm.inference import recompute_normalisation
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, proxy_with
-from fedhelp_core.algorithm.operating_point import OperatingPoint, likeliest, prior_corrected
+from fedhelp_core.algorithm.operating_point import Point, likeliest, prior_corrected
 from fedhelp_core.config.card import CardConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.examples import preparation
@@ -47,7 +47,8 @@ from fedhelp_core.weights.header import Weights, WeightsSpec
 _DECISIONS = {
     "argmax": "Its probabilities are the network's own; the likeliest class is the answer.",
     "prior-corrected": "What the network learnt of how common classes are was taken out: probabilities are those of equally common classes.",
-    "labels": "A finding is seen where its probability is above 0.5.",
+    "labels argmax": "A finding is seen where its probability is above 0.5.",
+    "labels prior-corrected": "What the network learnt of how common findings are was taken out: one is seen where its probability is above 0.5.",
     "regions": "A pixel or voxel is in a region where its probability is above 0.5.",
     "masks": "A pixel or voxel is foreground where its probability is above 0.5."}
 _MOST_COUNTS = 5000  # in a tag of the version: MLflow takes 100,000 characters
@@ -118,7 +119,7 @@ def software() -> dict[str, str]:
 
 
 def card_of(
-    session: Session, final: Commit, evaluations: Mapping[str, SiloEvaluation], metrics: Mapping[str, float], point: OperatingPoint | None,
+    session: Session, final: Commit, evaluations: Mapping[str, SiloEvaluation], metrics: Mapping[str, float], point: Point | None,
     statistics: Statistics, left_out: int,
 ) -> tuple[str, str]:
     """The model card, as Markdown and as HTML."""
@@ -127,12 +128,19 @@ def card_of(
     return render_card(CardFacts(
         name=federation.registered_name, run=run.run_id, global_sha256=final.global_sha256, task=federation.task,
         network=str(federation.algorithm.proxy_model), method=federation.algorithm.method, preprocessing=preparation(federation.task),
-        statistics=statistics, decision=_DECISIONS[point.rule if point is not None else federation.task.form], own=federation.card or CardConfig(),
+        statistics=statistics, decision=_DECISIONS[_decision(federation.task, point)], own=federation.card or CardConfig(),
         class_shares=run.fact(ClassShares).shares if run.has_fact(ClassShares) else (),
         hospitals=hospital_scores(run, federation, evaluations), left_out=left_out, means=without_names(metrics, federation),
         recalls=_recalls([shared_model(evaluation) for evaluation in evaluations.values()], federation.task),
         public_images=labels.images if labels is not None else 0, teachers=tuple(labels.teachers) if labels is not None else (),
         lineage=lineage_of(run, federation, final, software())))
+
+
+def _decision(task: TaskConfig, point: Point | None) -> str:
+    """Which of `_DECISIONS`."""
+    if point is None:
+        return task.form
+    return f"labels {point.rule}" if task.form == "labels" else point.rule
 
 
 def _recalls(models: Sequence[ModelScores], task: TaskConfig) -> list[float]:
@@ -182,20 +190,21 @@ def silo_scores(evaluations: Mapping[str, SiloEvaluation], metric: Metric) -> di
     }
 
 
-def operating_point_for_others(session: Session) -> OperatingPoint | None:
-    """How those decide who load the registered model: they may have no images of their own, so all classes count as equally common. None
-    of findings and masks.
+def operating_point_for_others(session: Session) -> Point | None:
+    """How those decide who load the registered model: they may have no images of their own, so all classes count as equally common, and each
+    finding as common as its absence. None of masks and regions.
 
     The hub has no image to fit anything on. It knows how common classes were in training, and takes that out where the model has learnt it.
     """
     federation = session.federation
-    if federation.task.form != "classes":
+    if federation.task.per_pixel:
         return None
-    classes = len(federation.task.classes)
-    if federation.evaluation.operating_point == "argmax":
-        return likeliest(classes)
-    learnt = federation.algorithm.class_weights == "none"
-    return prior_corrected(np.array(session.run.fact(ClassShares).shares) if learnt else None, classes=classes)
+    objective, asked = objective_of(federation.task), federation.evaluation.operating_point != "argmax"
+    if not asked or federation.algorithm.class_weights != "none":
+        answers = [2] * objective.outputs if federation.task.form == "labels" else [objective.outputs]
+        return objective.point_of([prior_corrected(None, classes=count) if asked else likeliest(count) for count in answers])
+    shares = objective.learnt_shares(session.run.fact(ClassShares).shares)
+    return objective.point_of([prior_corrected(of_one, classes=len(of_one)) for of_one in shares])
 
 
 @dataclass(frozen=True)
@@ -209,7 +218,7 @@ class Built:
     """Its batch norms, where they were made for it alone; else empty."""
 
 
-def build_served(session: Session, final: Commit, point: OperatingPoint | None) -> Built:
+def build_served(session: Session, final: Commit, point: Point | None) -> Built:
     """The final model, with batch norms whatever the hospitals do with theirs."""
     federation = session.federation
     settings = UpdateSettings(

@@ -82,7 +82,7 @@ def facts_of_run(store: Store, run_id: str, federation: Federation) -> ReportFac
             **({"registered model": f"{federation.registered_name} version {candidate.version}"} if candidate else {})},
         card="card.html" if run.has_fact(Served) else "",
         enough_validation=federation.evaluation.enough_validation(federation.task.form),
-        operating_point=federation.evaluation.operating_point if federation.task.form == "classes" else "",
+        operating_point=federation.evaluation.operating_point if not federation.task.per_pixel else "",
         silos_left_out=left_out.root if left_out else {}, gate=_gate(run), study=_study(run, federation),
         rounds_file=run.keys.rounds_csv.rpartition("/")[2], aborted=run.abort_reason(), finished_at=final.created if final else None)
 
@@ -126,7 +126,7 @@ def _parameters(federation: Federation) -> dict[str, object]:
     return {
         "task": federation.task.name, "image size": f"{federation.task.image_size} px", **{k.replace("_", " "): v for k, v in algorithm.items()},
         "optimizer": f"Adam, learning rate {optimizer['learning_rate']:g}, weight decay {optimizer['weight_decay']:g}",
-        **({"operating point": federation.evaluation.operating_point} if federation.task.form == "classes" else {}),
+        **({"operating point": federation.evaluation.operating_point} if not federation.task.per_pixel else {}),
         "seed": federation.runtime.seed, "threads per silo": federation.runtime.threads, "min silos": federation.quorum,
         "round deadline": f"{federation.protocol.round_deadline:g} s",
     }
@@ -165,7 +165,7 @@ def _scores(run: Run, federation: Federation, final: Commit) -> dict[str, SiloSc
             found[silo] = SiloScores(
                 models={name: model.scores for name, model in models.items()},
                 confusion=None if federation.task.form in ("labels", "regions") else tuple(tuple(row) for row in evaluation.deployed_model.confusion),
-                operating_point=evaluation.deployed_model.operating_point if federation.task.form == "classes" else "",
+                operating_point=evaluation.deployed_model.operating_point if not federation.task.per_pixel else "",
                 interval=interval_of(evaluation.deployed_model, federation.task), of_each=evaluation.deployed_model.of_each)
     return found
 

@@ -1,6 +1,7 @@
 """How common a hospital's classes are, for losses and decisions that take skewed classes into account. NumPy; no images, counts alone.
 
-Called by losses.py in training, by operating_point.py and by check, which pools what the hospitals counted. Shapes: K hospitals, C classes.
+Called by losses.py in training, by operating_point.py and by check, which pools what the hospitals counted.
+Shapes: K hospitals, C classes, F findings.
 """
 
 from __future__ import annotations
@@ -38,6 +39,22 @@ def pooled_shares(counts_KC: Sequence[Sequence[int]], weights_K: Sequence[float]
     """What the averaged model has seen: the hospitals' class frequencies, in the shares `weights_K` that their updates have in Eq 7."""
     counts = np.asarray(counts_KC, np.float64)
     return _without_gaps(np.asarray(weights_K) @ (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)))
+
+
+def pooled_findings(counts_KF2: Sequence[Sequence[Sequence[int]]], weights_K: Sequence[float]) -> Shares:
+    """How common each finding (F,) is where it is labelled, mean over the hospitals that label it, which share what `weights_K` gives them.
+
+    `counts_KF2`: training images of each hospital, of those labelled without and with each finding. 0 of a finding that nobody labels.
+    """
+    counts = np.asarray(counts_KF2, np.float64)
+    both_F2 = np.tensordot(np.asarray(weights_K), counts / np.maximum(counts.sum(axis=2, keepdims=True), 1), axes=1)
+    shares: Shares = both_F2[:, 1] / np.maximum(both_F2.sum(axis=1), np.finfo(np.float64).tiny)
+    return shares
+
+
+def shares_of_finding(share: float) -> Shares:
+    """Shares of images without and with a finding that so many have; one that all have, or none, is not favoured."""
+    return _without_gaps(np.array([1 - share, share]))
 
 
 def _without_gaps(shares_C: Shares) -> Shares:

@@ -20,7 +20,7 @@ from fedhelp_core.algorithm.batches import Rows, to_input
 from fedhelp_core.algorithm.class_shares import Shares, shares_of_classes
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, Weights, large_model_of, proxy_with
 from fedhelp_core.algorithm.objective import Results, Scored
-from fedhelp_core.algorithm.operating_point import OperatingPoint, operating_point
+from fedhelp_core.algorithm.operating_point import Point, operating_point
 from fedhelp_core.config.federation import EvaluationConfig
 from fedhelp_core.registry.methods import METHOD_PARTS
 
@@ -39,10 +39,11 @@ class EvaluationData:
     validation_images_NCHW: Tensor
     """There may be none."""
     validation_labels_N: Tensor
-    class_counts_C: Sequence[int]
-    """The silo's own training images of each class; of other forms, anything."""
-    federation_shares_C: Shares | None
-    """Class frequencies of all silos' training images (class_shares.pooled_shares); None: nobody told, the silo's own stand for them."""
+    decision_counts: Sequence[Sequence[int]]
+    """Of each decision the silo's own training images by what is true (Objective.counts_of_decisions)."""
+    federation_shares: Sequence[Shares] | None
+    """Of each decision how common its answers are among all silos' training images (Objective.learnt_shares); None: nobody told, the silo's own
+    stand for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,8 @@ class Evaluated:
 
     scored: Scored
     """On test images, at the operating point."""
-    point: OperatingPoint | None
-    """None of findings and masks."""
+    point: Point | None
+    """None of masks and regions."""
     test: Results
     validation: Results | None
     """None where nobody looked."""
@@ -116,18 +117,18 @@ def _surely_positive(differences_N: npt.NDArray[np.float64]) -> bool:
 
 def _operating_point(
     name: ModelName, settings: UpdateSettings, evaluation: EvaluationConfig, data: EvaluationData, validation: Results | None,
-) -> OperatingPoint:
+) -> Point:
     """How the silo decides with its model `name`: what class frequencies that one has been trained on is known from who trained it."""
-    algorithm = settings.algorithm
-    shares_C: Shares | None = None
+    algorithm, counts = settings.algorithm, data.decision_counts
+    shares: Sequence[Shares | None] = [None] * len(counts)
     if algorithm.class_weights == "none":
-        everywhere = name == "proxy" and METHOD_PARTS[algorithm.method].averaged and data.federation_shares_C is not None
-        shares_C = data.federation_shares_C if everywhere else shares_of_classes(data.class_counts_C)
-    classes = len(data.class_counts_C)
-    nothing: Results = {"labels": np.zeros(0, np.int64), "probabilities": np.zeros((0, classes), np.float32)}
-    seen = validation or nothing
-    return operating_point(
-        evaluation, shares_C=shares_C, counts_C=data.class_counts_C, labels_N=seen["labels"], probabilities_NC=seen["probabilities"])
+        everywhere = name == "proxy" and METHOD_PARTS[algorithm.method].averaged
+        shares = data.federation_shares if everywhere and data.federation_shares is not None else [shares_of_classes(of_one) for of_one in counts]
+    nothing = [(np.zeros(0, np.int64), np.zeros((0, len(of_one)), np.float32)) for of_one in counts]
+    seen = nothing if validation is None else settings.objective.decisions(validation)
+    return settings.objective.point_of([
+        operating_point(evaluation, shares_C=shares_C, counts_C=counts_C, labels_N=labels_N, probabilities_NC=probabilities_NC)
+        for shares_C, counts_C, (labels_N, probabilities_NC) in zip(shares, counts, seen, strict=True)])
 
 
 @torch.no_grad()

@@ -130,6 +130,19 @@ class CopyKernel:
         return np.array(read(self._source, self._read[:elements * dtype.itemsize].view(dtype)))
 
 
+class ChosenKernel:
+    """Another kernel's arithmetic on some of the sources: those at `places`."""
+
+    def __init__(self, kernel: Kernel, places: Sequence[int]) -> None:
+        self.piece_elements = kernel.piece_elements
+        self._kernel = kernel
+        self._places = tuple(places)
+
+    def compute(self, read: Read, dtype: np.dtype[Any], elements: int) -> NDArray[Any]:
+        """The piece's result."""
+        return self._kernel.compute(lambda k, buffer: read(self._places[k], buffer), dtype, elements)
+
+
 class ZeroKernel:
     """Zero, whatever its sources hold."""
 

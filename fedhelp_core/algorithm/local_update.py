@@ -232,7 +232,7 @@ class _Trainer:
         self.round = round_number
         self.data = data
         self.proxy = proxy_with(global_weights, state, settings).train()
-        counts_C = self.objective.counts(data.labels_N) if self.objective.decides else []
+        counts_C = self.objective.counts(data.labels_N) if self.objective.form == "classes" else []
         self.terms = losses.with_class_weights(self.objective.terms, self.algorithm.class_weights, counts_C)
         if self.objective.form == "labels":  # the others know it by `labelling`
             self.terms = losses.with_labelled(self.terms, (data.labels_N != NOT_LABELLED).any(dim=0).tolist())

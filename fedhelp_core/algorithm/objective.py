@@ -5,6 +5,7 @@ Shapes: N images, B batch, C channels, H and W spatial sides (D, H, W of volumes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fedhelp_core.algorithm.batches import Augment
+from fedhelp_core.algorithm.class_shares import Shares
 from fedhelp_core.algorithm.losses import LossTerms
-from fedhelp_core.algorithm.operating_point import OperatingPoint
+from fedhelp_core.algorithm.operating_point import FloatArray, IntArray, OperatingPoint, Point
 from fedhelp_core.config.algorithm import AugmentationConfig
 from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.registry.metrics import Metric
@@ -63,7 +65,7 @@ class Objective(Protocol):
     visits: int
     """How often an epoch comes to each image."""
     decides: bool
-    """Whether hospitals have an operating point of their own; False: findings and masks, which are cut at 0.5."""
+    """Whether hospitals have an operating point of their own; False: masks and regions, which are cut at 0.5."""
 
     def build(self, model: ModelConfig | str, generator: torch.Generator | None = None) -> nn.Module:
         """`model` for this task; see models.build_model."""
@@ -80,13 +82,26 @@ class Objective(Protocol):
     def counts(self, targets_NK: Tensor) -> list[int]:
         """Images of each class, or with each finding; of masks, pixels."""
 
+    def counts_of_decisions(self, targets_NK: Tensor) -> list[list[int]]:
+        """Of each decision, images by what is true: of classes there is one decision, of findings one each (without, with); of masks none."""
+
+    def learnt_shares(self, class_shares: Sequence[float]) -> list[Shares]:
+        """Of each decision, how common its answers are, of what class_shares.json holds."""
+
+    def decisions(self, results: Results) -> list[tuple[IntArray, FloatArray]]:
+        """Of each decision, what is true of the images where that is known, and what the model says of the answers (N, answers)."""
+
+    def point_of(self, points: Sequence[OperatingPoint]) -> Point:
+        """The operating points of all decisions as one."""
+
     def answers(self, logits: Tensor) -> Tensor:
         """Probabilities of `logits`."""
 
-    def served(self, model: nn.Module, point: OperatingPoint | None = None) -> nn.Module:
+    def served(self, model: nn.Module, point: Point | None = None) -> nn.Module:
         """`model` for users: images (B, C, H, W), values 0..255 -> class probabilities (B, classes) or (B, classes, H, W) float32.
 
-        With `point` they are those of classes that are equally common, and the likeliest is the operating point's decision.
+        With `point` they are those of classes that are equally common, and the likeliest is the operating point's decision; of findings, what is
+        above a half.
 
         It is exportable for any number of images of the task's own size, and needs nothing of FedHelp when it is loaded.
         """
@@ -94,10 +109,10 @@ class Objective(Protocol):
     def results(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Results:
         """What `model` says of these images, beside what is true; it is left in eval mode. Of one class answers: `labels`, `probabilities`."""
 
-    def scores_of(self, results: Results, point: OperatingPoint | None = None) -> Scored:
+    def scores_of(self, results: Results, point: Point | None = None) -> Scored:
         """The scores of these images, decided at `point`; None: at argmax."""
 
-    def merits(self, results: Results, point: OperatingPoint | None = None) -> npt.NDArray[np.float64]:
+    def merits(self, results: Results, point: Point | None = None) -> npt.NDArray[np.float64]:
         """How well a model did on each image (N,): the mean is the headline score."""
 
     def scored(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Scored:

@@ -15,13 +15,16 @@ class weights answers as if classes were equally common, so o = 0. Where there a
 bias-corrected temperature scaling (Alexandari et al. 2020, arXiv 1901.06852), drawn towards the values above: few images move them little.
 Only p(x | y) is fitted. How common classes are among the validation images does not matter, since that is accounted for.
 
-Shapes: N images, C classes.
+Of several findings each is such a decision by itself, between not seen and seen, with a temperature and offsets of its own.
+
+Shapes: N images, C classes, K findings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +74,44 @@ class OperatingPoint:
         return logits
 
 
+@dataclass(frozen=True, kw_only=True)
+class FindingsPoint:
+    """How one hospital decides about several findings with one model."""
+
+    of_each: tuple[OperatingPoint, ...]
+    """Of each finding, between not seen and seen."""
+
+    @property
+    def rule(self) -> OperatingRule:
+        """'validation' where one finding or more is decided by validation images; else what all come from."""
+        rules = [point.rule for point in self.of_each]
+        return "validation" if "validation" in rules else rules[0]
+
+    def decided(self, probabilities_NK: FloatArray) -> npt.NDArray[np.bool_]:
+        """Which findings are found (N, K), for a model's probabilities of them."""
+        return self._column_by_column(lambda point, both_N2: point.decided(both_N2) == 1, probabilities_NK)
+
+    def equally_common(self, probabilities_NK: FloatArray) -> npt.NDArray[np.float64]:
+        """Probabilities (N, K) as if images with each finding were as common as images without: what is above a half is found."""
+        return self._column_by_column(lambda point, both_N2: point.equally_common(both_N2)[:, 1], probabilities_NK)
+
+    def calibrated(self, probabilities_NK: FloatArray) -> npt.NDArray[np.float64]:
+        """Probabilities (N, K) that fit the hospital's patients, of a model's."""
+        return self._column_by_column(lambda point, both_N2: point.calibrated(both_N2)[:, 1], probabilities_NK)
+
+    def _column_by_column(self, what: Callable[[OperatingPoint, FloatArray], npt.NDArray[Any]], probabilities_NK: FloatArray) -> npt.NDArray[Any]:
+        return np.stack([what(point, both_of(column_N)) for point, column_N in zip(self.of_each, probabilities_NK.T, strict=True)], axis=1)
+
+
+Point = OperatingPoint | FindingsPoint
+
+
+def both_of(probability_N: FloatArray) -> npt.NDArray[np.float64]:
+    """Probabilities (N, 2) of not seen and seen, of those that a finding is seen."""
+    seen_N = probability_N.astype(np.float64)
+    return np.stack([1 - seen_N, seen_N], axis=1)
+
+
 def likeliest(classes: int) -> OperatingPoint:
     """The model's own word: its likeliest class, its own probabilities."""
     nothing = (0.0,) * classes
@@ -118,7 +159,7 @@ def fitted(start: OperatingPoint, labels_N: IntArray, probabilities_NC: FloatArr
 def operating_point(
     wanted: EvaluationConfig, *, shares_C: Shares | None, counts_C: Sequence[int], labels_N: IntArray, probabilities_NC: FloatArray,
 ) -> OperatingPoint:
-    """The hospital's operating point of one model, as the federation's `evaluation` asks for it.
+    """The hospital's operating point of one model for one decision, as the federation's `evaluation` asks for it.
 
     Args:
         wanted: The federation's section.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedhelp_core.algorithm.averaging import rule_of, shares_of
-from fedhelp_core.algorithm.class_shares import Shares, pooled_shares
+from fedhelp_core.algorithm.class_shares import Shares, pooled_findings, pooled_shares
 from fedhelp_core.algorithm.inference import Evaluated, EvaluationData, ModelName, evaluated_models
 from fedhelp_core.algorithm.local_update import CPU, LocalResult, SiloData, SiloState, UpdateSettings, Weights, initial_weights, local_update
 from fedhelp_core.algorithm.objective import Objective
@@ -78,11 +78,13 @@ def simulate(
     }
     weights = initial_weights(algorithm, objective, seed=seed, pretrained=pretrained)
     states = {name: SiloState.empty() for name in settings}
-    data = _evaluation_data(federation, objective, silos)
+    data = evaluation_data(federation, objective, silos)
     evaluated: dict[str, dict[ModelName, Evaluated]] = {}
     history: list[RoundFacts] = []
     samples = {name: len(silos[name].training.labels_N) for name in federation.silo_names}
-    answers = Answers.of(federation.silo_names, samples, {name: federation.steps(n) for name, n in samples.items()}, algorithm.weighting)
+    answers = Answers.of(
+        federation.silo_names, samples, {name: federation.steps(n) for name, n in samples.items()}, algorithm.weighting,
+        {name: federation.labelled_by(name) for name in samples})
     remembered: dict[Part, Weights] = {}
     for number in range(1, algorithm.rounds + 1):
         results: dict[str, LocalResult] = {}
@@ -104,16 +106,17 @@ def simulate(
     return SimulationResult(weights=weights, states=states, history=history, evaluated=evaluated)
 
 
-def _evaluation_data(federation: Federation, objective: Objective, silos: Mapping[str, SimulatedSilo]) -> dict[str, EvaluationData]:
-    """By silo, with what check would have pooled of their class counts."""
-    counts: dict[str, list[int]] = {name: [] for name in silos}
-    pooled: Shares | None = None
+def evaluation_data(federation: Federation, objective: Objective, silos: Mapping[str, SimulatedSilo]) -> dict[str, EvaluationData]:
+    """By silo what its models are evaluated with, and what check would have pooled of their counts."""
+    counts = {name: objective.counts_of_decisions(silo.training.labels_N) for name, silo in silos.items()}
+    pooled: list[Shares] | None = None
     if objective.decides:
-        counts = {name: objective.counts(silo.training.labels_N) for name, silo in silos.items()}
         taking_part = [counts[name] for name in federation.silo_names]
-        pooled = pooled_shares(taking_part, shares_of([sum(found) for found in taking_part], federation.algorithm.weighting))
+        weights = shares_of([len(silos[name].training.labels_N) for name in federation.silo_names], federation.algorithm.weighting)
+        pooled = objective.learnt_shares((
+            pooled_findings(taking_part, weights) if objective.form == "labels" else pooled_shares([one for one, in taking_part], weights)).tolist())
     return {
         name: EvaluationData(
             test_images_NCHW=silo.test_images_NCHW, test_labels_N=silo.test_labels_N, validation_images_NCHW=silo.validation_images_NCHW,
-            validation_labels_N=silo.validation_labels_N, class_counts_C=counts[name], federation_shares_C=pooled)
+            validation_labels_N=silo.validation_labels_N, decision_counts=counts[name], federation_shares=pooled)
         for name, silo in silos.items()}

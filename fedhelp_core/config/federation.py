@@ -120,14 +120,14 @@ class PromotionConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How hospitals decide with a model that names classes; masks are cut at probability 0.5 (docs/algorithm.md, operating point)."""
+    """How hospitals decide with a model that names classes or findings; masks are cut at probability 0.5 (docs/algorithm.md, operating point)."""
 
     operating_point: OperatingRule = "validation"
-    """'argmax': the likeliest class. 'prior-corrected': the likeliest one if all classes were equally common. 'validation': that, with
-    temperature and offsets fitted on the hospital's validation images."""
+    """'argmax': the likeliest class, findings above 0.5. 'prior-corrected': the likeliest one if all classes, or images with and without a
+    finding, were equally common. 'validation': that, with temperature and offsets fitted on the hospital's validation images."""
     min_validation_images: int | None = Field(None, ge=1, le=1_000_000)
-    """Fewest validation images that a hospital fits by, or chooses a model by; with fewer, 'validation' is 'prior-corrected'. null: ten, of masks
-    four."""
+    """Fewest validation images that a hospital fits by, or chooses a model by; with fewer, 'validation' is 'prior-corrected'. Of a finding those
+    count in which it is labelled. null: ten, of masks four."""
     every: int = Field(5, ge=0, le=100_000)
     """Rounds between scores of the global model on each hospital's validation images, which the report and MLflow show by round; 0: none."""
 

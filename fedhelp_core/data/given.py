@@ -50,7 +50,7 @@ def prepared(given: Any, task: TaskConfig, name: str = "the image", *, paths: bo
 
     Args:
         given: Path; bytes of a JPEG, PNG, NIfTI or multi-frame DICOM file, or such in base64; or an array: pictures (H, W), (H, W, 1) or (H, W, 3),
-            volumes {"voxels": (X, Y, Z), "affine": (4, 4) to mm} or with "spacing" in mm for "affine".
+            volumes {"voxels": (X, Y, Z), "affine": (4, 4) to mm} or with "spacing" in mm for "affine"; of several sequences (X, Y, Z, C).
         task: The model's.
         name: What messages call it.
         paths: Whether a text may be a path; else it is base64, since a server must not open its own files for whoever asks.
@@ -147,7 +147,7 @@ def _volume(given: Any, task: TaskConfig, name: str) -> NDArray[np.uint8]:
                 raise Unusable(str(e).replace(str(path), name)) from None
     if isinstance(given, Path):
         return reader.placed(opened_channels((given,), task.channels), given).cube_CSSS
-    return reader.placed([volume_of(given, name)], Path(name)).cube_CSSS
+    return reader.placed(volumes_of(given, task.channels, name), Path(name)).cube_CSSS
 
 
 def volume_ending(start: bytes) -> str:
@@ -155,22 +155,29 @@ def volume_ending(start: bytes) -> str:
     return ".dcm" if start[128:132] == b"DICM" else ".nii.gz" if start.startswith(b"\x1f\x8b") else ".nii"
 
 
-def volume_of(given: Any, name: str) -> Volume:
-    """Voxels and where they lie.
+def volumes_of(given: Any, channels: int, name: str) -> list[Volume]:
+    """Voxels and where they lie, a volume for each of the task's channels.
 
     Raises:
-        Unusable: one of both is missing, or cannot be.
+        Unusable: one of both is missing, or cannot be, or there are more or fewer sequences.
     """
+    shape = "X x Y x Z" if channels == 1 else f"X x Y x Z x {channels}"
     fields = set(given) if isinstance(given, Mapping) else set()
     if fields not in ({"voxels", "affine"}, {"voxels", "spacing"}):
         got = ", ".join(sorted(map(str, fields)))[:80] or "an array alone, whose voxels' size nobody knows"
-        raise Unusable(f"{name}: a NIfTI file, a DICOM series, or voxels (X x Y x Z) with their affine or spacing in mm expected, got {got}")
+        raise Unusable(f"{name}: a NIfTI file, a DICOM series, or voxels ({shape}) with their affine or spacing in mm expected, got {got}")
     voxels = _array_in(given["voxels"], f"{name}, voxels")
-    if voxels.ndim != 3 or voxels.size > MOST_VOXELS or voxels.dtype.kind not in "fui":
-        raise Unusable(f"{name}: X x Y x Z numbers of at most {MOST_VOXELS:,} voxels expected, got {_said(voxels)}")
-    volume = Volume(voxels.astype(np.float32), _affine_of(given, name))
-    require_plausible(volume, Path(name))
-    return volume
+    if channels == 1 and voxels.ndim == 3:
+        voxels = voxels[..., None]
+    if voxels.ndim == 4 and voxels.shape[0] == channels != voxels.shape[3]:
+        raise Unusable(f"{name}: sequences last expected ({shape}), got {_said(voxels)}; transpose it")
+    if voxels.ndim != 4 or voxels.shape[3] != channels or voxels.size > channels * MOST_VOXELS or voxels.dtype.kind not in "fui":
+        raise Unusable(f"{name}: {shape} numbers of at most {MOST_VOXELS:,} voxels expected, got {_said(voxels)}")
+    affine = _affine_of(given, name)
+    found = [Volume(np.ascontiguousarray(voxels[..., number], np.float32), affine) for number in range(channels)]
+    for volume in found:
+        require_plausible(volume, Path(name))
+    return found
 
 
 def _affine_of(given: Mapping[str, Any], name: str) -> NDArray[np.float64]:

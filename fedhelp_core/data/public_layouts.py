@@ -351,6 +351,9 @@ def _only_csv(folder: Path) -> Path:
     if len(found) != 1:
         workbooks = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in (".xls", ".xlsx", ".ods"))
         hint = f"; save {workbooks[0]} as CSV UTF-8 in the spreadsheet" if workbooks and not found else "; give it with --csv"
+        below = [] if found else [path.relative_to(folder) for one in _subfolders(folder) for path in sorted(one.iterdir()) if _is_csv(path)]
+        if below:
+            hint = f", but {below[0]} below it; take in one hospital's folder at a time, or name a list of all with a column hospital (--csv)"
         raise DataError(f"{folder}: one CSV expected in it, found {', '.join(path.name for path in found) or 'none'}{hint}")
     return found[0]
 

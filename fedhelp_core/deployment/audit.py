@@ -1,13 +1,14 @@
 """How right the hospital's models were, month by month, once the truth is known. Called by `fedhelp model audit`.
 
-The record of answers has image hashes, a file of outcomes has the hashes' true classes; both stay in the hospital. Of an image that was answered
-about several times the last answer counts.
+The record of answers has image hashes, a file of outcomes has the hashes' true classes or findings; both stay in the hospital. Of an image that was
+answered about several times the last answer counts. Shapes: C classes, K findings.
 """
 
 from __future__ import annotations
 
 import csv
 import datetime
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,20 @@ import numpy as np
 
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.deployment.answer_record import Answered
+from fedhelp_core.deployment.scorer import NO_FINDING
 from fedhelp_core.disk import disk_errors
 from fedhelp_core.errors import ConfigError, DataError, listed
-from fedhelp_core.objectives.metrics import balanced_accuracy, balanced_accuracy_interval, confusion_matrix
+from fedhelp_core.objectives.metrics import (
+    balanced_accuracy,
+    balanced_accuracy_interval,
+    confusion_matrix,
+    finding_balanced_accuracy,
+    mean_of_defined,
+)
 
 COLUMNS = ("sha256", "label", "when")
 _SHA256 = 64  # hexadecimal digits
+_BETWEEN = ", "  # findings in a line of the record
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,11 @@ class Outcome:
 
     sha256: str
     label: str
+    """Its class; '' of findings."""
     month: str
     """YYYY-MM; '' where the file does not say."""
+    findings: tuple[tuple[str, bool], ...] = ()
+    """Finding -> whether it is there, of those that are known."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +55,26 @@ class Month:
     images: int
     undecided: int
     right: int
-    """Of the decided ones."""
+    """Of the decided ones; of findings those images in which all that are known are right."""
     score: float
-    """Balanced accuracy of all answers, undecided ones as their likeliest class."""
+    """Balanced accuracy of all answers, undecided ones as what is likelier; of findings its mean over them."""
     interval: tuple[float, float]
-    """95%, by the counts alone."""
+    """95%, by the counts alone; NaN of findings."""
+
+
+@dataclass(frozen=True)
+class FindingAudit:
+    """Answers about one finding in all months."""
+
+    finding: str
+    there: int
+    """Images that show it."""
+    found: int
+    """Of these."""
+    absent: int
+    """Images that do not."""
+    spared: int
+    """Of these, where it was not found."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +86,13 @@ class Audit:
     """Outcomes of images that nobody asked about."""
     open: int
     """Images that were answered about, and whose truth is not known."""
+    findings: tuple[FindingAudit, ...] = ()
+    """Of each; empty of classes."""
 
 
 def outcomes_in(path: Path, task: TaskConfig) -> list[Outcome]:
-    """The rows of a CSV with columns sha256, label and perhaps when (YYYY-MM or YYYY-MM-DD).
+    """The rows of a CSV with columns sha256, label and perhaps when (YYYY-MM or YYYY-MM-DD). Of findings there is a column for each in place of
+    label: 1, 0, or nothing where it is not known.
 
     Raises:
         DataError: with every row that cannot be used.
@@ -75,28 +105,37 @@ def outcomes_in(path: Path, task: TaskConfig) -> list[Outcome]:
             raise DataError(f"{path}: UTF-8 expected; save it as CSV in UTF-8") from None
     reader = csv.DictReader(lines)
     columns = tuple(reader.fieldnames or ())
-    if not {"sha256", "label"} <= set(columns) or len(set(columns)) != len(columns):
-        raise DataError(f"{path}: columns sha256 and label expected, when is optional, got {', '.join(columns)[:200] or 'none'}")
+    findings = [name for name in task.classes if name in columns] if task.form == "labels" else []
+    if "sha256" not in columns or not (findings or (task.form == "classes" and "label" in columns)) or len(set(columns)) != len(columns):
+        wanted = f"a column for each of {', '.join(task.classes)[:200]}" if task.form == "labels" else "label"
+        raise DataError(f"{path}: columns sha256 and {wanted} expected, when is optional, got {', '.join(columns)[:200] or 'none'}")
     found, problems = dict[str, Outcome](), list[str]()
     for number, row in enumerate(reader, start=2):
-        problem = _problem(row, task)
-        sha256 = (row["sha256"] or "").strip().lower()
-        if not problem and sha256 in found and found[sha256].label != (row["label"] or "").strip():
+        problem = _problem(row, task, findings)
+        cells = {name: (row.get(name) or "").strip() for name in (*COLUMNS, *findings)}
+        outcome = Outcome(
+            cells["sha256"].lower(), "" if findings else cells["label"], cells["when"][:7],
+            tuple((name, cells[name] == "1") for name in findings if cells[name]))
+        before = found.get(outcome.sha256, outcome)
+        if not problem and (before.label, before.findings) != (outcome.label, outcome.findings):
             problem = "this image has another label further up"
         if problem:
             problems.append(f"{path}, line {number}: {problem}")
         else:
-            found[sha256] = Outcome(sha256, row["label"].strip(), (row.get("when") or "").strip()[:7])
+            found[outcome.sha256] = outcome
     if problems:
         raise DataError(listed(problems), public=f"outcomes that cannot be used ({len(problems)} rows)")
     return list(found.values())
 
 
-def _problem(row: Mapping[str | None, str | None], task: TaskConfig) -> str:
+def _problem(row: Mapping[str | None, str | None], task: TaskConfig, findings: Sequence[str]) -> str:
     sha256, label, when = ((row.get(column) or "").strip() for column in COLUMNS)
     if len(sha256) != _SHA256 or not set(sha256.lower()) <= set("0123456789abcdef"):
         return f"sha256: 64 hexadecimal digits expected, as results.csv has them, got {sha256[:80]!r}"
-    if label not in task.classes:
+    for name in findings:
+        if (cell := (row.get(name) or "").strip()) not in ("", "0", "1"):
+            return f"{name}: 1, 0 or nothing expected, got {cell[:80]!r}"
+    if not findings and label not in task.classes:
         return f"label: one of {', '.join(task.classes)} expected, got {label[:80]!r}"
     if when:
         try:
@@ -110,21 +149,54 @@ def audited(lines: Sequence[Answered], outcomes: Sequence[Outcome], model: str, 
     """The score of `model` by month: that of the outcome where the file says when, else that of the answer.
 
     Raises:
-        ConfigError: the model's answers are findings or masks, which no single label judges.
+        ConfigError: the model's answers are masks, which no label judges, or the record cannot tell its findings' names apart.
     """
-    if task.form != "classes":
-        answers = "masks, which need a true mask" if task.per_pixel else "findings, which need the true ones"
-        raise ConfigError(f"model {model}: answers with {answers} beside them; audit judges classes")
-    last = {line.sha256: line for line in lines if line.model == model and line.answer in task.classes}
+    if task.per_pixel:
+        raise ConfigError(f"model {model}: answers with masks, which need a true mask beside them; audit judges classes and findings")
+    if task.form == "labels" and any(_BETWEEN in name for name in task.classes):
+        raise ConfigError(f"model {model}: a finding is called with {_BETWEEN!r} in its name, which stands between findings in the record of answers")
+    last = {line.sha256: line for line in lines if line.model == model and _is_answer(line.answer, task)}
     pairs = [(outcome, last[outcome.sha256]) for outcome in outcomes if outcome.sha256 in last]
-    return Audit(tuple(_months(pairs, task)), len(outcomes) - len(pairs), len(last) - len(pairs))
+    unknown, left = len(outcomes) - len(pairs), len(last) - len(pairs)
+    if task.form == "labels":
+        return Audit(tuple(_months_of_findings(pairs, task)), unknown, left, tuple(_findings(pairs, task)))
+    return Audit(tuple(_months(pairs, task)), unknown, left)
 
 
-def _months(pairs: Sequence[tuple[Outcome, Answered]], task: TaskConfig) -> Iterator[Month]:
+def _is_answer(answer: str, task: TaskConfig) -> bool:
+    if task.form == "labels":
+        return answer == NO_FINDING or set(answer.split(_BETWEEN)) <= set(task.classes)
+    return answer in task.classes
+
+
+def _by_month(pairs: Sequence[tuple[Outcome, Answered]]) -> list[tuple[str, list[tuple[Outcome, Answered]]]]:
     by_month: dict[str, list[tuple[Outcome, Answered]]] = {}
     for outcome, line in pairs:
         by_month.setdefault(outcome.month or line.time[:7], []).append((outcome, line))
-    for month, found in sorted(by_month.items()):
+    return sorted(by_month.items())
+
+
+def _findings(pairs: Sequence[tuple[Outcome, Answered]], task: TaskConfig) -> Iterator[FindingAudit]:
+    for name in task.classes:
+        known = [(there, name in line.answer.split(_BETWEEN)) for outcome, line in pairs for one, there in outcome.findings if one == name]
+        yield FindingAudit(
+            name, sum(there for there, _ in known), sum(there and said for there, said in known), sum(not there for there, _ in known),
+            sum(not there and not said for there, said in known))
+
+
+def _months_of_findings(pairs: Sequence[tuple[Outcome, Answered]], task: TaskConfig) -> Iterator[Month]:
+    for month, found in _by_month(pairs):
+        decided = [(outcome, line) for outcome, line in found if not line.undecided]
+        scores = [finding_balanced_accuracy(np.array([one.spared, one.absent - one.spared, one.there - one.found, one.found]))
+                  for one in _findings(found, task)]
+        yield Month(
+            month, tuple(dict.fromkeys(line.version for _, line in found)), len(found), len(found) - len(decided),
+            sum(all(there == (name in line.answer.split(_BETWEEN)) for name, there in outcome.findings) for outcome, line in decided),
+            mean_of_defined(scores), (math.nan, math.nan))
+
+
+def _months(pairs: Sequence[tuple[Outcome, Answered]], task: TaskConfig) -> Iterator[Month]:
+    for month, found in _by_month(pairs):
         true, said = (np.array([task.classes.index(name) for name in names]) for names in zip(
             *((outcome.label, line.answer) for outcome, line in found), strict=True))
         counts = confusion_matrix(true, said, len(task.classes))

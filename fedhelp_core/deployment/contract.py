@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedhelp_core.algorithm.operating_point import OperatingPoint
+from fedhelp_core.algorithm.operating_point import FindingsPoint, OperatingPoint
 from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.data.examples import preparation
@@ -56,8 +56,8 @@ class Contract(Document):
     """How many bits are in use in the hospital's 16-bit pictures; None: each picture's own."""
     threads: Annotated[int, Field(ge=1, le=256)]
     """CPU threads: of masks, part of the numbers."""
-    operating_point: OperatingPoint | None
-    """How classes are decided; None of masks."""
+    operating_point: OperatingPoint | FindingsPoint | None
+    """How classes or findings are decided; None of masks."""
     headline: Name
     scores: dict[Name, Score]
     """On the hospital's own test images."""

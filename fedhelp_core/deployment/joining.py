@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fedhelp_core.algorithm.inference import Evaluated, EvaluationData, ModelName, evaluated_models, recompute_normalisation
 from fedhelp_core.algorithm.local_update import SiloState, UpdateSettings, large_model_of, proxy_with
+from fedhelp_core.algorithm.operating_point import OperatingPoint
 from fedhelp_core.algorithm.randomness import fix_arithmetic
 from fedhelp_core.config.silo import SiloConfig
 from fedhelp_core.data.arrays import SiloArrays, load_silo_arrays
@@ -47,10 +48,10 @@ class Joined:
     def in_band(self, margin: float) -> tuple[int, int, int] | None:
         """Of the test images: how many a band of `margin` leaves undecided, how many of the others there are, and how many of those are right.
 
-        None of masks.
+        None of findings and masks.
         """
         point, seen = self.evaluated.point, self.evaluated.test
-        if point is None:
+        if not isinstance(point, OperatingPoint):
             return None
         decided_N = margins_of(point, seen["probabilities"]) >= margin
         right_N = point.decided(seen["probabilities"]) == seen["labels"]
@@ -145,11 +146,11 @@ def _with_norms(
 
 
 def _evaluation_data(record: ModelRecord, arrays: SiloArrays) -> EvaluationData:
-    counts = objective_of(record.task).counts(arrays.training.labels_N)
+    objective = objective_of(record.task)
     return EvaluationData(
         test_images_NCHW=arrays.test.images_NCHW, test_labels_N=arrays.test.labels_N, validation_images_NCHW=arrays.validation.images_NCHW,
-        validation_labels_N=arrays.validation.labels_N, class_counts_C=counts,
-        federation_shares_C=np.array(record.class_shares) if record.class_shares else None)
+        validation_labels_N=arrays.validation.labels_N, decision_counts=objective.counts_of_decisions(arrays.training.labels_N),
+        federation_shares=objective.learnt_shares(record.class_shares) if record.class_shares else None)
 
 
 def _complete(which: ModelName, weights: Weights, state: SiloState, settings: UpdateSettings) -> Weights:

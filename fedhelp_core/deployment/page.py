@@ -60,16 +60,14 @@ def render(
 def _band(scorer: Scorer) -> str:
     """What "do not decide" means here, in one sentence."""
     contract, band = scorer.contract, scorer.band
-    if contract.task.form == "labels":
-        return (f"Nothing is to be decided about an image where a finding's probability of yes and that of no are nearer than"
-                f" {band.undecided_margin:g} (adoption.undecided_margin). Probabilities are the model's own.")
     if contract.task.per_pixel:
         return (f"A mask is not to be relied on where its expected Dice, by the model's own probabilities, is below {band.undecided_dice:g}"
                 " (adoption.undecided_dice).")
     sure = contract.operating_point is not None and contract.operating_point.rule == "validation"
     said = "calibrated by temperature on this hospital's validation images" if sure else (
         "not calibrated, since there were too few validation images: models are then surer than they should be")
-    return (f"An image is not to be decided where the two likeliest classes are nearer than {band.undecided_margin:g} in probability"
+    near = "a finding's yes and no" if contract.task.form == "labels" else "the two likeliest classes"
+    return (f"An image is not to be decided where {near} are nearer than {band.undecided_margin:g} in probability"
             f" (adoption.undecided_margin). Probabilities are {said}.")
 
 

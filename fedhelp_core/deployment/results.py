@@ -225,7 +225,9 @@ class _Writer:
     def _image_row(self, answer: ClassAnswer | FindingsAnswer) -> dict[str, Any]:
         if isinstance(answer, FindingsAnswer):
             return {"decision": decision_of(self._scorer, answer), "margin": answer.margin,
-                    "probabilities": dict(zip(self._classes, answer.probabilities_K.tolist(), strict=True))}
+                    "found": [self._classes[number] for number in answer.found],
+                    "probabilities": dict(zip(self._classes, answer.calibrated_K.tolist(), strict=True)),
+                    "model_probabilities": dict(zip(self._classes, answer.probabilities_K.tolist(), strict=True))}
         name = self._scorer.class_name(answer)
         return {
             "decision": decision_of(self._scorer, answer), "class": name, "margin": answer.margin,
@@ -276,7 +278,7 @@ class _Writer:
 
     def _columns(self) -> list[str]:
         of_answer = ["expected_dice", "foreground", "millilitres", "mask", "segmentation"] if self._scorer.contract.task.per_pixel else [
-            *(["class"] if self._scorer.objective.decides else []), "margin", *(f"probability:{name}" for name in self._classes)]
+            *(["class"] if self._scorer.objective.form == "classes" else []), "margin", *(f"probability:{name}" for name in self._classes)]
         return ["file", "sha256", "decision", *of_answer, "model", "version", "problem"]
 
     def _cells(self, row: Mapping[str, Any]) -> list[Any]:

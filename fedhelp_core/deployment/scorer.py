@@ -21,7 +21,7 @@ from torch import nn
 
 from fedhelp_core.algorithm.batches import memory_format
 from fedhelp_core.algorithm.objective import Objective
-from fedhelp_core.algorithm.operating_point import OperatingPoint, likeliest
+from fedhelp_core.algorithm.operating_point import FindingsPoint, OperatingPoint, likeliest
 from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.silo import AdoptionConfig
 from fedhelp_core.data.examples import image_shape
@@ -102,23 +102,26 @@ class FindingsAnswer:
     """What a model says of the findings of an image, each by itself."""
 
     probabilities_K: NDArray[np.float32]
+    """The model's own."""
+    calibrated_K: NDArray[np.float64]
+    """Of this hospital's patients, at its operating point."""
+    found_K: NDArray[np.bool_]
+    """Which are decided to be there."""
+    margin: float
+    """How far the least sure finding is from a half, in probability of yes less that of no at the operating point, where both count as equally
+    common."""
     undecided: bool
-    """Whether one of them is so near a half that nothing should be decided."""
-
-    @property
-    def found(self) -> tuple[int, ...]:
-        """Numbers of the findings that are more likely there than not."""
-        return tuple(np.flatnonzero(self.probabilities_K > 0.5).tolist())
-
-    @property
-    def margin(self) -> float:
-        """How far the least sure finding is from a half, in probability of yes less that of no."""
-        return float(np.abs(2 * self.probabilities_K - 1).min())
+    """Whether that is so near that nothing should be decided."""
 
     @property
     def confidence(self) -> float:
-        """Probability of what is said of the least sure finding."""
-        return (1 + self.margin) / 2
+        """Calibrated probability of what is said of the least sure finding."""
+        return float(np.where(self.found_K, self.calibrated_K, 1 - self.calibrated_K).min())
+
+    @property
+    def found(self) -> tuple[int, ...]:
+        """Numbers of the findings that are decided to be there."""
+        return tuple(np.flatnonzero(self.found_K).tolist())
 
     @property
     def decided(self) -> int:
@@ -143,7 +146,9 @@ class Scorer:
         self.device = device
         self.objective: Objective = objective_of(contract.task)
         self.network = network_with(self.objective, contract.network, weights, device)
-        self._point = contract.operating_point or likeliest(self.objective.outputs)
+        point, outputs = contract.operating_point, self.objective.outputs
+        self._point = point if isinstance(point, OperatingPoint) else likeliest(outputs)
+        self._findings_point = point if isinstance(point, FindingsPoint) else FindingsPoint(of_each=(likeliest(2),) * outputs)
 
     @cached_property
     def batch(self) -> int:
@@ -162,9 +167,8 @@ class Scorer:
             return []
         images = torch.from_numpy(np.ascontiguousarray(images_NCS))
         if self.objective.decides:
-            return self._classes(self.objective.probabilities(self.network, images, self.device).numpy())
-        if not self.contract.task.per_pixel:
-            return [self._findings(one_K) for one_K in self.objective.probabilities(self.network, images, self.device).numpy()]
+            probabilities_NK = self.objective.probabilities(self.network, images, self.device).numpy()
+            return self._classes(probabilities_NK) if self.objective.form == "classes" else self._findings(probabilities_NK)
         return [self._mask(self.objective.probabilities(self.network, one[None], self.device).numpy()[0]) for one in images]
 
     def require_images(self, images_NCS: NDArray[Any]) -> None:
@@ -204,9 +208,13 @@ class Scorer:
             return answered[0]
         return ", ".join(name for name, mask in zip(answered, answer.masks(), strict=True) if mask.any()) or NO_FINDING
 
-    def _findings(self, probabilities_K: NDArray[np.float32]) -> Answer:
-        near = float(np.abs(2 * probabilities_K - 1).min()) < self.band.undecided_margin
-        return FindingsAnswer(probabilities_K, near)
+    def _findings(self, probabilities_NK: NDArray[np.float32]) -> list[Answer]:
+        point = self._findings_point
+        margin_N = np.abs(2 * point.equally_common(probabilities_NK) - 1).min(axis=1)
+        return [
+            FindingsAnswer(probabilities, calibrated, found, float(margin), bool(margin < self.band.undecided_margin))
+            for probabilities, calibrated, found, margin in zip(
+                probabilities_NK, point.calibrated(probabilities_NK), point.decided(probabilities_NK), margin_N, strict=True)]
 
     def _mask(self, probabilities_KS: NDArray[np.float32]) -> Answer:
         answer = MaskAnswer(probabilities_KS, self.contract.task.form == "regions", 0.0, undecided=False)

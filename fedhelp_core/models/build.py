@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from fedhelp_core.config.model import ModelConfig, model_of
 from fedhelp_core.errors import ConfigError
-from fedhelp_core.models.cut import CutNetwork, head_of, like
+from fedhelp_core.models.cut import HEADS, CutNetwork, head_of, like
 from fedhelp_core.models.initialisation import initialise
 from fedhelp_core.models.resnet import Classifier
 from fedhelp_core.registry.models import Answer, CifarResNet, UNet, answers_per_pixel, model_called
@@ -31,16 +33,12 @@ def build_model(
         return _own(network, outputs, in_channels, generator)
     sides, per_pixel = (side,) * dimensions, answers_per_pixel(answer)
     try:
-        if network is None:
-            from fedhelp_core.models.plugins import plugged
-
-            whole = plugged(model, outputs=outputs, channels=in_channels, sides=sides, generator=generator)
-        else:
-            whole = _monai(network, model, outputs, in_channels, sides, generator)
+        make = partial(_whole, network, model, in_channels, sides)
+        whole = make(outputs, generator)
         key = (str(model), outputs, in_channels, sides, per_pixel)
         if key not in _heads:
-            _heads[key] = head_of(whole, outputs=outputs, shape=(in_channels, *sides), per_pixel=per_pixel)
-        return CutNetwork(whole, _heads[key])
+            _heads[key] = head_of(whole, outputs=outputs, shape=(in_channels, *sides), per_pixel=per_pixel, make=make)
+        return CutNetwork(whole, _heads[key], make)
     except ConfigError as e:
         said = f"network {model} {e}"
         raise ConfigError(said, public=said) from e  # of the hub's own federation.yaml, whatever the hospital
@@ -66,9 +64,14 @@ def _module(network: CifarResNet | UNet, outputs: int, in_channels: int) -> nn.M
     return Segmenter(network.dimensions, network.channels, network.residual_units, outputs, in_channels)
 
 
-def _monai(
-    network: MonaiNetwork, model: ModelConfig, outputs: int, in_channels: int, sides: tuple[int, ...], generator: torch.Generator | None,
+def _whole(
+    network: MonaiNetwork | None, model: ModelConfig, in_channels: int, sides: tuple[int, ...], outputs: int, generator: torch.Generator | None,
 ) -> nn.Module:
+    """Not cut yet: MONAI's, or where there is no such network the plugin's."""
+    if network is None:
+        from fedhelp_core.models.plugins import plugged
+
+        return plugged(model, outputs=outputs, channels=in_channels, sides=sides, generator=generator)
     from fedhelp_core.models.monai_network import monai_network  # with MONAI, as above
 
     return monai_network(network, model.arguments, outputs=outputs, channels=in_channels, sides=sides, generator=generator)
@@ -76,6 +79,8 @@ def _monai(
 
 def build_public_head(model: nn.Module, *, outputs: int, generator: torch.Generator | None = None) -> nn.Module:
     """g of Eq 2: a head on `model`'s features with `outputs` = C_pub, of the kind of the model's own head and initialised like it."""
+    if isinstance(model, CutNetwork) and not isinstance(model.head, HEADS):
+        return model.another_head(outputs, generator)
     with torch.device("meta"):
         head = like(model.head, outputs)  # type: ignore[arg-type]
     head = head.to_empty(device="cpu")

@@ -69,9 +69,8 @@ def _own_name(name: str, model: nn.Module, wanted: dict[str, Tensor]) -> str:
     """The name in `model` of what a file calls `name`; the file's where it has none."""
     if name in wanted:
         return name
-    layer, _, leaf = name.rpartition(".")
-    if isinstance(model, CutNetwork) and layer == model.head_name:
-        return f"head.{leaf}"
+    if isinstance(model, CutNetwork) and name.startswith(f"{model.head_name}."):
+        return f"head.{name.removeprefix(f'{model.head_name}.')}"
     return f"backbone.{name}" if f"backbone.{name}" in wanted else name
 
 

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fedhelp_core.algorithm.operating_point import FloatArray, IntArray, OperatingPoint, likeliest
+from fedhelp_core.algorithm.operating_point import FindingsPoint, FloatArray, IntArray, OperatingPoint, likeliest
 from fedhelp_core.registry.tasks import NOT_LABELLED
 
 _DRAWS = 4000  # so that the ends of an interval move by less than half a point in a hundred from seed to seed
 _ENDS = (2.5, 97.5)  # percentiles: 95%
 _NORMAL_95 = 1.959964  # of the normal distribution: 95% lie within so many standard deviations
-_DECIDED = 0.5  # a finding of a larger probability is found
 _BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 
@@ -99,22 +98,27 @@ def classification_scores(labels_N: IntArray, probabilities_NC: FloatArray, poin
     }
 
 
-def findings_scores(labels_NK: IntArray, probabilities_NK: FloatArray) -> tuple[dict[str, float], dict[str, list[float]], npt.NDArray[np.int64]]:
-    """Of several findings: the scores of registry/metrics.py by name; some of them of each finding by itself; and counts (K, 4) at 0.5.
+def findings_scores(
+    labels_NK: IntArray, probabilities_NK: FloatArray, point: FindingsPoint | None = None,
+) -> tuple[dict[str, float], dict[str, list[float]], npt.NDArray[np.int64]]:
+    """Of several findings: the scores of registry/metrics.py by name; some of them of each finding by itself; and counts (K, 4).
 
     Each is taken over the images in which the finding is labelled, and the scores are means over the findings that have one. A finding has none
-    where it is labelled in no image, or where all say the same of it. `labels_NK`: 0, 1 or NOT_LABELLED.
+    where it is labelled in no image, or where all say the same of it. `labels_NK`: 0, 1 or NOT_LABELLED. Counts and balanced accuracy are of the
+    decisions at `point`, the Brier score of its probabilities; None: the model's own, cut at a half.
     """
+    point = point or FindingsPoint(of_each=(likeliest(2),) * labels_NK.shape[1])
+    decided_NK, calibrated_NK = point.decided(probabilities_NK), point.calibrated(probabilities_NK)
     of_each: dict[str, list[float]] = {"auroc": [], "average_precision": [], "balanced_accuracy": [], "brier": []}
     counts = np.zeros((labels_NK.shape[1], 4), np.int64)
     for number in range(labels_NK.shape[1]):
         labelled_N = labels_NK[:, number] != NOT_LABELLED
         seen_N, probability_N = labels_NK[labelled_N, number].astype(np.int64), probabilities_NK[labelled_N, number]
-        counts[number] = confusion_matrix(seen_N, (probability_N > _DECIDED).astype(np.int64), 2).ravel()
+        counts[number] = confusion_matrix(seen_N, decided_NK[labelled_N, number].astype(np.int64), 2).ravel()
         of_each["auroc"].append(area(seen_N == 1, probability_N))
         of_each["average_precision"].append(average_precision(seen_N, probability_N))
         of_each["balanced_accuracy"].append(finding_balanced_accuracy(counts[number]))
-        of_each["brier"].append(float(((probability_N - seen_N) ** 2).mean()) if len(seen_N) else float("nan"))
+        of_each["brier"].append(float(((calibrated_NK[labelled_N, number] - seen_N) ** 2).mean()) if len(seen_N) else float("nan"))
     return {name: mean_of_defined(values) for name, values in of_each.items()}, of_each, counts
 
 

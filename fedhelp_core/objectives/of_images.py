@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedhelp_core.algorithm.batches import Augment, flip_at_random, to_input
 from fedhelp_core.algorithm.objective import Results, Scored
-from fedhelp_core.algorithm.operating_point import OperatingPoint
+from fedhelp_core.algorithm.operating_point import Point
 from fedhelp_core.config.algorithm import AugmentationConfig
 from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.task import TaskConfig
@@ -63,7 +63,7 @@ class OfImages(ABC):
         """Probabilities of `logits`."""
 
     @abstractmethod
-    def scores_of(self, results: Results, point: OperatingPoint | None = None) -> Scored:
+    def scores_of(self, results: Results, point: Point | None = None) -> Scored:
         """The scores of these images."""
 
     @torch.no_grad()

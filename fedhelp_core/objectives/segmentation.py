@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from fedhelp_core.algorithm.batches import Augment, to_input
+from fedhelp_core.algorithm.class_shares import Shares
 from fedhelp_core.algorithm.losses import with_labelled
 from fedhelp_core.algorithm.objective import Results, Scored
-from fedhelp_core.algorithm.operating_point import OperatingPoint
+from fedhelp_core.algorithm.operating_point import FloatArray, IntArray, OperatingPoint, Point
 from fedhelp_core.algorithm.voxel_losses import REGIONS, foreground_probabilities, with_labelled_classes
 from fedhelp_core.config.algorithm import AugmentationConfig
 from fedhelp_core.config.model import ModelConfig
@@ -169,11 +170,31 @@ class Segmentation:
         found: list[int] = torch.bincount(targets_NK.flatten(), minlength=len(self.classes)).tolist()
         return found
 
+    def counts_of_decisions(self, targets_NK: Tensor) -> list[list[int]]:
+        """None: masks are cut at 0.5."""
+        return []
+
+    def learnt_shares(self, class_shares: Sequence[float]) -> list[Shares]:
+        """None."""
+        return []
+
+    def decisions(self, results: Results) -> list[tuple[IntArray, FloatArray]]:
+        """None."""
+        return []
+
+    def point_of(self, points: Sequence[OperatingPoint]) -> Point:
+        """There is none.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"{self.form}: no operating point expected, which only classes and findings have")
+
     def answers(self, logits: Tensor) -> Tensor:
         """Probabilities of the foreground classes or regions."""
         return logits.sigmoid() if self._regions else foreground_probabilities(logits)
 
-    def served(self, model: nn.Module, point: OperatingPoint | None = None) -> nn.Module:
+    def served(self, model: nn.Module, point: Point | None = None) -> nn.Module:
         """Images (B, C, H, W), values 0..255 -> probabilities (B, 1 + K, H, W) of background and classes, or (B, K, H, W) of regions."""
         volume = self._task.volume
         whole = Windows(model, self.outputs, self._task.image_size, volume.window_size, volume.window_overlap) if self._volumes else model
@@ -241,7 +262,7 @@ class Segmentation:
             [float(compute_dice(*pair, ignore_empty=False)) if is_known else math.nan for pair, is_known in zip(pairs, known, strict=True)],
             [self._hausdorff(*pair) if is_known else math.nan for pair, is_known in zip(pairs, known, strict=True)])
 
-    def scores_of(self, results: Results, point: OperatingPoint | None = None) -> Scored:
+    def scores_of(self, results: Results, point: Point | None = None) -> Scored:
         """Mean Dice and mean 95th percentile Hausdorff distance over images, of several foregrounds the means of theirs, and counts of pixels."""
         confusion = results["confusion"].sum(axis=0)
         if self.outputs == 1:
@@ -253,7 +274,7 @@ class Segmentation:
         """Those that the task is scored by, in its order."""
         return {name: scores[name] for name in self._task.metrics}
 
-    def merits(self, results: Results, point: OperatingPoint | None = None) -> npt.NDArray[np.float64]:
+    def merits(self, results: Results, point: Point | None = None) -> npt.NDArray[np.float64]:
         """Dice; 0 where nothing is labelled."""
         dice_N: npt.NDArray[np.float64] = results["dice"] if self.outputs == 1 else np.nan_to_num(results["dice"])
         return dice_N

@@ -35,7 +35,7 @@ _WRITTEN_TO = "is written to again and again; it must not be after it has its na
 def close_round(
     run: Run, round: int, samples: Mapping[str, int], *, min_silos: int, deadline_s: float, terms: Terms,
     weighting: Literal["uniform", "samples"] = "uniform", rule: Rule = MEAN, on_event: OnEvent | None = None, workdir: Path | None = None,
-    keep_updates: bool = False, steps: Mapping[str, int] | None = None,
+    keep_updates: bool = False, steps: Mapping[str, int] | None = None, labelled: Mapping[str, Sequence[bool] | None] | None = None,
 ) -> Commit:
     """Wait for the updates of the silos in `samples`, check each, average them in that order, and commit the round. For the hub.
 
@@ -46,7 +46,7 @@ def close_round(
     one, else the system's. `keep_updates`: False removes the weights that silos sent to the round before, which its commit has
     made useless, while this round's silos train: they say more about one hospital than an average does, and S silos times R
     rounds of them fill a disk. Their manifests and hashes stay. `steps`: silo -> optimizer steps of a round, by its images as check counted
-    them; null: batches in one pass.
+    them; null: batches in one pass. `labelled`: silo -> which outputs it labels, as the frozen config has it; null: all silos label all.
 
     Raises:
         QuorumLost: fewer than `min_silos` good updates; the run is aborted with that reason. Refused updates' manifests are
@@ -64,7 +64,7 @@ def close_round(
     if previous.server_state:
         run.drop_server_state(round - 2)  # of the round before a late silo may still be reading
     steps = steps or {silo: math.ceil(count / terms.batch_size) for silo, count in samples.items()}
-    closing = _Closing(run, round, samples, steps, previous, max(1, min_silos), terms, on_event or (lambda _event: None))
+    closing = _Closing(run, round, samples, steps, labelled or {}, previous, max(1, min_silos), terms, on_event or (lambda _event: None))
     try:
         return closing.wait(deadline_s) or closing.commit(weighting, rule, workdir)
     except NotFound:  # another hub was faster, and has removed what this one was about to average
@@ -79,13 +79,14 @@ class _Closing:
     """One round being closed: who has answered, who will not."""
 
     def __init__(
-        self, run: Run, round: int, samples: Mapping[str, int], steps: Mapping[str, int], previous: Commit, min_silos: int, terms: Terms,
-        on_event: OnEvent,
+        self, run: Run, round: int, samples: Mapping[str, int], steps: Mapping[str, int], labelled: Mapping[str, Sequence[bool] | None],
+        previous: Commit, min_silos: int, terms: Terms, on_event: OnEvent,
     ) -> None:
         self._run = run
         self._round = round
         self._samples = samples
         self._steps = steps
+        self._labelled = labelled
         self._silos = tuple(samples)
         self._previous = previous
         self._min_silos = min_silos
@@ -266,7 +267,7 @@ class _Closing:
             for last_turn in (False, False, True, *[True] * len(self._silos)):
                 self._require_quorum()
                 participants = [silo for silo in self._silos if silo in self._manifests]
-                answers = Answers.of(participants, self._samples, self._steps, weighting)
+                answers = Answers.of(participants, self._samples, self._steps, weighting, self._labelled)
                 found: dict[str, str] = {}
                 try:
                     found = self._computed(rule, answers, [self._files[silo] for silo in participants], made)
@@ -292,9 +293,10 @@ class _Closing:
             BEFORE: self._reference, **dict(enumerate(updates)), **{last(part): path for part, path in self._recalled.items()}}
         found = {}
         for one in computations(rule, answers, self._recalled):
-            found[one.name] = compute_file(one, [at[source] for source in one.sources], made[one.name], self._previous.spec.architecture)
+            found[one.name] = compute_file(
+                one, [at[source] for source in one.sources], made[one.name], self._previous.spec.architecture, groups=answers.groups)
             at[one.name] = made[one.name]
-        if rule.looks_back:
+        if rule.looks_back or answers.labelled:
             self._require_own_files()
         return found
 

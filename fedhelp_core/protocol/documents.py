@@ -289,6 +289,8 @@ class SiloReport(Document):
     samples: SplitSizes
     training_class_counts: Annotated[list[Count], Field(max_length=10_000), FailFast()]
     """Training images of each class, or with each finding; of masks: pixels."""
+    training_labelled_counts: Annotated[list[Count], Field(max_length=10_000), FailFast()] = field(default_factory=list)
+    """Of findings: training images in which each is labelled; empty of other forms."""
     test_sha256: Sha256
     start_sha256: Sha256
     """Of the start model that this silo's software draws from the seed."""
@@ -306,7 +308,7 @@ class ModelScores(Document):
     """(C, C) counts of images, or of pixels of masks: row = true class, column = what the silo decides at its operating point.
     Of findings (K, 4), of those images in which each is labelled: not seen and not found, not seen but found, seen but not found, seen and found."""
     argmax_confusion: Confusion = field(default_factory=list)
-    """The same with the model's likeliest class as the column; empty of findings and masks."""
+    """The same with the model's likeliest class as the column; of classes alone."""
     operating_point: Literal["argmax", "prior-corrected", "validation"] = "argmax"
     """What the silo's operating point comes from. Its temperature and offsets stay in the silo."""
     interval: tuple[Score, Score] | None = None

@@ -68,8 +68,8 @@ class ClassShares(Fact):
 
     fact_name = "class_shares"
 
-    shares: Annotated[list[Share], Field(min_length=2, max_length=10_000), FailFast()]
-    """In the order of the task's classes, as class_shares.pooled_shares has them."""
+    shares: Annotated[list[Share], Field(min_length=1, max_length=10_000), FailFast()]
+    """In the order of the task's classes, as class_shares.pooled_shares has them; of findings, as pooled_findings has them."""
 
 
 @dataclass(frozen=True, kw_only=True)

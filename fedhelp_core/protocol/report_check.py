@@ -39,10 +39,18 @@ def require_credible_report(report: SiloReport, task: TaskConfig) -> None:
         PermanentError: its counts are not of the task's classes, or not of as many images as it says.
     """
     counts, expected = report.training_class_counts, _counted(report.samples.training, task)
+    labelled = report.training_labelled_counts
+    if task.form == "labels" and (len(labelled) != len(task.classes) or max(labelled) > expected):
+        raise PermanentError(f"training_labelled_counts: {len(task.classes)} counts of at most {expected} expected, got {len(labelled)} of at most"
+                             f" {max(labelled, default=0)}; give this silo the hub's version of FedHelp")
+    if task.form != "labels" and labelled:
+        raise PermanentError(f"training_labelled_counts: none expected of {task.form}, got {len(labelled)}")
     if task.form in ("labels", "regions"):
         if len(counts) != len(task.classes) or max(counts) > expected:
             raise PermanentError(f"training_class_counts: {len(task.classes)} counts of at most {expected} expected, got {len(counts)} of at most"
                                  f" {max(counts, default=0)}")
+        if any(with_it > known for with_it, known in zip(counts, labelled or [expected] * len(counts), strict=True)):
+            raise PermanentError("training_class_counts: at most as many images with a finding as are labelled for it expected, got more")
         return
     if len(counts) != len(task.classes) or sum(counts) != expected:
         raise PermanentError(
@@ -119,10 +127,12 @@ def _require_counts(where: str, confusion: list[list[int]], test_samples: int, t
 
 
 def _require_operating_point(where: str, model: ModelScores, test_samples: int, task: TaskConfig) -> None:
-    """Counts at argmax beside those at the operating point, the same where that is argmax; of masks there is neither."""
+    """Of classes counts at argmax beside those at the operating point, the same where that is argmax; of masks there is neither."""
+    if task.per_pixel and (model.operating_point != "argmax" or model.argmax_confusion):
+        raise PermanentError(f"{where}.operating_point: none expected of {task.form}, got {model.operating_point!r}")
+    if task.form == "labels" and model.argmax_confusion:
+        raise PermanentError(f"{where}.argmax_confusion: none expected of labels, got {len(model.argmax_confusion)} rows")
     if task.form != "classes":
-        if model.operating_point != "argmax" or model.argmax_confusion:
-            raise PermanentError(f"{where}.operating_point: none expected of {task.form}, got {model.operating_point!r}")
         return
     _require_counts(f"{where}.argmax_confusion", model.argmax_confusion, test_samples, task)
     if model.operating_point == "argmax" and model.argmax_confusion != model.confusion:

@@ -85,7 +85,7 @@ def _lines(facts: CardFacts) -> Iterator[str]:
     yield from _table(["hospital", "kind", "training", "validation", "test"], [
         [_text(one.name), one.kind or "", f"{one.images.training:,}", f"{one.images.validation:,}", f"{one.images.test:,}"]
         for one in facts.hospitals if one.name and one.images])
-    yield from _table(["class", "share in training"], [
+    yield from _table(["finding" if facts.task.form == "labels" else "class", "share in training"], [
         [_text(name), f"{share:.1%}"] for name, share in zip(facts.task.classes, facts.class_shares, strict=False)])
     title = task.headline.title
     yield from ("## Scores", "", f"On each hospital's own test images, which no training has seen. {title[:1].upper()}{title[1:]} of this model:", "")

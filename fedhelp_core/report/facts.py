@@ -57,7 +57,7 @@ class SiloScores:
     confusion: tuple[tuple[int, ...], ...] | None = None
     """Counts of the deployed model: row = true class, column = what is decided at the operating point."""
     operating_point: str = ""
-    """What the deployed model's operating point comes from; '' of findings and masks."""
+    """What the deployed model's operating point comes from; '' of masks."""
     interval: tuple[float, float] | None = None
     """95% of what the deployed model's main score may be, by so few test images; None: nobody knows."""
     of_each: Mapping[str, Sequence[float]] = field(default_factory=dict)

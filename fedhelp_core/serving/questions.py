@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhelp_core.budget import IN_FLIGHT
-from fedhelp_core.data.given import bytes_in, picture_of, volume_ending, volume_of
+from fedhelp_core.data.given import bytes_in, picture_of, volume_ending, volumes_of
 from fedhelp_core.data.grid import spacing_of
 from fedhelp_core.data.picture_files import bytes_of_pixels
 from fedhelp_core.data.unusable import Unusable
@@ -51,8 +51,11 @@ def images_asked(question: Question, contract: Contract, reader: Reader) -> Iter
         raise Refused(f"input {tensor.name!r}: datatype {expected} expected, got {tensor.datatype}")
     if tensor.name == FILES and tensor.data.ndim != 1:
         raise Refused(f"input {FILES!r}: one dimension expected, the number of files, got {tensor.data.ndim}")
-    if tensor.name != FILES and tensor.data.ndim not in ((4,) if arrays == VOXELS else (3, 4)):
-        shape = "images x X x Y x Z" if arrays == VOXELS else "images x H x W, or images x H x W x C"
+    channels = contract.task.channels
+    sides = (3, 4) if arrays == PIXELS else (4, 5) if channels == 1 else (5,)
+    if tensor.name != FILES and tensor.data.ndim not in sides:
+        of_volumes = "images x X x Y x Z" if channels == 1 else f"images x X x Y x Z x {channels}"
+        shape = of_volumes if arrays == VOXELS else "images x H x W, or images x H x W x C"
         raise Refused(f"input {tensor.name!r}: {shape} expected, got {' x '.join(map(str, tensor.data.shape))}")
     if len(tensor.data) > _MOST_IMAGES:
         raise Refused(f"input {tensor.name!r}: at most {_MOST_IMAGES} images in a question expected, got {len(tensor.data):,}")
@@ -64,7 +67,7 @@ def images_asked(question: Question, contract: Contract, reader: Reader) -> Iter
             elif arrays == PIXELS:
                 yield reader.of_picture(picture_of(one, name), _digest(one), _source(name))
             else:
-                yield _voxels(one, {field: _of_image(place, number, _PLACES[field]) for field, place in places.items()}, reader, name)
+                yield _voxels(one, {field: _of_image(place, number, _PLACES[field]) for field, place in places.items()}, reader, channels, name)
         except Unusable as e:
             raise Refused(str(e), "image") from None
 
@@ -88,8 +91,10 @@ def outputs_of(scorer: Scorer, asked: Sequence[Prepared], answers: Sequence[Answ
     findings = [answer for answer in answers if isinstance(answer, FindingsAnswer)]
     if findings:
         return [
-            Tensor("probabilities", np.stack([answer.probabilities_K for answer in findings])), *named,
+            Tensor("probabilities", np.stack([answer.calibrated_K for answer in findings])), *named,
+            Tensor("found", np.stack([answer.found_K for answer in findings]).astype(np.uint8)),
             Tensor("margin", np.array([answer.margin for answer in findings], np.float64)),
+            Tensor("model_probabilities", np.stack([answer.probabilities_K for answer in findings])),
             Tensor.of_texts("class_names", scorer.contract.task.classes)]
     return _mask_outputs([answer for answer in answers if isinstance(answer, MaskAnswer)], asked, named)
 
@@ -123,7 +128,8 @@ def metadata_of(contract: Contract) -> dict[str, Any]:
     task = contract.task
     many = [-1] * task.dimensions
     inputs = [("files", "BYTES", [-1])]
-    inputs += [("voxels", "FP32", [-1, *many]), ("affine", "FP64", [-1, 4, 4])] if task.dimensions == 3 else [
+    sequences = [task.channels] if task.channels > 1 else []
+    inputs += [("voxels", "FP32", [-1, *many, *sequences]), ("affine", "FP64", [-1, 4, 4])] if task.dimensions == 3 else [
         ("pixels", "UINT8", [-1, *many, task.channels])]
     outputs: list[tuple[str, str, list[int]]] = [("decision", "BYTES", [-1]), ("sha256", "BYTES", [-1])]
     if task.form == "classes":
@@ -132,7 +138,8 @@ def metadata_of(contract: Contract) -> dict[str, Any]:
                    ("model_probabilities", "FP32", [-1, classes]), ("class_names", "BYTES", [classes])]
     elif task.form == "labels":
         findings = len(contract.task.classes)
-        outputs = [("probabilities", "FP32", [-1, findings]), *outputs, ("margin", "FP64", [-1]), ("class_names", "BYTES", [findings])]
+        outputs = [("probabilities", "FP64", [-1, findings]), *outputs, ("found", "UINT8", [-1, findings]), ("margin", "FP64", [-1]),
+                   ("model_probabilities", "FP32", [-1, findings]), ("class_names", "BYTES", [findings])]
     else:
         regions = [len(task.answered)] if task.form == "regions" else []
         outputs = [("mask", "UINT8", [-1, *regions, *many]), *outputs, ("expected_dice", "FP64", [-1]), ("foreground", "FP64", [-1])]
@@ -159,9 +166,9 @@ def _file(given: str | bytes, reader: Reader, of_volumes: bool, name: str) -> Pr
     return found
 
 
-def _voxels(voxels: NDArray[Any], place: Mapping[str, Any], reader: Reader, name: str) -> Prepared:
-    volume = volume_of({"voxels": voxels, **place}, name)
-    return reader.of_volumes([volume], _digest(voxels, *place.values()), _source(name))
+def _voxels(voxels: NDArray[Any], place: Mapping[str, Any], reader: Reader, channels: int, name: str) -> Prepared:
+    volumes = volumes_of({"voxels": voxels, **place}, channels, name)
+    return reader.of_volumes(volumes, _digest(voxels, *place.values()), _source(name))
 
 
 def _of_image(place: Tensor, number: int, dimensions: int) -> NDArray[Any]:

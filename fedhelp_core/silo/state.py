@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from fedhelp_core.algorithm.local_update import SiloState
-from fedhelp_core.algorithm.operating_point import OperatingPoint
+from fedhelp_core.algorithm.operating_point import Point
 from fedhelp_core.disk import atomic_write, disk_errors, folder_locked, sweep
 from fedhelp_core.weights.file import read_weights, write_weights
 
@@ -74,7 +74,7 @@ class StateFolder:
             for version in [v for v in self.versions() if v <= state.round][:-_KEPT_VERSIONS]:
                 self._path(version).unlink(missing_ok=True)
 
-    def keep_operating_points(self, points: Mapping[str, OperatingPoint]) -> None:
+    def keep_operating_points(self, points: Mapping[str, Point]) -> None:
         """Write down how the silo decides with each of its models. Nothing else reads it: it is the hospital's own.
 
         Raises:

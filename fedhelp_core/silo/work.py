@@ -30,6 +30,7 @@ from fedhelp_core.data.arrays import SiloArrays, load_silo_arrays
 from fedhelp_core.disk import disk_errors, require_locks
 from fedhelp_core.errors import ConfigError, NotFound, PermanentError
 from fedhelp_core.models.build import normalisation_keys
+from fedhelp_core.models.cut import require_rows
 from fedhelp_core.models.pretrained import fitted
 from fedhelp_core.models.sizes import require_answer, size_of
 from fedhelp_core.objectives.metrics import mean_interval
@@ -98,7 +99,8 @@ class Silo:
         self.run.initialise(start, self._architecture)
         report = SiloReport(
             silo=self.config.name, samples=SplitSizes(**{name: len(split.labels_N) for name, split in splits.items()}),
-            training_class_counts=self._class_counts(),
+            training_class_counts=self.objective.counts(self.arrays.training.labels_N),
+            training_labelled_counts=[sum(counts) for counts in self._decision_counts()] if self.objective.form == "labels" else [],
             test_sha256=self._test_sha256(), start_sha256=fingerprint(start, self._architecture), models=models)
         self.run.write_silo_report(report)
         return report
@@ -120,6 +122,8 @@ class Silo:
             network = self.objective.build(model)
             if self.objective.answered_shape != shape:
                 require_answer(network, self.objective.answered_shape)
+            if travels and any(self.federation.labelled_by(name) is not None for name in self.federation.silo_names):
+                require_rows(network, str(model), self.objective.outputs)
             at_home = normalisation_keys(network) if travels and algorithm.normalisation == "silo" else frozenset()
             found = asdict(size_of(network, shape=shape, batch=batch if travels else algorithm.batch_size, at_home=at_home))
             from_file = fitted(network, self._pretrained[which], partial=asked[which].partial) if which in asked else ""
@@ -268,17 +272,17 @@ class Silo:
     def _evaluation_data(self) -> EvaluationData:
         test, validation = self.arrays.test, self.arrays.validation
         asked = self.objective.decides and self.federation.evaluation.operating_point != "argmax" and self.settings.algorithm.class_weights == "none"
-        shares = np.array(self.run.fact(ClassShares).shares) if asked else None
+        shares = self.objective.learnt_shares(self.run.fact(ClassShares).shares) if asked else None
         return EvaluationData(
             test_images_NCHW=test.images_NCHW, test_labels_N=test.labels_N, validation_images_NCHW=validation.images_NCHW,
-            validation_labels_N=validation.labels_N, class_counts_C=self._class_counts(), federation_shares_C=shares)
+            validation_labels_N=validation.labels_N, decision_counts=self._decision_counts(), federation_shares=shares)
 
     def _test_sha256(self) -> str:
         return content_digest(self.arrays.test.images_NCHW, self.arrays.test.labels_N)
 
-    def _class_counts(self) -> list[int]:
-        """Training images of each class, or with each finding; of masks, pixels."""
-        return self.objective.counts(self.arrays.training.labels_N)
+    def _decision_counts(self) -> list[list[int]]:
+        """Of each decision training images by what is true."""
+        return self.objective.counts_of_decisions(self.arrays.training.labels_N)
 
     def _start(self) -> Weights:
         """The model that this silo's software draws from the seed, or the one that the run starts from, if it is of the same form.

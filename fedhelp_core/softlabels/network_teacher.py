@@ -6,6 +6,7 @@ timm and torchvision are the user's own; FedHelp needs neither, and the teacher 
 from __future__ import annotations
 
 import importlib
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,6 +65,15 @@ def make_teacher(wanted: Wanted, folder: Path) -> None:
             settings={"network": f"{wanted.library}:{wanted.network}", "channels": wanted.channels, "side": wanted.side,
                       "mean": list(wanted.mean or mean), "std": list(wanted.std or std)},
             requirements=[f"torch=={torch.__version__.split('+')[0]}"])
+    (folder / "model-settings.json").write_text(json.dumps(_for_mlserver(wanted), indent=1), encoding="utf-8")
+
+
+def _for_mlserver(wanted: Wanted) -> dict[str, Any]:
+    """What MLServer asks of a model's folder. Its runtime for MLflow says nothing of inputs by itself, and calls an array's answer output-1."""
+    images = {"name": "images", "datatype": "UINT8", "shape": [-1, wanted.side, wanted.side, 3]}
+    return {
+        "name": "teacher", "implementation": "mlserver_mlflow.MLflowRuntime", "parameters": {"uri": "./", "version": "1", "content_type": "np"},
+        "inputs": [images], "outputs": [{"name": "output-1", "datatype": "FP32", "shape": [-1, wanted.classes]}]}
 
 
 def _network(wanted: Wanted) -> tuple[nn.Module, tuple[tuple[float, ...], tuple[float, ...]]]:

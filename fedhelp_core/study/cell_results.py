@@ -6,7 +6,7 @@ that the silo deploys first:
 
     test/...         what scores are computed from: `labels` and `probabilities` (the model's own), or `dice`, `hausdorff95` and `confusion`
     validation/...   the same of the validation images, where they were looked at
-    point/...        `temperature`, `offsets`, `log_prior` and `log_occurrence` of the operating point
+    point/...        `temperature`, `offsets`, `log_prior` and `log_occurrence` of the operating point; of findings a row each
 
 Equal numbers give an equal file.
 """
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhelp_core.algorithm.inference import Evaluated, ModelName
+from fedhelp_core.algorithm.operating_point import FindingsPoint
 from fedhelp_core.disk import atomic_write
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -54,6 +55,10 @@ def _arrays_of(model: Evaluated) -> Arrays:
     arrays = {f"test/{name}": rows for name, rows in model.test.items()}
     arrays |= {f"validation/{name}": rows for name, rows in (model.validation or {}).items()}
     if model.point is not None:
-        arrays |= {"point/temperature": np.array(model.point.temperature), "point/offsets": np.array(model.point.offsets_C),
-                   "point/log_prior": np.array(model.point.log_prior_C), "point/log_occurrence": np.array(model.point.log_occurrence_C)}
+        several = isinstance(model.point, FindingsPoint)
+        points = model.point.of_each if isinstance(model.point, FindingsPoint) else (model.point,)
+        rows = {
+            "temperature": np.array([one.temperature for one in points]), "offsets": np.array([one.offsets_C for one in points]),
+            "log_prior": np.array([one.log_prior_C for one in points]), "log_occurrence": np.array([one.log_occurrence_C for one in points])}
+        arrays |= {f"point/{name}": values if several else values[0] for name, values in rows.items()}
     return arrays

@@ -5,7 +5,7 @@ Called by the check of one file and by the averaging of many. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,8 +14,8 @@ import numpy as np
 
 from fedhelp_core.weights.header import Header, numpy_dtype
 
-Belongs = Callable[[str, np.dtype[Any]], bool]
-"""Tensor's name and dtype -> which of two groups it belongs to."""
+Belongs = Callable[[str, np.dtype[Any], tuple[int, ...]], Hashable]
+"""Tensor's name, dtype and shape -> the group that it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Segment:
     dtype: np.dtype[Any]
     begins: tuple[int, ...]
     elements: int
-    group: bool = False
+    group: Hashable = False
     """What `belongs` says of all its tensors."""
 
 
 @lru_cache(maxsize=8)
 def common_segments(headers: tuple[Header, ...], belongs: Belongs | None = None) -> tuple[Segment, ...]:
-    """The data of files of one spec as few long segments, in the order of the first file's bytes; none with tensors of both groups.
+    """The data of files of one spec as few long segments, in the order of the first file's bytes; none with tensors of several groups.
 
     97 tensors that lie alike in all files are one segment per dtype, so that a small model costs few calls.
     """
@@ -41,7 +41,7 @@ def common_segments(headers: tuple[Header, ...], belongs: Belongs | None = None)
         dtype = numpy_dtype(entry.dtype)
         begins = tuple(table[entry.name] for table in tables)
         elements = (entry.end - entry.begin) // dtype.itemsize
-        group = belongs is not None and belongs(entry.name, dtype)
+        group: Hashable = belongs is not None and belongs(entry.name, dtype, entry.shape)
         if segments and (segments[-1].dtype, segments[-1].group) == (dtype, group):
             last = segments[-1]
             if all(b + last.elements * dtype.itemsize == begin for b, begin in zip(last.begins, begins, strict=True)):

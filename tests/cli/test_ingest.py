@@ -68,6 +68,15 @@ def test_a_dry_run_says_what_would_be_written_and_opens_and_writes_nothing(chest
     assert not (tmp_path / "out").exists()
 
 
+def test_a_list_in_each_hospitals_own_folder_is_told_with_what_to_do(tmp_path: Path) -> None:
+    for name in ("nord", "sued"):
+        (tmp_path / "skin" / name).mkdir(parents=True)
+        (tmp_path / "skin" / name / "labels.csv").write_text("image,label\n", encoding="utf-8")
+    done = typed("csv", tmp_path / "skin", "--task", "pneumonia", "--out", tmp_path / "out")
+    assert done.exit_code == DATA
+    assert "found none, but nord/labels.csv below it; take in one hospital's folder at a time" in " ".join(done.output.split())
+
+
 @pytest.mark.parametrize(("words", "code", "said"), [
     (["dicom", "{chest}"], CONFIG, "layout 'dicom': one of fed-isic2019"),
     (["chest-xray", "{chest}/none"], DATA, "no such folder"),

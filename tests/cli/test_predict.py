@@ -245,6 +245,7 @@ def test_findings_are_probabilities_each_by_itself(pictures: Path, tmp_path: Pat
     assert done.exit_code == 0, done.output
     for row, answer in zip(rows_of(out), json.loads((out / "results.json").read_text())["answers"], strict=True):
         found = [name for name in ("effusion", "mass", "air") if float(row[f"probability:{name}"]) > 0.5]
+        assert answer["found"] == found
         assert row["decision"] == answer["decision"] == (", ".join(found) or "no finding")
         assert float(row["margin"]) == pytest.approx(min(abs(2 * value - 1) for value in answer["probabilities"].values()), abs=1e-6)
     assert "Each finding has a probability by itself" in (out / "results.html").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,10 @@ def test_a_teacher_of_ones_own_network_answers_as_the_network_does_and_is_tried_
     with torch.inference_mode():
         expected = network((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25).softmax(dim=-1).numpy()
     assert np.allclose(predict(images), expected, atol=1e-5)
+    settings = json.loads((tmp_path / "teacher" / "model-settings.json").read_text())
+    assert settings["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 32, 32, 3]}]
+    assert settings["outputs"][0]["shape"] == [-1, 4] and settings["parameters"]["uri"] == "./"
+    assert f"mlserver start {tmp_path / 'teacher'}" in output
 
 
 @pytest.mark.parametrize(("network", "more", "sentence"), [

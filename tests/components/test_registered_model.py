@@ -20,9 +20,10 @@ import torch
 from PIL import Image
 
 from fedhelp_components.evaluation.candidate import drawn_image, model_for_users
+from fedhelp_core.algorithm.operating_point import prior_corrected
 from fedhelp_core.config.federation import Federation, parse_federation
-from fedhelp_core.config.task import task_asked_for
 from fedhelp_core.data.given import prepared
+from fedhelp_core.demo.tasks import drawn_task
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.tracking.carried import closure
 from fedhelp_core.tracking.runs import Tracker
@@ -30,7 +31,9 @@ from fedhelp_core.tracking.server import tracking_uri
 from tests.components.mlflow_serving import SERVE, serving
 
 pytestmark = pytest.mark.slow
-NETWORKS = {"melanoma": "resnet8", "pneumonia": "resnet8", "lung-segmentation": "unet2d-tiny", "brain-segmentation": "unet3d-tiny"}
+NETWORKS = {
+    "melanoma": "resnet8", "pneumonia": "resnet8", "lung-segmentation": "unet2d-tiny", "brain-segmentation": "unet3d-tiny",
+    "chest-findings": "resnet8", "brain-tumours": "unet3d-tiny"}
 WITHOUT_FEDHELP = (  # an editable install is found by a finder of its own
     "import sys, json\n"
     "sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in str(getattr(finder, '__module__', finder)).lower()\n"
@@ -40,10 +43,12 @@ WITHOUT_FEDHELP = (  # an editable install is found by a finder of its own
 
 
 def federation_of(task: str, folder: Path) -> Federation:
-    volumes = task_asked_for(task).dimensions == 3
+    """Of a preset, or of an example of the other forms."""
+    drawn = drawn_task(task).task
+    volumes = task.startswith("brain")
     document: dict[str, Any] = {
         "name": "use",
-        "task": {"name": task, "image_size": 16, **({"volume": {"spacing": 12.0, "patch_size": 8, "window_size": 12}} if volumes else {})},
+        "task": {**drawn, "image_size": 16, **({"volume": {"spacing": 12.0, "patch_size": 8, "window_size": 12}} if volumes else {})},
         "algorithm": {"method": "fedavg", "proxy_model": NETWORKS[task], "large_model": NETWORKS[task]}, "store": {"url": str(folder)},
         "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}"},  # of its own, whatever MLflow has put into the environment meanwhile
         "silos": [{"name": "aachen", "dispatch": {"silo_config": "silo.yaml"}}]}
@@ -52,7 +57,11 @@ def federation_of(task: str, folder: Path) -> Federation:
 
 def network_of(federation: Federation) -> torch.nn.Module:
     objective = objective_of(federation.task)
-    return objective.served(objective.build(federation.algorithm.proxy_model, torch.Generator().manual_seed(3))).eval()
+    point = None
+    if federation.task.form == "labels":  # as common as in training: of one in ten, of two, of three
+        point = objective.point_of([prior_corrected(shares, classes=2) for shares in objective.learnt_shares(
+            [(1 + number) / 10 for number in range(objective.outputs)])])
+    return objective.served(objective.build(federation.algorithm.proxy_model, torch.Generator().manual_seed(3)), point).eval()
 
 
 class Registered(dict[str, Federation]):
@@ -105,7 +114,7 @@ def test_it_answers_by_files_where_fedhelp_is_not_installed_and_prepares_them_as
 ) -> None:
     federation = registered[task]
     raw = drawn_image(federation.task)
-    suffix = ".nii.gz" if task_asked_for(task).dimensions == 3 else ".jpg"
+    suffix = ".nii.gz" if federation.task.dimensions == 3 else ".jpg"
     (tmp_path / f"image{suffix}").write_bytes(raw)
     in_another_process(
         WITHOUT_FEDHELP +
@@ -126,11 +135,12 @@ def test_it_answers_by_files_where_fedhelp_is_not_installed_and_prepares_them_as
     assert np.array_equal(found["prepared"], expected)
     with torch.inference_mode():
         probabilities = network_of(federation)(torch.from_numpy(expected[None]).float()).numpy()
-    if task_asked_for(task).form == "classes":
-        assert found["columns"].tolist() == list(federation.task.classes)
+    assert found["columns"].tolist() == list(federation.task.answered)
+    if not federation.task.per_pixel:
         np.testing.assert_allclose(found["answers"], probabilities, atol=1e-6)
+    elif federation.task.form == "regions":
+        assert found["answers"].shape == probabilities.shape and (found["answers"] == (probabilities > 0.5)).mean() > 0.999
     else:
-        assert found["columns"].tolist() == [federation.task.classes[1]]
         assert (found["answers"][:, 0] == (probabilities[:, 1] > 0.5)).mean() > 0.999
 
 
@@ -154,6 +164,25 @@ def test_its_signature_example_card_and_metadata_say_what_it_is(registered: Regi
     answers = model.predict([drawn_image(federation.task)], params={"probabilities": True})
     assert list(answers.columns) == ["lung", "lung probability"]
     assert ((answers["lung probability"][0] > 0.5) == answers["lung"][0]).all()
+
+
+def test_findings_and_regions_are_named_in_the_signature_and_in_the_answers(registered: Registered, here: None) -> None:
+    import mlflow
+
+    for task in ("chest-findings", "brain-tumours"):
+        federation = registered[task]
+        mlflow.set_tracking_uri(tracking_uri(federation))
+        info = mlflow.models.get_model_info(f"models:/{task}@candidate")
+        names = list(federation.task.classes)
+        assert info.signature.outputs.input_names() == names and len(names) > 2
+        answers = mlflow.pyfunc.load_model(f"models:/{task}@candidate").predict([drawn_image(federation.task)])
+        assert list(answers.columns) == names
+        if task == "chest-findings":
+            assert [column.type.name for column in info.signature.outputs.inputs] == ["float"] * len(names)
+            assert not info.signature.params and ((answers.to_numpy() > 0) & (answers.to_numpy() < 1)).all()
+        else:
+            assert [param.name for param in info.signature.params] == ["probabilities"]
+            assert all(set(np.unique(answers[name][0])) <= {0, 1} and answers[name][0].shape == (16,) * 3 for name in names)
 
 
 def test_arrays_are_answered_as_their_files_and_what_cannot_be_right_is_refused(registered: Registered, here: None) -> None:

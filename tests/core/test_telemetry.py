@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import socket
 import subprocess
@@ -190,14 +191,16 @@ def test_runs_and_tasks_have_groups_of_their_own_and_an_ended_run_takes_its_own_
 def test_scores_and_the_ends_of_tokens_outlive_runs_in_the_federations_own_group(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDHELP_PUSHGATEWAY", gateway.address)
     record_one_of_each()
-    telemetry.scored("skin", {"a": 0.75})
+    telemetry.scored("skin", {"a": 0.75}, {"a": {"mass": 0.5, "effusion": math.nan}})
     telemetry.token_ends("skin", "a", 1.8e9)
     telemetry.keep_if_configured(telemetry.EVALUATION, "skin")
     telemetry.push_if_configured(telemetry.AGGREGATION, "run-1")
     (_, kept_at, kept), (_, _, of_the_run) = gateway.requests
     assert kept_at == "/metrics/job/fedhelp_evaluation/federation/skin"
     assert samples(kept) == {
-        'fedhelp_silo_score{federation="skin",silo="a"}': 0.75, 'fedhelp_token_expiry_timestamp_seconds{federation="skin",silo="a"}': 1.8e9}
+        'fedhelp_silo_score{federation="skin",silo="a"}': 0.75,
+        'fedhelp_silo_score_of_each{answer="mass",federation="skin",silo="a"}': 0.5,
+        'fedhelp_token_expiry_timestamp_seconds{federation="skin",silo="a"}': 1.8e9}
     assert "fedhelp_silo_score" not in of_the_run and 'run="run-1"' not in kept
 
 

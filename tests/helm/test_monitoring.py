@@ -65,7 +65,7 @@ def test_every_kind_of_metric_is_on_a_dashboard(exposed: set[str]) -> None:
 
 
 def test_only_labels_that_metrics_have_are_selected_by() -> None:
-    known = {"federation", "run", "silo", "phase", "teacher", "outcome", "decision"}
+    known = {"federation", "run", "silo", "phase", "teacher", "outcome", "decision", "answer"}
     for expression in expressions():
         for _metric, selectors in _LABELS.findall(expression):
             assert set(re.findall(r"(\w+)\s*(?:=~|!=|=)", selectors)) <= known, expression

@@ -35,8 +35,8 @@ def evaluated(
     shares: npt.NDArray[np.float64] | None = SHARES, weights: Weights = WEIGHTS,
 ) -> dict[ModelName, Evaluated]:
     data = EvaluationData(
-        test_images_NCHW=test, test_labels_N=LABELS[:len(test)], validation_images_NCHW=images, validation_labels_N=labels, class_counts_C=(1, 3),
-        federation_shares_C=shares)
+        test_images_NCHW=test, test_labels_N=LABELS[:len(test)], validation_images_NCHW=images, validation_labels_N=labels, decision_counts=[(1, 3)],
+        federation_shares=None if shares is None else [shares])
     return evaluated_models(weights, SiloState.empty(), settings, how, data)
 
 

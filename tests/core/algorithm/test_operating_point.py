@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 from scipy.optimize import minimize
 
-from fedhelp_core.algorithm.class_shares import pooled_shares, prior_of, shares_of_classes
-from fedhelp_core.algorithm.operating_point import OperatingPoint, fitted, likeliest, operating_point, prior_corrected
+from fedhelp_core.algorithm.class_shares import pooled_findings, pooled_shares, prior_of, shares_of_classes, shares_of_finding
+from fedhelp_core.algorithm.operating_point import FindingsPoint, OperatingPoint, both_of, fitted, likeliest, operating_point, prior_corrected
 from fedhelp_core.config.federation import EvaluationConfig
 
 Floats = npt.NDArray[np.float64]
@@ -168,3 +168,31 @@ def test_a_class_that_the_hospital_never_saw_has_to_be_far_likelier_and_one_that
 def test_without_counts_every_class_is_taken_to_occur() -> None:
     for point in (prior_corrected(SKEWED, classes=2), prior_corrected(SKEWED, classes=2, counts_C=[0, 0]), likeliest(2)):
         assert point.log_occurrence_C == (0.0, 0.0)
+
+
+def test_how_common_findings_are_is_the_mean_over_the_hospitals_that_label_them() -> None:
+    counts = [[[3, 1], [0, 0]], [[1, 1], [9, 1]], [[0, 0], [0, 0]]]
+    assert pooled_findings(counts, [0.5, 0.25, 0.25]).tolist() == pytest.approx([(0.5 * 0.25 + 0.25 * 0.5) / 0.75, 0.1])
+    assert pooled_findings([[[0, 0]]], [1.0]).tolist() == [0.0]
+    assert shares_of_finding(0.1).tolist() == pytest.approx([0.9, 0.1])
+    assert shares_of_finding(0.0).tolist() == [1.0, 1.0] == shares_of_finding(1.0).tolist(), "nobody can tell, so nothing is favoured"
+
+
+def test_each_finding_is_a_decision_of_its_own() -> None:
+    labels, answers = hospital(400, 0.1, bias=-2.0)
+    rare = operating_point(
+        EvaluationConfig(), shares_C=np.array([0.9, 0.1]), counts_C=(360, 40), labels_N=labels, probabilities_NC=both_of(answers[:, 1]))
+    few = operating_point(
+        EvaluationConfig(), shares_C=np.array([0.9, 0.1]), counts_C=(360, 40), labels_N=labels[:9], probabilities_NC=both_of(answers[:9, 1]))
+    point = FindingsPoint(of_each=(rare, few, likeliest(2)))
+    said_NK = np.stack([answers[:, 1]] * 3, axis=1)
+    decided_NK = point.decided(said_NK)
+    assert (rare.rule, few.rule, point.rule) == ("validation", "prior-corrected", "validation")
+    assert FindingsPoint(of_each=(few, few)).rule == "prior-corrected"
+    assert decided_NK[:, 0].tolist() == (rare.decided(both_of(said_NK[:, 0])) == 1).tolist()
+    assert decided_NK[:, 1].tolist() == (said_NK[:, 1] > 0.1).tolist()
+    assert decided_NK[:, 2].tolist() == (said_NK[:, 2] > 0.5).tolist()
+    found = [decided_NK[labels == 1, number].mean() for number in range(3)]
+    assert found[0] > 0.7 > 0.3 > found[2], "at a half a rare finding is hardly ever named"
+    np.testing.assert_allclose(point.calibrated(said_NK)[:, 2], said_NK[:, 2], rtol=1e-9)
+    assert ((point.equally_common(said_NK) > 0.5) == decided_NK).all()

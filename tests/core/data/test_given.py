@@ -201,3 +201,22 @@ class TestVolumes:
         with pytest.raises(Unusable, match=says) as refusal:
             prepared(given, self.TASK, "image 0")
         assert "\n" not in str(refusal.value)
+
+    def test_sequences_are_the_last_axis_of_an_array_as_of_a_file(self, tmp_path: Path) -> None:
+        import nibabel
+
+        task = TaskConfig.model_validate({
+            "name": "two", "form": "regions", "dimensions": 3, "channels": 2, "classes": ["one"], "mask_values": [[1]], "image_size": 16,
+            "volume": {"spacing": 4.0, "patch_size": 16, "window_size": 16}})
+        both, affine = np.stack([self.VOXELS, self.VOXELS[::-1]], axis=-1), np.diag([2.5, 3.0, 2.0, 1.0])
+        nibabel.save(nibabel.Nifti1Image(both, affine), tmp_path / "both.nii.gz")
+        expected = prepared(tmp_path / "both.nii.gz", task)
+        assert expected.shape == (2, 16, 16, 16) and not np.array_equal(expected[0], expected[1])
+        assert np.array_equal(prepared({"voxels": both, "spacing": [2.5, 3.0, 2.0]}, task), expected)
+        for voxels, says in (
+                (self.VOXELS, "X x Y x Z x 2 numbers of at most"), (np.stack([self.VOXELS] * 3, axis=-1), "X x Y x Z x 2 numbers"),
+                (np.moveaxis(both, -1, 0), "sequences last expected .X x Y x Z x 2., got 2 x 24")):
+            with pytest.raises(Unusable, match=says):
+                prepared({"voxels": voxels, "spacing": 2.0}, task)
+        assert np.array_equal(
+            prepared({"voxels": self.VOXELS[..., None], "spacing": 2.0}, self.TASK), prepared({"voxels": self.VOXELS, "spacing": 2.0}, self.TASK))

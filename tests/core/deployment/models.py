@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from fedhelp_core.algorithm.operating_point import OperatingPoint
+from fedhelp_core.algorithm.operating_point import FindingsPoint, OperatingPoint
 from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.silo import AdoptionConfig
 from fedhelp_core.config.task import TaskConfig
@@ -36,13 +36,16 @@ TASKS: Mapping[str, TaskConfig] = {
         "name": "chest-organs", "form": "masks", "classes": ["background", "lungs", "heart"], "image_size": 16}),
     "skin-regions": TaskConfig.model_validate({
         "name": "skin-regions", "form": "regions", "channels": 3, "classes": ["lesion", "network"], "image_size": 16}),
+    "brain-tumours": TaskConfig.model_validate({
+        "name": "brain-tumours", "form": "regions", "dimensions": 3, "channels": 2, "classes": ["whole", "core"], "mask_values": [[1, 2], [2]],
+        "image_size": 16, "volume": {"spacing": 4.0, "patch_size": 16, "window_size": 16}}),
     "brain-segmentation": TaskConfig.model_validate({
         "name": "brain-segmentation", "image_size": 16, "volume": {"spacing": 4.0, "patch_size": 16, "window_size": 16}}),
 }
 _NETWORKS = {
     "melanoma": "resnet8", "pneumonia": "resnet8", "lung-segmentation": "unet2d-tiny", "chest-findings": "resnet8",
     "chest-organs": "unet2d-tiny", "skin-regions": "unet2d-tiny",
-    "brain-segmentation": "unet3d-tiny"}
+    "brain-segmentation": "unet3d-tiny", "brain-tumours": "unet3d-tiny"}
 
 
 def drawn(task: TaskConfig, seed: int = 1) -> Weights:
@@ -53,10 +56,12 @@ def drawn(task: TaskConfig, seed: int = 1) -> Weights:
 
 def contract_of(task: TaskConfig, weights: Weights, **changes: Any) -> Contract:
     """Of a model that a run would have made."""
-    point = None
+    point: OperatingPoint | FindingsPoint | None = None
     if objective_of(task).decides:
-        nothing = (0.0,) * len(task.classes)
+        nothing = (0.0,) * (2 if task.form == "labels" else len(task.classes))
         point = OperatingPoint(rule="validation", temperature=1.5, offsets_C=nothing, log_prior_C=nothing, log_occurrence_C=nothing)
+    if point is not None and task.form == "labels":
+        point = FindingsPoint(of_each=(point,) * len(task.classes))
     headline = objective_of(task).headline.name
     made = Contract(
         name="chest", version="3", number=1, run="a-run", silo="aachen", model="proxy", network=ModelConfig(network=_NETWORKS[task.name]),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedhelp_core.algorithm.operating_point import OperatingPoint
+from fedhelp_core.algorithm.operating_point import FindingsPoint, OperatingPoint, prior_corrected
 from fedhelp_core.config.silo import AdoptionConfig
 from fedhelp_core.data.examples import image_shape
 from fedhelp_core.deployment.contract import Contract
@@ -52,16 +52,17 @@ def test_answers_about_a_test_set_have_exactly_the_scores_of_the_evaluation(task
     answered, sides = objective.outputs, images.shape[2:]
     shape = {"classes": 9, "labels": (9, answered), "masks": (9, 1, *sides), "regions": (9, answered, *sides)}[TASKS[task].form]
     most = {"classes": answered, "masks": answered + 1}.get(TASKS[task].form, 2)
-    targets = rng.integers(0, most, shape, np.int64 if objective.decides else np.uint8)
+    targets = rng.integers(0, most, shape, np.int64 if objective.form == "classes" else np.uint8)
     tensors = torch.from_numpy(images), torch.from_numpy(targets)
     evaluated = objective.scores_of(objective.results(scorer.network, *tensors, scorer.device), point).scores
     answers = scorer.answers(images)
-    if objective.decides:
+    if objective.form == "classes":
+        assert isinstance(point, OperatingPoint)
         probabilities = np.stack([answer.probabilities_K for answer in answers if isinstance(answer, ClassAnswer)])
         assert classification_scores(targets, probabilities, point) == evaluated
     elif objective.form == "labels":
         probabilities = np.stack([answer.probabilities_K for answer in answers if isinstance(answer, FindingsAnswer)])
-        assert findings_scores(targets, probabilities)[0] == evaluated
+        assert isinstance(point, FindingsPoint) and findings_scores(targets, probabilities, point)[0] == evaluated
     else:
         masks_NK = np.stack([answer.masks() for answer in answers if isinstance(answer, MaskAnswer)])
         true_NK = targets == 1 if objective.form == "regions" else targets == np.arange(1, answered + 1).reshape(1, -1, *(1,) * len(sides))
@@ -146,3 +147,20 @@ def test_a_contract_is_written_and_read_whole() -> None:
         contract = replace(contract_of(task, drawn(task)), scores={"x": float("nan")}, notes=("one", "two"))
         again = parse(Contract, dump(contract), "contract.json")
         assert dump(again) == dump(contract) and again.task == contract.task and again.operating_point == contract.operating_point
+
+
+def test_findings_are_found_at_the_hospitals_own_point() -> None:
+    """Of the first finding what is above a tenth, of the second what is above a half, of the third hardly anything."""
+    def at(share: float) -> OperatingPoint:
+        return prior_corrected(np.array([1 - share, share]), classes=2, counts_C=(90, 10))
+
+    task = TASKS["chest-findings"]
+    scorer = scorer_for(task, operating_point=FindingsPoint(of_each=(at(0.1), at(0.5), at(0.999))), band=AdoptionConfig(undecided_margin=0.0))
+    answers = [answer for answer in scorer.answers(images_of("chest-findings", 9)) if isinstance(answer, FindingsAnswer)]
+    said_NK = np.stack([answer.probabilities_K for answer in answers])
+    found_NK = np.stack([answer.found_K for answer in answers])
+    assert found_NK.tolist() == (said_NK > [0.1, 0.5, 0.999]).tolist() and 0 < found_NK.sum() < found_NK.size
+    for answer in answers:
+        names = [name for name, found in zip(task.classes, answer.found_K, strict=True) if found]
+        assert scorer.names_of(answer) == (", ".join(names) or "no finding")
+        assert (answer.calibrated_K[1:] < answer.probabilities_K[1:]).all(), "a tenth of the hospital's images show it, fewer than the model has seen"

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import monai.networks.nets as monai
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ from fedhelp_core.config.federation import Federation, parse_federation
 from fedhelp_core.config.model import ModelConfig, model_of
 from fedhelp_core.errors import ConfigError
 from fedhelp_core.models.build import build_model, build_public_head, normalisation_keys
+from fedhelp_core.models.cut import head_of, require_rows
+from fedhelp_core.models.pretrained import fitted
 from fedhelp_core.registry.networks import networks
 
 _DENSE = {"network": "DenseNet", "arguments": {"init_features": 8, "growth_rate": 4, "block_config": [2, 2]}}
@@ -76,8 +79,10 @@ def test_the_hub_judges_a_network_without_pytorch() -> None:
     ({"network": "UNet", "arguments": {"channels": [8, 16], "strides": [2]}}, {"answer": "mask", "outputs": 1}, (2, 1, 32, 32)),
     ({"network": "DynUNet", "arguments": {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2]}},
      {"answer": "mask", "outputs": 1}, (2, 1, 32, 32)),
+    ({"network": "UNet", "arguments": {"channels": [8, 16, 32], "strides": [2, 2], "num_res_units": 2}},
+     {"answer": "mask", "outputs": 3, "dimensions": 3}, (2, 3, 32, 32, 32)),
     ({"network": "SwinUNETR", "arguments": {"feature_size": 12}}, {"answer": "mask", "outputs": 1, "side": 64}, (2, 1, 64, 64)),
-], ids=["DenseNet", "ResNet-3D", "SegResNet-3D", "UNet", "DynUNet", "SwinUNETR"])
+], ids=["DenseNet", "ResNet-3D", "SegResNet-3D", "UNet", "DynUNet", "UNet-residual-3D", "SwinUNETR"])
 def test_a_network_is_the_same_from_the_same_seed_and_its_public_head_shares_all_but_the_head(
     document: Any, form: dict[str, Any], shape: tuple[int, ...],
 ) -> None:
@@ -92,6 +97,61 @@ def test_a_network_is_the_same_from_the_same_seed_and_its_public_head_shares_all
     assert whole is model.backbone and {name.partition(".")[0] for name in model.state_dict()} == {"backbone", "head"}
     public = build_public_head(model, outputs=5, generator=torch.Generator())
     assert public(model.backbone(images)).shape == (2, 5, *shape[2:])
+
+
+def test_a_head_whose_rows_shapes_do_not_tell_is_refused_where_a_silo_labels_some_outputs_alone() -> None:
+    unet = {"network": "UNet", "arguments": {"channels": [8, 16], "strides": [2]}}
+    require_rows(_built(unet, answer="mask", outputs=3), "UNet", 3)
+    require_rows(_built(_DENSE, outputs=24), "DenseNet", 24)
+    with pytest.raises(ConfigError, match=r"network UNet: its head is a transposed convolution of as many inputs as outputs \(24\)"):
+        require_rows(_built(unet, answer="mask", outputs=24), "UNet", 24)
+
+
+def test_a_network_that_ends_in_a_sum_has_a_module_as_head_and_answers_as_its_authors_have_it() -> None:
+    """UNet with residual units: the whole last block depends on the number of classes, and nothing else does."""
+    document = {"network": "UNet", "arguments": {"channels": [8, 16, 32], "strides": [2, 2], "num_res_units": 2}}
+    model = _built(document, answer="mask", outputs=3)
+    assert model.head_name == "model.2" and len(list(model.head.children())) == 2
+    whole = monai.UNet(spatial_dims=2, in_channels=1, out_channels=3, channels=(8, 16, 32), strides=(2, 2), num_res_units=2)
+    own = {name.replace("head.", "model.2.").replace("backbone.", ""): tensor for name, tensor in model.state_dict().items()}
+    whole.load_state_dict(own)
+    images = torch.randn((2, 1, 32, 32), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(whole(images), model(images))
+    of_three, of_seven = (
+        {name: tensor.shape for name, tensor in _built(document, answer="mask", outputs=outputs).state_dict().items() if name.startswith("backbone.")}
+        for outputs in (3, 7))
+    assert of_three == of_seven
+    public, same = (build_public_head(model, outputs=5, generator=torch.Generator().manual_seed(4)) for _ in range(2))
+    assert all(torch.equal(tensor, same.state_dict()[name]) for name, tensor in public.state_dict().items())
+    loaded = fitted(model, {f"module.{name}": tensor.numpy() for name, tensor in whole.state_dict().items()}, partial=False)
+    assert not loaded.drawn and not loaded.unused
+
+
+def test_a_layer_under_two_names_travels_once_and_is_loaded_into_both() -> None:
+    document = {"network": "DynUNet", "arguments": {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2]}}
+    model, other = (_built(document, seed, answer="mask", outputs=1) for seed in (1, 2))
+    sent = model.state_dict()
+    assert len({tensor.data_ptr() for tensor in sent.values()}) == len(sent) == len(list(model.parameters())) + len(list(model.buffers()))
+    assert sent.keys() >= {name for name, _ in model.named_parameters()}
+    other.load_state_dict(sent)
+    images = torch.randn((2, 1, 32, 32), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.eval()(images), other.eval()(images))
+
+
+class _Mean(nn.Module):
+    """Whose answer no module of its own gives."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(1, outputs, 3), nn.Conv2d(1, outputs, 3)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return (self.one(images_BCHW) + self.other(images_BCHW)).mean(dim=(2, 3))
+
+
+def test_a_network_that_is_all_head_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has no head that can be taken off"):
+        head_of(_Mean(2), outputs=2, shape=(1, 8, 8), per_pixel=False, make=lambda outputs, _generator: _Mean(outputs))
 
 
 def test_building_a_network_leaves_pytorchs_own_generator_as_it_was() -> None:
@@ -112,7 +172,6 @@ def test_batch_norms_stay_at_home_and_group_norms_travel() -> None:
 @pytest.mark.parametrize(("document", "form", "sentence"), [
     ({"network": "DenseNet121"}, {}, "cannot be trained on images of 32 x 32"),
     ({"network": "SwinUNETR", "arguments": {"feature_size": 12}}, {"answer": "mask", "outputs": 1, "side": 48}, "divisible by"),
-    ({"network": "UNet", "arguments": {"channels": [8, 16], "strides": [2], "num_res_units": 2}}, {"answer": "mask", "outputs": 1}, "has no head"),
     ({"network": "UNet", "arguments": {"channels": [8, 16, 32], "strides": [3]}}, {"answer": "mask", "outputs": 1}, "cannot be built with"),
     ({"network": "DenseNet121", "arguments": {"norm": "bach"}}, {"side": 64}, "cannot be built with"),
     ({"plugin": "nobodys"}, {}, "is not installed here (entry points of group fedhelp.networks: none)"),

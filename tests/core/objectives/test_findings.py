@@ -10,8 +10,9 @@ import torch
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
 from fedhelp_core.algorithm.local_update import SiloData, SiloState, UpdateSettings, initial_weights, local_update
+from fedhelp_core.algorithm.operating_point import FindingsPoint, operating_point, prior_corrected
 from fedhelp_core.config.algorithm import AlgorithmConfig
-from fedhelp_core.config.federation import Federation, parse_federation
+from fedhelp_core.config.federation import EvaluationConfig, Federation, parse_federation
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.errors import ConfigError, PermanentError
 from fedhelp_core.objectives.metrics import average_precision, findings_scores
@@ -81,6 +82,37 @@ def test_a_head_that_a_silo_does_not_label_is_moved_by_weight_decay_alone(kind: 
     assert moved.tolist() == [True, False, True]
 
 
+def test_each_finding_is_decided_where_its_validation_images_say_and_counted_there() -> None:
+    """Of the first finding there are images enough; the second nobody labels; of the third all validation images are without it."""
+    rng = np.random.default_rng(5)
+    objective = objective_of(TASK)
+    labels = np.stack([rng.uniform(size=80) < 0.1, np.full(80, NOT_LABELLED), np.zeros(80)], axis=1).astype(np.uint8)
+    said = np.clip(0.05 + 0.2 * (labels == 1) + 0.1 * rng.uniform(size=labels.shape), 0, 1).astype(np.float32)
+    results = {"labels": labels, "probabilities": said}
+    of_each = zip(
+        objective.learnt_shares([0.1, 0.0, 0.2]), objective.counts_of_decisions(torch.from_numpy(labels)), objective.decisions(results), strict=True)
+    point = objective.point_of([
+        operating_point(EvaluationConfig(), shares_C=shares, counts_C=counts, labels_N=true, probabilities_NC=answers)
+        for shares, counts, (true, answers) in of_each])
+    assert isinstance(point, FindingsPoint) and [one.rule for one in point.of_each] == ["validation", "prior-corrected", "prior-corrected"]
+    at_half, at_point = objective.scores_of(results), objective.scores_of(results, point)
+    assert at_half.of_each["balanced_accuracy"][0] == 0.5 and at_point.of_each["balanced_accuracy"][0] == 1.0
+    assert at_half.confusion_CC[0].tolist() == [71, 0, 9, 0] and at_point.confusion_CC[0].tolist() == [71, 0, 0, 9]
+    assert at_point.scores["auroc"] == at_half.scores["auroc"] and at_point.confusion_CC[1].sum() == 0
+
+
+def test_the_model_for_users_has_the_points_decision_at_a_half() -> None:
+    point = FindingsPoint(of_each=tuple(prior_corrected(np.array([1 - share, share]), classes=2) for share in (0.1, 0.5, 0.9)))
+    objective = objective_of(TASK)
+    network = objective.build("resnet8", torch.Generator().manual_seed(1)).eval()
+    images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        own = objective.served(network)(images.float()).numpy()
+        served = objective.served(network, point)(images.float()).numpy()
+    assert np.array_equal(own, objective.probabilities(network, images, torch.device("cpu")).numpy())
+    assert ((served > 0.5) == point.decided(own)).all() and (served[:, 0] > own[:, 0]).all() and (served[:, 2] < own[:, 2]).all()
+
+
 def federation(**silo: Any) -> Federation:
     return parse_federation({
         "name": "test", "task": TASK.model_dump(mode="json"), "algorithm": {"method": "fedavg"}, "store": {"url": "store"},
@@ -108,7 +140,8 @@ def evaluation(model: ModelScores) -> SiloEvaluation:
 
 
 REPORT = SiloReport(
-    silo="a", samples=SplitSizes(training=8, validation=0, test=60), training_class_counts=[3, 8, 0], test_sha256=SHA, start_sha256=SHA)
+    silo="a", samples=SplitSizes(training=8, validation=0, test=60), training_class_counts=[3, 8, 0], training_labelled_counts=[8, 8, 4],
+    test_sha256=SHA, start_sha256=SHA)
 
 
 def test_what_a_silo_reports_of_findings_is_held_against_itself() -> None:
@@ -116,6 +149,10 @@ def test_what_a_silo_reports_of_findings_is_held_against_itself() -> None:
     require_credible_evaluation(evaluation(scored()), REPORT, "small", TASK)
     with pytest.raises(PermanentError, match="3 counts of at most 8 expected"):
         require_credible_report(replace(REPORT, training_class_counts=[3, 9, 0]), TASK)
+    with pytest.raises(PermanentError, match="training_labelled_counts: 3 counts of at most 8 expected, got 0"):
+        require_credible_report(replace(REPORT, training_labelled_counts=[]), TASK)
+    with pytest.raises(PermanentError, match="training_class_counts: at most as many images with a finding as are labelled for it"):
+        require_credible_report(replace(REPORT, training_class_counts=[3, 8, 5]), TASK)
 
 
 @pytest.mark.parametrize(("changes", "words"), [
@@ -127,7 +164,7 @@ def test_what_a_silo_reports_of_findings_is_held_against_itself() -> None:
     ({"of_each": {}}, "of_each: auroc"),
     ({"of_each": {**scored().of_each, "auroc": [0.5, 0.5]}}, "of_each.auroc: 3 numbers from 0 to 1"),
     ({"of_each": {**scored().of_each, "auroc": [0.5, 0.5, 7.0]}}, "of_each.auroc: 3 numbers from 0 to 1"),
-    ({"operating_point": "validation"}, "none expected of labels"),
+    ({"argmax_confusion": [[60, 0, 0, 0]] * 3}, "argmax_confusion: none expected of labels"),
     ({"interval": (0.1, 0.2)}, "interval"),
 ])
 def test_a_forged_evaluation_of_findings_names_what_cannot_be(changes: dict[str, Any], words: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -26,16 +27,24 @@ SAMPLES = {"a": 40, "b": 12, "c": 8, "d": 20}
 STEPS = {"a": 10, "b": 3, "c": 2, "d": 5}
 TERMS = Terms(max_bytes=10**7, batch_size=4)
 RULES = {
+    "mean": Rule(), "trimmed mean": Rule("trimmed-mean"),
     "momentum": Rule(optimizer=ServerOptimizerConfig(kind="momentum")), "adam": Rule(optimizer=ServerOptimizerConfig(kind="adam")),
     "yogi of the median": Rule("median", optimizer=ServerOptimizerConfig(kind="yogi")), "fednova": Rule("fednova", momentum=0.5),
     "fednova and adam": Rule("fednova", optimizer=ServerOptimizerConfig(kind="adam")), "scaffold": Rule(control_variates_of=0.1),
     "scaffold and momentum": Rule(control_variates_of=0.1, optimizer=ServerOptimizerConfig(kind="momentum"))}
 
 
+Labelled = Mapping[str, Sequence[bool] | None]
+LABELLED: Labelled = {"a": (True, True, False, False, False), "b": (False, False, True, True, False), "c": (True, False, False, True, True),
+                      "d": (True, True, False, True, True)}
+"""In the second round, which `b` misses, nobody labels the third output."""
+
+
 def start() -> Weights:
     generator = np.random.default_rng(0)
     return {
         "conv.weight": generator.standard_normal((40, 9), dtype=np.float32), "head.bias": generator.standard_normal(5, dtype=np.float32),
+        "head.weight": generator.standard_normal((7, 5, 3, 3), dtype=np.float32),
         "norm.running_mean": np.zeros(40, np.float32), "norm.running_var": np.ones(40, np.float32), "norm.num_batches_tracked": np.array(0)}
 
 
@@ -62,10 +71,13 @@ def answered(run: Run, round: int, *, without: str = "") -> None:
             send(run, silo, round, update_of(silo, round, model), commit)
 
 
-def closed(run: Run, round: int, rule: Rule, *, terms: Terms = TERMS) -> Commit:
+def weighting_for(rule: Rule) -> Literal["uniform", "samples"]:
+    return "uniform" if rule.aggregation in ("median", "trimmed-mean") else "samples"
+
+
+def closed(run: Run, round: int, rule: Rule, *, terms: Terms = TERMS, labelled: Labelled | None = None) -> Commit:
     return close_round(
-        run, round, SAMPLES, min_silos=2, deadline_s=0, terms=terms, weighting="uniform" if rule.aggregation == "median" else "samples", rule=rule,
-        steps=STEPS)
+        run, round, SAMPLES, min_silos=2, deadline_s=0, terms=terms, weighting=weighting_for(rule), rule=rule, steps=STEPS, labelled=labelled)
 
 
 def opened(folder: Path) -> Run:
@@ -74,25 +86,28 @@ def opened(folder: Path) -> Run:
     return run
 
 
-def expected(rule: Rule, rounds: int, *, without: dict[int, str]) -> tuple[Weights, dict[Part, Weights]]:
+def expected(rule: Rule, rounds: int, *, without: dict[int, str], labelled: Labelled | None = None) -> tuple[Weights, dict[Part, Weights]]:
     """The same on arrays, as `simulate` has it."""
     model, remembered = start(), dict[Part, Weights]()
     for round in range(1, rounds + 1):
         silos = [silo for silo in SAMPLES if silo != without.get(round)]
-        answers = Answers.of(silos, SAMPLES, STEPS, "uniform" if rule.aggregation == "median" else "samples")
+        answers = Answers.of(silos, SAMPLES, STEPS, weighting_for(rule), labelled)
         model, remembered = next_round(rule, answers, model, remembered, [update_of(silo, round, model) for silo in silos])
     return model, remembered
 
 
+@pytest.mark.parametrize("labelled", [None, LABELLED], ids=["all label all", "some label some"])
 @pytest.mark.parametrize("what", RULES)
-def test_files_end_with_the_bits_of_arrays_silos_that_are_absent_included(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_end_with_the_bits_of_arrays_silos_that_are_absent_included(
+    what: str, labelled: Labelled | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rule, run, without = RULES[what], opened(tmp_path), {2: "b"}
-    model, remembered = expected(rule, 3, without=without)
+    model, remembered = expected(rule, 3, without=without, labelled=labelled)
     monkeypatch.setattr(kernels, "PIECE_ELEMENTS", 64)
     monkeypatch.setattr(averaging, "_WORTH_THREADS", 0)
     for round in (1, 2, 3):
         answered(run, round, without=without.get(round, ""))
-        commit = closed(run, round, rule)
+        commit = closed(run, round, rule, labelled=labelled)
     assert commit.global_sha256 == fingerprint(model, "net")
     assert commit.server_state == {part: fingerprint(found, "net") for part, found in remembered.items()}
     for part, found in remembered.items():

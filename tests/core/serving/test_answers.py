@@ -89,6 +89,20 @@ def test_a_volumes_mask_is_predicts_on_its_own_voxels(tmp_path: Path) -> None:
         assert server.answer(numbers("voxels", "INT16", head()[None]), numbers("spacing", "FP64", np.array([2.0, 2, 3])))["foreground"]
 
 
+def test_sequences_are_asked_about_as_a_file_or_as_the_last_axis_of_an_array(tmp_path: Path) -> None:
+    both, affine = np.stack([head(), head()[::-1]], axis=-1), np.diag([2.0, 2.0, 3.0, 1.0])
+    path = tmp_path / "both.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(both, affine), path)
+    with served(hospital(tmp_path / "here", "brain-tumours", undecided_dice=0.0)) as server:
+        [voxels] = [tensor for tensor in server.client.get("/v2/models/chest").json()["inputs"] if tensor["name"] == "voxels"]
+        assert voxels["shape"] == [-1, -1, -1, -1, 2]
+        of_file = server.answer(files(path))
+        of_array = server.answer(numbers("voxels", "INT16", both[None]), numbers("affine", "FP64", affine))
+        assert of_array["mask"] == of_file["mask"] and len(of_file["mask"]) == 2 * head().size
+        one = server.infer(numbers("voxels", "INT16", head()[None]), numbers("affine", "FP64", affine))
+        assert one.status_code == 400 and "images x X x Y x Z x 2 expected" in one.text
+
+
 def binary(server: Served, image: bytes, **more: Any) -> tuple[dict[str, Any], bytes]:
     """JSON and binary data of the answer to a question in the binary extension."""
     element = len(image).to_bytes(4, "little") + image
