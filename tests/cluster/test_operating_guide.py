@@ -57,8 +57,8 @@ def of_fedhelp_in_the_cluster(control_plane: ControlPlane) -> str:
 
 def test_every_step_of_the_guide_works(said: dict[str, str]) -> None:
     assert list(said) == [
-        "before", "hub", "images", "silo", "volumes", "administrator", "tenant", "kubeconfig", "renew", "agent", "works", "look", "upgrade", "uninstall",
-        "withdraw", "forget"]
+        "before", "hub", "images", "silo", "volumes", "administrator", "tenant", "kubeconfig", "renew", "agent", "works", "look", "upgrade",
+        "uninstall", "withdraw", "forget"]
 
 
 def test_the_hub_says_what_to_do_next(said: dict[str, str]) -> None:

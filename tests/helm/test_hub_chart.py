@@ -106,7 +106,8 @@ def test_names_that_pipelines_refer_to_are_the_charts(render: Render) -> None:
     ({"publicImages": {"claimName": "public"}}, "federation.public_set.images must say where the public images are mounted"),
     ({"image": {"repository": "registry.example:5000/hub:0.1"}}, '"registry.example:5000/hub:0.1" names a tag; write it into image.tag'),
     ({"siloImage": {"repository": "silo@sha256:abc"}}, "names a digest; write it into siloImage.digest"),
-    ({"federation": {"silos": [{"name": "commit", "dispatch": {"kind": "kubernetes"}}]}}, 'federation.silos: "commit" is what an object of each run is called; choose another name'),
+    ({"federation": {"silos": [{"name": "commit", "dispatch": {"kind": "kubernetes"}}]}},
+     'federation.silos: "commit" is what an object of each run is called; choose another name'),
     ({"federation": {"silos": [{"name": "nord", "dispatch": {"kind": "kubernetes"}}] * 2}}, 'federation.silos: "nord" is there twice; names differ'),
 ])
 def test_wrong_values_are_refused_by_name(values: dict[str, Any], said: str, refusal: Refusal) -> None:
