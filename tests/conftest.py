@@ -11,10 +11,23 @@ from typing import Any
 import pytest
 
 from tests import tiny
+from tests.costs import (
+    pytest_addoption,
+    pytest_configure,
+    pytest_configure_node,
+    pytest_report_header,
+    pytest_runtest_logstart,
+    pytest_runtest_makereport,
+    pytest_terminal_summary,
+    shuffle,
+)
 from tests.tiny import Processes, TinyFederation
 from tests.watchdog import pytest_sessionfinish, pytest_sessionstart
 
-__all__ = ["pytest_sessionfinish", "pytest_sessionstart"]
+__all__ = [
+    "pytest_addoption", "pytest_configure", "pytest_configure_node", "pytest_report_header", "pytest_runtest_logstart", "pytest_runtest_makereport",
+    "pytest_sessionfinish", "pytest_sessionstart", "pytest_terminal_summary",
+]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job passes that on, and tests of Ctrl-C would find it ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -23,8 +36,10 @@ UNIT_LIMIT, SLOW_LIMIT = 10, 300
 """Seconds of a test's own code, not of its fixtures: a unit test computes; one marked slow starts processes, or imports MONAI or MLflow."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A limit for every test that names none of its own."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A limit for every test that names none of its own, and the order that was asked for."""
+    if config.option.shuffle:
+        shuffle(items, config.option.shuffle)
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(SLOW_LIMIT if item.get_closest_marker("slow") or item.get_closest_marker("cluster") else UNIT_LIMIT))

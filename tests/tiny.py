@@ -27,6 +27,7 @@ from fedhelp_core.data.phantom.fed_isic import PUBLIC, Site, write_fed_isic
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.open import open_store
 from fedhelp_core.tracking.models import save_pyfunc_from_code
+from tests.warm import MARK, WarmProcess, can_be_warm
 
 SILOS = ("aachen", "brno", "coimbra")
 ROUNDS = 2
@@ -151,9 +152,10 @@ class Processes:
     def start(self, *command: str | Path | int, **environment: str) -> subprocess.Popen[str]:
         """Start `command`, its standard output and error as one text."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("FEDHELP_", "MLFLOW_", "AWS_"))}
-        process = subprocess.Popen(
-            [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**clean, "NO_PROXY": "127.0.0.1", "FEDHELP_TEST_MARK": self.mark, **self.environment, **environment})
+        words = [str(part) for part in command]
+        clean = {**clean, "NO_PROXY": "127.0.0.1", MARK: self.mark, **self.environment, **environment}
+        start = WarmProcess if can_be_warm(words, clean) else subprocess.Popen
+        process = start(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean)
         self.started.append(process)
         return process
 
@@ -167,7 +169,7 @@ class Processes:
 
     def alive(self) -> dict[int, str]:
         """pid -> command line of every process that carries the mark and has not ended."""
-        wanted = f"FEDHELP_TEST_MARK={self.mark}".encode()
+        wanted = f"{MARK}={self.mark}".encode()
         found = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdecimal():

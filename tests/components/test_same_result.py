@@ -161,7 +161,7 @@ def test_a_champion_is_replaced_by_gate_and_by_hand_and_every_command_says_what_
     again = said("run", "--run-id", "first")
     first, second = again.splitlines()[:2]
     assert first == "run first was finished before; MLflow is asked what has become of its model"
-    assert second.startswith(f"Nothing was trained; this starts another one: ") and f"fedhelp run {tiny.path} --set runtime.seed=6" in second
+    assert second.startswith("Nothing was trained; this starts another one: ") and f"fedhelp run {tiny.path} --set runtime.seed=6" in second
     assert "tiny version 1 is not the champion, version 2 is (when the run ended: tiny version 1 became the champion" in again
     assert "champion is again version 1" in said("rollback")
 
