@@ -1,7 +1,7 @@
 """FedHelp's commands in processes of their own whose seconds of imports were paid once: forked from a server that has imported PyTorch and MLflow.
 
-`WarmProcess` is a `subprocess.Popen` for `fedhelp ...` and `python -m fedhelp_components....`: a real child of the caller, with its environment,
-output, signals and exit code. Its workers come from a fork server of its own, as always, which is forked too. tiny.Processes starts it; tests of
+`start` gives a `subprocess.Popen` for `fedhelp ...` and `python -m fedhelp_components....`: a real child of the caller, with its environment,
+output, signals and exit code. Its workers come from a fork server of its own, as always, which is forked too. tiny.Processes uses it; tests of
 how a process starts, or of what it imports, start the program itself. Linux alone.
 """
 
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,18 @@ _SET_CHILD_SUBREAPER = 36  # of Linux's prctl: who takes over the children of a 
 _MOST = 2**20  # bytes of a request
 _STARTS_WORKERS = {"run", "check", "federation", "silo_training", "evaluation", "left_out"}
 _READ_AT_START = ("PYTHON", "LD_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH", "LANG", "LC_")
-_server: tuple[int, socket.socket] | None = None  # the pytest process that has it, and the way to it
+_server: tuple[subprocess.Popen[bytes], socket.socket] | None = None
 _lock = threading.Lock()
 
 
-def can_be_warm(command: Sequence[str], environment: dict[str, str]) -> bool:
+def start(command: Sequence[str | Path | int], environment: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Start `command` as Popen does, `options` are its, with text: forked where that can be, as usual elsewhere. `environment`: None for ours."""
+    words, found = [str(part) for part in command], dict(os.environ if environment is None else environment)
+    kind = WarmProcess if _can_be_warm(words, found) else subprocess.Popen
+    return kind(words, text=True, env=found, **options)
+
+
+def _can_be_warm(command: Sequence[str], environment: Mapping[str, str]) -> bool:
     """Whether `command` is one of FedHelp's own, and its environment is none that Python or PyTorch read when they start."""
     ours = command[0] == str(Path(sys.executable).with_name("fedhelp")) or (
         command[:2] == [sys.executable, "-m"] and command[2].startswith("fedhelp_"))
@@ -43,12 +50,12 @@ def can_be_warm(command: Sequence[str], environment: dict[str, str]) -> bool:
 
 
 class WarmProcess(subprocess.Popen[str]):
-    """As Popen, for a command for which `can_be_warm` holds."""
+    """As Popen, for a command for which `_can_be_warm` holds."""
 
-    def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, cwd: Any, env: Any, startupinfo: Any,  # noqa: PLR0913, PLR0917
+    def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, cwd: Any, env: Any, startupinfo: Any,
                        creationflags: Any, shell: Any, p2cread: int, p2cwrite: int, c2pread: int, c2pwrite: int, errread: int, errwrite: int,
                        *_: Any) -> None:
-        request = json.dumps([[str(part) for part in args], dict(env), os.getcwd()]).encode()
+        request = json.dumps([[str(part) for part in args], dict(env), str(cwd or os.getcwd())]).encode()
         theirs = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
         prctl = ctypes.CDLL(None).prctl
         try:
@@ -66,19 +73,29 @@ class WarmProcess(subprocess.Popen[str]):
 
 
 def _running_server() -> socket.socket:
-    """The server of this process; it ends with it."""
+    """The way to this process's server."""
     global _server
-    if _server is None or _server[0] != os.getpid():
+    if _server is None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for one in (ours, theirs):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MOST)
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("FEDHELP_TEST", "MLFLOW_", "AWS_"))}
         with theirs:
-            subprocess.Popen(
-                [sys.executable, "-m", __spec__.name if __spec__ else "tests.warm", str(theirs.fileno())], pass_fds=[theirs.fileno()], cwd=ROOT,
-                env={**clean, MARK: _NO_MARK}, stdin=subprocess.DEVNULL)
-        _server = os.getpid(), ours
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.warm", str(theirs.fileno())], pass_fds=[theirs.fileno()], cwd=ROOT, env={**clean, MARK: _NO_MARK},
+                stdin=subprocess.DEVNULL)
+        _server = process, ours
     return _server[1]
+
+
+def end_server() -> None:
+    """At the end of the session."""
+    global _server
+    if _server is not None:
+        process, way = _server
+        _server = None
+        way.close()
+        process.wait()
 
 
 def _import_what_takes_seconds(scratch: Path) -> None:
@@ -89,8 +106,6 @@ def _import_what_takes_seconds(scratch: Path) -> None:
     import mlflow.utils.requirements_utils as requirements
     import torch._dynamo
 
-    import fedhelp_core.lean_monai
-    import fedhelp_dispatch.worker
     import fedhelp_pipelines.in_process  # noqa: F401
 
     threads = torch.get_num_threads()
@@ -160,9 +175,9 @@ def _serve(requests: socket.socket) -> tuple[list[str], dict[str, str]] | None:
 def _run(arguments: list[str], environment: dict[str, str]) -> None:
     """What `arguments` name, as if Python had just started."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # type: ignore[misc]
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # type: ignore[misc]  # noqa: SIM115
     os.environ.clear()
     os.environ.update(environment)
     _show_mark(environment.get(MARK, _NO_MARK))

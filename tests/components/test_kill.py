@@ -16,7 +16,7 @@ import pytest
 from tests.tiny import Processes, TinyFederation, succeeded
 from tests.tiny_tasks import write_task
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(2400)]  # seconds; more than ten minutes on two idle cores
+pytestmark = [pytest.mark.slow, pytest.mark.kills, pytest.mark.timeout(2400)]  # seconds; more than ten minutes on two idle cores
 
 MOMENTS = 20
 VICTIMS = ("forkserver", "resource_tracker", "fedhelp run", "any")
