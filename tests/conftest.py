@@ -109,7 +109,7 @@ def finished(make_once: Callable[[str, Callable[[Path], object]], Path], drawn: 
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Callable[[TinyFederation], TinyFederation]:
-    """Copies a federation with its runs and MLflow's file, for a test that goes on from there."""
+    """Copies a federation with its runs and MLflow's file, for a test that goes on there: with other runs, since a run's config names its store."""
     numbers = itertools.count(1)
     return lambda original: TinyFederation(shutil.copytree(original.folder, tmp_path / f"copy-{next(numbers)}"), original.drawn)
 

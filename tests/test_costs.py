@@ -40,7 +40,7 @@ def run(suite: Path, *options: str | Path) -> str:
 def test_the_dearest_tests_come_first_and_what_their_processes_took_is_counted(suite: Path) -> None:
     said = run(suite, "--slowest", "2", "--costs", suite / "costs.csv")
     table = said[said.index("slowest 2"):]
-    assert {"test_a.py::test_busy", "test_b.py::test_child"} == {line.rsplit(" ", 1)[1] for line in table.splitlines()[1:3]}
+    assert {"test_a.py::test_busy", "test_b.py::test_child"} == {line.rsplit(" ", 1)[1] for line in table.splitlines() if "::" in line}
     assert "all 4 tests" in table
     assert len((suite / "costs.csv").read_text(encoding="utf-8").splitlines()) == 5
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.slow
 def test_code_and_output_are_the_commands_and_its_folder_is_the_one_asked_for(processes: Processes, tmp_path: Path) -> None:
     (tmp_path / "federation.yaml").write_text("name: [", encoding="utf-8")
     forked = processes.fedhelp("check", "federation.yaml", folder=tmp_path)
-    started = processes.start("env", Path(sys.executable).with_name("fedhelp"), "check", "federation.yaml", folder=tmp_path)
+    started = processes.fedhelp("check", "federation.yaml", folder=tmp_path, fork=False)
     assert isinstance(forked, WarmProcess) and not isinstance(started, WarmProcess)
     assert ended(forked) == ended(started)
     assert forked.returncode == 10

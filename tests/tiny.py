@@ -149,18 +149,23 @@ class Processes:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def start(self, *command: str | Path | int, folder: Path | None = None, **environment: str) -> subprocess.Popen[str]:
-        """Start `command`, in `folder` where one is given; its standard output and error are one text."""
+    def start(
+        self, *command: str | Path | int, folder: Path | None = None, fork: bool = True, **environment: str,
+    ) -> subprocess.Popen[str]:
+        """Start `command`, in `folder` where one is given; its standard output and error are one text. `fork`: as warm.py says, where that can be."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("FEDHELP_", "MLFLOW_", "AWS_"))}
-        process = warm.start(
+        start = warm.start if fork else warm.start_anew
+        process = start(
             command, {**clean, "NO_PROXY": "127.0.0.1", warm.MARK: self.mark, **self.environment, **environment},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder)
         self.started.append(process)
         return process
 
-    def fedhelp(self, *arguments: str | Path | int, folder: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    def fedhelp(
+        self, *arguments: str | Path | int, folder: Path | None = None, fork: bool = True, **environment: str,
+    ) -> subprocess.Popen[str]:
         """Start the installed `fedhelp` command."""
-        return self.start(Path(sys.executable).with_name("fedhelp"), *arguments, folder=folder, **environment)
+        return self.start(Path(sys.executable).with_name("fedhelp"), *arguments, folder=folder, fork=fork, **environment)
 
     def component(self, name: str, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
         """Start a component's own `__main__`."""

@@ -37,8 +37,14 @@ _lock = threading.Lock()
 def start(command: Sequence[str | Path | int], environment: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
     """Start `command` as Popen does, `options` are its, with text: forked where that can be, as usual elsewhere. `environment`: None for ours."""
     words, found = [str(part) for part in command], dict(os.environ if environment is None else environment)
-    kind = WarmProcess if _can_be_warm(words, found) else subprocess.Popen
-    return kind(words, text=True, env=found, **options)
+    if _can_be_warm(words, found):
+        return WarmProcess(words, text=True, env=found, **options)
+    return start_anew(words, found, **options)
+
+
+def start_anew(command: Sequence[str | Path | int], environment: Mapping[str, str], **options: Any) -> subprocess.Popen[str]:
+    """As `start`, but never forked."""
+    return subprocess.Popen([str(part) for part in command], text=True, env=environment, **options)
 
 
 def _can_be_warm(command: Sequence[str], environment: Mapping[str, str]) -> bool:

@@ -144,13 +144,14 @@ def test_a_finished_run_goes_to_the_registry_and_its_model_is_loaded_by_alias_in
 
 
 def test_a_champion_is_replaced_by_gate_and_by_hand_and_every_command_says_what_that_changed(
-    finished: Callable[..., TinyFederation], copied: Copied, processes: Processes,
+    make_tiny: Callable[..., TinyFederation], processes: Processes,
 ) -> None:
-    tiny = copied(finished())
+    tiny = make_tiny()
 
     def said(command: str, *arguments: str) -> str:
         return succeeded(processes.fedhelp(command, tiny.path, *arguments))
 
+    said("run", "--run-id", "first")
     refused = said("run", "--run-id", "second", "--set", "promotion.min_improvement=1.0", "--set", "runtime.seed=6")
     assert "tiny version 2 stays a candidate" in refused and "Roll back" not in refused
     assert "--set promotion.min_improvement=1.0 --set runtime.seed=7" in refused
