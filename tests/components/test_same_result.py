@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from fedhelp_core.protocol.facts import ClassShares
+from fedhelp_core.tracking.server import client_of
 from tests.tiny import Processes, TinyFederation, ended, last_json, succeeded, wait_until
 
 Copied = Callable[[TinyFederation], TinyFederation]
@@ -123,11 +123,9 @@ def test_a_finished_run_goes_to_the_registry_and_its_model_is_loaded_by_alias_in
     assert "registered model" in page and "tiny version 1" in page
 
     # what the prefetch asked and cost: in MLflow as of round 0, in the report, and its set on demand
-    ask = ("import sys, mlflow\nclient = mlflow.tracking.MlflowClient(sys.argv[1])\nprint(client.search_runs(['1'])[0].data.metrics)\n"
-           "print(client.get_model_version_by_alias('tiny', 'candidate').tags['fedhelp.operating_point'])\n")
-    (tmp_path / "metrics.py").write_text(ask, encoding="utf-8")
-    said, point = succeeded(processes.start(sys.executable, tmp_path / "metrics.py", uri)).strip().splitlines()[-2:]
-    metrics, point = ast.literal_eval(said), json.loads(point)
+    client = client_of(uri)
+    metrics = client.search_runs(["1"])[0].data.metrics
+    point = json.loads(client.get_model_version_by_alias("tiny", "candidate").tags["fedhelp.operating_point"])
     shares = tiny.run("first").fact(ClassShares).shares
     assert point["rule"] == "prior-corrected" and point["offsets_C"] == [-math.log(share) for share in shares], "the hub fits nothing"
     assert (metrics["soft_labels.images"], metrics["soft_labels.drawn.asked"], metrics["soft_labels.drawn.requests"]) == (12, 12, 1)
