@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import tests.one_thread  # noqa: F401  (before NumPy and PyTorch)
 from tests import tiny, watchdog
 from tests.costs import (
     pytest_addoption,
