@@ -18,6 +18,7 @@ import pytest
 import tests.one_thread  # noqa: F401  (before NumPy and PyTorch)
 from tests import tiny, watchdog
 from tests.costs import (
+    processor_seconds,
     pytest_addoption,
     pytest_configure,
     pytest_configure_node,
@@ -39,8 +40,11 @@ __all__ = [
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job passes that on, and tests of Ctrl-C would find it ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-UNIT_LIMIT, SLOW_LIMIT = 10, 300
-"""Seconds of a test's own code, not of its fixtures: a unit test computes; one marked slow starts processes, or imports MONAI or MLflow."""
+_UNIT = pytest.StashKey[bool]()
+UNIT_LIMIT, UNIT_WAIT, SLOW_LIMIT = 10, 60, 300
+"""Seconds of a test's own code, not of its fixtures: a unit test computes; one marked slow starts processes, or imports MONAI or MLflow.
+
+The first is of processor time, which others on the machine do not change."""
 
 
 def pytest_sessionfinish() -> None:
@@ -55,7 +59,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         shuffle(items, config.option.shuffle)
     for item in items:
         if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(SLOW_LIMIT if item.get_closest_marker("slow") or item.get_closest_marker("cluster") else UNIT_LIMIT))
+            slow = item.get_closest_marker("slow") or item.get_closest_marker("cluster")
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT if slow else UNIT_WAIT))
+            item.stash[_UNIT] = not slow
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """A unit test that computes for too long fails."""
+    began = processor_seconds()
+    yield
+    took = processor_seconds() - began
+    if item.stash.get(_UNIT, False) and took > UNIT_LIMIT:
+        pytest.fail(f"{took:.1f} s of processor time, at most {UNIT_LIMIT} expected of a unit test; compute less, or mark it slow")
 
 
 @pytest.fixture(scope="session")

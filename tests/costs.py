@@ -59,7 +59,7 @@ def shuffle(items: list[pytest.Item], seed: str) -> None:
     items[:] = [item for path in order for item in files[path]]
 
 
-def _processor_seconds() -> float:
+def processor_seconds() -> float:
     """Of this process and of those that it has waited for."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
@@ -69,7 +69,7 @@ def _processor_seconds() -> float:
 def pytest_runtest_logstart() -> None:
     """A test begins."""
     global _began
-    _began = _processor_seconds()
+    _began = processor_seconds()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -77,7 +77,7 @@ def pytest_runtest_makereport() -> Iterator[None]:
     """What this phase of the test took, in its report, which may travel from another process."""
     global _began
     report = yield
-    now = _processor_seconds()
+    now = processor_seconds()
     report.user_properties.append((f"processor_s:{report.when}", round(now - _began, 3)))  # type: ignore[attr-defined]
     _began = now
     return report  # type: ignore[return-value]
