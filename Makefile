@@ -12,7 +12,7 @@ ifdef DATA  # a folder of real images, for the tests that take some (tests/core/
 export FEDHELP_REALDATA := $(abspath $(DATA))
 endif
 
-.PHONY: help reproduce setup run simulate simulate-tasks simulate-steps test test-all test-cluster kills attack coverage check charts docs docs-serve format bench bench-peers fuzz-files images requirements cluster cluster-down e2e clean
+.PHONY: help reproduce setup run simulate simulate-tasks simulate-steps test test-long test-all test-cluster kills attack coverage check charts docs docs-serve format bench bench-peers fuzz-files images requirements cluster cluster-down e2e clean
 
 ##@ Use
 run: setup ## The whole pipeline on this machine: six drawn hospitals, a report at the end (about a minute, four the first time)
@@ -36,13 +36,17 @@ simulate-steps: setup ## FedAvg with as many optimizer steps as FedHelp takes (n
 
 ##@ Develop
 TEST_PROCESSES ?= 2
-test: setup check ## Lint, types, layers, then all tests that need no Kubernetes (a quarter of an hour); DATA=<folder>: with real images too
+PYTEST := pytest tests --ignore tests/cluster -n $(TEST_PROCESSES) --dist worksteal --slowest 20 $(if $(ORDER),--shuffle $(ORDER))
+test: setup check ## Lint, types, layers, then all tests but the longest (minutes; ORDER=any: in random order; DATA=<folder>: real images too)
 	@$(RUN) python tests/cluster/build.py helm >/dev/null
-	@$(RUN) pytest tests --ignore tests/cluster -m "not e2e and not long" -n $(TEST_PROCESSES)
+	@$(RUN) $(PYTEST) -m "not e2e and not long and not kills"
 
-test-all: ## test, docs, test-cluster and e2e (Linux, root, Debian's packages; about an hour, with Kubernetes built from source)
+test-long: setup ## Whole demos, every task and method in every way, other people's model servers (some minutes more; ORDER=any)
+	@$(RUN) $(PYTEST) -m "long and not e2e"
+
+test-all: ## test, test-long, docs, test-cluster and e2e (Linux, root, Debian's packages; about an hour, with Kubernetes built from source)
 	@$(MAKE) --no-print-directory test
-	@$(MAKE) --no-print-directory --keep-going docs test-cluster e2e
+	@$(MAKE) --no-print-directory --keep-going test-long docs test-cluster e2e
 
 kills: setup ## Twenty kill -9s at random moments end in the same model (some ten minutes)
 	@$(RUN) pytest tests/components/test_kill.py
@@ -52,7 +56,7 @@ attack: setup ## Attacks on documents, weights, stores and files, and a table of
 	@timeout $(ATTACK_LIMIT) $(RUN) pytest tests/attack -m attack -q
 
 coverage: setup ## Lines and branches that tests without processes of their own reach (a quarter slower than without)
-	@$(RUN) pytest tests --ignore tests/cluster -m "not slow and not attack and not e2e and not long" -n $(TEST_PROCESSES) --cov --cov-report=term
+	@$(RUN) pytest tests --ignore tests/cluster -m "not slow and not attack and not e2e" -n $(TEST_PROCESSES) --cov --cov-report=term
 
 test-cluster: setup ## The tests on a real Kubernetes API server, which is built first, once (a quarter of an hour on idle cores)
 	@$(RUN) python tests/cluster/build.py --control-plane >/dev/null

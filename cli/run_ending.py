@@ -38,7 +38,7 @@ class Ending:
             version = run.fact(Candidate).version
             if run.federation_yaml() != self.federation.to_yaml():
                 return False
-            print(f"run {self.run_id} has come to its end before; MLflow is asked what has become of its model", flush=True)
+            print(f"run {self.run_id} was finished before; MLflow is asked what has become of its model", flush=True)
             from fedhelp_core.tracking.registry import Registry  # with MLflow, which takes a second or two to import
 
             return Registry.for_federation(self.federation).run_of(self.federation.registered_name, version) == self.run_id
@@ -56,7 +56,7 @@ class Ending:
         from fedhelp_components.evaluation.report import write_report
         from fedhelp_core.tracking.registry import Registry
 
-        print(f"run {self.run_id} was finished before, so nothing was trained; this starts another one: {self._another_run()}\n")
+        print(f"Nothing was trained; this starts another one: {self._another_run()}\n")
         run, registry = self._run(), Registry.for_federation(self.federation)
         write_report(run.store, self.run_id, self.federation)  # a kill may have come between the gate and this
         version, champion = run.fact(Candidate).version, registry.champion(self.federation.registered_name)

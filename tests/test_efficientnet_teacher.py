@@ -105,6 +105,7 @@ def test_cross_validation_never_scores_a_patient_that_it_was_fitted_on() -> None
 
 @needs_network
 @pytest.mark.slow
+@pytest.mark.long
 class TestNetwork:
     def test_imagenets_classes_come_from_a_models_process(self, tmp_path: Path) -> None:
         drawn(tmp_path, count=4)

@@ -95,7 +95,8 @@ def test_what_a_papers_file_lacks_is_its_public_images_alone(task: str, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", PRESETS)
+@pytest.mark.parametrize("task", [
+    task if task in ("melanoma", "brain-segmentation") else pytest.param(task, marks=pytest.mark.long) for task in PRESETS])
 def test_a_small_example_passes_its_check_on_drawn_data(task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     federation = _copied(f"{task}-small", tmp_path)
     folder = tmp_path / "data" / f"{task}-small"

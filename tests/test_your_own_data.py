@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from PIL import Image
 from tests.tiny import Processes, ended
 
 PAGE = (Path(__file__).parent.parent / "docs" / "your-own-data.md").read_text(encoding="utf-8")
-_BIN = Path(sys.executable).parent
 HOSPITALS = {"north": 40, "south": 30, "west": 30}
 
 
@@ -38,6 +36,7 @@ def _write_data(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_every_command_of_the_page_works_and_the_report_ends_with_the_comparison(tmp_path: Path, processes: Processes) -> None:
     _write_data(tmp_path / "my-data")
@@ -45,8 +44,7 @@ def test_every_command_of_the_page_works_and_the_report_ends_with_the_comparison
     assert [command.split()[1] for command in commands] == ["data", "data", "check", "simulate", "run", "open"]
     said = {}
     for command in commands:
-        process = processes.start(
-            "sh", "-c", f"cd {shlex.quote(str(tmp_path))} && exec {shlex.quote(str(_BIN))}/{command}", DISPLAY="", WAYLAND_DISPLAY="", BROWSER="")
+        process = processes.fedhelp(*shlex.split(command)[1:], folder=tmp_path, DISPLAY="", WAYLAND_DISPLAY="", BROWSER="")
         code, output = ended(process)
         assert code == 0, f"{command}\n{output}"
         said[command.split()[1]] = output

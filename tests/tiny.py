@@ -27,6 +27,7 @@ from fedhelp_core.data.phantom.fed_isic import PUBLIC, Site, write_fed_isic
 from fedhelp_core.protocol.run import Run
 from fedhelp_core.store.open import open_store
 from fedhelp_core.tracking.models import save_pyfunc_from_code
+from tests import warm
 
 SILOS = ("aachen", "brno", "coimbra")
 ROUNDS = 2
@@ -148,18 +149,23 @@ class Processes:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def start(self, *command: str | Path | int, **environment: str) -> subprocess.Popen[str]:
-        """Start `command`, its standard output and error as one text."""
+    def start(
+        self, *command: str | Path | int, folder: Path | None = None, fork: bool = True, **environment: str,
+    ) -> subprocess.Popen[str]:
+        """Start `command`, in `folder` where one is given; its standard output and error are one text. `fork`: as warm.py says, where that can be."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("FEDHELP_", "MLFLOW_", "AWS_"))}
-        process = subprocess.Popen(
-            [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**clean, "NO_PROXY": "127.0.0.1", "FEDHELP_TEST_MARK": self.mark, **self.environment, **environment})
+        start = warm.start if fork else warm.start_anew
+        process = start(
+            command, {**clean, "NO_PROXY": "127.0.0.1", warm.MARK: self.mark, **self.environment, **environment},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=folder)
         self.started.append(process)
         return process
 
-    def fedhelp(self, *arguments: str | Path | int, **environment: str) -> subprocess.Popen[str]:
+    def fedhelp(
+        self, *arguments: str | Path | int, folder: Path | None = None, fork: bool = True, **environment: str,
+    ) -> subprocess.Popen[str]:
         """Start the installed `fedhelp` command."""
-        return self.start(Path(sys.executable).with_name("fedhelp"), *arguments, **environment)
+        return self.start(Path(sys.executable).with_name("fedhelp"), *arguments, folder=folder, fork=fork, **environment)
 
     def component(self, name: str, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
         """Start a component's own `__main__`."""
@@ -167,7 +173,7 @@ class Processes:
 
     def alive(self) -> dict[int, str]:
         """pid -> command line of every process that carries the mark and has not ended."""
-        wanted = f"FEDHELP_TEST_MARK={self.mark}".encode()
+        wanted = f"{warm.MARK}={self.mark}".encode()
         found = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdecimal():

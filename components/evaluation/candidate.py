@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import distributions, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +113,11 @@ def keep_for_others(session: Session, built: Built, card: str, card_html: str) -
 
 def software() -> dict[str, str]:
     """Package -> version, of what the model was trained and registered with. The silo image has MLflow's client alone, `mlflow-skinny`."""
-    known = {distribution.name: distribution.version for distribution in distributions()}
-    mlflow = known.get("mlflow") or known["mlflow-skinny"]
-    return {"fedhelp": VERSION, "torch": known["torch"], "numpy": known["numpy"], "mlflow": mlflow}
+    try:
+        mlflow = version("mlflow")
+    except PackageNotFoundError:
+        mlflow = version("mlflow-skinny")
+    return {"fedhelp": VERSION, "torch": version("torch"), "numpy": version("numpy"), "mlflow": mlflow}
 
 
 def card_of(

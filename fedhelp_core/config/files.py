@@ -52,9 +52,9 @@ def mapping_in(text: str, source: str) -> dict[str, Any]:
     if len(text) > MOST_YAML_BYTES:
         raise wrong(f"has more than {MOST_YAML_BYTES:,} bytes")
     try:
-        with foreign(wrong, yaml.YAMLError, RecursionError):
+        with foreign(wrong, yaml.YAMLError):
             document = yaml.load(text, _Loader)
-    except RecursionError as e:
+    except _TooDeep as e:
         raise ConfigError(f"{source}: is nested deeper than any configuration; give a file as `fedhelp data phantom` writes it") from e
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
@@ -128,11 +128,26 @@ def with_changed(document: Any, dotted_paths: tuple[str, ...], change: Callable[
     return document
 
 
+class _TooDeep(yaml.YAMLError):
+    """Lists and mappings nest deeper than the budget."""
+
+
 class _Loader(yaml.SafeLoader):
     """Refuses a field that is given twice, of which YAML would keep the last one without a word, and a value that is not what it looks like.
 
     A few lines of aliases can stand for a billion nodes, and merge keys copy them; so nodes are counted as if written out, before any is made.
+    Levels are counted while they are read: recursion that Python ends first has ended whole processes, where a library had raised Python's limit.
     """
+
+    _levels = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self._levels == MOST_NESTING:
+            raise _TooDeep
+        self._levels += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._levels -= 1
+        return node
 
     def get_single_node(self) -> yaml.Node | None:
         node: yaml.Node | None = super().get_single_node()

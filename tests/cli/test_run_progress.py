@@ -125,6 +125,7 @@ def test_a_workers_newest_event_is_its_logs_last_whole_line_of_json(tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_on_a_terminal_a_run_shows_every_silo_and_leaves_the_cursor_and_the_terminal_as_they_were(make_tiny: Callable[..., TinyFederation]) -> None:
     tiny = make_tiny(algorithm__method="fedavg")
     code, screen = _on_a_terminal([Path(sys.executable).with_name("fedhelp"), "run", tiny.path], width=100, height=30)
@@ -137,6 +138,7 @@ def test_on_a_terminal_a_run_shows_every_silo_and_leaves_the_cursor_and_the_term
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_c_on_a_terminal_is_one_sentence_below_the_table_and_the_cursor_is_back(make_tiny: Callable[..., TinyFederation]) -> None:
     tiny = make_tiny(algorithm__method="fedavg", algorithm__rounds=10_000)
     code, screen = _on_a_terminal(

@@ -1,4 +1,7 @@
-"""`kill -9` of whatever runs, at moments drawn from a fixed seed; then the same command again. Nothing is lost, nothing is left behind."""
+"""`kill -9` of whatever runs, at moments drawn from a fixed seed; then the same command again. Nothing is lost, nothing is left behind.
+
+Victims are known by their command lines, so the commands are not forked from warm.py's server.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ import pytest
 from tests.tiny import Processes, TinyFederation, succeeded
 from tests.tiny_tasks import write_task
 
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(2400)]  # seconds; more than ten minutes on two idle cores
+pytestmark = [pytest.mark.slow, pytest.mark.kills, pytest.mark.timeout(2400)]  # seconds; more than ten minutes on two idle cores
 
 MOMENTS = 20
 VICTIMS = ("forkserver", "resource_tracker", "fedhelp run", "any")
@@ -55,7 +58,7 @@ def test_twenty_kills_of_any_process_end_with_the_bits_of_an_undisturbed_run(
     changes = {"algorithm__rounds": 6, "silos__1__dispatch__residency": "round"}
     undisturbed = make_tiny(**changes)
     started = time.monotonic()
-    succeeded(processes.fedhelp("run", undisturbed.path, "--run-id", "calm"))
+    succeeded(processes.fedhelp("run", undisturbed.path, "--run-id", "calm", fork=False))
     length = time.monotonic() - started
     expected = undisturbed.final_sha256("calm")
 
@@ -65,7 +68,7 @@ def test_twenty_kills_of_any_process_end_with_the_bits_of_an_undisturbed_run(
         tiny, runs = make_tiny(**changes), runs + 1
         seen: dict[str, tuple[int, bytes]] = {}
         while kills < MOMENTS:
-            command = processes.fedhelp("run", tiny.path, "--run-id", "stormy")
+            command = processes.fedhelp("run", tiny.path, "--run-id", "stormy", fork=False)
             kills += killed_once(processes, command, moments.uniform(0.1, 0.95) * length, VICTIMS[kills % len(VICTIMS)], moments)
             now = commits_of(tiny, "stormy")
             assert {name: now[name] for name in seen} == seen, "a committed round was written again"
@@ -80,10 +83,11 @@ def test_twenty_kills_of_any_process_end_with_the_bits_of_an_undisturbed_run(
 def test_kills_of_a_run_of_several_findings_end_with_its_bits_too(processes: Processes, tmp_path: Path) -> None:
     calm, stormy = write_task("chest-findings", tmp_path / "calm"), write_task("chest-findings", tmp_path / "stormy")
     started = time.monotonic()
-    succeeded(processes.fedhelp("run", calm.path, "--run-id", "run"))
+    succeeded(processes.fedhelp("run", calm.path, "--run-id", "run", fork=False))
     length = time.monotonic() - started
     moments = random.Random(3)
     for kind in VICTIMS[:3]:
-        killed_once(processes, processes.fedhelp("run", stormy.path, "--run-id", "run"), moments.uniform(0.3, 0.8) * length, kind, moments)
+        command = processes.fedhelp("run", stormy.path, "--run-id", "run", fork=False)
+        killed_once(processes, command, moments.uniform(0.3, 0.8) * length, kind, moments)
     succeeded(processes.fedhelp("run", stormy.path, "--run-id", "run"))
     assert stormy.final_sha256("run") == calm.final_sha256("run")

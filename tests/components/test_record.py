@@ -113,12 +113,9 @@ def test_a_promoted_models_record_has_all_that_a_hospital_needs_and_names_who_ag
 
 
 def test_norms_that_hospitals_keep_are_made_of_public_images_for_others_and_travel_beside_the_weights(
-    make_tiny: Callable[..., TinyFederation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    finished: Callable[..., TinyFederation], tmp_path: Path,
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tiny = make_tiny(algorithm__normalisation="silo")
-    with processes() as started:
-        succeeded(started.fedhelp("run", tiny.path, "--run-id", "first"))
+    tiny = finished(algorithm__normalisation="silo")
     store = open_store(str(tiny.store))
     (record,) = read_records(store, NAME)
     assert record.statistics == "public-images" and record.norms is not None

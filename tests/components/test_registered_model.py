@@ -108,7 +108,8 @@ def in_another_process(program: str, federation: Federation, *arguments: str | P
     return done.stdout
 
 
-@pytest.mark.parametrize("task", NETWORKS)
+@pytest.mark.parametrize("task", [
+    "pneumonia", "brain-segmentation", *(pytest.param(task, marks=pytest.mark.long) for task in ("melanoma", "lung-segmentation"))])
 def test_it_answers_by_files_where_fedhelp_is_not_installed_and_prepares_them_as_training_does(
     task: str, registered: Registered, tmp_path: Path,
 ) -> None:
@@ -241,6 +242,7 @@ def asked(url: str, payload: dict[str, Any]) -> tuple[int, Any]:
             return e.code, json.load(e)
 
 
+@pytest.mark.long
 def test_mlflows_own_server_answers_by_bytes_and_arrays_refuses_in_a_sentence_and_opens_no_file(
     served: str, registered: Registered, tmp_path: Path,
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import os
@@ -15,9 +14,10 @@ from typing import Any
 import pytest
 
 from fedhelp_core.protocol.facts import ClassShares
+from fedhelp_core.tracking.server import client_of
 from tests.tiny import Processes, TinyFederation, ended, last_json, succeeded, wait_until
-from tests.tiny_tasks import write_task
 
+Copied = Callable[[TinyFederation], TinyFederation]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # seconds; minutes on two idle cores, more where others work beside it
 
 
@@ -47,23 +47,23 @@ def run_components(tiny: TinyFederation, processes: Processes, run_id: str) -> s
 
 
 @pytest.mark.parametrize("changes", [
-    {"algorithm__normalisation": "silo"},
     {"algorithm__normalisation": "shared", "algorithm__weighting": "samples"},
-    {"algorithm__method": "fedavg", "silos__0__dispatch__residency": "round", "silos__1__dispatch__residency": "round"},
-    {"algorithm__method": "scaffold", "algorithm__optimizer__kind": "sgd", "algorithm__optimizer__learning_rate": 0.05,
-     "silos__2__dispatch__residency": "round"},
-    {"algorithm__server_optimizer__kind": "adam", "algorithm__aggregation": "fednova", "algorithm__weighting": "samples"},
-    {"algorithm__proxy_model": {"network": "DenseNet", "arguments": {  # a network of MONAI's, with dropout, whose norms stay in hospitals
-        "init_features": 8, "growth_rate": 4, "block_config": [2, 2], "dropout_prob": 0.2}},
-     "algorithm__large_model": {"network": "resnet10", "arguments": {"widen_factor": 0.125, "no_max_pool": True}},
-     "algorithm__normalisation": "silo"},
-], ids=["fedhelp-silo", "fedhelp-shared-samples", "fedavg-residency-round", "scaffold", "fedhelp-adam-fednova", "monai-silo"])
+    *(pytest.param(changes, marks=pytest.mark.long) for changes in (
+        {"algorithm__normalisation": "silo"},
+        {"algorithm__method": "fedavg", "silos__0__dispatch__residency": "round", "silos__1__dispatch__residency": "round"},
+        {"algorithm__method": "scaffold", "algorithm__optimizer__kind": "sgd", "algorithm__optimizer__learning_rate": 0.05,
+         "silos__2__dispatch__residency": "round"},
+        {"algorithm__server_optimizer__kind": "adam", "algorithm__aggregation": "fednova", "algorithm__weighting": "samples"},
+        {"algorithm__proxy_model": {"network": "DenseNet", "arguments": {  # a network of MONAI's, with dropout, whose norms stay in hospitals
+            "init_features": 8, "growth_rate": 4, "block_config": [2, 2], "dropout_prob": 0.2}},
+         "algorithm__large_model": {"network": "resnet10", "arguments": {"widen_factor": 0.125, "no_max_pool": True}},
+         "algorithm__normalisation": "silo"})),
+], ids=["fedhelp-shared-samples", "fedhelp-silo", "fedavg-residency-round", "scaffold", "fedhelp-adam-fednova", "monai-silo"])
 def test_simulation_driver_kfp_and_concurrent_components_end_with_the_same_bits(
-    changes: dict[str, object], make_tiny: Callable[..., TinyFederation], processes: Processes,
+    changes: dict[str, object], finished: Callable[..., TinyFederation], copied: Copied, processes: Processes,
 ) -> None:
-    tiny = make_tiny(**changes)
-    succeeded(processes.fedhelp("run", tiny.path, "--run-id", "compact"))
-    compact = tiny.final_sha256("compact")
+    tiny = copied(finished(**changes))
+    compact = tiny.final_sha256("first")
     if changes == {"algorithm__normalisation": "silo"}:  # once is enough: it takes half a minute
         succeeded(processes.fedhelp("run", tiny.path, "--run-id", "kfp", "--through-kfp"))
         assert tiny.final_sha256("kfp") == compact
@@ -73,24 +73,25 @@ def test_simulation_driver_kfp_and_concurrent_components_end_with_the_same_bits(
 
 
 @pytest.mark.parametrize(("task", "changes"), [
-    *((task, {}) for task in (
-        "pneumonia", "lung-segmentation", "brain-segmentation", "chest-findings", "retinopathy", "chest-organs", "brain-tumours")),
-    ("brain-segmentation", {
+    ("brain-segmentation", {}),
+    *(pytest.param(task, {}, marks=pytest.mark.long) for task in (
+        "pneumonia", "lung-segmentation", "chest-findings", "retinopathy", "chest-organs", "brain-tumours")),
+    pytest.param("brain-segmentation", {
         "task__volume__patch_size": 16, "task__volume__window_size": 16, "algorithm__proxy_model": "SegResNet",
-        "algorithm__large_model": {"network": "SegResNet", "arguments": {"init_filters": 16}}}),
+        "algorithm__large_model": {"network": "SegResNet", "arguments": {"init_filters": 16}}}, marks=pytest.mark.long),
 ])
 def test_the_other_tasks_end_with_the_same_bits_too_and_are_scored_by_their_own_metrics(
-    task: str, changes: dict[str, Any], processes: Processes, tmp_path: Path,
+    task: str, changes: dict[str, Any], finished: Callable[..., TinyFederation], copied: Copied, processes: Processes,
 ) -> None:
-    tiny = write_task(task, tmp_path, **changes)
-    output = succeeded(processes.fedhelp("run", tiny.path, "--run-id", "compact"))
-    compact = tiny.final_sha256("compact")
+    tiny = copied(finished(task, **changes))
+    output = (tiny.folder / "printed.txt").read_text(encoding="utf-8")
+    compact = tiny.final_sha256("first")
     if task in ("chest-findings", "brain-tumours"):  # a form of pictures and one of volumes: each takes half a minute
         assert run_components(tiny, processes, "components") == compact
     cell = simulated(tiny, processes)
     assert cell["global_sha256"] == compact
     for silo, models in cell["scores"]["2"].items():
-        evaluation = json.loads((tiny.store / "runs" / "compact" / "evaluation" / f"{silo}.json").read_text())
+        evaluation = json.loads((tiny.store / "runs" / "first" / "evaluation" / f"{silo}.json").read_text())
         assert next(iter(models)) == evaluation["deployed"]
         assert models == {name: {metric: None if math.isnan(value) else value for metric, value in model["scores"].items()}
                           for name, model in evaluation["models"].items()}, "a study's scores are a run's, operating points included"
@@ -98,18 +99,18 @@ def test_the_other_tasks_end_with_the_same_bits_too_and_are_scored_by_their_own_
     metric, *others = tiny.load().task.scored_by
     assert f"demo · {tiny.load().algorithm.method} · {metric.label}" in output
     assert "became the champion" in output
-    report = (tiny.store / "runs" / "compact" / "report.html").read_text(encoding="utf-8")
+    report = (tiny.store / "runs" / "first" / "report.html").read_text(encoding="utf-8")
     assert f"Scores: {metric.label} on each silo" in report and all(other.label in report for other in others)
     assert f"{metric.label} after 2 rounds".lower() in (tiny.folder / "study" / "table.md").read_text(encoding="utf-8").lower()
 
 
 def test_a_finished_run_goes_to_the_registry_and_its_model_is_loaded_by_alias_in_another_process(
-    make_tiny: Callable[..., TinyFederation], processes: Processes, tmp_path: Path,
+    finished: Callable[..., TinyFederation], copied: Copied, processes: Processes, tmp_path: Path,
 ) -> None:
-    tiny = make_tiny()
-    output = succeeded(processes.fedhelp("run", tiny.path, "--run-id", "first"))
+    original = finished()
+    tiny, output = copied(original), (original.folder / "printed.txt").read_text(encoding="utf-8")
     assert output.index("round 2 of 2") < output.index("evaluation and promotion")
-    assert "Roll back" not in output and f"fedhelp run {tiny.path} --set runtime.seed=6" in output  # no champion was there before
+    assert "Roll back" not in output and f"fedhelp run {original.path} --set runtime.seed=6" in output  # no champion was there before
     uri = next(line.split("--backend-store-uri ")[1] for line in output.splitlines() if line.startswith("MLflow"))
     program = tmp_path / "load.py"
     program.write_text(
@@ -122,11 +123,9 @@ def test_a_finished_run_goes_to_the_registry_and_its_model_is_loaded_by_alias_in
     assert "registered model" in page and "tiny version 1" in page
 
     # what the prefetch asked and cost: in MLflow as of round 0, in the report, and its set on demand
-    ask = ("import sys, mlflow\nclient = mlflow.tracking.MlflowClient(sys.argv[1])\nprint(client.search_runs(['1'])[0].data.metrics)\n"
-           "print(client.get_model_version_by_alias('tiny', 'candidate').tags['fedhelp.operating_point'])\n")
-    (tmp_path / "metrics.py").write_text(ask, encoding="utf-8")
-    said, point = succeeded(processes.start(sys.executable, tmp_path / "metrics.py", uri)).strip().splitlines()[-2:]
-    metrics, point = ast.literal_eval(said), json.loads(point)
+    client = client_of(uri)
+    metrics = client.search_runs(["1"])[0].data.metrics
+    point = json.loads(client.get_model_version_by_alias("tiny", "candidate").tags["fedhelp.operating_point"])
     shares = tiny.run("first").fact(ClassShares).shares
     assert point["rule"] == "prior-corrected" and point["offsets_C"] == [-math.log(share) for share in shares], "the hub fits nothing"
     assert (metrics["soft_labels.images"], metrics["soft_labels.drawn.asked"], metrics["soft_labels.drawn.requests"]) == (12, 12, 1)
@@ -159,7 +158,9 @@ def test_a_champion_is_replaced_by_gate_and_by_hand_and_every_command_says_what_
     assert "champion is now version 2, in place of version 1" in override
     assert "the gate had kept it back: " in override and "at least 1.000 was asked for" in override and f"fedhelp rollback {tiny.path}" in override
     again = said("run", "--run-id", "first")
-    assert again.startswith("run first was finished before, so nothing was trained; this starts another one: ")
+    first, second = again.splitlines()[:2]
+    assert first == "run first was finished before; MLflow is asked what has become of its model"
+    assert second.startswith("Nothing was trained; this starts another one: ") and f"fedhelp run {tiny.path} --set runtime.seed=6" in second
     assert "tiny version 1 is not the champion, version 2 is (when the run ended: tiny version 1 became the champion" in again
     assert "champion is again version 1" in said("rollback")
 
@@ -174,6 +175,7 @@ def test_a_champion_is_replaced_by_gate_and_by_hand_and_every_command_says_what_
     assert nothing["champion"] == nothing["replaced"] == "1" and "nothing was changed" in nothing["said"][0]
 
 
+@pytest.mark.long
 def test_ctrl_c_says_one_sentence_wherever_it_comes(make_tiny: Callable[..., TinyFederation], processes: Processes) -> None:
     tiny = make_tiny(algorithm__rounds=40)
     moments: list[Callable[[], object]] = [

@@ -19,11 +19,12 @@ import pytest
 from fedhelp_core.protocol.facts import SoftLabels
 from fedhelp_core.store.base import Store
 from fedhelp_core.store.open import open_store
+from tests import warm
 from tests.core.softlabels.helpers import SIDE, answer_to, draw_distinct
 from tests.core.softlabels.inference_server import InferenceServer, json_answer, pixels_of
 from tests.tiny import TinyFederation
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # seconds; about one minute on two idle cores
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]  # seconds; about one minute on two idle cores
 
 KILLS, CONCURRENCY, BATCH = 20, 8, 2
 IMAGES = 1500  # more than what twenty lives of at most some 40 requests can ask about
@@ -74,7 +75,7 @@ def started_run(folder: Path, public: Path, uri: str) -> TinyFederation:
 
 def prefetch_process(tiny: TinyFederation) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "fedhelp_components.soft_label_prefetch", "--store", str(tiny.store), "--run", "kept"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return warm.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def finished(tiny: TinyFederation) -> SoftLabels:

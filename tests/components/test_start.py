@@ -163,11 +163,11 @@ class TestWhatIsCarriedOver:
 @pytest.mark.slow
 class TestARun:
     @pytest.fixture(scope="class")
-    def promoted(self, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyFederation:
+    def promoted(self, finished: Callable[..., TinyFederation], tmp_path_factory: pytest.TempPathFactory) -> TinyFederation:
         """A first run, whose model is the champion, and a second that stays a candidate."""
-        tiny = TinyFederation.written(tmp_path_factory.mktemp("promoted"), drawn, algorithm__rounds=1)
+        first = finished()
+        tiny = TinyFederation(shutil.copytree(first.folder, tmp_path_factory.mktemp("promoted") / "copy"), first.drawn)
         with processes() as started:
-            succeeded(started.fedhelp("run", tiny.path, "--run-id", "first"))
             succeeded(started.fedhelp("run", tiny.path, "--run-id", "second", "--set", "runtime.seed=6", "--set", "promotion.mode=manual"))
         return tiny
 

@@ -18,7 +18,7 @@ from fedhelp_core.tracking.runs import Tracker
 from fedhelp_core.tracking.server import tracking_uri
 from tests.components.mlflow_serving import environment_for, serving
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "use-the-model.md").read_text(encoding="utf-8")
 
 

@@ -21,7 +21,6 @@ from fedhelp_core.deployment.images_in import Reader, Source
 from fedhelp_core.deployment.scorer import MaskAnswer, scorer_in
 from fedhelp_core.objectives.metrics import classification_scores
 from tests.tiny import Processes, TinyFederation, succeeded
-from tests.tiny_tasks import write_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -36,12 +35,12 @@ def silos_of(tiny: TinyFederation) -> dict[str, Path]:
     return {silo.name: silo.dispatch.silo_config for silo in tiny.load().silos if silo.dispatch.silo_config is not None}  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("task", ["melanoma", "pneumonia", "lung-segmentation", "brain-segmentation"])
+@pytest.mark.parametrize("task", [
+    "melanoma", "brain-segmentation", *(pytest.param(task, marks=pytest.mark.long) for task in ("pneumonia", "lung-segmentation"))])
 def test_answers_about_the_test_files_have_exactly_the_scores_of_the_runs_evaluation(
-    task: str, make_tiny: Callable[..., TinyFederation], processes: Processes, tmp_path: Path,
+    task: str, finished: Callable[..., TinyFederation], copied: Callable[[TinyFederation], TinyFederation], tmp_path: Path,
 ) -> None:
-    tiny = make_tiny(algorithm__normalisation="silo") if task == "melanoma" else write_task(task, tmp_path / "federation")
-    succeeded(processes.fedhelp("run", tiny.path, "--run-id", "first"))
+    tiny = copied(finished(algorithm__normalisation="silo") if task == "melanoma" else finished(task))
     kinds = set()
     for name, silo in silos_of(tiny).items():
         evaluation = json.loads((tiny.store / "runs" / "first" / "evaluation" / f"{name}.json").read_text())
@@ -94,13 +93,12 @@ def exactly(scores: dict[str, float]) -> dict[str, str]:
 
 
 def test_the_champion_reaches_the_ward_and_the_ward_goes_back(
-    make_tiny: Callable[..., TinyFederation], processes: Processes, tmp_path: Path,
+    finished: Callable[..., TinyFederation], copied: Callable[[TinyFederation], TinyFederation], processes: Processes, tmp_path: Path,
 ) -> None:
     """Two versions; the hub's own rollback is one more record, and the hospital follows it by its own rule."""
-    tiny = make_tiny()
+    tiny = copied(finished())
     silo, images = tiny.folder / "brno.yaml", tiny.drawn / "data" / "images"
     tiny.write_silo("brno", adoption={"store": "store", "tolerance": 1.0})
-    succeeded(processes.fedhelp("run", tiny.path, "--run-id", "first"))
     said("model", "fetch", "--silo", silo)
     said("model", "adopt", "--silo", silo)
     said("predict", "--silo", silo, images, "--out", tmp_path / "one", "--no-pictures")

@@ -91,6 +91,7 @@ def test_a_lost_quorum_ends_every_component_with_one_clear_message(make_tiny: Ma
     assert ends["brno"][0] in (0, 16), ends["brno"][1]
 
 
+@pytest.mark.long
 def test_a_frozen_silo_is_left_out_at_the_deadline_and_comes_back(make_tiny: Make, processes: Processes) -> None:
     tiny = make_tiny(**PLAIN, algorithm__rounds=100_000, protocol__min_silos=1, protocol__round_deadline=20.0)
     where = checked(tiny, processes)

@@ -25,7 +25,7 @@ OURS = {"fedhelp"}
 NOBODYS = {"pyarrow", "scikit-learn", "matplotlib", "fonttools", "sqlalchemy", "mlflow", "pytest", "moto"}
 """Large, and imported by no component: MLflow's server, figures of studies, this project's own tools."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # eight processes, most of which import PyTorch
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]  # eight processes, most of which import PyTorch
 
 
 def installed(image: str) -> set[str]:

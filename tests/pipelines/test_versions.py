@@ -27,7 +27,7 @@ RELEASES = {(2, 15): "2.15.2", (2, 16): "2.16.1", (2, 17): "2.17.3"}
 TOO_OLD = "2.14.6"
 _CLI = "import sys; from fedhelp_cli.main import main; main(prog_name='fedhelp')"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 With = Callable[..., subprocess.CompletedProcess[str]]
 
 

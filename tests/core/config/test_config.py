@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,17 @@ def test_a_bad_silo_file_is_refused_in_one_sentence(tmp_path: Path, changes: dic
 def test_a_file_that_is_no_mapping_says_where_it_breaks(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
     (problem,) = problems_of(load_federation, written(tmp_path, text))
     assert [word for word in words if word not in problem] == []
+
+
+def test_levels_are_counted_before_python_runs_out_of_them(tmp_path: Path) -> None:
+    """Libraries raise Python's limit; recursion as deep as a file says would then end the process."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(10**6)
+    try:
+        (problem,) = problems_of(load_federation, written(tmp_path, "a: " + "[" * 10_000))
+    finally:
+        sys.setrecursionlimit(before)
+    assert "is nested deeper than any configuration" in problem
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

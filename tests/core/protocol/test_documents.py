@@ -117,10 +117,9 @@ def spoilt(document: Document, place: tuple[str | int, ...], fault: str) -> byte
     return json.dumps(plain).replace('"DEEP"', "[" * 5000 + "]" * 5000).encode()
 
 
-CASES = [
-    pytest.param(document, place, fault, id=f"{type(document).__name__}-{'.'.join(map(str, place))}-{fault}")
-    for document in DOCUMENTS for place in fields(json.loads(dump(document))) for fault in FAULTS
-    if (type(document).__name__, place[-1], fault) not in STILL_GOOD]
+PLACES = [
+    pytest.param(document, place, id=f"{type(document).__name__}-{'.'.join(map(str, place))}")
+    for document in DOCUMENTS for place in fields(json.loads(dump(document)))]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: type(document).__name__)
@@ -170,15 +169,17 @@ class TestEveryDocument:
         assert len(str(found.value)) < 700
 
 
-@pytest.mark.parametrize(("document", "place", "fault"), CASES)
-def test_a_value_with_a_fault_is_refused_wherever_it_stands(document: Document, place: tuple[str | int, ...], fault: str) -> None:
+@pytest.mark.parametrize(("document", "place"), PLACES)
+def test_a_value_with_a_fault_is_refused_wherever_it_stands(document: Document, place: tuple[str | int, ...]) -> None:
     """In one sentence that names the object and the field on the way to the fault."""
-    body = spoilt(document, place, fault)
-    with pytest.raises(PermanentError) as refusal:
-        parse(type(document), body, KEY)
-    found, field, _ = str(refusal.value).split(": ", 2)
-    assert found == KEY and field.split(".")[0] == ("document" if fault == "deep" else str(place[0]))
-    assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 1000
+    for fault in FAULTS:
+        if (type(document).__name__, place[-1], fault) in STILL_GOOD:
+            continue
+        with pytest.raises(PermanentError) as refusal:
+            parse(type(document), spoilt(document, place, fault), KEY)
+        found, field, _ = str(refusal.value).split(": ", 2)
+        assert found == KEY and field.split(".")[0] == ("document" if fault == "deep" else str(place[0])), fault
+        assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 1000, fault
 
 
 def hostile(document: Document, field: str, value: Any) -> bytes:

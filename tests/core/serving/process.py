@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from tests import warm
 from tests.core.deployment.models import Hospital
 
 
@@ -57,10 +58,9 @@ class Served:
 @contextmanager
 def served(here: Hospital, *options: str, port: int = 0, scheme: str = "http", **client: Any) -> Iterator[Served]:
     """The server of `here`; ended at the end, whatever happens."""
-    command = [sys.executable, "-c", "from fedhelp_cli.main import main; main()", "serve", "--silo", str(here.silo), "--port", str(port), "--device",
-               "cpu", *options]
+    command = [Path(sys.executable).with_name("fedhelp"), "serve", "--silo", here.silo, "--port", port, "--device", "cpu", *options]
     environment = {name: value for name, value in os.environ.items() if name.lower() not in ("http_proxy", "https_proxy", "all_proxy")}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = warm.start(command, environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

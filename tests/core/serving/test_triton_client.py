@@ -13,7 +13,7 @@ from tests.core.deployment.test_images_in import picture
 from tests.core.serving.process import files, served
 from tests.core.softlabels.model_servers import NoEnvironment, environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def test_tritons_client_gets_predicts_answers_and_our_sentences(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from fedhelp_core.store.base import Store
 from tests.core.softlabels.helpers import ABOUT, SIDE, about, draw, rows_by_shade, run, teacher_config
 from tests.core.softlabels.model_servers import ModelServer, NoEnvironment, kserve, mlserver
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # seconds; installing (once, some 30 s each) does not count
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]  # seconds; installing (once, some 30 s each) does not count
 
 SHADES = tuple(range(0, 240, 6))  # 40 images, so 20 requests of two
 

@@ -21,7 +21,7 @@ from fedhelp_core.softlabels.open import open_teacher
 from tests.core.softlabels.helpers import about
 from tests.core.softlabels.model_servers import NoEnvironment, environment, free_ports, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # seconds; installing (once, some 30 s each) does not count
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]  # seconds; installing (once, some 30 s each) does not count
 
 PAGE = Path(__file__).parents[3] / "docs" / "teachers.md"
 SIDE, CLASSES = 32, 10
