@@ -69,8 +69,7 @@ def register_candidate(
     keep_for_others(session, built, *card_of(session, final, evaluations, metrics, point, built.statistics, len(left_out)))
     card = {suffix: session.store.get(session.run.keys.card(suffix)).decode() for suffix in ("md", "html")}
     tracker = Tracker.for_run(federation, session.run.run_id)
-    tracker.log_final(metrics)
-    return tracker.log_and_register_model(
+    registered = tracker.log_and_register_model(
         model_for_users(
             built.network, federation.task, {"run": session.run.run_id, "global_sha256": final.global_sha256},
             {f"card.{suffix}": text for suffix, text in card.items()}),
@@ -92,6 +91,8 @@ def register_candidate(
             "fedhelp.left_out": ",".join(left_out),
             "fedhelp.scores": json.dumps(silo_scores(evaluations, federation.task.headline), sort_keys=True),
         })
+    tracker.log_final(metrics)  # afterwards: logging a model, MLflow asks for the history of each metric that the run has
+    return registered
 
 
 def keep_for_others(session: Session, built: Built, card: str, card_html: str) -> None:

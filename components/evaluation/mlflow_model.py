@@ -19,8 +19,6 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-_BATCH_PIXELS = 2**20  # of the network's images at once
-
 
 class RegisteredModel(PythonModel):
     """A network with the preparation of its images and the names of its answers."""
@@ -82,17 +80,9 @@ class RegisteredModel(PythonModel):
         return pd.DataFrame(found)
 
     def _answers(self, images_NCS: Any) -> Any:
-        """Probabilities (N, classes, ...) of prepared images; a few at a time, so that memory does not grow with their number."""
-        at_once = max(1, _BATCH_PIXELS // int(np.prod(images_NCS.shape[1:])))
+        """Probabilities (N, classes, ...) of prepared images, each computed by itself: a batch's size would change the last digits."""
         with torch.inference_mode():
-            parts = [self._of_two_or_more(part) for part in torch.split(torch.from_numpy(images_NCS).float(), at_once)]
-        return torch.cat(parts).numpy()
-
-    def _of_two_or_more(self, images: torch.Tensor) -> torch.Tensor:
-        """A batch of one takes other kernels, with other last digits: such an image goes with a copy of itself."""
-        beside = images.expand(2, *images.shape[1:]).contiguous() if len(images) == 1 else images
-        answers: torch.Tensor = self.network(beside)[: len(images)]
-        return answers
+            return torch.cat([self.network(one) for one in torch.split(torch.from_numpy(images_NCS).float(), 1)]).numpy()
 
 
 mlflow.models.set_model(RegisteredModel())

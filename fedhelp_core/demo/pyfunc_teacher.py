@@ -15,6 +15,7 @@ import torch
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
+from fedhelp_core.algorithm.batches import to_input
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.weights.file import read_weights
@@ -29,15 +30,24 @@ class DemoTeacher(PythonModel):
         self.objective = objective_of(TaskConfig.model_validate(context.model_config["task"]))
         self.model = self.objective.build(context.model_config["architecture"])
         self.model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights.items()})
+        self.model.eval()
 
     def predict(self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
         """The task's answers to images (N, S, S, C) uint8."""
         del context, params
         images_NCHW = torch.from_numpy(np.asarray(model_input, dtype=np.uint8)).movedim(-1, 1).contiguous()
-        answers: NDArray[np.float32] = self.objective.probabilities(self.model, images_NCHW, torch.device("cpu")).numpy()
+        with torch.no_grad():
+            answers: NDArray[np.float32] = self._answers(images_NCHW).numpy()
         if self.objective.form == "masks" and answers.shape[1] > 1:
             return np.concatenate((1 - answers.sum(axis=1, keepdims=True).clip(0, 1), answers), axis=1)
         return answers
+
+    def _answers(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        """A batch of pictures in one pass, which is faster than evaluation's way: of a teacher nobody asks the same twice."""
+        cpu = torch.device("cpu")
+        if self.objective.form in ("classes", "labels"):
+            return self.objective.answers(self.model(to_input(images_NCHW, cpu)).float())
+        return self.objective.probabilities(self.model, images_NCHW, cpu)
 
 
 mlflow.models.set_model(DemoTeacher())

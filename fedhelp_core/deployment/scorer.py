@@ -31,7 +31,7 @@ from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.weights.file import read_weights
 from fedhelp_core.weights.header import Weights, WeightsSpec, canonical_header
 
-_BATCH_PIXELS = 2**22  # of a batch's images as the network sees them: 1,365 of 32 x 32 x 3, 4 of 1024 x 1024
+_BATCH_PIXELS = 2**22  # of a GPU's batch, as the network sees it: 1,365 images of 32 x 32 x 3, 4 of 1024 x 1024
 _MOST_BATCH = 256  # images
 NO_FINDING = "no finding"
 """The decision about an image that shows none."""
@@ -152,9 +152,9 @@ class Scorer:
 
     @cached_property
     def batch(self) -> int:
-        """How many images are best asked about at once: masks one by one, as in evaluation."""
+        """How many images are best asked about at once: on a CPU, and of masks, they are computed one by one, as in evaluation."""
         pixels = int(np.prod(image_shape(self.contract.task)))
-        return 1 if self.contract.task.per_pixel else max(1, min(_MOST_BATCH, _BATCH_PIXELS // pixels))
+        return 1 if self.device.type == "cpu" or self.contract.task.per_pixel else max(1, min(_MOST_BATCH, _BATCH_PIXELS // pixels))
 
     def answers(self, images_NCS: NDArray[np.uint8]) -> list[Answer]:
         """Of prepared images, uint8 (N, C, S, S) or (N, C, S, S, S), in order.

@@ -1,4 +1,4 @@
-"""What the forms that answer about an image as a whole have in common: networks, flips, answers batch by batch. Called by its two neighbours.
+"""What the forms that answer about an image as a whole have in common: networks, flips, answers. Called by its two neighbours.
 
 Shapes: N images, B batch, C channels, H height, W width (volumes have X, Y, Z in their place).
 """
@@ -19,7 +19,7 @@ from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.models.build import build_model
 
-_BATCH = 256  # large enough to keep the arithmetic busy, small enough for any GPU that trains at batch 4
+_BATCH = 256  # on a GPU: large enough to keep the arithmetic busy, small enough for any that trains at batch 4
 
 
 class OfImages(ABC):
@@ -68,14 +68,13 @@ class OfImages(ABC):
 
     @torch.no_grad()
     def probabilities(self, model: nn.Module, images_NCHW: Tensor, device: torch.device) -> Tensor:
-        """Probabilities (N, outputs). On a CPU an image's do not depend on which others it is asked with."""
-        model.eval()
-        return torch.cat([self._answers(model, part_BCHW, device) for part_BCHW in torch.split(images_NCHW, _BATCH)])
+        """Probabilities (N, outputs). On a CPU an image's do not depend on which others it is asked with, since it is computed by itself.
 
-    def _answers(self, model: nn.Module, images_BCHW: Tensor, device: torch.device) -> Tensor:
-        """A batch's. A batch of one would take other kernels, with other last digits: such an image goes with a copy of itself."""
-        beside = images_BCHW.expand(2, *images_BCHW.shape[1:]) if len(images_BCHW) == 1 else images_BCHW
-        return self.answers(model(to_input(beside, device)).float()).cpu()[: len(images_BCHW)]
+        Nothing less would hold that for every network: a batch's size chooses the kernels, and their sums differ in the last digits.
+        """
+        model.eval()
+        at_once = 1 if device.type == "cpu" else _BATCH
+        return torch.cat([self.answers(model(to_input(part_BCHW, device)).float()).cpu() for part_BCHW in torch.split(images_NCHW, at_once)])
 
     def results(self, model: nn.Module, images_NCHW: Tensor, targets_NK: Tensor, device: torch.device) -> Results:
         """`labels` (N,) or (N, K), and the model's `probabilities` (N, outputs)."""

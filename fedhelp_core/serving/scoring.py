@@ -1,8 +1,8 @@
-"""One thread that asks models, images of several questions at once where that changes no answer. Called by `app`.
+"""One thread that asks models, on a GPU about images of several questions at once. Called by `app`.
 
-On a CPU an answer does not depend on which images are asked about together (tests hold that), so whatever waits while a batch is computed
-becomes the next batch; nothing waits for company. Masks are computed one by one, as in evaluation. The thread count is the model's own, since
-masks depend on it, and PyTorch's is set by the thread that computes.
+On a CPU images are computed one by one, as in evaluation, so that no answer depends on company (tests hold that). On a GPU whatever waits while
+a batch is computed becomes the next batch; nothing waits for company. The thread count is the model's own, since answers depend on it, and
+PyTorch's is set by the thread that computes.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from pathlib import Path
 import uvicorn
 
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.processes import keep_freed_memory
 from fedhelp_core.serving.app import Limits, Serving, application
 from fedhelp_core.serving.in_use import InUse
 
@@ -65,6 +66,7 @@ def serve(in_use: InUse, door: Door, limits: Limits, say: Callable[[str], None])
         ConfigError: the address is taken, or a file cannot be used.
     """
     door.require_guarded()
+    keep_freed_memory()
     in_use.look()
     with _bound(door) as listening:
         serving = Serving(in_use, limits, door.token_file)

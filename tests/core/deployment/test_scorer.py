@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from fedhelp_core.algorithm.operating_point import FindingsPoint, OperatingPoint, prior_corrected
+from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.silo import AdoptionConfig
-from fedhelp_core.data.examples import image_shape
+from fedhelp_core.config.task import TaskConfig
+from fedhelp_core.data.examples import image_shape, preparation
 from fedhelp_core.deployment.contract import Contract
 from fedhelp_core.deployment.scorer import ClassAnswer, FindingsAnswer, MaskAnswer, Scorer, expected_dice, scorer_in
 from fedhelp_core.errors import DataError, WeightsError
 from fedhelp_core.objectives.metrics import classification_scores, findings_scores
+from fedhelp_core.objectives.open import objective_of
 from fedhelp_core.protocol.documents import dump, parse
 from fedhelp_core.weights.file import write_weights
 from tests.core.deployment.models import TASKS, contract_of, drawn, scorer_for
@@ -42,6 +45,23 @@ def test_an_answer_does_not_depend_on_which_images_are_asked_about_together(task
             else:
                 assert isinstance(other, MaskAnswer)
                 assert np.array_equal(answer.probabilities_KS, other.probabilities_KS)
+
+
+@pytest.mark.parametrize("network", ["DenseNet121", "SEResNet50"])  # whose head sums a thousand features: in sixteen rows in another order
+def test_so_it_is_with_any_network(network: str) -> None:
+    task = TaskConfig(name="melanoma", image_size=64)
+    objective = objective_of(task)
+    weights = {name: value.numpy() for name, value in objective.build(network, torch.Generator().manual_seed(1)).state_dict().items()}
+    made = contract_of(TASKS["melanoma"], drawn(TASKS["melanoma"]))
+    contract = replace(made, task=task, preprocessing=preparation(task), network=ModelConfig(network=network))
+    scorer = Scorer(contract, weights, AdoptionConfig(), torch.device("cpu"))
+    images = np.random.default_rng(7).integers(0, 256, (17, 3, 64, 64), np.uint8)
+    together, alone = (
+        np.stack([answer.probabilities_K for part in np.split(images, parts) for answer in scorer.answers(part) if isinstance(answer, ClassAnswer)])
+        for parts in (1, 17))
+    assert np.array_equal(together, alone)
+    evaluated = objective.results(scorer.network, torch.from_numpy(images), torch.zeros(17, dtype=torch.int64), scorer.device)
+    assert np.array_equal(evaluated["probabilities"], alone)
 
 
 @pytest.mark.parametrize("task", TASKS)
