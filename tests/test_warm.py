@@ -29,7 +29,7 @@ def test_it_carries_its_mark_and_dies_of_signals_as_any_other(make_tiny: Callabl
         command = processes.fedhelp("run", tiny.path, "--run-id", "r")
         assert command.pid in processes.alive()
         wait_until(lambda: (tiny.store / "runs" / "r" / "rounds" / "1" / "commit.json").exists(), "a round", 240)
-        assert len(processes.alive()) > 3, "its fork server and workers carry the mark too"
+        wait_until(lambda: len(processes.alive()) > 3, "a fork server and workers, which carry the mark too", 240)
         command.send_signal(number)
         assert ended(command)[0] == code
         processes.wait_until_gone()

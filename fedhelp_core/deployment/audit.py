@@ -95,9 +95,12 @@ def outcomes_in(path: Path, task: TaskConfig) -> list[Outcome]:
     label: 1, 0, or nothing where it is not known.
 
     Raises:
+        ConfigError: the task's answers are masks, which no label judges.
         DataError: with every row that cannot be used.
         NotFound, AccessDenied: the file cannot be read.
     """
+    if task.per_pixel:
+        raise ConfigError(f"task {task.name}: its answers are masks, which need a true mask beside them; audit judges classes and findings")
     with disk_errors(path):
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -149,10 +152,8 @@ def audited(lines: Sequence[Answered], outcomes: Sequence[Outcome], model: str, 
     """The score of `model` by month: that of the outcome where the file says when, else that of the answer.
 
     Raises:
-        ConfigError: the model's answers are masks, which no label judges, or the record cannot tell its findings' names apart.
+        ConfigError: the record cannot tell the names of the model's findings apart.
     """
-    if task.per_pixel:
-        raise ConfigError(f"model {model}: answers with masks, which need a true mask beside them; audit judges classes and findings")
     if task.form == "labels" and any(_BETWEEN in name for name in task.classes):
         raise ConfigError(f"model {model}: a finding is called with {_BETWEEN!r} in its name, which stands between findings in the record of answers")
     last = {line.sha256: line for line in lines if line.model == model and _is_answer(line.answer, task)}

@@ -68,10 +68,10 @@ def test_outcomes_that_cannot_be_used_name_their_line(lines: tuple[str, ...], sa
         outcomes_in(written(tmp_path, *lines), FINDINGS)
 
 
-def test_masks_are_not_judged_nor_findings_whose_names_run_together() -> None:
+def test_masks_are_not_judged_nor_findings_whose_names_run_together(tmp_path: Path) -> None:
     organs = TaskConfig.model_validate({"name": "organs", "form": "masks", "classes": ["background", "lungs", "heart"], "image_size": 16})
-    with pytest.raises(ConfigError, match="answers with masks, which need a true mask"):
-        audited([], [], "chest", organs)
+    with pytest.raises(ConfigError, match="its answers are masks, which need a true mask"):
+        outcomes_in(written(tmp_path, "sha256,label"), organs)
     joined = TaskConfig.model_validate({"name": "chest", "form": "labels", "classes": ["mass, large", "air"], "image_size": 16})
     with pytest.raises(ConfigError, match="which stands between findings in the record"):
         audited([], [], "chest", joined)

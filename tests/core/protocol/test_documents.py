@@ -88,7 +88,7 @@ DOCUMENTS: tuple[Document, ...] = (
 OPTIONAL = {  # what an older or a shorter document may lack
     "UpdateManifest": {"code_version", "image_digest", "created"}, "Notice": {"created"},
     "Kinds": {"aachen", "brno"}, "Commit": {"participants", "shares", "absent", "refused", "metrics", "norms", "previous_sha256", "created"},
-    "SiloEvaluation": {"named"}, "SiloReport": {"models"}, "ModelRecord": {"card_sha256", "card_html_sha256"}}
+    "SiloEvaluation": {"named"}, "SiloReport": {"models", "training_labelled_counts"}, "ModelRecord": {"card_sha256", "card_html_sha256"}}
 FAULTS: dict[str, Any] = {
     "an object": {"x": {}}, "a list": [[]], "true": True, "a text without end": "x" * 2**21, "a number without end": 10**400,
     "below": -10**400, "deep": "DEEP", "infinite": math.inf, "minus infinite": -math.inf}
