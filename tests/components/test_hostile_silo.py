@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fedhelp_components.evaluation.report import evaluation_of
 from fedhelp_core.errors import PermanentError
 from tests.components.test_same_result import run_components
 from tests.tiny import Processes, TinyFederation, ended, last_json, set_field, succeeded
@@ -54,8 +55,16 @@ def test_an_evaluation_that_makes_no_sense_is_left_out_and_the_others_are_scored
         evaluation(tiny, test_sha256=SHA): "test_sha256: ",
         evaluation(tiny, kind="large"): "kind: 'small' expected, which this silo's check found, got 'large'",
     }
-    for body, what in nonsense.items():
-        tiny.run("r").store.put("runs/r/evaluation/brno.json", body)
+    run, task = tiny.run("r"), tiny.load().task
+    final = run.latest_commit()
+    assert final is not None
+    for number, (body, what) in enumerate(nonsense.items()):
+        run.store.put("runs/r/evaluation/brno.json", body)
+        with pytest.raises(PermanentError) as refused:
+            evaluation_of(run, "brno", task, final)
+        assert str(refused.value).startswith(what)
+        if 0 < number < len(nonsense) - 1:  # the first and the last through the whole component, which takes seconds
+            continue
         output = succeeded(processes.component("evaluation", "--store", str(tiny.store), "--run", "r", "--report-file", str(page)))
         assert f"silo brno: left out of the evaluation: its evaluation is not taken: {what}" in output
         metrics = last_json(output)
