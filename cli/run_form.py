@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from fedhelp_components.check.form import FIELDS, LITERALS
 from fedhelp_core.config.federation import Federation, checked_value, default_of
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.printable import nearest
 
 
 def form_of(federation: Federation) -> dict[str, Any]:
@@ -60,8 +60,8 @@ def _checked(parameter: str, value: Any) -> Any:
 
 
 def _hint(written: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(written, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else ""
+    near = nearest(written, names, cutoff=0.6)
+    return f"did you mean {near!r}?" if near else ""
 
 
 def default_form() -> dict[str, Any]:

@@ -6,7 +6,10 @@ line of ours; in a log it could be without end.
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import re
+from collections.abc import Iterable
 
 _LONGEST_LINE = 2048  # bytes of UTF-8: longer than any sentence of ours, short enough to read a page of them
 _CUT = "\N{HORIZONTAL ELLIPSIS}"
@@ -34,6 +37,18 @@ def one_line(text: object, most: int = 300) -> str:
 def first_line(error: BaseException, most: int = 200) -> str:
     """What a foreign error says first, as `printable` has it; its class where it says nothing."""
     return printable((str(error).strip() or type(error).__name__).splitlines()[0], most)
+
+
+def nearest(written: str, names: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The name that `written` probably meant, of equally like ones the one with the longer common beginning; None where none is like it.
+
+    `cutoff`: 0 any, 1 the same.
+    """
+    def likeness(name: str) -> tuple[float, int]:
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(name, written, strict=False))
+        return difflib.SequenceMatcher(None, name, written).ratio(), sum(1 for _ in same)
+
+    return max(difflib.get_close_matches(written, list(names), n=5, cutoff=cutoff), key=likeness, default=None)
 
 
 def without_passwords(text: str) -> str:

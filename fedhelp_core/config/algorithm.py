@@ -9,7 +9,8 @@ from pydantic import Field, Tag, model_validator
 from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.pretrained import PretrainedConfig
 from fedhelp_core.config.section import WORD_OR_MORE, GrownSection, Section
-from fedhelp_core.config.sentences import MORE, WORD, nearest
+from fedhelp_core.config.sentences import MORE, WORD
+from fedhelp_core.printable import nearest
 from fedhelp_core.registry.augmentations import AUGMENTATIONS
 from fedhelp_core.registry.methods import METHOD_PARTS, Method
 

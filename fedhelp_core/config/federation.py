@@ -26,11 +26,12 @@ from fedhelp_core.config.card import CardConfig
 from fedhelp_core.config.dispatch import SiloEntry
 from fedhelp_core.config.files import mapping_in, read_yaml, template_in, with_absolute_paths, with_changed
 from fedhelp_core.config.section import WORD_OR_MORE, GrownSection, Section, SiloName, validated
-from fedhelp_core.config.sentences import MORE, WORD, models_in, nearest, sentences
+from fedhelp_core.config.sentences import MORE, WORD, models_in, sentences
 from fedhelp_core.config.start import StartConfig
 from fedhelp_core.config.task import TaskConfig, algorithm_for
 from fedhelp_core.config.teachers import PublicSetConfig
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.printable import nearest
 from fedhelp_core.registry.methods import METHOD_PARTS
 from fedhelp_core.registry.models import Network, model_called, smallest_trained_side
 from fedhelp_core.registry.tasks import ENOUGH_VALIDATION, Form

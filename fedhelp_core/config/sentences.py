@@ -10,6 +10,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from fedhelp_core.printable import nearest
+
 _NAME = "lower-case letters, digits and '-' expected, starting and ending with a letter or digit, at most {} long"
 SHORT_NAME, LONG_NAME = r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$", r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 SHA256, PRINTABLE, VERSION = r"^[0-9a-f]{64}$", r"^[ -~]+$", r"^[0-9]{1,18}$"
@@ -121,11 +123,6 @@ def _dotted_fields(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[
         inside = (*path, "*") if getattr(field.annotation, "__origin__", None) is tuple else path
         for nested in models_in(field.annotation):
             yield from _dotted_fields(nested, inside)
-
-
-def nearest(written: str, names: list[str], cutoff: float = 0.5) -> str | None:
-    """The name that `written` probably meant; None where none is like it. `cutoff`: 0 any, 1 the same."""
-    return next(iter(difflib.get_close_matches(written, names, n=1, cutoff=cutoff)), None)
 
 
 def _likeness(one: str, other: str) -> float:

@@ -10,7 +10,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, StringConstraints, mo
 
 from fedhelp_core.config.files import read_yaml
 from fedhelp_core.config.section import Section, validated
-from fedhelp_core.config.sentences import SHORT_NAME, nearest
+from fedhelp_core.config.sentences import SHORT_NAME
+from fedhelp_core.printable import nearest
 from fedhelp_core.registry.metrics import Metric, metrics_of
 from fedhelp_core.registry.tasks import DEFAULT_PRESET, PRESETS, Form, Preset, algorithm_of
 

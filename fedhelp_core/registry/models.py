@@ -7,12 +7,12 @@ public head can share the backbone (Eq 2). A new size of a known network is one 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from fedhelp_core.errors import ConfigError
+from fedhelp_core.printable import nearest
 from fedhelp_core.registry.networks import MonaiNetwork, networks
 
 Answer = Literal["classes", "mask"]
@@ -91,8 +91,8 @@ def model_called(name: str, answer: Answer, dimensions: int) -> Network:
         return MODELS[name]
     if name in theirs:
         return networks()[name]
-    near = difflib.get_close_matches(name, [*fitting, *theirs], n=1, cutoff=0.6)
-    hint = f"; did you mean {near[0]!r}?" if near and name not in (*MODELS, *networks()) else ""
+    near = nearest(name, [*fitting, *theirs], cutoff=0.6)
+    hint = f"; did you mean {near!r}?" if near and name not in (*MODELS, *networks()) else ""
     raise ConfigError(
         f"a model for {answer} of {dimensions}D images expected ({', '.join(fitting)}, or one of MONAI's: docs/models.md),"
         f" got {name!r}{hint}")

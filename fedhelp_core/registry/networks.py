@@ -6,7 +6,6 @@ in this list alone: no text of a YAML is ever imported.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
+
+from fedhelp_core.printable import nearest
 
 Kind = Literal["int", "float", "bool", "str", "null", "ints", "list", "layer"]
 """What an argument may be. `ints`: a list of numbers; `list`: of numbers, words and lists of them; `layer`: a name, or [name, {argument: value}]."""
@@ -65,7 +66,7 @@ class MonaiNetwork:
             elif name in self.fixed or name.startswith("pretrained"):
                 yield f"arguments.{name}: nothing is downloaded in training; leave it out, and name a file in algorithm.pretrained"
             elif name not in self.arguments:
-                near = _nearest(name, self.arguments)
+                near = nearest(name, self.arguments)
                 hint = f"did you mean {near!r}?" if near else f"it takes {', '.join(self.arguments) or 'none'}"
                 yield f"arguments.{name}: {self.name} has no such argument; {hint}"
             elif not any(_is(kind, value) for kind in self.arguments[name].kinds):
@@ -90,10 +91,6 @@ def _network(name: str, entry: Any) -> MonaiNetwork:
     return MonaiNetwork(
         name=name, module=entry["module"], dimensions=tuple(entry["dimensions"]), per_pixel=entry["per_pixel"], given=entry["given"],
         fixed=entry["fixed"], arguments=arguments)
-
-
-def _nearest(written: str, names: Mapping[str, object]) -> str | None:
-    return next(iter(difflib.get_close_matches(written, names, n=1, cutoff=0.5)), None)
 
 
 def _is(kind: Kind, value: Any) -> bool:
