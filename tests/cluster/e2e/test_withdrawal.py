@@ -1,4 +1,4 @@
-"""Uninstalled, the charts leave nothing behind but data volumes. Runs last: it takes the federation of the other tests apart."""
+"""Uninstalled, the charts leave nothing behind but data volumes. Last by its name: it takes the federation of the other tests apart."""
 
 from __future__ import annotations
 
