@@ -225,10 +225,16 @@ def _check_silos_here(federation: Federation) -> None:
 
 @contextmanager
 def _kept_on_failure(prefix: str) -> Iterator[str]:
-    """A temporary folder; where something fails it stays, since what is said then names its logs."""
-    folder = tempfile.mkdtemp(prefix=prefix)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    """A temporary folder; where silos were asked and one failed it stays, since the sentence about that names its logs."""
+    folder, kept = tempfile.mkdtemp(prefix=prefix), False
+    try:
+        yield folder
+    except FedHelpError:
+        kept = Path(folder, "logs").exists()
+        raise
+    finally:
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _what_clusters_refuse(federation: Federation) -> list[FedHelpError]:

@@ -23,7 +23,7 @@ from fedhelp_components.check.form import FIELDS
 from fedhelp_components.check.start import find_start, settle_start
 from fedhelp_components.session import dispatcher_for, end, ends_in_mlflow, say
 from fedhelp_core.algorithm.averaging import shares_of
-from fedhelp_core.algorithm.class_shares import pooled_findings, pooled_shares
+from fedhelp_core.algorithm.class_shares import pooled_of_decisions
 from fedhelp_core.config.federation import Federation, checked_value, default_of, load_federation
 from fedhelp_core.config.start import StartConfig
 from fedhelp_core.config.task import TaskConfig
@@ -182,8 +182,8 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
     if not config.task.per_pixel:
         weights = shares_of([counts[silo] for silo in config.silo_names], config.algorithm.weighting)
         told = [reports[silo] for silo in config.silo_names]
-        shares = pooled_findings([findings_counts(report) for report in told], weights) if config.task.form == "labels" else pooled_shares(
-            [report.training_class_counts for report in told], weights)
+        findings = config.task.form == "labels"
+        shares = pooled_of_decisions([decision_counts(report, findings=findings) for report in told], weights, findings=findings)
         run.settle(ClassShares(shares=shares.tolist()))
     say_how_large(config, reports[config.silo_names[0]])
     kinds = run.settle(Kinds(resolve_kinds(config, counts))).root
@@ -195,8 +195,10 @@ def check_silos(config: Federation, store: Store, run: Run) -> None:
             " lower it, or choose method fedhelp-no-api")
 
 
-def findings_counts(report: SiloReport) -> list[list[int]]:
-    """Of each finding, training images that are labelled to be without it, and with it."""
+def decision_counts(report: SiloReport, *, findings: bool) -> list[list[int]]:
+    """Of the decision between classes, training images of each; of each of several findings, those labelled to be without it, and with it."""
+    if not findings:
+        return [report.training_class_counts]
     return [
         [known - with_it, with_it] for known, with_it in zip(report.training_labelled_counts, report.training_class_counts, strict=True)]
 

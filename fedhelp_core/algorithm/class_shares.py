@@ -52,6 +52,14 @@ def pooled_findings(counts_KF2: Sequence[Sequence[Sequence[int]]], weights_K: Se
     return shares
 
 
+def pooled_of_decisions(counts_KDA: Sequence[Sequence[Sequence[int]]], weights_K: Sequence[float], *, findings: bool) -> Shares:
+    """`pooled_findings` of several findings, else `pooled_shares` of the one decision between classes.
+
+    `counts_KDA`: of each hospital and decision, training images by what is true (Objective.counts_of_decisions).
+    """
+    return pooled_findings(counts_KDA, weights_K) if findings else pooled_shares([counts_C for counts_C, in counts_KDA], weights_K)
+
+
 def shares_of_finding(share: float) -> Shares:
     """Shares of images without and with a finding that so many have; one that all have, or none, is not favoured."""
     return _without_gaps(np.array([1 - share, share]))

@@ -118,6 +118,11 @@ def likeliest(classes: int) -> OperatingPoint:
     return OperatingPoint(rule="argmax", temperature=1.0, offsets_C=nothing, log_prior_C=nothing, log_occurrence_C=nothing)
 
 
+def at_half(findings: int) -> FindingsPoint:
+    """The same of several findings: those above a half."""
+    return FindingsPoint(of_each=(likeliest(2),) * findings)
+
+
 def prior_corrected(shares_C: Shares | None, *, classes: int, counts_C: Sequence[int] | None = None) -> OperatingPoint:
     """Without an image: offsets take out what the model knows of class frequencies, and the hospital's own go into its probabilities.
 

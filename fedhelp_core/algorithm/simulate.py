@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedhelp_core.algorithm.averaging import rule_of, shares_of
-from fedhelp_core.algorithm.class_shares import Shares, pooled_findings, pooled_shares
+from fedhelp_core.algorithm.class_shares import Shares, pooled_of_decisions
 from fedhelp_core.algorithm.inference import Evaluated, EvaluationData, ModelName, evaluated_models
 from fedhelp_core.algorithm.local_update import CPU, LocalResult, SiloData, SiloState, UpdateSettings, Weights, initial_weights, local_update
 from fedhelp_core.algorithm.objective import Objective
@@ -113,8 +113,7 @@ def evaluation_data(federation: Federation, objective: Objective, silos: Mapping
     if objective.decides:
         taking_part = [counts[name] for name in federation.silo_names]
         weights = shares_of([len(silos[name].training.labels_N) for name in federation.silo_names], federation.algorithm.weighting)
-        pooled = objective.learnt_shares((
-            pooled_findings(taking_part, weights) if objective.form == "labels" else pooled_shares([one for one, in taking_part], weights)).tolist())
+        pooled = objective.learnt_shares(pooled_of_decisions(taking_part, weights, findings=objective.form == "labels").tolist())
     return {
         name: EvaluationData(
             test_images_NCHW=silo.test_images_NCHW, test_labels_N=silo.test_labels_N, validation_images_NCHW=silo.validation_images_NCHW,

@@ -21,7 +21,7 @@ from torch import nn
 
 from fedhelp_core.algorithm.batches import memory_format
 from fedhelp_core.algorithm.objective import Objective
-from fedhelp_core.algorithm.operating_point import FindingsPoint, OperatingPoint, likeliest
+from fedhelp_core.algorithm.operating_point import FindingsPoint, OperatingPoint, at_half, likeliest
 from fedhelp_core.config.model import ModelConfig
 from fedhelp_core.config.silo import AdoptionConfig
 from fedhelp_core.data.examples import image_shape
@@ -148,7 +148,7 @@ class Scorer:
         self.network = network_with(self.objective, contract.network, weights, device)
         point, outputs = contract.operating_point, self.objective.outputs
         self._point = point if isinstance(point, OperatingPoint) else likeliest(outputs)
-        self._findings_point = point if isinstance(point, FindingsPoint) else FindingsPoint(of_each=(likeliest(2),) * outputs)
+        self._findings_point = point if isinstance(point, FindingsPoint) else at_half(outputs)
 
     @cached_property
     def batch(self) -> int:

@@ -16,7 +16,7 @@ from fedhelp_core.algorithm.batches import to_input
 from fedhelp_core.algorithm.class_shares import Shares, shares_of_finding
 from fedhelp_core.algorithm.losses import FINDINGS
 from fedhelp_core.algorithm.objective import Results, Scored
-from fedhelp_core.algorithm.operating_point import FindingsPoint, FloatArray, IntArray, OperatingPoint, Point, both_of, likeliest
+from fedhelp_core.algorithm.operating_point import FindingsPoint, FloatArray, IntArray, OperatingPoint, Point, at_half, both_of
 from fedhelp_core.config.task import TaskConfig
 from fedhelp_core.objectives.metrics import findings_scores
 from fedhelp_core.objectives.of_images import OfImages
@@ -86,7 +86,7 @@ class Findings(OfImages):
         return FindingsOfImages(model, self._point(point))
 
     def _point(self, point: Point | None) -> FindingsPoint:
-        return point if isinstance(point, FindingsPoint) else FindingsPoint(of_each=(likeliest(2),) * self.outputs)
+        return point if isinstance(point, FindingsPoint) else at_half(self.outputs)
 
     def scores_of(self, results: Results, point: Point | None = None) -> Scored:
         """The scores of metrics.py, of each finding too, and counts (K, 4) at the operating point."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fedhelp_core.algorithm.operating_point import FindingsPoint, FloatArray, IntArray, OperatingPoint, likeliest
+from fedhelp_core.algorithm.operating_point import FindingsPoint, FloatArray, IntArray, OperatingPoint, at_half, likeliest
 from fedhelp_core.registry.tasks import NOT_LABELLED
 
 _DRAWS = 4000  # so that the ends of an interval move by less than half a point in a hundred from seed to seed
@@ -107,7 +107,7 @@ def findings_scores(
     where it is labelled in no image, or where all say the same of it. `labels_NK`: 0, 1 or NOT_LABELLED. Counts and balanced accuracy are of the
     decisions at `point`, the Brier score of its probabilities; None: the model's own, cut at a half.
     """
-    point = point or FindingsPoint(of_each=(likeliest(2),) * labels_NK.shape[1])
+    point = point or at_half(labels_NK.shape[1])
     decided_NK, calibrated_NK = point.decided(probabilities_NK), point.calibrated(probabilities_NK)
     of_each: dict[str, list[float]] = {"auroc": [], "average_precision": [], "balanced_accuracy": [], "brier": []}
     counts = np.zeros((labels_NK.shape[1], 4), np.int64)

@@ -182,8 +182,9 @@ class Silo:
         if not state.round:  # its first round of this run
             state = self._first_state(data)
         control = self._control_variate(commit)
-        scores = self._validation_scores(commit, weights, state)
         phases.end("load")
+        scores = self._validation_scores(commit, weights, state)
+        phases.end("score")
         result = local_update(weights, state, data, self.settings, round_number=number, progress=self._progress(number), control=control)
         phases.end("train")
         self.state.save(result.state)
